@@ -1,0 +1,87 @@
+# Everything needs only make and Python >= 3.11; what is installed goes into .venv and .venv-3.9 here.
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+VENV_39 := .venv-3.9
+BIN_39 := $(VENV_39)/bin
+PIP_FLAGS := --quiet --quiet --disable-pip-version-check
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+
+# One torch thread per process: test workers share the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup report test test-full contract-3.9 lint format notebooks notebooks-sync docs benchmarks clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+
+# torch goes first, alone: then the build that pip finds for this machine stays, whatever the rest asks for.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Installing mechrep into $(VENV); the first time this takes a few minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools of development into $(VENV)."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[dev,notebooks,docs]"
+	@touch $@
+
+$(VENV_39)/.installed: pyproject.toml constraints-3.9.txt
+	@echo "Installing mechrep with TransformerLens 3.9 into $(VENV_39)."
+	@test -x $(BIN_39)/python || $(PYTHON) -m venv $(VENV_39)
+	@$(BIN_39)/python -m pip install $(PIP_FLAGS) -c constraints-3.9.txt torch
+	@$(BIN_39)/python -m pip install $(PIP_FLAGS) -c constraints-3.9.txt \
+	    -e . "transformer-lens<4" beartype hypothesis pytest pytest-xdist
+	@touch $@
+
+setup: $(VENV)/.installed-dev ## everything for development, in .venv
+
+report: $(VENV)/.installed ## the first thing to try: a report on the embedded model
+	@$(BIN)/mechrep report mechrep-tiny --out report
+	@echo "$(CURDIR)/report/report.html"
+
+test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstrings
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-full: $(VENV)/.installed-dev ## all tests, the slow ones too
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m ""
+
+contract-3.9: $(VENV_39)/.installed ## the contract tests on TransformerLens 3.9, in .venv-3.9
+	$(ONE_THREAD) $(BIN_39)/python -m pytest -q -n $(WORKERS) -m contract tests
+
+lint: $(VENV)/.installed-dev ## formatting, ruff, pyright, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## format the code, and repair what ruff can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+# The settings for pytest are for tests: a notebook runs in a kernel of its own, as a user would run it.
+notebooks: $(VENV)/.installed-dev ## are .py and .ipynb the same, and do all notebooks run?
+	$(BIN)/python .ci/check_notebooks.py
+	$(if $(NOTEBOOKS),HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= \
+	    --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 $(NOTEBOOKS))
+
+notebooks-sync: $(VENV)/.installed-dev ## write notebooks/*.ipynb anew from notebooks/*.py
+	$(BIN)/jupytext --to ipynb --update notebooks/*.py
+
+docs: $(VENV)/.installed-dev ## the documentation, in docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@echo "$(CURDIR)/docs/_build/html/index.html"
+
+benchmarks: $(VENV)/.installed-dev ## what it costs: every benchmarks/bench_*.py, one after the other
+	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python $$script; done
+
+clean: ## remove what was made here, except the virtual environments
+	rm -rf report docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find mechrep tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

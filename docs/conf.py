@@ -1,0 +1,54 @@
+"""Sphinx settings; `make docs` builds with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mechrep
+
+HERE = Path(__file__).parent
+GALLERY = HERE / "notebooks"  # ignored by git: copies, made anew by every build
+
+
+def copy_notebooks() -> None:
+    """Copy the notebooks below this folder, the only place where Sphinx reads, with a page that lists them."""
+    shutil.rmtree(GALLERY, ignore_errors=True)
+    GALLERY.mkdir()
+    sources = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
+    for source in sources:
+        notebook = json.loads(source.read_text(encoding="utf-8"))
+        # What has never been run does not name its language, and would be shown without colours.
+        notebook["metadata"].setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})
+        (GALLERY / source.name).write_text(json.dumps(notebook), encoding="utf-8")
+    lines = ["# Notebooks", "", "Each of them runs on the embedded model, on a laptop, without a network.", ""]
+    if sources:
+        lines += ["```{toctree}", ":maxdepth: 1", "", *(source.stem for source in sources), "```", ""]
+    (GALLERY / "index.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+copy_notebooks()
+
+project = "mechrep"
+author = "the mechrep authors"
+version = release = mechrep.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # `make notebooks` runs them; the documentation shows what is stored
+
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # one entry per attribute of a dataclass, not two
+
+html_theme = "furo"
+html_title = f"mechrep {release}"
+html_copy_source = False

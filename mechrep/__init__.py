@@ -1,0 +1,56 @@
+"""mechrep: why does this language model repeat itself, and what happens if that mechanism is switched off?
+
+The public names below are imported when they are first used, so ``import mechrep`` (and ``mechrep --help``)
+does not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mechrep import studies as studies
+    from mechrep.analyzers.neurons import RepetitionNeuronResult as RepetitionNeuronResult
+    from mechrep.analyzers.neurons import RepetitionNeurons as RepetitionNeurons
+    from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
+    from mechrep.generation.generate import generate as generate
+    from mechrep.interventions.neurons import Neurons as Neurons
+    from mechrep.models.anatomy import Anatomy as Anatomy
+    from mechrep.models.anatomy import Site as Site
+    from mechrep.models.load import load_model as load_model
+    from mechrep.models.model import Model as Model
+    from mechrep.text.corpus import Corpus as Corpus
+    from mechrep.text.cycles import Cycle as Cycle
+    from mechrep.text.cycles import detect_cycle as detect_cycle
+
+_HOME = {
+    "Anatomy": "mechrep.models.anatomy",
+    "Corpus": "mechrep.text.corpus",
+    "CorpusCache": "mechrep.cache.corpus_cache",
+    "Cycle": "mechrep.text.cycles",
+    "Model": "mechrep.models.model",
+    "Neurons": "mechrep.interventions.neurons",
+    "RepetitionNeuronResult": "mechrep.analyzers.neurons",
+    "RepetitionNeurons": "mechrep.analyzers.neurons",
+    "Site": "mechrep.models.anatomy",
+    "detect_cycle": "mechrep.text.cycles",
+    "generate": "mechrep.generation.generate",
+    "load_model": "mechrep.models.load",
+}
+_FLOORS = {"studies"}
+
+__version__ = "0.1.0"
+__all__ = [*sorted(_HOME), *sorted(_FLOORS)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _FLOORS:
+        return importlib.import_module(f"mechrep.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mechrep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

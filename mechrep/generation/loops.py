@@ -1,0 +1,191 @@
+"""Texts in which the model falls into a loop by itself, and texts in which it does not.
+
+The recipe of the published work: BOS, ten sampled tokens, then greedy decoding; a detector says whether the text
+loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mechrep.errors import InputError, NothingFoundError
+from mechrep.generation.generate import generate
+from mechrep.models.model import Model
+from mechrep.progress import progress_bar
+from mechrep.text.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class LoopPreset:
+    """How looping texts are made and told from others.
+
+    Attributes:
+        detector: preset of :func:`mechrep.detect_cycle`.
+        min_copies: a text is looping only with so many copies; with fewer it is neither looping nor loop-free.
+        sampled: tokens sampled after BOS.
+        temperature: of the sampled tokens.
+        top_k: of the sampled tokens.
+        greedy: tokens then decoded greedily.
+        min_prefix: the onset must be later than this position.
+    """
+
+    detector: str = "hiraoka2025"
+    min_copies: float = 0.0
+    sampled: int = 10
+    temperature: float = 1.0
+    top_k: int = 50
+    greedy: int = 200
+    min_prefix: int = 50
+
+
+PRESETS = {
+    "hiraoka2025": LoopPreset(),
+    # The canonical detector sees loops of any period, and two copies at a text's end are no loop yet: like the
+    # published detector, ask for a third.
+    "mechrep": LoopPreset(detector="mechrep", min_copies=3.0),
+}
+
+
+def loop_preset(name: str) -> LoopPreset:
+    """A preset by name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"preset {name!r}", f"one of {sorted(PRESETS)}", "choose one of these")
+    return PRESETS[name]
+
+
+def sample_prompts(
+    model: Model, n: int, *, length: int = 10, temperature: float = 1.0, top_k: int | None = 50, seed: int = 0, first: int = 0
+) -> Corpus:
+    """Prompts that the model itself begins: BOS and ``length`` sampled tokens.
+
+    An EOS among the sampled tokens does not end the prompt, as in the published recipe.  Prompt number ``i`` is the
+    same whatever ``n`` is.
+
+    Args:
+        model: the model.
+        n: how many.
+        length: sampled tokens.
+        temperature: of the sampling.
+        top_k: sample among so many tokens.
+        seed: of the sampling.
+        first: number of the first prompt, to go on where an earlier call ended.
+
+    Raises:
+        InputError: the model has no id that could start a text.
+
+    Source: Hiraoka & Inui 2025 (arXiv 2410.13497), released code.
+
+    Example:
+        >>> import mechrep
+        >>> prompts = sample_prompts(mechrep.load_model("mechrep-tiny"), 3, length=4)
+        >>> [len(prompts.row(i)) for i in range(3)]
+        [5, 5, 5]
+    """
+    from mechrep.generation.generate import answers_to_corpus, run_requests
+    from mechrep.generation.requests import Decoding, Request
+
+    if model.bos_id is None:
+        raise InputError(f"{model.name}, which has no BOS and no EOS id", "an id that starts a text", "make prompts yourself")
+    frame = pd.DataFrame({"id": [f"sample-{seed}-{first + i}" for i in range(n)], "source": "sampled by the model"})
+    starts = Corpus.from_tokens([[model.bos_id]] * n, model=model, frame=frame, bos_policy="prepended")
+    requests = [Request((model.bos_id,), text=first + i) for i in range(n)]
+    decoding = Decoding(length, None, temperature, top_k, seed)
+    return answers_to_corpus(model, starts, run_requests(model, requests, decoding, progress=False))
+
+
+def collect_loops(
+    model: Model,
+    n_loops: int,
+    *,
+    n_others: int | None = None,
+    preset: str = "mechrep",
+    seed: int = 0,
+    max_prompts: int | None = None,
+    batch_size: int = 256,
+    progress: bool | None = None,
+) -> Corpus:
+    """Let the model write until ``n_loops`` of its texts loop, and keep some that do not.
+
+    Args:
+        model: the model.
+        n_loops: looping texts wanted (condition ``"looping"``).
+        n_others: loop-free texts wanted (condition ``"loop_free"``); as many as loops by default.
+        preset: ``"hiraoka2025"`` or ``"mechrep"``: which detector decides, see :data:`PRESETS`.
+        seed: of the prompts.
+        max_prompts: give up after so many prompts; by default 20 for each text wanted.
+        batch_size: rows computed together.
+        progress: show a progress bar.
+
+    Returns:
+        A corpus with ``condition``, ``onset``, ``period`` and ``copies``.  ``frame.attrs["prompts"]`` is the number of
+        prompts that were tried.  Fewer texts than wanted are returned when ``max_prompts`` ran out.
+
+    Raises:
+        NothingFoundError: not one text looped.
+
+    Source: Hiraoka & Inui 2025 (arXiv 2410.13497).
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = collect_loops(model, 4, n_others=2)
+        >>> sorted(set(corpus.frame["condition"]))
+        ['loop_free', 'looping']
+    """
+    chosen = loop_preset(preset)
+    n_others = n_loops if n_others is None else n_others
+    limit = max_prompts or 20 * (n_loops + n_others)
+    found: dict[str, list[Corpus]] = {"looping": [], "loop_free": []}
+    tried = 0
+    with progress_bar(n_loops, "collecting loops", "loop", progress) as bar:
+        while tried < limit and (_count(found["looping"]) < n_loops or _count(found["loop_free"]) < n_others):
+            n = min(max(batch_size, 64), limit - tried)
+            texts = _write(model, chosen, n, seed, tried, batch_size)
+            tried += n
+            for condition, kept in _sort_out(texts, chosen).items():
+                found[condition].append(kept) if kept is not None else None
+            bar.update(min(n_loops, _count(found["looping"])) - bar.n)
+    if not found["looping"]:
+        raise NothingFoundError(
+            f"{tried} prompts to {model.name}",
+            f"a text that {chosen.detector!r} calls a loop, with its onset after position {chosen.min_prefix}",
+            "try more prompts (max_prompts), another preset, or another model",
+        )
+    parts = [
+        Corpus.concatenate(*group).select(range(min(wanted, _count(group))))
+        for group, wanted in ((found["looping"], n_loops), (found["loop_free"], n_others))
+        if group and wanted
+    ]
+    corpus = Corpus.concatenate(*parts)
+    corpus.frame.attrs["prompts"] = tried
+    return corpus
+
+
+def _count(parts: list[Corpus]) -> int:
+    return sum(map(len, parts))
+
+
+def _write(model: Model, preset: LoopPreset, n: int, seed: int, first: int, batch_size: int) -> Corpus:
+    prompts = sample_prompts(
+        model, n, length=preset.sampled, temperature=preset.temperature, top_k=preset.top_k, seed=seed, first=first
+    )
+    texts = generate(model, prompts, max_new_tokens=preset.greedy, batch_size=batch_size, progress=False)
+    # Special ids are kept: an EOS ends the greedy part, and the detectors are told about it.
+    return texts.with_cycles(preset.detector, eos_id=min(model.eos_ids, default=None))
+
+
+def _sort_out(texts: Corpus, preset: LoopPreset) -> dict[str, Corpus | None]:
+    """Looping texts with a late enough onset, and texts in which nothing was detected at all."""
+    onset = texts.frame["onset"]
+    late = (onset > preset.min_prefix).fillna(False)
+    masks = {"looping": late & (texts.frame["copies"] >= preset.min_copies), "loop_free": onset.isna()}
+    return {
+        condition: texts.select(mask).with_columns(condition=condition) if mask.any() else None
+        for condition, mask in masks.items()
+    }

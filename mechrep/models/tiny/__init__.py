@@ -1,0 +1,68 @@
+"""mechrep-tiny, the model embedded in the package: a real, small Llama that starts in a second and needs no network.
+
+The weights were trained by :mod:`mechrep.models.tiny.train`; ``MODEL_CARD.md`` beside them says on what and for how
+long.  Weights are float16 on disk and float32 in memory unless asked otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mechrep.errors import ModelError
+
+NAMES = ("mechrep-tiny",)
+FOLDER = Path(__file__).parent / "weights"
+
+
+def revisions() -> list[str]:
+    """Names of the kept checkpoints, first to last; the final weights are used when no revision is asked for.
+
+    Example:
+        >>> isinstance(revisions(), list)
+        True
+    """
+    steps = [path.stem for path in (FOLDER / "revisions").glob("step*.safetensors")]
+    return sorted(steps, key=lambda name: int(name.removeprefix("step")))
+
+
+def history() -> list[dict[str, Any]]:
+    """Step, tokens seen and losses at each kept checkpoint of the training run."""
+    lines = (FOLDER / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def held_out_text() -> str:
+    """Public-domain English text that the model was not trained on, for measuring its loss."""
+    return (FOLDER / "held_out.txt").read_text(encoding="utf-8")
+
+
+def load(revision: str | None, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """The embedded model and its tokenizer, as Hugging Face objects.
+
+    Raises:
+        ModelError: a revision that is not kept.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    path = FOLDER / "model.safetensors"
+    if revision is not None:
+        path = FOLDER / "revisions" / f"{revision}.safetensors"
+        if not path.is_file():
+            known = ", ".join(revisions()) or "none in this edition"
+            raise ModelError(
+                f"revision {revision!r} of mechrep-tiny", f"a kept checkpoint: {known}", "omit revision for the final one"
+            )
+    config = LlamaConfig.from_pretrained(FOLDER)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    weights = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are not weights; meta left them empty
+    model.config.name_or_path = "mechrep-tiny"
+    return model.to(dtype), PreTrainedTokenizerFast.from_pretrained(FOLDER)

@@ -1,0 +1,196 @@
+"""Detectors for a text that is still growing: one object per text, one call per token.
+
+Both hold exactly what their rule needs and are tested, prefix by prefix, against the detectors for finished texts:
+
+* `NgramTripleWatch` keeps the places of every n-gram inside the last r tokens.  It *is* the rule of Hiraoka and
+  Inui: `mechrep.text.detectors.ngram_triple` pushes a finished text through it.
+* `TailWatch` keeps, for every period p at once, how long the newest tokens have agreed with those p before them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import SupportsIndex
+
+import numpy as np
+
+from mechrep.errors import InputError
+from mechrep.text._cycle import Cycle
+from mechrep.text._tokens import TokenSequence, token_ids
+
+
+class NgramTripleWatch:
+    """Fires when one n-gram stands three times, at equal distances, inside the last r tokens.
+
+    The onset rule of repetition neurons.  Each new n-gram is compared with its earlier places inside the window
+    ``[max(0, i + n - r), i + n)``; with k or more places, the first three f < s < t decide: s - f == t - s.
+
+    Args:
+        tokens: ids to begin with, as if each had been pushed.
+        n: length of the n-gram.
+        r: length of the window, at least n.
+        k: number of places asked for, at least 3; for any k only the first three are compared, as in the paper.
+
+    Raises:
+        InputError: if n, r or k make no sense together.
+
+    Source:
+        Hiraoka and Inui 2025, arXiv 2410.13497 (released code ``tatHi/repetition_neuron``), on exact ids.
+
+    Limits:
+        Blind to periods above (r - n) / 2, that is 46 and more with the published numbers.
+
+    Example:
+        >>> watch = NgramTripleWatch([7, 7, 7])
+        >>> [watch.push(token) for token in range(5)] + [any(watch.push(9) for _ in range(12))]
+        [False, False, False, False, False, True]
+        >>> watch.cycle.start, watch.cycle.onset, watch.cycle.end
+        (8, 9, 20)
+    """
+
+    def __init__(self, tokens: TokenSequence = (), n: int = 10, r: int = 100, k: int = 3) -> None:
+        if not 1 <= n <= r or k < 3:
+            raise InputError(f"n = {n}, r = {r}, k = {k}", "1 <= n <= r and k >= 3", "keep the published 10, 100, 3")
+        self.n, self.r, self.k = n, r, k
+        self.cycle: Cycle | None = None
+        self._tokens: list[int] = []
+        self._places: dict[tuple[int, ...], deque[int]] = {}
+        for token in token_ids(tokens):
+            self.push(token)
+
+    def push(self, token: SupportsIndex) -> bool:
+        """Add the next id; return whether the rule has fired, now or earlier.  Costs O(n), whatever came before.
+
+        Args:
+            token: the next id of the text.
+        """
+        if self.cycle is not None:
+            return True
+        self._tokens.append(int(token))
+        newest = len(self._tokens) - self.n
+        if newest < 0:
+            return False
+        places = self._places.setdefault(self._ngram(newest), deque())
+        places.append(newest)
+        self._forget(len(self._tokens) - self.r - 1)
+        if len(places) >= self.k and places[1] - places[0] == places[2] - places[1]:
+            self.cycle = Cycle.of(
+                self._tokens,
+                start=places[0],
+                period=places[1] - places[0],
+                end=places[2] + self.n,
+                detector="ngram_triple",
+            )
+        return self.cycle is not None
+
+    def _ngram(self, place: int) -> tuple[int, ...]:
+        return tuple(self._tokens[place : place + self.n])
+
+    def _forget(self, place: int) -> None:
+        # Exactly one n-gram leaves the window with each token, and it is the oldest of its kind.
+        if place < 0:
+            return
+        ngram = self._ngram(place)
+        self._places[ngram].popleft()
+        if not self._places[ngram]:
+            del self._places[ngram]
+
+
+class TailWatch:
+    """True while the newest tokens form a cycle that is all but certain: span >= max(4 * period, 32).
+
+    For every period p it counts ``run[p]``, the newest tokens x[t] with x[t] == x[t - p]; the longest p-periodic
+    suffix has p + run[p] tokens.  All periods are updated at once, so a push costs O(t) in numpy, and periods
+    have no upper limit.
+
+    Args:
+        tokens: ids to begin with, as if each had been pushed.
+
+    Source:
+        The rule ``certain`` for the default detector; a heuristic of ours for stopping generation early.
+
+    Limits:
+        Greedy decoding may still leave such a loop.  Special ids are not treated: end the text at its EOS.
+
+    Example:
+        >>> watch = TailWatch()
+        >>> [t for t in range(40) if watch.push(t % 5)][0]
+        31
+        >>> watch.cycle.period, watch.cycle.start, watch.push(99)
+        (5, 0, False)
+    """
+
+    _COPIES, _SPAN = 4, 32
+
+    def __init__(self, tokens: TokenSequence = ()) -> None:
+        self._length = 0
+        self._tokens = np.zeros(64, dtype=np.int64)
+        self._runs = np.zeros(64, dtype=np.int64)  # at index p - 1: run[p]
+        self._needed = self._run_needed(64)
+        for token in token_ids(tokens):
+            self.push(token)
+
+    def push(self, token: SupportsIndex) -> bool:
+        """Add the next id; return whether the text now ends in a certain cycle.
+
+        Args:
+            token: the next id of the text.
+        """
+        value, length = int(token), self._length
+        if length == len(self._tokens):
+            self._grow()
+        runs = self._runs[:length]
+        runs += 1
+        runs *= self._tokens[:length][::-1] == value
+        self._tokens[length] = value
+        self._length = length + 1
+        periods = self._length // self._COPIES
+        return bool((self._runs[:periods] >= self._needed[:periods]).any())
+
+    @property
+    def cycle(self) -> Cycle | None:
+        """The certain cycle that the text ends in, longest span first, or None."""
+        periods = self._length // self._COPIES
+        runs = self._runs[:periods]
+        spans = np.where(runs >= self._needed[:periods], runs + np.arange(1, periods + 1), 0)
+        if not spans.any():
+            return None
+        best = int(spans.argmax())  # the first of equals, which is the smallest period
+        start = self._length - int(spans[best])
+        return Cycle.of(self._tokens, start=start, period=best + 1, end=self._length, detector="tail_cycle")
+
+    def _run_needed(self, capacity: int) -> np.ndarray:
+        periods = np.arange(1, capacity + 1)
+        return np.maximum(self._COPIES * periods, self._SPAN) - periods
+
+    def _grow(self) -> None:
+        # Doubling keeps the copying at a constant share of the work.
+        self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
+        self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
+        self._needed = self._run_needed(len(self._tokens))
+
+
+_WATCHES: dict[str, type[NgramTripleWatch] | type[TailWatch]] = {"hiraoka2025": NgramTripleWatch, "mechrep": TailWatch}
+
+
+def watch_for(preset: str) -> type[NgramTripleWatch] | type[TailWatch]:
+    """Return the watch that follows a preset while the text is growing.
+
+    Args:
+        preset: ``"hiraoka2025"`` (fires exactly when the preset does; feed it the whole text with BOS) or
+            ``"mechrep"`` (the stricter rule ``certain``; feed it the continuation).
+
+    Raises:
+        InputError: for a preset without a watch.
+
+    Example:
+        >>> watch_for("mechrep").__name__
+        'TailWatch'
+    """
+    if preset not in _WATCHES:
+        raise InputError(
+            f"preset {preset!r}",
+            f"a preset with a watch: {', '.join(sorted(_WATCHES))}",
+            "use one of them, or generate to the end and call detect_cycle",
+        )
+    return _WATCHES[preset]

@@ -1,0 +1,61 @@
+"""What every test gets: no network, one torch thread per worker, steady examples from hypothesis.
+
+Nothing here imports mechrep: pytest loads this file before it turns on the checking of shapes (--jaxtyping-packages),
+and a module that is imported earlier stays unchecked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+import hypothesis
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("mechrep", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("mechrep")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of texts and models beside the project, which a clone need not have."""
+    if not SHARED.is_dir():
+        pytest.skip("the data folder ../shared, beside the repository, is missing")
+    return SHARED
+
+
+def _is_local(address: object) -> bool:
+    if not isinstance(address, tuple):  # a Unix socket
+        return True
+    host = str(address[0])
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """A test that would reach beyond this machine fails, with the address it asked for."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if not _is_local(address):
+            self.close()
+            raise RuntimeError(f"a test tried to reach {address!r}; tests use what is on this machine")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
