@@ -111,7 +111,7 @@ class _SlotRun:
         """Choose and record next tokens for the rows whose prompt is used up."""
         if self.decoding.suppress:
             logits[:, list(self.decoding.suppress)] = -torch.inf
-        uniforms = torch.zeros(len(self.rows))
+        uniforms = torch.zeros(len(self.rows), dtype=torch.float64)
         ready = []
         for slot, row in enumerate(self.rows):
             if row is not None and positions[slot] >= len(self.answers[row].request.prompt) - 1:
@@ -208,7 +208,7 @@ def _reference_step(model: Model, live: list[Continuation], decoding: Decoding) 
     last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
     if decoding.suppress:
         last[:, list(decoding.suppress)] = -torch.inf
-    uniforms = torch.tensor([float(decoding.uniforms(a.request.text)[len(a.tokens)]) for a in live])
+    uniforms = torch.tensor([float(decoding.uniforms(a.request.text)[len(a.tokens)]) for a in live], dtype=torch.float64)
     chosen = choose_tokens(last, uniforms.to(last.device), decoding.temperature, decoding.top_k)
     for answer, token in zip(live, chosen.tolist(), strict=True):
         answer.push(token)

@@ -90,6 +90,10 @@ def run_requests(
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
     fast = model.plain is not None and not model.processed
+    if batch_size < 1 or view not in ("auto", "plain", "transformer_lens"):
+        raise InputError(
+            f"batch_size={batch_size}, view={view!r}", "at least 1 row; 'auto', 'plain' or 'transformer_lens'", "correct them"
+        )
     if view == "plain" and not fast:
         raise InputError(f"view='plain' for {model.name}", "a model with a plain view", "use view='auto'")
     if fast and view != "transformer_lens":

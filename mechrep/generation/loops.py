@@ -15,6 +15,7 @@ from mechrep.generation.generate import generate
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.text.corpus import Corpus
+from mechrep.text.repeats import MIN_COPIES, repeats_after_prompt
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ PRESETS = {
     "hiraoka2025": LoopPreset(),
     # The canonical detector sees loops of any period, and two copies at a text's end are no loop yet: like the
     # published detector, ask for a third.
-    "mechrep": LoopPreset(detector="mechrep", min_copies=3.0),
+    "mechrep": LoopPreset(detector="mechrep", min_copies=MIN_COPIES),
 }
 
 
@@ -148,8 +149,8 @@ def collect_loops(
             n = min(max(batch_size, 64), limit - tried)
             texts = _write(model, chosen, n, seed, tried, batch_size)
             tried += n
-            for condition, kept in _sort_out(texts, chosen).items():
-                found[condition].append(kept) if kept is not None else None
+            for condition, kept in _sort_out(texts, chosen, model).items():
+                found[condition] += [kept] if kept is not None else []
             bar.update(min(n_loops, _count(found["looping"])) - bar.n)
     if not found["looping"]:
         raise NothingFoundError(
@@ -180,11 +181,18 @@ def _write(model: Model, preset: LoopPreset, n: int, seed: int, first: int, batc
     return texts.with_cycles(preset.detector, eos_id=min(model.eos_ids, default=None))
 
 
-def _sort_out(texts: Corpus, preset: LoopPreset) -> dict[str, Corpus | None]:
-    """Looping texts with a late enough onset, and texts in which nothing was detected at all."""
-    onset = texts.frame["onset"]
-    late = (onset > preset.min_prefix).fillna(False)
-    masks = {"looping": late & (texts.frame["copies"] >= preset.min_copies), "loop_free": onset.isna()}
+def _sort_out(texts: Corpus, preset: LoopPreset, model: Model) -> dict[str, Corpus | None]:
+    """Looping texts with a late enough onset, and texts that fell into no loop at all, not even for a while."""
+    late = (texts.frame["onset"] > preset.min_prefix).fillna(False)
+    eos_id, special_ids = min(model.eos_ids, default=None), model.special_ids
+    loop_free = [
+        pd.isna(onset)
+        and not repeats_after_prompt(
+            texts.row(i), int(length), preset.detector, eos_id=eos_id, special_ids=special_ids
+        )
+        for i, (onset, length) in enumerate(zip(texts.frame["onset"], texts.frame["prompt_length"], strict=True))
+    ]
+    masks = {"looping": late & (texts.frame["copies"] >= preset.min_copies), "loop_free": pd.Series(loop_free)}
     return {
         condition: texts.select(mask).with_columns(condition=condition) if mask.any() else None
         for condition, mask in masks.items()

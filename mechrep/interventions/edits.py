@@ -20,6 +20,7 @@ from mechrep.errors import InputError
 from mechrep.interventions.base import Intervention, When
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.models.reading import product_bias
 
 
 def position_mask(starts: Int[Tensor, " batch"], length: int) -> Bool[Tensor, "batch pos"]:
@@ -47,7 +48,8 @@ def transformer_lens_hooks(
         numbers = texts if texts is not None else range(len(starts))  # pyright: ignore[reportArgumentType]
     per_text = [intervention.edits(model.anatomy, text) for text in numbers]
     hooks: list[tuple[str, Callable[..., Any]]] = []
-    for site, layer in per_text[0]:
+    # A layer's activation function comes before its product, whichever was named first.
+    for site, layer in sorted(per_text[0], key=lambda place: place[0] is not Site.GATE_ACT):
         factor = torch.stack([edits[site, layer].factor for edits in per_text])[:, None]
         offset = torch.stack([edits[site, layer].offset for edits in per_text])[:, None]
         hooks += _site_hooks(model, (site, layer), factor, offset, _Mask(intervention.when, starts))
@@ -84,7 +86,7 @@ def _site_hooks(
     def apply(activation: Tensor, hook: Any = None) -> Tensor:
         times, plus = factor.to(activation), offset.to(activation)
         if through_product:
-            bias = _product_bias(model, layer)
+            bias = product_bias(model, layer)
             edited = (activation - bias) * times + plus * captured.pop("up") + bias
         else:
             edited = activation * times + plus
@@ -95,14 +97,6 @@ def _site_hooks(
         names = (model.anatomy.hook_name(Site.UP_PROJ, layer), model.anatomy.hook_name(Site.MLP_POST, layer))
         return [(names[0], capture), (names[1], apply)]
     return [(model.anatomy.hook_name(site, layer), apply)]
-
-
-def _product_bias(model: Model, layer: int) -> Tensor | float:
-    """HookedTransformer adds a bias after the product of gate and up-projection; it is no part of the neuron."""
-    if model.is_bridge:
-        return 0.0
-    bias = getattr(model.tl.blocks[layer].mlp, "b_in", None)
-    return 0.0 if bias is None else bias
 
 
 class EditTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -51,11 +52,14 @@ class Neurons(Intervention):
         site: Site | str = Site.GATE_ACT,
         when: When = "from_onset",
     ) -> None:
-        pairs = tuple((int(layer), int(neuron)) for layer, neuron in units)
+        try:
+            pairs = tuple((operator.index(layer), operator.index(neuron)) for layer, neuron in units)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"units that are no pairs ({error})", "(layer, neuron) pairs of whole numbers", "correct them") from None
         if len(set(pairs)) != len(pairs):
             raise InputError("units with duplicates", "every (layer, neuron) once", "drop the duplicates")
-        if Site(site) not in (Site.GATE_ACT, Site.MLP_POST):
-            raise InputError(f"site {Site(site).value!r}", "gate_act or mlp_post", "choose one of these")
+        if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
+            raise InputError(f"site {str(site)!r}", "gate_act or mlp_post", "choose one of these")
         if when not in ("all", "last", "from_onset"):
             raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
         for name, value in (("units", pairs), ("op", as_op(op)), ("site", Site(site)), ("when", when)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
-from mechrep.models.reading import PLAIN_SITES, read_activations
+from mechrep.models.reading import PLAIN_SITES, product_bias, read_activations
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 
@@ -54,7 +54,7 @@ def _check_layer(model: Model, seen: dict[tuple[Site, int], Tensor], layer: int,
     post, expected = seen[Site.MLP_POST, layer], seen[Site.GATE_ACT, layer]
     _require(model, post.shape[-1] == anatomy.d_mlp, f"layer {layer} has {anatomy.d_mlp} neurons")
     if anatomy.gated:
-        expected = expected * seen[Site.UP_PROJ, layer]
+        expected = expected * seen[Site.UP_PROJ, layer] + product_bias(model, layer)
         what = f"mlp_post of layer {layer} is act(gate) times the up-projection"
     else:
         what = f"mlp_post of layer {layer} is the activation function's output"
@@ -79,6 +79,7 @@ def _check_views_agree(model: Model, tokens: Tensor, seen: dict[tuple[Site, int]
 
     def compare(activation: Tensor, site: Site, layer: int) -> None:
         expected = seen[site, layer]
+        _require(model, activation.shape == expected.shape, "both views give activations of the same shape")
         scale = expected.abs().max().clamp_min(1e-6)
         differences.append(((activation.float() - expected).abs().max() / scale).item())
 

@@ -25,7 +25,8 @@ def describe(tl: Any) -> Anatomy:
     config, names = tl.cfg, hook_names(tl)
     architecture = getattr(config, "architecture", None) or getattr(config, "original_architecture", None)
     architecture = str(architecture or type(tl).__name__)
-    for needed in (_HOOKS[Site.PATTERN], _HOOKS[Site.MLP_POST], _GATE_PRE):
+    gated = bool(getattr(config, "gated_mlp", False))
+    for needed in (_HOOKS[Site.PATTERN], _HOOKS[Site.MLP_POST], _GATE_PRE, *([_HOOKS[Site.UP_PROJ]] if gated else [])):
         absent = [layer for layer in range(config.n_layers) if needed.format(layer=layer) not in names]
         if absent:
             raise ModelError(
@@ -33,7 +34,6 @@ def describe(tl: Any) -> Anatomy:
                 "a decoder with softmax attention and one dense MLP in every layer",
                 "mechrep has nothing to measure in attention-free, mixture-of-experts or attention-only layers",
             )
-    gated = bool(getattr(config, "gated_mlp", False))
     return Anatomy(
         n_layers=config.n_layers,
         n_heads=config.n_heads,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-_ACTIVATION = ("mlp.act_fn", "mlp.act", "mlp.gelu_impl", "activation_fn")
-_MLP_OUTPUT = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2", "mlp.fc_out")
+_ACTIVATION = ("mlp.act_fn", "mlp.act", "mlp.gelu_impl", "mlp.activation_fn")
+_MLP_OUTPUT = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
 _ATTENTION_OUTPUT = (
     "self_attn.o_proj",
     "attn.c_proj",
@@ -21,6 +21,9 @@ _ATTENTION_OUTPUT = (
     "self_attn.out_proj",
     "attn.out_proj",
     "self_attn.dense",
+    "attn.o",  # TransformerLens' name, where it splits a fused matrix of query, key and value
+    "attention.o",
+    "self_attention.o",
 )
 _LAYER = re.compile(r"^(?P<stack>.*\b(?:layers|h|blocks))\.(?P<layer>\d+)$")
 

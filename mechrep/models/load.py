@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from mechrep.errors import ModelError
@@ -47,19 +48,21 @@ def load_model(
         A :class:`Model` in evaluation mode, usable as a TransformerLens model.
 
     Raises:
-        ModelError: unknown name, unreadable folder, unknown revision, or a broken contract.
+        ModelError: unknown name, unreadable or incomplete folder, unknown revision, an option that a model object does
+            not meet, or a broken contract.
 
     Example:
         >>> import mechrep
         >>> mechrep.load_model("mechrep-tiny").anatomy.n_layers
         4
     """
-    if isinstance(spec, Model):
-        return spec
     if isinstance(spec, (str, Path)):
         loaded = _load_named(str(spec), revision, dtype, device, device_map, tokenizer, trust_remote_code)
     else:
-        loaded = _wrap_object(spec, tokenizer)
+        loaded = spec if isinstance(spec, Model) else _wrap_object(spec, tokenizer)
+        _refuse_changes(loaded, revision, dtype, device, device_map)
+    if isinstance(spec, Model):
+        return spec
     if loaded.anatomy.n_layers < 1:
         raise ModelError(str(spec), "a model with layers", "choose another model")
     for view in (loaded.tl, loaded.plain):
@@ -69,6 +72,25 @@ def load_model(
         with quiet_boot():
             check_contract(loaded)
     return loaded
+
+
+def _refuse_changes(
+    loaded: Model,
+    revision: str | None,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    device_map: str | dict[str, Any] | None,
+) -> None:
+    """A model object stays as it is: wishes that it does not meet are refused, not forgotten."""
+    unmet = {
+        "revision": revision is not None and revision != loaded.revision,
+        "dtype": dtype is not None and dtype != loaded.dtype,
+        "device": device is not None and torch.device(device).type != loaded.device.type,
+        "device_map": device_map is not None,
+    }
+    if any(unmet.values()):
+        asked = ", ".join(name for name, is_unmet in unmet.items() if is_unmet)
+        raise ModelError(f"{asked} for a model object", "the object as it is", "convert or move it before, or load it by name")
 
 
 def _load_named(
@@ -86,6 +108,8 @@ def _load_named(
         module, tokenizer = tiny.load(revision, dtype=dtype or torch.float32)
         return _two_views(module.to(device), tokenizer, name, revision)
     source = _local_or_hub(name)
+    if revision is not None and source.startswith("/"):
+        raise ModelError(f"revision {revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint")
     if device_map is not None:
         return _spread(source, revision, chosen, device_map, trust_remote_code, name)
     options: dict[str, Any] = {"revision": revision} if revision else {}
@@ -97,18 +121,24 @@ def _load_named(
     transformers_logging.disable_progress_bar()
     try:
         with quiet_boot():
-            module = AutoModelForCausalLM.from_pretrained(
-                source, dtype=chosen, trust_remote_code=trust_remote_code, **options
+            module, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype=chosen, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
             if tokenizer is None and _has_tokenizer(source):
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
         raise ModelError(
             f"model {name!r}" + (f" at revision {revision!r}" if revision else ""),
             f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local folder "
             "with config.json and weights",
             f"check the spelling and the network; the loader said: {str(error).splitlines()[0] if str(error) else error!r}",
         ) from error
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"weights of {name!r} without {', '.join(sorted(report['missing_keys'])[:3])}",
+            "all weights of the architecture that config.json names",
+            "save the whole model with save_pretrained",
+        )
     return _two_views(module.to(device), tokenizer, name, revision)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -181,10 +182,11 @@ class Model:
 
     def fingerprint(self) -> str:
         """SHA-256 over every weight: equal exactly when the weights are equal (computed once, again after edits)."""
-        versions = tuple(p._version for p in self.tl.parameters())
+        source = self.plain if self.plain is not None and not self.processed else self.tl
+        versions = tuple(number for p in source.parameters() for number in (p.data_ptr(), p._version))
         if self._fingerprint is None or self._fingerprint[0] != versions:
-            digest = hashlib.sha256(repr((self.anatomy, self.processed)).encode())
-            source = self.plain if self.plain is not None and not self.processed else self.tl
+            facts = dataclasses.asdict(self.anatomy) | {"missing": sorted(self.anatomy.missing)}
+            digest = hashlib.sha256(repr((facts, self.processed)).encode())
             for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
                 raw = parameter.detach().cpu().contiguous().reshape(-1)
                 digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())

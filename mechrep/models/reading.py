@@ -126,6 +126,14 @@ def _read_transformer_lens(model: Model, tokens: Tensor, pairs: list[tuple[Site,
     model.run_with_hooks(tokens, fwd_hooks=[hook_for(site, layer) for site, layer in pairs], **stop)
 
 
+def product_bias(model: Model, layer: int) -> Tensor | float:
+    """What HookedTransformer adds after the product of gate and up-projection; it is no part of the neuron."""
+    if model.is_bridge or not model.anatomy.gated:
+        return 0.0
+    bias = getattr(model.tl.blocks[layer].mlp, "b_in", None)
+    return 0.0 if bias is None else bias
+
+
 def activation_function(model: Model, layer: int) -> Callable[[Tensor], Tensor]:
     """The activation function of one layer's MLP, as the model itself applies it."""
     if not model.is_bridge:

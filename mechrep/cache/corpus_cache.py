@@ -1,0 +1,252 @@
+"""``CorpusCache``: the one activation-cache abstraction; a model read over a corpus once, for all analyzers together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from mechrep.cache.analyzer import Analyzer, Batch
+from mechrep.cache.store import Store
+from mechrep.errors import InputError
+from mechrep.models.anatomy import Site
+from mechrep.models.model import Model
+from mechrep.models.reading import View, read_activations
+from mechrep.progress import progress_bar
+from mechrep.provenance import provenance_of
+from mechrep.results import Result
+from mechrep.text.corpus import Corpus
+
+_TOKENS_PER_BATCH = 8192  # enough to keep two cores or one GPU busy, small enough for a laptop
+
+
+class CorpusCache:
+    """A model, a corpus, and everything that is read from the one over the other.
+
+    :meth:`run` makes one forward pass for all analyzers; each activation is handed over inside the hook and dropped, so
+    memory does not grow with the corpus.  :meth:`get` and ``cache[site, layer]`` return tensors, for looking around.
+
+    Args:
+        model: the model.
+        corpus: the texts; must be made with the model's tokenizer.
+        batch_size: texts per forward pass, or ``"auto"``.
+        store: folder for results and for the state of unfinished runs.  A run that was stopped goes on from its last
+            shard; asking again for a finished result reads it from disk.  Results are filed under a fingerprint of the
+            weights, the texts and the analyzer's settings, so nothing stale is ever returned.
+        view: ``"auto"``, ``"plain"`` or ``"transformer_lens"``: which view of the model is read.
+        max_gib: what :meth:`get` may return at most.
+        progress: show a progress bar; by default to people only.
+
+    Raises:
+        InputError: a corpus made for another model.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["one two one two", "three"], model=model)
+        >>> cache = CorpusCache(model, corpus)
+        >>> cache[mechrep.Site.RESID_POST, 3].shape[0]
+        2
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        *,
+        batch_size: int | str = "auto",
+        store: str | Path | None = None,
+        view: View = "auto",
+        max_gib: float = 2.0,
+        progress: bool | None = None,
+    ) -> None:
+        corpus.check_model(model)
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(f"batch_size={batch_size!r}", "a number of texts, or 'auto'", "leave it out")
+        self.model, self.corpus, self.view, self.max_gib, self.progress = model, corpus, view, max_gib, progress
+        self.batch_size = batch_size
+        self.store = None if store is None else Store(Path(store))
+
+    def order(self, texts: Sequence[int] | None = None) -> list[int]:
+        """The order in which texts are read: longest first, so that neighbours need little padding."""
+        lengths = self.corpus.lengths.tolist()
+        return sorted(range(len(self.corpus)) if texts is None else texts, key=lambda text: -lengths[text])
+
+    def batches(self, order: Sequence[int]) -> Iterator[list[int]]:
+        """Cut an order of texts into forward passes."""
+        left = list(order)
+        while left:
+            auto = max(1, _TOKENS_PER_BATCH // int(self.corpus.lengths[left[0]]))
+            size = self.batch_size if isinstance(self.batch_size, int) else auto
+            yield left[:size]
+            left = left[size:]
+
+    def run(self, *analyzers: Analyzer) -> tuple[Result, ...]:
+        """Results of the analyzers, from one forward pass over the corpus for all that are not in the store yet.
+
+        Raises:
+            InputError: no analyzer, or a corpus that lacks what an analyzer needs.
+            StoreError: the store cannot be read or written.
+        """
+        if not analyzers:
+            raise InputError("no analyzer", "at least one", "pass for instance mechrep.RepetitionNeurons()")
+        results: dict[int, Result] = {}
+        keys: dict[int, str] = {}
+        for index, analyzer in enumerate(analyzers):
+            analyzer.prepare(self.model.anatomy, self.corpus.frame)
+            if self.store is not None:
+                keys[index] = self.store.key(self.model, self.corpus, analyzer)
+                finished = self.store.find_result(keys[index], analyzer)
+                if finished is not None:
+                    results[index] = finished
+        missing = {index: analyzer for index, analyzer in enumerate(analyzers) if index not in results}
+        if missing:
+            self._observe_all(missing, keys)
+        for index, analyzer in missing.items():
+            results[index] = analyzer.result(provenance_of(self.model, self.corpus, analyzer.config))
+            if self.store is not None:
+                self.store.keep_result(keys[index], results[index])
+        return tuple(results[index] for index in range(len(analyzers)))
+
+    def _observe_all(self, analyzers: dict[int, Analyzer], keys: dict[int, str]) -> None:
+        order = self.order()
+        done = self.store.resume(keys, analyzers) if self.store is not None else dict.fromkeys(analyzers, 0)
+        cuts = sorted({*done.values(), len(order)})  # analyzers may resume at different places
+        with progress_bar(len(order), "reading activations", "text", self.progress) as bar:
+            bar.update(cuts[0])
+            for begin, end in itertools.pairwise(cuts):
+                active = {index: analyzer for index, analyzer in analyzers.items() if done[index] <= begin}
+                position = begin
+                for texts in self.batches(order[begin:end]):
+                    self._observe(list(active.values()), texts)
+                    position += len(texts)
+                    bar.update(len(texts))
+                    if self.store is not None:
+                        self.store.checkpoint(keys, active, position, now=position == end)
+
+    def _observe(self, analyzers: Iterable[Analyzer], texts: list[int]) -> None:
+        batch = self._batch(texts)
+        anatomy = self.model.anatomy
+        listeners: dict[tuple[Site, int], list[Analyzer]] = {}
+        for analyzer in analyzers:
+            for site in analyzer.sites:
+                for layer in analyzer.layers(anatomy, site):
+                    listeners.setdefault((site, layer), []).append(analyzer)
+        wanted: dict[Site, list[int]] = {}
+        for site, layer in listeners:
+            wanted.setdefault(site, []).append(layer)
+
+        def receive(activation: Tensor, site: Site, layer: int) -> None:
+            for analyzer in listeners[site, layer]:
+                analyzer.observe(activation, site, layer, batch)
+
+        read_activations(self.model, batch.tokens, wanted, receive, view=self.view)
+        for analyzer in analyzers:
+            analyzer.finish_batch(batch)
+
+    def _batch(self, texts: list[int]) -> Batch:
+        lengths = self.corpus.lengths[texts]
+        tokens = self.corpus.tokens[texts][:, : int(lengths.max())]
+        device = self.model.device
+        return Batch(tokens.to(device), lengths.to(device), tuple(texts), self.corpus.frame.iloc[texts])
+
+    def __getitem__(self, place: tuple[Site, int]) -> Shaped[Tensor, "text pos ..."]:
+        """One site of one layer for all texts; see :meth:`get`."""
+        site, layer = place
+        return self.get(site, layers=[layer])[0]
+
+    def get(
+        self,
+        site: Site,
+        *,
+        layers: Sequence[int] | None = None,
+        texts: Sequence[int] | None = None,
+        positions: slice | None = None,
+    ) -> Shaped[Tensor, "layer text pos ..."]:
+        """Activations as one CPU tensor ``[layer text pos ...]``; positions past a text's end are zero.
+
+        Args:
+            site: where.
+            layers: all by default.
+            texts: all by default.
+            positions: all by default (``query_pos`` for ``SCORES`` and ``PATTERN``).
+
+        Raises:
+            InputError: more than ``max_gib``, with the size, or a site, layer or text that does not exist.
+        """
+        chosen_layers = list(range(self.model.anatomy.n_layers)) if layers is None else list(layers)
+        chosen_texts = list(range(len(self.corpus))) if texts is None else list(texts)
+        if any(not 0 <= text < len(self.corpus) for text in chosen_texts):
+            raise InputError(f"texts {chosen_texts[:5]}", f"numbers from 0 to {len(self.corpus) - 1}", "count texts from 0")
+        span = range(*(positions or slice(None)).indices(int(self.corpus.lengths[chosen_texts].max())))
+        self._check_size(site, len(chosen_layers), len(chosen_texts), len(span))
+        place = {text: row for row, text in enumerate(chosen_texts)}
+        full = int(self.corpus.lengths[chosen_texts].max())
+        collected: dict[str, Any] = {}
+
+        for texts_now in self.batches(self.order(chosen_texts)):
+            batch = self._batch(texts_now)
+
+            def receive(activation: Tensor, site: Site, layer: int, batch: Batch = batch) -> None:
+                part = _zero_padding(activation, batch, full, site).detach().cpu()
+                if "all" not in collected:
+                    shape = (len(chosen_layers), len(chosen_texts), *part.shape[1:])
+                    collected["all"] = torch.zeros(_cut(torch.empty(shape, device="meta"), site, span).shape, dtype=part.dtype)
+                rows = [place[text] for text in batch.texts]
+                collected["all"][chosen_layers.index(layer), rows] = _cut(part, site, span)
+
+            read_activations(self.model, batch.tokens, {site: chosen_layers}, receive, view=self.view)
+        return collected["all"]
+
+    def _check_size(self, site: Site, layers: int, texts: int, positions: int) -> None:
+        anatomy = self.model.anatomy
+        if site in (Site.SCORES, Site.PATTERN):
+            per_position = anatomy.n_heads * int(self.corpus.lengths.max())
+        else:
+            heads = {Site.Q: anatomy.n_heads, Site.Z: anatomy.n_heads, Site.K: anatomy.n_kv_heads, Site.V: anatomy.n_kv_heads}
+            per_position = heads.get(site, 1) * anatomy.width(site)
+        gib = layers * texts * positions * per_position * self.model.dtype.itemsize / 2**30
+        if gib > self.max_gib:
+            raise InputError(
+                f"{gib:.2f} GiB of {site.value}",
+                f"at most {self.max_gib:g} GiB",
+                "name fewer layers, texts or positions, raise max_gib, or write an Analyzer and use run()",
+            )
+
+    def to_transformer_lens(self, text: int, names_filter: Any = None) -> Any:
+        """A TransformerLens ``ActivationCache`` of one text (and its logits inside TransformerLens' own tools).
+
+        Args:
+            text: number of the text.
+            names_filter: TransformerLens' filter, with its names checked.
+        """
+        tokens = torch.tensor([self.corpus.row(text)], device=self.model.device)
+        with torch.no_grad():
+            return self.model.run_with_cache(tokens, names_filter=names_filter)[1]
+
+
+def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Tensor:
+    """Zeros where there is no text, and every row as long as the longest of all texts asked for."""
+    length = batch.tokens.shape[1]
+    mask = torch.arange(length, device=activation.device)[None] < batch.lengths[:, None]
+    if site in (Site.SCORES, Site.PATTERN):
+        real = mask[:, None, :, None] & mask[:, None, None, :]
+        return torch.nn.functional.pad(activation.masked_fill(~real, 0), (0, full - length, 0, full - length))
+    wide = mask.reshape(*mask.shape, *[1] * (activation.ndim - 2))
+    return torch.nn.functional.pad(activation.masked_fill(~wide, 0), (*[0, 0] * (activation.ndim - 2), 0, full - length))
+
+
+def _cut(tensor: Tensor, site: Site, span: range) -> Tensor:
+    """Only the positions in ``span``; they are the third axis from the left once layers lead."""
+    axis = -2 if site in (Site.SCORES, Site.PATTERN) else tensor.ndim - _trailing(tensor, site)
+    return tensor.index_select(axis, torch.tensor(list(span), device=tensor.device))
+
+
+def _trailing(tensor: Tensor, site: Site) -> int:
+    """Axes from the position axis to the end."""
+    return 3 if site in (Site.Q, Site.K, Site.V, Site.Z) else 2

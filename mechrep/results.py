@@ -1,0 +1,102 @@
+"""What every result can do: be saved whole, loaded, shown as a table; never a pickle.
+
+A result is a frozen dataclass.  Its tensor fields go to one safetensors file, everything else to JSON beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor
+
+from mechrep.errors import InputError, StoreError
+from mechrep.provenance import Provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Base of the results; subclasses add tensors and plain values as fields.
+
+    Attributes:
+        provenance: how the numbers were made.
+    """
+
+    provenance: Provenance
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table, one row per unit."""
+        raise NotImplementedError
+
+    def save(self, folder: str | Path) -> None:
+        """Write the result to a folder of its own, complete or not at all.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        target = Path(folder)
+        partial = target.with_name(target.name + ".partial")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in values.items() if not isinstance(value, (Tensor, Provenance))}
+        record = {"kind": type(self).__name__, "values": plain, "provenance": self.provenance.to_dict()}
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_file(tensors, partial / "tensors.safetensors")
+            (partial / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(partial, target)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StoreError(f"result folder {target} ({error.strerror})", "a place to write", "free space or choose another") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a result that :meth:`save` wrote.
+
+        Raises:
+            StoreError: nothing there, damaged, or another kind of result.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = Path(folder)
+        try:
+            record = json.loads((path / "result.json").read_text(encoding="utf-8"))
+            tensors = load_file(path / "tensors.safetensors")
+            if record["kind"] != cls.__name__:
+                raise StoreError(f"a {record['kind']} in {path}", f"a {cls.__name__}", f"load it with {record['kind']}.load")
+            return cls(**(record["values"] | tensors), provenance=Provenance(**record["provenance"]))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise StoreError(f"{path} ({error})", "a folder written by save()", "save the result again") from error
+
+    def top(self, k: int) -> list[Any]:
+        """The first ``k`` units of the ranking."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        caption = html.escape(f"{type(self).__name__}: {self.provenance.model['name']}, {self.provenance.corpus['texts']} texts")
+        return f"<div><strong>{caption}</strong>{self.to_frame().head(10).to_html(border=0, index=False, escape=True)}</div>"
+
+
+def check_count(k: int, available: int, what: str) -> None:
+    """Refuse to choose more units than there are.
+
+    Raises:
+        InputError: ``k`` negative or larger than ``available``.
+    """
+    if not 0 <= k <= available:
+        raise InputError(f"k = {k}", f"0 to {available} {what}", "ask for fewer")

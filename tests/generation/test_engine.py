@@ -1,0 +1,207 @@
+"""The fast decoder gives the texts of obvious decoding, whatever comes together in a batch, on every family."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mechrep.generation.generate import generate
+from mechrep.generation.slots import SlotCache
+from mechrep.interventions import Intervention, Neurons, add, scale
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
+from mechrep.text.corpus import Corpus
+from tests.generation.obvious import Edit, attach, obvious_text
+from tests.tiny_models import FAMILIES, WITH_ALIBI, random_tokens, tiny
+
+CUT = [(layer, neuron) for layer in range(3) for neuron in range(0, 48, 3)]
+FEW = [(0, 1), (1, 7), (2, 46)]
+KINDS: dict[str, tuple[Callable[[], Intervention | None], list[Edit]]] = {
+    "none": (lambda: None, []),
+    "zero": (lambda: Neurons(CUT), [Edit(CUT, 0, 0)]),
+    "add": (lambda: Neurons(FEW, add(2.0)), [Edit(FEW, 1, 2)]),
+    "product": (lambda: Neurons(CUT, scale(-1.5), site="mlp_post"), [Edit(CUT, -1.5, 0, "mlp_output")]),
+    "sum": (lambda: Neurons(CUT) + Neurons(FEW, add(-3.0)), [Edit(CUT, 0, 0), Edit(FEW, 1, -3)]),
+}
+Row = tuple[int, str, int]  # length of the prompt, kind of intervention, first edited position
+ROWS: list[Row] = [
+    (1, "none", 0), (9, "zero", 4), (4, "add", 3), (12, "product", 0), (3, "sum", 9), (20, "zero", 19), (12, "add", 11),
+    (20, "none", 0), (2, "sum", 1),
+]  # fmt: skip
+
+
+@functools.cache
+def loaded(family: str) -> Model:
+    return load_model(copy.deepcopy(tiny(family)))
+
+
+def prompts_of(rows: Sequence[Row], seed: int = 0) -> list[list[int]]:
+    """Prompts that begin with the number of their row, so that a stop rule can tell them apart."""
+    tokens = random_tokens(len(rows), 64, seed=seed)
+    return [[3 + number, *tokens[number, 1 : length].tolist()] for number, (length, _, _) in enumerate(rows)]
+
+
+def texts_of(model: Model, rows: Sequence[Row], steps: int, *, seed: int = 0, **options: Any) -> list[list[int]]:
+    kinds = {kind: KINDS[kind][0]() for _, kind, _ in rows}
+    corpus = generate(
+        model,
+        Corpus.from_tokens(prompts_of(rows, seed), model=model),
+        max_new_tokens=steps,
+        interventions=[kinds[kind] for _, kind, _ in rows],
+        starts=[start for _, _, start in rows],
+        **{"stop_when": None, **options},
+    )
+    return [corpus.row(number) for number in range(len(rows))]
+
+
+def obvious_texts(family: str, rows: Sequence[Row], steps: int, seed: int = 0, **options: Any) -> list[list[int]]:
+    return [
+        obvious_text(family, prompt, steps, KINDS[kind][1], start, **options)
+        for prompt, (_, kind, start) in zip(prompts_of(rows, seed), rows, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("family", WITH_ALIBI)
+def test_both_views_write_what_obvious_decoding_writes(family: str) -> None:
+    """Prompts, starts and interventions of every row differ; sliding windows are shorter than the texts."""
+    expected = obvious_texts(family, ROWS, 14)
+    assert len({tuple(text[-14:]) for text in expected}) == len(ROWS)
+    assert any(len(set(text[-14:])) > 2 for text in expected), "a constant text would prove little"
+    assert texts_of(loaded(family), ROWS, 14, view="plain", batch_size=3) == expected
+    assert texts_of(loaded(family), ROWS, 14, view="plain") == expected
+    assert texts_of(loaded(family), ROWS, 14, view="transformer_lens", batch_size=4) == expected
+
+
+def test_interventions_matter_here() -> None:
+    untouched = [(length, "none", 0) for length, _, _ in ROWS]
+    changed = [
+        one != other
+        for one, other in zip(obvious_texts("llama", ROWS, 14), obvious_texts("llama", untouched, 14), strict=True)
+    ]
+    assert sum(changed) >= 5
+
+
+@pytest.fixture
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the slots did: ``left`` and ``right`` (rows moved), ``keep`` (slots dropped), ``enter``."""
+    seen: list[str] = []
+    shift, keep, enter = SlotCache._shift, SlotCache.keep, SlotCache.enter
+
+    def shifted(self: SlotCache, by: int) -> None:
+        seen.append("left" if by < 0 else "right")
+        shift(self, by)
+
+    def kept(self: SlotCache, slots: list[int]) -> None:
+        seen.append("keep")
+        keep(self, slots)
+
+    def entered(self: SlotCache, *args: Any) -> None:
+        seen.append("enter")
+        enter(self, *args)
+
+    monkeypatch.setattr(SlotCache, "_shift", shifted)
+    monkeypatch.setattr(SlotCache, "keep", kept)
+    monkeypatch.setattr(SlotCache, "enter", entered)
+    return seen
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "mistral", "gemma2", "bloom"])
+def test_rows_that_leave_enter_shift_and_compact(family: str, moves: list[str]) -> None:
+    """Rows end at different lengths; waiting ones take over until the columns run out, at last few remain."""
+    rows: list[Row] = [
+        (18, "none", 0), (6, "add", 2), (6, "zero", 5), (3, "none", 0), (3, "add", 0), (2, "sum", 1), (2, "none", 0),
+        (1, "none", 0), (5, "product", 3), (4, "none", 0), (1, "add", 0),
+    ]  # fmt: skip
+    ends = [20, 25, 9, 31, 8, 27, 6, 33, 7, 30, 12]
+
+    def stop(ids: list[int]) -> bool:
+        return len(ids) >= ends[ids[0] - 3]
+
+    expected = obvious_texts(family, rows, 32, stop=stop)
+    assert {len(text) for text in expected} == set(ends)
+    assert texts_of(loaded(family), rows, 32, view="plain", stop_when=stop, batch_size=4) == expected
+    assert moves.count("enter") >= 4
+    assert {"left", "right", "keep"} <= set(moves)
+
+
+def test_one_row_at_a_time_and_rows_with_a_common_prefix(moves: list[str]) -> None:
+    """The same prompt under several interventions: the common prefix is computed once."""
+    model, prompt = loaded("llama"), random_tokens(1, 15)[0].tolist()
+    kinds = ["none", "zero", "add", "sum", "product", "zero"]
+    starts = [0, 14, 10, 14, 0, 3]
+    corpus = Corpus.from_tokens([prompt] * len(kinds), model=model)
+    expected = [obvious_text("llama", prompt, 9, KINDS[k][1], s) for k, s in zip(kinds, starts, strict=True)]
+    shapes: list[tuple[int, ...]] = []
+    assert model.plain is not None
+    handle = model.plain.register_forward_pre_hook(
+        lambda _module, _args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    for batch_size in (1, 2, 6):
+        shapes.clear()
+        texts = generate(
+            model, corpus, max_new_tokens=9, stop_when=None, interventions=[KINDS[k][0]() for k in kinds],
+            starts=starts, batch_size=batch_size,
+        )  # fmt: skip
+        assert [texts.row(i) for i in range(len(kinds))] == expected
+    handle.remove()
+    assert shapes[0] == (3, 14), "prefixes of 14 (three rows), 10 and 3 tokens, each once; 0 needs none"
+
+
+@settings(max_examples=25)
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 16), st.sampled_from(sorted(KINDS)), st.integers(0, 20)), min_size=1, max_size=7),
+    steps=st.integers(1, 12),
+    batch_size=st.integers(1, 8),
+    ends=st.lists(st.integers(1, 26), min_size=7, max_size=7),
+    seed=st.integers(0, 3),
+)
+def test_any_mixture_of_rows(rows: list[Row], steps: int, batch_size: int, ends: list[int], seed: int) -> None:
+    def stop(ids: list[int]) -> bool:
+        return len(ids) >= ends[ids[0] - 3]
+
+    expected = obvious_texts("llama_gqa", rows, steps, seed=seed, stop=stop)
+    options = {"seed": seed, "stop_when": stop, "batch_size": batch_size}
+    assert texts_of(loaded("llama_gqa"), rows, steps, view="plain", **options) == expected
+
+
+# --- the published way of editing ----------------------------------------------------------------------------------
+
+
+def last_position_text(family: str, prompt: list[int], edits: list[Edit], steps: int, *, use_cache: bool) -> list[int]:
+    """The released recipe: a hook that edits the last position of every call that ``generate`` makes."""
+    model = copy.deepcopy(tiny(family))
+    with ExitStack() as stack:
+        attach(stack, model, family, edits, lambda length: length - 1)
+        options = {"max_new_tokens": steps, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+        return model.generate(torch.tensor([prompt]), use_cache=use_cache, **options)[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_last_is_the_hook_at_the_last_position_of_cached_generation(family: str) -> None:
+    model = loaded(family)
+    prompts = [row[:length].tolist() for row, length in zip(random_tokens(4, 16, seed=5), (16, 7, 11, 2), strict=True)]
+    edits = [Edit(CUT, 0, 0)]
+    corpus = Corpus.from_tokens(prompts, model=model)
+    texts = generate(
+        model, corpus, max_new_tokens=12, stop_when=None, interventions=Neurons(CUT, when="last"), batch_size=3
+    )
+    published = [last_position_text(family, prompt, edits, 12, use_cache=True) for prompt in prompts]
+    assert [texts.row(i) for i in range(4)] == published
+    assert [obvious_text(family, prompt, 12, edits, len(prompt) - 1) for prompt in prompts] == published
+
+
+def test_without_a_cache_the_same_hook_is_another_intervention() -> None:
+    prompts, edits = random_tokens(4, 12, seed=5).tolist(), [Edit(CUT, 0, 0)]
+    cached, uncached = (
+        [last_position_text("llama", prompt, edits, 12, use_cache=use_cache) for prompt in prompts]
+        for use_cache in (True, False)
+    )
+    assert cached != uncached
