@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +57,12 @@ class Result:
             (partial / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
-            os.replace(partial, target)
+            partial.replace(target)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise StoreError(f"result folder {target} ({error.strerror})", "a place to write", "free space or choose another") from error
+            raise StoreError(
+                f"result folder {target} ({error.strerror})", "a place to write", "free space or choose another"
+            ) from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -78,7 +79,9 @@ class Result:
             record = json.loads((path / "result.json").read_text(encoding="utf-8"))
             tensors = load_file(path / "tensors.safetensors")
             if record["kind"] != cls.__name__:
-                raise StoreError(f"a {record['kind']} in {path}", f"a {cls.__name__}", f"load it with {record['kind']}.load")
+                raise StoreError(
+                    f"a {record['kind']} in {path}", f"a {cls.__name__}", f"load it with {record['kind']}.load"
+                )
             return cls(**(record["values"] | tensors), provenance=Provenance(**record["provenance"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StoreError(f"{path} ({error})", "a folder written by save()", "save the result again") from error
@@ -88,8 +91,11 @@ class Result:
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        caption = html.escape(f"{type(self).__name__}: {self.provenance.model['name']}, {self.provenance.corpus['texts']} texts")
-        return f"<div><strong>{caption}</strong>{self.to_frame().head(10).to_html(border=0, index=False, escape=True)}</div>"
+        caption = html.escape(
+            f"{type(self).__name__}: {self.provenance.model['name']}, {self.provenance.corpus['texts']} texts"
+        )
+        table = self.to_frame().head(10).to_html(border=0, index=False, escape=True)
+        return f"<div><strong>{caption}</strong>{table}</div>"
 
 
 def check_count(k: int, available: int, what: str) -> None:

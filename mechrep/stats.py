@@ -47,7 +47,10 @@ def percentile_interval(values: Sequence[float], confidence: float = 0.95) -> tu
 
 
 def paired_bootstrap_interval(
-    differences: Sequence[float] | Float[np.ndarray, " text"], confidence: float = 0.95, draws: int = 2000, seed: int = 0
+    differences: Sequence[float] | Float[np.ndarray, " text"],
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean of per-text differences.
 

@@ -59,8 +59,6 @@ _ALIBI: dict[str, Any] = {
 }
 
 
-
-
 @dataclass(frozen=True)
 class Parts:
     """Where the modules of a family are, spelled out here and not taken from mechrep."""
@@ -86,9 +84,7 @@ PARTS = dict.fromkeys(GATED, _LLAMA_PARTS) | {
     "gpt_neox": Parts(
         "gpt_neox.layers", "mlp.act", "mlp.dense_4h_to_h", "attention.dense", "gpt_neox.final_layer_norm"
     ),
-    "bloom": Parts(
-        "transformer.h", "mlp.gelu_impl", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f"
-    ),
+    "bloom": Parts("transformer.h", "mlp.gelu_impl", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f"),
 }
 
 

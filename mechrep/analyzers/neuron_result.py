@@ -141,7 +141,16 @@ class RepetitionNeuronResult(Result):
         """One row per neuron, best first: rank, layer, neuron, delta, its standard error, t, dprime, both means."""
         units = self.ranking() if k is None else self.top(k)
         layers, neurons = torch.tensor(units).reshape(-1, 2).T
-        columns = ("delta", "standard_error", "t", "dprime", "normal_mean", "repetition_mean", "delta_published", "delta_clean")
+        columns = (
+            "delta",
+            "standard_error",
+            "t",
+            "dprime",
+            "normal_mean",
+            "repetition_mean",
+            "delta_published",
+            "delta_clean",
+        )
         values: dict[str, Any] = {name: getattr(self, name)[layers, neurons].numpy() for name in columns}
         return pd.DataFrame({"rank": range(len(units)), "layer": layers.numpy(), "neuron": neurons.numpy(), **values})
 

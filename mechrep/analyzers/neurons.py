@@ -65,7 +65,9 @@ class RepetitionNeurons(Analyzer):
         if preset not in _PRESET_WINDOWS:
             raise InputError(f"preset {preset!r}", f"one of {sorted(_PRESET_WINDOWS)}", "choose one of these")
         if window not in (None, "published", "paper_form", "clean") or r < 1:
-            raise InputError(f"window={window!r}, r={r}", "'published', 'paper_form' or 'clean', r >= 1", "correct them")
+            raise InputError(
+                f"window={window!r}, r={r}", "'published', 'paper_form' or 'clean', r >= 1", "correct them"
+            )
         if Site(site) not in (Site.GATE_ACT, Site.MLP_POST):
             raise InputError(f"site {Site(site).value!r}", "gate_act or mlp_post", "choose one of these")
         self.preset, self.r, self.site = preset, r, Site(site)
@@ -111,7 +113,7 @@ class RepetitionNeurons(Analyzer):
             self._positions = (batch, rows, window_positions(onset, first, batch.lengths[rows], self.r, self.window))
         return self._positions[1], self._positions[2]
 
-    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
         """Add one layer of one batch."""
         rows, at = self._windows(batch)
         if not len(rows):

@@ -57,10 +57,12 @@ def window_positions(
     """Positions and weights of a batch; see the table at the top of this module.
 
     Example:
-        >>> one = torch.tensor([5])
-        >>> positions = window_positions(one, torch.tensor([2]), torch.tensor([9]), 2, "published")
-        >>> positions.index[0][positions.normal[0] > 0].tolist(), positions.index[0][positions.repetition[0] > 0].tolist()
-        ([2, 3], [4, 5])
+        >>> onset, first, length = torch.tensor([5]), torch.tensor([2]), torch.tensor([9])
+        >>> positions = window_positions(onset, first, length, 2, "published")
+        >>> positions.index[0][positions.normal[0] > 0].tolist()
+        [2, 3]
+        >>> positions.index[0][positions.repetition[0] > 0].tolist()
+        [4, 5]
     """
     offsets = torch.arange(-r, r + 1, device=onset.device)
     before_first = torch.arange(-r, 0, device=onset.device)

@@ -69,7 +69,7 @@ class Analyzer(ABC):
     def load_result(self, folder: Any) -> Result:
         """Read a result of this analyzer's kind from a store."""
 
-    def layers(self, anatomy: Anatomy, site: Site) -> range:
+    def layers(self, anatomy: Anatomy, site: Site) -> range:  # noqa: ARG002 - for those that override it
         """Layers at which ``site`` is observed; all of them unless overridden."""
         return range(anatomy.n_layers)
 
@@ -80,7 +80,9 @@ class Analyzer(ABC):
             InputError: another kind or other settings.
         """
         if type(other) is not type(self) or other.config != self.config:
-            raise InputError(f"{type(other).__name__} {other.config}", f"{type(self).__name__} {self.config}", "merge like with like")
+            raise InputError(
+                f"{type(other).__name__} {other.config}", f"{type(self).__name__} {self.config}", "merge like with like"
+            )
         self.load_state({name: value + other.state[name] for name, value in self.state.items()})
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -91,5 +93,7 @@ class Analyzer(ABC):
         """
         shapes = {name: tuple(value.shape) for name, value in self.state.items()}
         if {name: tuple(value.shape) for name, value in state.items()} != shapes:
-            raise InputError("a state of another model or version", f"tensors {shapes}", "delete the store and run again")
+            raise InputError(
+                "a state of another model or version", f"tensors {shapes}", "delete the store and run again"
+            )
         self.state = {name: torch.as_tensor(value).clone() for name, value in state.items()}

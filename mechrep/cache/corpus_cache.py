@@ -1,4 +1,4 @@
-"""``CorpusCache``: the one activation-cache abstraction; a model read over a corpus once, for all analyzers together."""
+"""``CorpusCache``: the one activation-cache abstraction. It reads a model over a corpus once, for all analyzers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,9 @@ class CorpusCache:
         chosen_layers = list(range(self.model.anatomy.n_layers)) if layers is None else list(layers)
         chosen_texts = list(range(len(self.corpus))) if texts is None else list(texts)
         if any(not 0 <= text < len(self.corpus) for text in chosen_texts):
-            raise InputError(f"texts {chosen_texts[:5]}", f"numbers from 0 to {len(self.corpus) - 1}", "count texts from 0")
+            raise InputError(
+                f"texts {chosen_texts[:5]}", f"numbers from 0 to {len(self.corpus) - 1}", "count texts from 0"
+            )
         span = range(*(positions or slice(None)).indices(int(self.corpus.lengths[chosen_texts].max())))
         self._check_size(site, len(chosen_layers), len(chosen_texts), len(span))
         place = {text: row for row, text in enumerate(chosen_texts)}
@@ -196,7 +198,9 @@ class CorpusCache:
                 part = _zero_padding(activation, batch, full, site).detach().cpu()
                 if "all" not in collected:
                     shape = (len(chosen_layers), len(chosen_texts), *part.shape[1:])
-                    collected["all"] = torch.zeros(_cut(torch.empty(shape, device="meta"), site, span).shape, dtype=part.dtype)
+                    collected["all"] = torch.zeros(
+                        _cut(torch.empty(shape, device="meta"), site, span).shape, dtype=part.dtype
+                    )
                 rows = [place[text] for text in batch.texts]
                 collected["all"][chosen_layers.index(layer), rows] = _cut(part, site, span)
 
@@ -208,7 +212,12 @@ class CorpusCache:
         if site in (Site.SCORES, Site.PATTERN):
             per_position = anatomy.n_heads * int(self.corpus.lengths.max())
         else:
-            heads = {Site.Q: anatomy.n_heads, Site.Z: anatomy.n_heads, Site.K: anatomy.n_kv_heads, Site.V: anatomy.n_kv_heads}
+            heads = {
+                Site.Q: anatomy.n_heads,
+                Site.Z: anatomy.n_heads,
+                Site.K: anatomy.n_kv_heads,
+                Site.V: anatomy.n_kv_heads,
+            }
             per_position = heads.get(site, 1) * anatomy.width(site)
         gib = layers * texts * positions * per_position * self.model.dtype.itemsize / 2**30
         if gib > self.max_gib:
@@ -238,15 +247,15 @@ def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Te
         real = mask[:, None, :, None] & mask[:, None, None, :]
         return torch.nn.functional.pad(activation.masked_fill(~real, 0), (0, full - length, 0, full - length))
     wide = mask.reshape(*mask.shape, *[1] * (activation.ndim - 2))
-    return torch.nn.functional.pad(activation.masked_fill(~wide, 0), (*[0, 0] * (activation.ndim - 2), 0, full - length))
+    return torch.nn.functional.pad(
+        activation.masked_fill(~wide, 0), (*[0, 0] * (activation.ndim - 2), 0, full - length)
+    )
 
 
 def _cut(tensor: Tensor, site: Site, span: range) -> Tensor:
     """Only the positions in ``span``; they are the third axis from the left once layers lead."""
-    axis = -2 if site in (Site.SCORES, Site.PATTERN) else tensor.ndim - _trailing(tensor, site)
+    if site in (Site.SCORES, Site.PATTERN):
+        axis = -2
+    else:
+        axis = -3 if site in (Site.Q, Site.K, Site.V, Site.Z) else -2
     return tensor.index_select(axis, torch.tensor(list(span), device=tensor.device))
-
-
-def _trailing(tensor: Tensor, site: Site) -> int:
-    """Axes from the position axis to the end."""
-    return 3 if site in (Site.Q, Site.K, Site.V, Site.Z) else 2

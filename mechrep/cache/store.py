@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,9 @@ class Store:
             for name in ("results", "states"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"store {folder} ({error.strerror})", "a folder to write to", "choose another folder") from error
+            raise StoreError(
+                f"store {folder} ({error.strerror})", "a folder to write to", "choose another folder"
+            ) from error
 
     def key(self, model: Model, corpus: Corpus, analyzer: Analyzer) -> str:
         """Fingerprint of everything that decides an analyzer's numbers."""
@@ -79,7 +80,9 @@ class Store:
                 analyzer.load_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
                 return int(file.metadata()["texts"])
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise StoreError(f"{path} ({error})", "a state written by this store", "delete that file and run again") from error
+            raise StoreError(
+                f"{path} ({error})", "a state written by this store", "delete that file and run again"
+            ) from error
 
     def checkpoint(self, keys: dict[int, str], analyzers: dict[int, Analyzer], texts: int, *, now: bool) -> None:
         """Write the states now and then, each in one move; a killed run loses what came after the last one."""
@@ -96,7 +99,7 @@ class Store:
         partial = path.with_suffix(".partial")
         try:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-            os.replace(partial, path)
+            partial.replace(path)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             raise StoreError(f"{path} ({error})", "a place to write", "free space or choose another store") from error

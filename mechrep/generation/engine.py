@@ -118,7 +118,9 @@ class _SlotRun:
                 ready.append((slot, row))
                 if self.uniforms is not None:
                     uniforms[slot] = float(self.uniforms[row, len(self.answers[row].tokens)])
-        chosen = choose_tokens(logits, uniforms.to(logits.device), self.decoding.temperature, self.decoding.top_k).tolist()
+        chosen = choose_tokens(
+            logits, uniforms.to(logits.device), self.decoding.temperature, self.decoding.top_k
+        ).tolist()
         ended = []
         for slot, row in ready:
             self.answers[row].push(chosen[slot])
@@ -208,8 +210,9 @@ def _reference_step(model: Model, live: list[Continuation], decoding: Decoding) 
     last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
     if decoding.suppress:
         last[:, list(decoding.suppress)] = -torch.inf
-    uniforms = torch.tensor([float(decoding.uniforms(a.request.text)[len(a.tokens)]) for a in live], dtype=torch.float64)
+    uniforms = torch.tensor(
+        [float(decoding.uniforms(a.request.text)[len(a.tokens)]) for a in live], dtype=torch.float64
+    )
     chosen = choose_tokens(last, uniforms.to(last.device), decoding.temperature, decoding.top_k)
     for answer, token in zip(live, chosen.tolist(), strict=True):
         answer.push(token)
-

@@ -92,7 +92,9 @@ def run_requests(
     fast = model.plain is not None and not model.processed
     if batch_size < 1 or view not in ("auto", "plain", "transformer_lens"):
         raise InputError(
-            f"batch_size={batch_size}, view={view!r}", "at least 1 row; 'auto', 'plain' or 'transformer_lens'", "correct them"
+            f"batch_size={batch_size}, view={view!r}",
+            "at least 1 row; 'auto', 'plain' or 'transformer_lens'",
+            "correct them",
         )
     if view == "plain" and not fast:
         raise InputError(f"view='plain' for {model.name}", "a model with a plain view", "use view='auto'")

@@ -68,8 +68,10 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={self.max_new_tokens}", "at least 1", "ask for more")
-        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
-            raise InputError(f"temperature={self.temperature}, top_k={self.top_k}", "temperature >= 0, top_k >= 1", "correct them")
+        if not self.temperature >= 0 or (self.top_k is not None and self.top_k < 1):
+            raise InputError(
+                f"temperature={self.temperature}, top_k={self.top_k}", "temperature >= 0, top_k >= 1", "correct them"
+            )
         rules = self.stop_when
         one = rules is None or isinstance(rules, str) or callable(rules)
         self.rules = () if rules is None else (rules,) if one else tuple(rules)  # pyright: ignore
@@ -123,8 +125,16 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
     """Refuse what cannot be decoded, before anything is computed.
 
     Raises:
-        InputError: no request, an empty prompt, ids the model does not have, or more positions than its context.
+        InputError: no request, an empty prompt, ids the model does not have, more positions than its context, or
+            nothing left to choose from.
     """
+    suppressed = set(decoding.suppress)
+    if not suppressed < set(range(model.anatomy.d_vocab)):
+        raise InputError(
+            f"suppress={sorted(suppressed)[:5]}...",
+            f"some, not all, of the ids 0..{model.anatomy.d_vocab - 1}",
+            "drop the others",
+        )
     if not requests:
         raise InputError("no prompts", "at least one", "pass a corpus with texts")
     for number, request in enumerate(requests):
@@ -132,7 +142,9 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
             raise InputError(f"prompt {number}, which is empty", "at least one token", "begin it with BOS")
         if not 0 <= min(request.prompt) <= max(request.prompt) < model.anatomy.d_vocab:
             raise InputError(
-                f"prompt {number} with ids outside 0..{model.anatomy.d_vocab - 1}", "ids of this model", "encode it again"
+                f"prompt {number} with ids outside 0..{model.anatomy.d_vocab - 1}",
+                "ids of this model",
+                "encode it again",
             )
         if len(request.prompt) + decoding.max_new_tokens > model.anatomy.n_ctx:
             raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,6 +18,7 @@ def choose_tokens(
         top_k: keep only so many most probable tokens.
 
     Example:
+        >>> import torch
         >>> choose_tokens(torch.tensor([[0.0, 5.0, 1.0]]), torch.tensor([0.5]), 0.0, None)
         tensor([1])
     """

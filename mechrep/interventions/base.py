@@ -86,7 +86,9 @@ class Combined(Intervention):
     def __post_init__(self) -> None:
         begins = {part.when for part in self.parts}
         if len(begins) != 1:
-            raise InputError(f"interventions with when = {sorted(begins)}", "one and the same", "give all parts the same when")
+            raise InputError(
+                f"interventions with when = {sorted(begins)}", "one and the same", "give all parts the same when"
+            )
 
     @property
     def when(self) -> When:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -128,7 +128,9 @@ class EditTable:
         self.tables: dict[tuple[Site, int], tuple[Tensor, Tensor]] = {}
         for condition, (intervention, text) in enumerate(chosen, start=1):
             for place, edit in intervention.edits(model.anatomy, text).items():
-                factor, offset = self.tables.setdefault(place, self._identity(len(chosen) + 1, model.anatomy.width(place[0])))
+                factor, offset = self.tables.setdefault(
+                    place, self._identity(len(chosen) + 1, model.anatomy.width(place[0]))
+                )
                 factor[condition], offset[condition] = edit.factor.to(factor), edit.offset.to(offset)
         self._factor_rows: Tensor = self.conditions[:0]
         self._mask: Bool[Tensor, "batch pos"] | None = None
@@ -159,7 +161,9 @@ class EditTable:
         """While open, forward passes of the plain view are edited as :meth:`aim` last said."""
         handles = self.model.handles
         if self.tables and handles is None:
-            raise InputError("the plain view of " + self.model.name, "a model that has one", "use view='transformer_lens'")
+            raise InputError(
+                "the plain view of " + self.model.name, "a model that has one", "use view='transformer_lens'"
+            )
         with ExitStack() as stack:
             for place in self.tables:
                 stack.callback(self._register(place).remove)
@@ -172,5 +176,9 @@ class EditTable:
         if site is Site.GATE_ACT:
             return handles.activations[layer].register_forward_hook(lambda _m, _i, out: self._edit(out, place))
         if site is Site.MLP_POST:
-            return handles.mlp_outputs[layer].register_forward_pre_hook(lambda _m, args: (self._edit(args[0], place), *args[1:]))
-        raise InputError(f"an edit at {site.value}", "gate_act or mlp_post on the plain view", "use view='transformer_lens'")
+            return handles.mlp_outputs[layer].register_forward_pre_hook(
+                lambda _m, args: (self._edit(args[0], place), *args[1:])
+            )
+        raise InputError(
+            f"an edit at {site.value}", "gate_act or mlp_post on the plain view", "use view='transformer_lens'"
+        )

@@ -55,7 +55,9 @@ class Neurons(Intervention):
         try:
             pairs = tuple((operator.index(layer), operator.index(neuron)) for layer, neuron in units)
         except (TypeError, ValueError) as error:
-            raise InputError(f"units that are no pairs ({error})", "(layer, neuron) pairs of whole numbers", "correct them") from None
+            raise InputError(
+                f"units that are no pairs ({error})", "(layer, neuron) pairs of whole numbers", "correct them"
+            ) from None
         if len(set(pairs)) != len(pairs):
             raise InputError("units with duplicates", "every (layer, neuron) once", "drop the duplicates")
         if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
@@ -76,7 +78,9 @@ class Neurons(Intervention):
             anatomy.check_layer(layer)
             if not 0 <= neuron < anatomy.d_mlp:
                 raise InputError(
-                    f"neuron {neuron} of layer {layer}", f"a neuron from 0 to {anatomy.d_mlp - 1}", "check which model it is from"
+                    f"neuron {neuron} of layer {layer}",
+                    f"a neuron from 0 to {anatomy.d_mlp - 1}",
+                    "check which model it is from",
                 )
         units = torch.tensor(self.units, dtype=torch.long).reshape(-1, 2)
         values = self.op.offsets(units[:, 0], units[:, 1], text)

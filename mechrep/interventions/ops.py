@@ -46,7 +46,9 @@ class Op:
             table = table[int(torch.randint(0, len(table), (1,), generator=generator))]
         if layers.numel() and (int(layers.max()) >= table.shape[0] or int(neurons.max()) >= table.shape[1]):
             raise InputError(
-                f"a table of shape {tuple(table.shape)} for {self.name}", "one value for every [layer neuron]", "use the model's own"
+                f"a table of shape {tuple(table.shape)} for {self.name}",
+                "one value for every [layer neuron]",
+                "use the model's own",
             )
         return table[layers, neurons].float()
 
@@ -89,5 +91,7 @@ def as_op(op: Op | str) -> Op:
     if isinstance(op, Op):
         return op
     if op not in _NAMED:
-        raise InputError(f"op={op!r}", "an Op, 'zero' or 'add'", "build one with mechrep.interventions.mean(...) and so on")
+        raise InputError(
+            f"op={op!r}", "an Op, 'zero' or 'add'", "build one with mechrep.interventions.mean(...) and so on"
+        )
     return _NAMED[op]()

@@ -50,7 +50,9 @@ def _check_layer(model: Model, seen: dict[tuple[Site, int], Tensor], layer: int,
     rows = seen[Site.PATTERN, layer].sum(-1)
     _require(model, (rows - 1).abs().max().item() <= max(tolerance, 1e-3), f"attention rows of layer {layer} sum to 1")
     kv_heads = seen[Site.K, layer].shape[-2]
-    _require(model, kv_heads in (anatomy.n_kv_heads, anatomy.n_heads), f"layer {layer} has {anatomy.n_kv_heads} key heads")
+    _require(
+        model, kv_heads in (anatomy.n_kv_heads, anatomy.n_heads), f"layer {layer} has {anatomy.n_kv_heads} key heads"
+    )
     post, expected = seen[Site.MLP_POST, layer], seen[Site.GATE_ACT, layer]
     _require(model, post.shape[-1] == anatomy.d_mlp, f"layer {layer} has {anatomy.d_mlp} neurons")
     if anatomy.gated:
@@ -68,7 +70,9 @@ def _check_edit_counts(model: Model, tokens: Tensor) -> None:
     for layer in {0, model.anatomy.n_layers // 2, model.anatomy.n_layers - 1}:
         name = model.anatomy.hook_name(Site.MLP_POST, layer)
         cut = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda activation, hook: torch.zeros_like(activation))])
-        _require(model, bool((cut - clean).abs().max() > 0), f"removing all neurons of layer {layer} changes the logits")
+        _require(
+            model, bool((cut - clean).abs().max() > 0), f"removing all neurons of layer {layer} changes the logits"
+        )
 
 
 def _check_views_agree(model: Model, tokens: Tensor, seen: dict[tuple[Site, int], Tensor], tolerance: float) -> None:

@@ -90,7 +90,9 @@ def _refuse_changes(
     }
     if any(unmet.values()):
         asked = ", ".join(name for name, is_unmet in unmet.items() if is_unmet)
-        raise ModelError(f"{asked} for a model object", "the object as it is", "convert or move it before, or load it by name")
+        raise ModelError(
+            f"{asked} for a model object", "the object as it is", "convert or move it before, or load it by name"
+        )
 
 
 def _load_named(
@@ -109,7 +111,9 @@ def _load_named(
         return _two_views(module.to(device), tokenizer, name, revision)
     source = _local_or_hub(name)
     if revision is not None and source.startswith("/"):
-        raise ModelError(f"revision {revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint")
+        raise ModelError(
+            f"revision {revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint"
+        )
     if device_map is not None:
         return _spread(source, revision, chosen, device_map, trust_remote_code, name)
     options: dict[str, Any] = {"revision": revision} if revision else {}
@@ -131,7 +135,7 @@ def _load_named(
             f"model {name!r}" + (f" at revision {revision!r}" if revision else ""),
             f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local folder "
             "with config.json and weights",
-            f"check the spelling and the network; the loader said: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"check the spelling and the network; the loader said: {(str(error) or repr(error)).splitlines()[0]}",
         ) from error
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise ModelError(
@@ -161,7 +165,8 @@ def _has_tokenizer(source: str) -> bool:
     """Hub models bring a tokenizer; a local folder may hold bare weights."""
     folder = Path(source)
     return not folder.is_dir() or any(
-        (folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        (folder / file).exists()
+        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     )
 
 
@@ -179,7 +184,9 @@ def _two_views(module: nn.Module, tokenizer: Any, name: str, revision: str | Non
     return Model(tl, module, tokenizer=tokenizer, name=name, revision=revision)
 
 
-def _spread(source: str, revision: str | None, dtype: Any, device_map: Any, trust_remote_code: bool, name: str) -> Model:
+def _spread(
+    source: str, revision: str | None, dtype: Any, device_map: Any, trust_remote_code: bool, name: str
+) -> Model:
     """A model over several devices: loaded by TransformerLens itself, its own wrapped module as the plain view."""
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -65,7 +65,8 @@ class Model:
     def __repr__(self) -> str:
         a = self.anatomy
         views = "two views" if self.plain is not None else "TransformerLens view only"
-        return f"Model({self.name!r}, {a.architecture}, {a.n_layers} layers x {a.d_mlp} neurons, {a.n_heads} heads, {views})"
+        sizes = f"{a.n_layers} layers x {a.d_mlp} neurons, {a.n_heads} heads"
+        return f"Model({self.name!r}, {a.architecture}, {sizes}, {views})"
 
     # -- what TransformerLens offers, made safe ---------------------------------------------------------------
 
@@ -209,7 +210,9 @@ class Model:
             InputError: the model has no tokenizer, or no id to serve as BOS.
         """
         if self.tokenizer is None:
-            raise InputError(f"text for {self.name!r}", "token ids: this model has no tokenizer", "use Corpus.from_tokens")
+            raise InputError(
+                f"text for {self.name!r}", "token ids: this model has no tokenizer", "use Corpus.from_tokens"
+            )
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not (self.default_prepend_bos if prepend_bos is None else prepend_bos):
             return ids

@@ -27,8 +27,8 @@ Receiver = Callable[[Tensor, Site, int], None]
 PLAIN_SITES = frozenset({Site.RESID_PRE, Site.RESID_POST, Site.GATE_ACT, Site.MLP_POST, Site.Z})
 
 
-class _AllRead(Exception):  # noqa: N818 - a signal, not an error: it ends the forward pass from inside a hook
-    """Raised in the hook that hands over the last activation asked for."""
+class _AllRead(Exception):
+    """Raised in the hook that hands over the last activation asked for: a signal that ends the pass, no error."""
 
 
 def choose_view(model: Model, sites: Collection[Site], view: View = "auto") -> Literal["plain", "transformer_lens"]:
@@ -104,12 +104,17 @@ def _register(model: Model, site: Site, layer: int, hand_over: Callable[[Tensor]
     if site in (Site.RESID_POST, Site.GATE_ACT):
         module = (handles.layers if site is Site.RESID_POST else handles.activations)[layer]
         return module.register_forward_hook(lambda _m, _i, out: hand_over(out[0] if isinstance(out, tuple) else out))
-    module = {Site.RESID_PRE: handles.layers, Site.MLP_POST: handles.mlp_outputs, Site.Z: handles.attention_outputs}[site][
-        layer
-    ]
+    module = {Site.RESID_PRE: handles.layers, Site.MLP_POST: handles.mlp_outputs, Site.Z: handles.attention_outputs}[
+        site
+    ][layer]
     return module.register_forward_pre_hook(
-        lambda _m, args, kwargs: hand_over(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        lambda _module, args, kwargs: hand_over(_first_input(args, kwargs)), with_kwargs=True
     )
+
+
+def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that a module is called with, whether by place or by name."""
+    return args[0] if args else kwargs["hidden_states"]
 
 
 def _read_transformer_lens(model: Model, tokens: Tensor, pairs: list[tuple[Site, int]], receive: Receiver) -> None:

@@ -49,7 +49,9 @@ def sweep_conditions(
     ranking = as_ranking(neurons)
     wanted = sorted({int(k) for k in ks} - {0})
     if not list(ks) or (wanted and (wanted[0] < 0 or wanted[-1] > len(ranking))):
-        raise InputError(f"ks={list(ks)}", f"numbers from 0 to {len(ranking)}, the neurons given", "lower k or rank more neurons")
+        raise InputError(
+            f"ks={list(ks)}", f"numbers from 0 to {len(ranking)}, the neurons given", "lower k or rank more neurons"
+        )
     result = neurons if isinstance(neurons, RepetitionNeuronResult) else None
     anatomy = model.anatomy
     if result is not None and tuple(result.delta.shape) != (anatomy.n_layers, anatomy.d_mlp):

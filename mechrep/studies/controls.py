@@ -81,9 +81,7 @@ def control_units(
     return chosen
 
 
-def _nearest(
-    size: np.ndarray, inside: Sequence[int], free: np.ndarray, generator: np.random.Generator
-) -> list[int]:
+def _nearest(size: np.ndarray, inside: Sequence[int], free: np.ndarray, generator: np.random.Generator) -> list[int]:
     """For each neuron, in random order, one of the nearest free ones in ``size``; each used once."""
     left = list(free)
     picked = []

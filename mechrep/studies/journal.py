@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"store {self.folder} ({error.strerror})", "a folder to write to", "choose another") from error
+            raise StoreError(
+                f"store {self.folder} ({error.strerror})", "a folder to write to", "choose another"
+            ) from error
 
     def find(self, shard: int) -> list[dict[str, Any]] | None:
         """The records of a finished shard, or ``None``."""
@@ -41,17 +42,21 @@ class Journal:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise StoreError(f"{path} ({error})", "a shard written by this study", "delete that file and run again") from error
+            raise StoreError(
+                f"{path} ({error})", "a shard written by this study", "delete that file and run again"
+            ) from error
 
     def keep(self, shard: int, records: list[dict[str, Any]]) -> None:
         """Write a finished shard in one move."""
         partial = self._path(shard).with_suffix(".partial")
         try:
             partial.write_text(json.dumps(records), encoding="utf-8")
-            os.replace(partial, self._path(shard))
+            partial.replace(self._path(shard))
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise StoreError(f"{partial} ({error.strerror})", "a place to write", "free space or choose another store") from error
+            raise StoreError(
+                f"{partial} ({error.strerror})", "a place to write", "free space or choose another store"
+            ) from error
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.json"

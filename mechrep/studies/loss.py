@@ -49,7 +49,9 @@ def windows_of_text(model: Model, text: str, *, length: int | None = None, limit
     ids = model.encode(text, prepend_bos=False)
     body = length - len(bos)
     if len(ids) < body:
-        raise InputError(f"a text of {len(ids)} tokens", f"at least {body}, one window", "use a longer text or shorter windows")
+        raise InputError(
+            f"a text of {len(ids)} tokens", f"at least {body}, one window", "use a longer text or shorter windows"
+        )
     starts = range(0, len(ids) - body + 1, max(1, body // 2))
     chosen = np.unique(np.linspace(0, len(starts) - 1, min(limit, len(starts))).astype(int))
     rows = [[*bos, *ids[starts[i] : starts[i] + body]] for i in chosen]
@@ -211,6 +213,10 @@ def loss_sweep(
     operation = as_op(op)
     conditions = sweep_conditions(model, neurons, ks, controls, as_seeds(seeds))
     losses = token_losses(model, corpus, [c.intervention(operation, "all") for c in conditions], progress=progress)
-    config = {"study": "loss", "op": operation.name, "conditions": [[c.selection, c.k, c.seed, list(c.units)] for c in conditions]}
+    config = {
+        "study": "loss",
+        "op": operation.name,
+        "conditions": [[c.selection, c.k, c.seed, list(c.units)] for c in conditions],
+    }
     cells = [[c.selection, c.k, c.seed] for c in conditions]
     return LossResult(provenance_of(model, corpus, config), operation.name, cells, losses)

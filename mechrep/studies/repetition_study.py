@@ -114,9 +114,19 @@ def run_repetition_study(
     (neurons,) = CorpusCache(model, find, store=store, progress=progress).run(RepetitionNeurons(preset))
     assert isinstance(neurons, RepetitionNeuronResult)
     chosen = default_ks(model.anatomy.n_neurons) if ks is None else list(ks)
-    common: dict[str, Any] = {"neurons": neurons, "ks": chosen, "controls": controls, "seeds": seeds, "progress": progress}
+    common: dict[str, Any] = {
+        "neurons": neurons,
+        "ks": chosen,
+        "controls": controls,
+        "seeds": seeds,
+        "progress": progress,
+    }
     sweep = deactivation_sweep(model, test, preset=preset, store=store, **common)
-    others = corpus.select(corpus.frame["condition"] == "loop_free") if (corpus.frame["condition"] == "loop_free").any() else None
+    others = (
+        corpus.select(corpus.frame["condition"] == "loop_free")
+        if (corpus.frame["condition"] == "loop_free").any()
+        else None
+    )
     boosted = None
     if others is not None and int(others.lengths.max()) >= 50:
         boosted = activation_sweep(model, others, preset=preset, store=store, **common)
@@ -163,7 +173,9 @@ def _split(looping: Corpus, preset: str, seed: int) -> tuple[Corpus, Corpus]:
     if preset == "hiraoka2025":
         return looping, looping
     if len(looping) < 2:
-        raise InputError(f"{len(looping)} looping text", "at least 2: one to find neurons, one to test them", "try more prompts")
+        raise InputError(
+            f"{len(looping)} looping text", "at least 2: one to find neurons, one to test them", "try more prompts"
+        )
     share = min(_FIND_SHARE, (len(looping) - 1) / len(looping))
     return looping.split(share, seed=seed)
 
@@ -181,7 +193,9 @@ def measure_loop_share(model: Model, preset: str, *, n: int = 256, seed: int = 0
     return float(np.mean(found)), proportion_interval(int(found.sum()), n)
 
 
-def _examples(model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: int, count: int = 3) -> list[dict[str, Any]]:
+def _examples(
+    model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: int, count: int = 3
+) -> list[dict[str, Any]]:
     """A few looping texts: what came before the loop, the loop, and what is written instead when neurons are cut."""
     onsets, starts = texts.frame["onset"].astype(int), texts.frame["start"].astype(int)
     chosen = range(min(count, len(texts)))

@@ -149,7 +149,8 @@ def activation_sweep(
     Example:
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> texts = mechrep.Corpus.from_texts(["It was a fine day, and the sun stood high over the little town " * 2], model=model)
+        >>> story = "It was a fine day, and the sun stood high over the little town, where nobody slept."
+        >>> texts = mechrep.Corpus.from_texts([story], model=model)
         >>> sweep = activation_sweep(model, texts, neurons=[(3, 1)], ks=[1], controls=[], seeds=1, prompt_length=30)
         >>> sweep.to_frame()["k"].tolist()
         [0, 1]
@@ -157,7 +158,9 @@ def activation_sweep(
     corpus.check_model(model)
     free = corpus.frame["onset"].isna() if "onset" in corpus.frame else None
     if free is not None and not free.any():
-        raise NothingFoundError(f"{len(corpus)} texts, all with an onset", "loop-free texts", "collect some with n_others=")
+        raise NothingFoundError(
+            f"{len(corpus)} texts, all with an onset", "loop-free texts", "collect some with n_others="
+        )
     texts = corpus if free is None else corpus.select(free)
     if int(texts.lengths.min()) < prompt_length:
         long_enough = texts.lengths >= prompt_length
@@ -220,9 +223,7 @@ class _Sweep:
             for text, prompt in enumerate(prompts):
                 requests.append(Request(tuple(prompt), intervention, len(prompt) - 1, text))
         what = f"{self.kind} ({shard[0].selection} k={shard[0].k} ...)"
-        return run_requests(
-            self.model, requests, self.decoding, batch_size=batch_size, progress=progress, what=what
-        )
+        return run_requests(self.model, requests, self.decoding, batch_size=batch_size, progress=progress, what=what)
 
     def _outcomes(
         self,

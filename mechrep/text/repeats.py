@@ -53,5 +53,4 @@ def repeats_after_prompt(
             return watch.cycle
     if len(ids) == prompt_length:
         return None
-    cycle = detect_cycle(ids, "mechrep", special_ids=special_ids, min_copies=MIN_COPIES)
-    return cycle
+    return detect_cycle(ids, "mechrep", special_ids=special_ids, min_copies=MIN_COPIES)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult
 from mechrep.errors import InputError
-from mechrep.views.theme import ACCENT, DASHES, INK, SEQUENCE, counted, plain, styled, translucent
+from mechrep.views.theme import ACCENT, DASHES, INK, SEQUENCE, counted, styled, translucent
 
 _DRAWN_POINTS = 20_000  # more make a figure slow without showing more
 _LABELLED_LAYERS = 16  # depth stands under the layer while there is room for it
@@ -47,19 +47,31 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
             y=result.profile[layer, :, neuron].numpy(),
             name=name,
             mode="lines",
-            line={"color": SEQUENCE[place % len(SEQUENCE)], "dash": DASHES[place % len(DASHES)], "width": 3 if place == 0 else 2},
+            line={
+                "color": SEQUENCE[place % len(SEQUENCE)],
+                "dash": DASHES[place % len(DASHES)],
+                "width": 3 if place == 0 else 2,
+            },
             hovertemplate=f"{name}, rank {place + 1}<br>offset %{{x}}: %{{y:.3f}}<extra></extra>",
         )
     figure.add_vrect(x0=0, x1=result.r - 1, fillcolor=translucent(ACCENT, 0.06), line_width=0, layer="below")
     figure.add_vline(x=0, line={"color": INK, "width": 1.5, "dash": "dot"})
     figure.add_annotation(
-        x=0, y=1, yref="paper", text="onset", showarrow=False, xanchor="left", yanchor="top", xshift=5, font={"color": INK}
+        x=0,
+        y=1,
+        yref="paper",
+        text="onset",
+        showarrow=False,
+        xanchor="left",
+        yanchor="top",
+        xshift=5,
+        font={"color": INK},
     )
     return styled(
         figure,
         title=f"Activation of the top {counted(k, 'neuron')} round the onset of a loop",
         subtitle=_subtitle(result),
-        x="offset from the position that predicts the first repeated token (tokens)",
+        x="offset from the onset (tokens)",
         y="mean activation",
     )
 
@@ -100,7 +112,8 @@ def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
         line={"color": ACCENT, "width": 1},
         marker={"color": ACCENT, "size": 4},
         customdata=np.column_stack([units, error]),
-        hovertemplate="rank %{x}: L%{customdata[0]} N%{customdata[1]}<br>Δ = %{y:.4f} ± %{customdata[2]:.4f}<extra></extra>",
+        hovertemplate="rank %{x}: L%{customdata[0]} N%{customdata[1]}"
+        "<br>Δ = %{y:.4f} ± %{customdata[2]:.4f}<extra></extra>",
     )
     figure.add_hline(y=0, line={"color": INK, "width": 1})
     if result.published_k:
@@ -124,7 +137,9 @@ def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
         x="rank of the neuron (logarithmic)",
         y="Δ: repetition − normal mean activation",
     )
-    return figure.update_xaxes(type="log", dtick=1, minor={"ticks": "outside", "ticklen": 2, "dtick": "D1"})
+    return figure.update_xaxes(
+        type="log", dtick=1, tickformat=",", minor={"ticks": "outside", "ticklen": 2, "dtick": "D1"}
+    )
 
 
 def plot_layer_distribution(result: RepetitionNeuronResult, k: int | None = None) -> go.Figure:

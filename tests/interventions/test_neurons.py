@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mechrep.errors import InputError
 from mechrep.interventions import Intervention, Neurons, add, mean, resample, scale, zero
 from mechrep.interventions.edits import EditTable, position_mask, transformer_lens_hooks
 from mechrep.models.anatomy import Site
@@ -44,7 +43,9 @@ def oracle(family: str, changes: list[tuple[str, list[tuple[int, int]], Change]]
         for layer in sorted({layer for layer, _ in units}):
             neurons = [neuron for in_layer, neuron in units if in_layer == layer]
 
-            def edited(activation: Tensor, layer: int = layer, neurons: list[int] = neurons, change: Change = change) -> Tensor:
+            def edited(
+                activation: Tensor, layer: int = layer, neurons: list[int] = neurons, change: Change = change
+            ) -> Tensor:
                 out = activation.clone()
                 out[..., neurons] = torch.where(
                     mask[..., None], change(activation[..., neurons], layer, neurons), activation[..., neurons]
@@ -67,7 +68,9 @@ def reference(model: Model, intervention: Intervention, starts: Tensor | None = 
     return model.run_with_hooks(TOKENS, fwd_hooks=intervention.hooks(model, starts))
 
 
-def fast(model: Model, interventions: list[Intervention | None], starts: Tensor = STARTS, texts: tuple = (0, 1, 2)) -> Tensor:
+def fast(
+    model: Model, interventions: list[Intervention | None], starts: Tensor = STARTS, texts: tuple = (0, 1, 2)
+) -> Tensor:
     table = EditTable(model, interventions, texts)
     with table.applied():
         table.aim(torch.arange(len(texts)), position_mask(starts, TOKENS.shape[1]))
@@ -241,7 +244,11 @@ def test_a_batch_of_mixed_rows_is_row_by_row(family: str) -> None:
         alone = fast(model, [intervention] * 3)
         close(mixed[row], alone[row])
     close(mixed[1], tiny(family)(TOKENS).logits[1])
-    resampled: list[Intervention | None] = [Neurons(UNITS, resample(BANK)), post, Neurons(FIRST, resample(BANK, seed=9))]
+    resampled: list[Intervention | None] = [
+        Neurons(UNITS, resample(BANK)),
+        post,
+        Neurons(FIRST, resample(BANK, seed=9)),
+    ]
     mixed = fast(model, resampled, texts=(5, 6, 7))
     for row, intervention in enumerate(resampled):
         close(mixed[row], fast(model, [intervention] * 3, texts=(5, 6, 7))[row])

@@ -99,8 +99,8 @@ def test_activations_of_both_views_are_those_of_torch_hooks(family: str) -> None
     plain, reference, expected = read(model, "plain"), read(model, "transformer_lens"), witness(family)
     assert plain.keys() == reference.keys() == expected.keys()
     for place, value in expected.items():
-        torch.testing.assert_close(plain[place], value, atol=1e-5, rtol=1e-5, msg=lambda m: f"{place}: {m}")
-        torch.testing.assert_close(reference[place], value, atol=1e-4, rtol=1e-4, msg=lambda m: f"{place}: {m}")
+        torch.testing.assert_close(plain[place], value, atol=1e-5, rtol=1e-5, msg=f"{place} differs")
+        torch.testing.assert_close(reference[place], value, atol=1e-4, rtol=1e-4, msg=f"{place} differs")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,7 +32,8 @@ def nothing(activation: Tensor, hook: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", ["blocks.1.mlp.hook_posst", ["blocks.0.hook_resid_pre", "blocks.1.mlp.hook_posst"], {"blocks.1.mlp.hook_posst"}]
+    "names",
+    ["blocks.1.mlp.hook_posst", ["blocks.0.hook_resid_pre", "blocks.1.mlp.hook_posst"], {"blocks.1.mlp.hook_posst"}],
 )
 def test_a_typo_in_names_filter_is_refused_with_close_names(model: Model, names: Any) -> None:
     with pytest.raises(InputError, match=r"hook_posst'.*did you mean blocks\.\d\.mlp\.hook_post"):
@@ -42,7 +43,10 @@ def test_a_typo_in_names_filter_is_refused_with_close_names(model: Model, names:
 @pytest.mark.parametrize("way", ["run_with_hooks", "hooks", "add_hook"])
 def test_a_typo_in_a_hook_is_refused_before_anything_runs(model: Model, way: str) -> None:
     ran: list[str] = []
-    pairs = [("blocks.0.hook_resid_pre", lambda activation, hook: ran.append("hook")), ("blocks.0.hook_resid_prae", nothing)]
+    pairs = [
+        ("blocks.0.hook_resid_pre", lambda activation, hook: ran.append("hook")),
+        ("blocks.0.hook_resid_prae", nothing),
+    ]
     with pytest.raises(InputError, match=r"did you mean blocks\.\d\.hook_resid_pre"):
         if way == "run_with_hooks":
             model.run_with_hooks(TOKENS, fwd_hooks=pairs)
@@ -57,7 +61,12 @@ def test_a_typo_in_a_hook_is_refused_before_anything_runs(model: Model, way: str
 
 
 def test_right_names_pass_under_every_spelling(model: Model) -> None:
-    for names in ("blocks.1.mlp.hook_post", ["blocks.1.mlp.out.hook_in"], None, lambda name: name.endswith("hook_post")):
+    for names in (
+        "blocks.1.mlp.hook_post",
+        ["blocks.1.mlp.out.hook_in"],
+        None,
+        lambda name: name.endswith("hook_post"),
+    ):
         _, cache = model.run_with_cache(TOKENS, names_filter=names)
         assert len(cache) >= 1
     _, cache = model.run_with_cache(TOKENS, names_filter=["hook_embed"])

@@ -54,9 +54,11 @@ def test_a_model_is_returned_as_it_is() -> None:
     assert load_model(model) is model
 
 
-@pytest.mark.parametrize("spec", ["no-such-model", "nobody/no-such-model", "./nowhere", "/no/where", "~/no/where", "a/b/c", " "])
+@pytest.mark.parametrize(
+    "spec", ["no-such-model", "nobody/no-such-model", "./nowhere", "/no/where", "~/no/where", "a/b/c", " "]
+)
 def test_an_unknown_name_or_path_is_one_model_error(spec: str) -> None:
-    with pytest.raises(ModelError, match="given: (model|path)"):
+    with pytest.raises(ModelError, match=r"given: (model|path)"):
         load_model(spec)
 
 
@@ -75,7 +77,10 @@ def test_an_object_of_another_kind_is_refused(spec: Any) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "given: model"),
         (lambda folder: change_weights(folder, lambda weights: weights.popitem()), "weights of .* without"),
-        (lambda folder: change_weights(folder, lambda w: w.update({"lm_head.weight": torch.zeros(2, 2)})), "given: model"),
+        (
+            lambda folder: change_weights(folder, lambda w: w.update({"lm_head.weight": torch.zeros(2, 2)})),
+            "given: model",
+        ),
     ],
 )
 def test_a_damaged_folder_is_one_model_error(tmp_path: Path, damage: Any, complaint: str) -> None:

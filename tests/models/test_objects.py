@@ -1,4 +1,4 @@
-"""Models given as TransformerLens objects: a ``TransformerBridge``, or a ``HookedTransformer`` where there still is one."""
+"""Models given as TransformerLens objects: a ``TransformerBridge`` or, in 3.9, a ``HookedTransformer``."""
 
 from __future__ import annotations
 

@@ -88,7 +88,10 @@ def test_a_model_whose_neurons_write_nothing_is_refused_unless_the_check_is_off(
             ),
             "mixture-of-experts",
         ),
-        (transformers.CTRLConfig(vocab_size=61, n_embd=32, dff=48, n_layer=2, n_head=4), "decoder that TransformerLens"),
+        (
+            transformers.CTRLConfig(vocab_size=61, n_embd=32, dff=48, n_layer=2, n_head=4),
+            "decoder that TransformerLens",
+        ),
     ],
 )
 def test_other_architectures_are_refused(config: transformers.PretrainedConfig, complaint: str) -> None:

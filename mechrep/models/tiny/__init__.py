@@ -56,11 +56,13 @@ def load(revision: str | None, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
         if not path.is_file():
             known = ", ".join(revisions()) or "none in this edition"
             raise ModelError(
-                f"revision {revision!r} of mechrep-tiny", f"a kept checkpoint: {known}", "omit revision for the final one"
+                f"revision {revision!r} of mechrep-tiny",
+                f"a kept checkpoint: {known}",
+                "omit revision for the final one",
             )
     config = LlamaConfig.from_pretrained(FOLDER)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model: Any = LlamaForCausalLM(config)
     weights = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
     model.load_state_dict(weights, strict=True, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are not weights; meta left them empty

@@ -58,7 +58,7 @@ def encode_stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) 
     """All documents as one row of ids (uint16), an EOS after each."""
     pieces: list[np.ndarray] = []
     for start in range(0, len(documents), 256):
-        encoded = tokenizer(documents[start : start + 256], add_special_tokens=False)["input_ids"]
+        encoded = tokenizer(list(documents[start : start + 256]), add_special_tokens=False)["input_ids"]
         pieces.extend(np.array([*ids, tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded)
     return np.concatenate(pieces)
 
@@ -70,7 +70,9 @@ def split_documents(documents: Sequence[str], held_out_share: float, seed: int) 
     return training, [text for text, out in zip(documents, held, strict=True) if out]
 
 
-def easy_repeats(generator: np.random.Generator, stream: np.ndarray, length: int, first_ordinary: int, d_vocab: int) -> np.ndarray:
+def easy_repeats(
+    generator: np.random.Generator, stream: np.ndarray, length: int, first_ordinary: int, d_vocab: int
+) -> np.ndarray:
     """Segments of 3-32 tokens, each 2-8 times in a row; 85 % random tokens, the rest cut from the text."""
     pieces: list[np.ndarray] = []
     total = 0
@@ -86,7 +88,9 @@ def easy_repeats(generator: np.random.Generator, stream: np.ndarray, length: int
     return np.concatenate(pieces)[:length]
 
 
-def training_batch(stream: np.ndarray, recipe: Recipe, step: int, bos_id: int, first_ordinary: int) -> Int[Tensor, "batch pos"]:
+def training_batch(
+    stream: np.ndarray, recipe: Recipe, step: int, bos_id: int, first_ordinary: int
+) -> Int[Tensor, "batch pos"]:
     """The batch of one step: the same for the same recipe, stream and step."""
     generator = np.random.default_rng([recipe.seed, 2, step])
     length = recipe.sequence_length(step)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +38,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         max_position_embeddings=recipe.n_ctx,
         attention_bias=True,
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.convert_tokens_to_ids(data.BOS),
+        eos_token_id=tokenizer.convert_tokens_to_ids(data.EOS),
+        pad_token_id=tokenizer.convert_tokens_to_ids(data.PAD),
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -95,7 +94,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     weights = {name: p.detach().to("cpu", torch.float16).contiguous() for name, p in model.named_parameters()}
     temporary = path.with_suffix(".partial")
     save_file(weights, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def save_state(folder: Path, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -107,7 +106,7 @@ def save_state(folder: Path, step: int, model: nn.Module, optimizers: Sequence[t
                 tensors[f"optimizer/{index}/{parameter}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
     temporary = folder / "state.partial"
     save_file(tensors, temporary, metadata={"step": str(step)})
-    os.replace(temporary, folder / "state.safetensors")
+    temporary.replace(folder / "state.safetensors")
 
 
 def load_state(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
@@ -149,18 +148,22 @@ def prepare(paths: Sequence[Path], out: Path, recipe: Recipe) -> tuple[PreTraine
     return tokenizer, loaded["training"].numpy().astype(np.uint16), loaded["held_out"].numpy().astype(np.uint16)
 
 
-def train(paths: Sequence[Path], out: Path, recipe: Recipe, *, device: str = "cpu", compile_model: bool = False) -> None:
+def train(
+    paths: Sequence[Path], out: Path, recipe: Recipe, *, device: str = "cpu", compile_model: bool = False
+) -> None:
     """Run, or go on with, the whole training; see the module's first lines for what it leaves in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer, stream, held_out = prepare(paths, out, recipe)
     (out / "recipe.json").write_text(
-        json.dumps(recipe.to_dict() | {"data": [p.name for p in paths], "torch": torch.__version__, "device": device}, indent=1)
+        json.dumps(
+            recipe.to_dict() | {"data": [p.name for p in paths], "torch": torch.__version__, "device": device}, indent=1
+        )
     )
     model = build_model(recipe, tokenizer).to(device)
     optimizers = build_optimizers(model, recipe)
     first = load_state(out, model, optimizers)
     run_steps(model, optimizers, recipe, range(first, recipe.steps), stream, held_out, out, compile_model=compile_model)
-    model.half().save_pretrained(out)
+    model.to(torch.float16).save_pretrained(out)
 
 
 def run_steps(
@@ -176,7 +179,7 @@ def run_steps(
 ) -> None:
     """The optimizer loop, with its checkpoints, its history and its progress bar."""
     forward = torch.compile(model) if compile_model else model
-    bos, first_ordinary = model.config.bos_token_id, 3
+    bos, first_ordinary = int(model.config.bos_token_id or 0), 3  # after BOS, EOS and PAD
     keep, device = kept_steps(recipe.steps), model.device
     history = (out / "history.jsonl").open("a", encoding="utf-8")
     running, saved_at = None, time.monotonic()
@@ -185,7 +188,12 @@ def run_steps(
             if step in keep:
                 save_weights(model, out / "revisions" / f"step{step}.safetensors")
                 loss = held_out_loss(model, held_out, recipe, bos)
-                record = {"step": step, "tokens": step * recipe.tokens_per_step, "held_out_loss": loss, "training_loss": running}
+                record = {
+                    "step": step,
+                    "tokens": step * recipe.tokens_per_step,
+                    "held_out_loss": loss,
+                    "training_loss": running,
+                }
                 history.write(json.dumps(record) + "\n")
                 history.flush()
             if step == steps.stop:
@@ -214,7 +222,9 @@ def run_steps(
 def main() -> None:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(prog="python -m mechrep.models.tiny.train", description=__doc__)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.gz (field text) or .txt files")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, help=".jsonl, .jsonl.gz (field text) or .txt files"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, tokenizer, history, revisions")
     parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="tokens to train on")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
