@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,9 @@ from mechrep.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Not `Self`, which the checker of shapes (beartype, function by function) cannot resolve.
+R = TypeVar("R", bound="Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +43,20 @@ class Result:
         """Write the result to a folder of its own, complete or not at all.
 
         Raises:
-            StoreError: the folder cannot be written.
+            StoreError: the folder cannot be written, or holds something that is no result.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         target = Path(folder)
+        if target.is_dir() and any(target.iterdir()) and not (target / "result.json").is_file():
+            raise StoreError(
+                f"{target}, a folder of other things", "a new folder, or one of an earlier result", "choose one"
+            )
         partial = target.with_name(target.name + ".partial")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+        # Copies: safetensors refuses tensors that share memory.
+        tensors = {name: value.clone().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in values.items() if not isinstance(value, (Tensor, Provenance))}
         record = {"kind": type(self).__name__, "values": plain, "provenance": self.provenance.to_dict()}
         try:
@@ -58,14 +67,14 @@ class Result:
             if target.exists():
                 shutil.rmtree(target)
             partial.replace(target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise StoreError(
-                f"result folder {target} ({error.strerror})", "a place to write", "free space or choose another"
+                f"result folder {target} ({error})", "a place to write", "free space or choose another"
             ) from error
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls: type[R], folder: str | Path) -> R:
         """Read a result that :meth:`save` wrote.
 
         Raises:
@@ -84,7 +93,9 @@ class Result:
                 )
             return cls(**(record["values"] | tensors), provenance=Provenance(**record["provenance"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise StoreError(f"{path} ({error})", "a folder written by save()", "save the result again") from error
+            raise StoreError(
+                f"{path} ({error})", "a folder written by save()", "delete it and make the result again"
+            ) from error
 
     def top(self, k: int) -> list[Any]:
         """The first ``k`` units of the ranking."""

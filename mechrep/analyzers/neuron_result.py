@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -63,7 +63,7 @@ class RepetitionNeuronResult(Result):
     @classmethod
     def from_state(
         cls, state: Mapping[str, Tensor], provenance: Provenance, r: int, texts: Sequence[str], dropped: int
-    ) -> Self:
+    ) -> RepetitionNeuronResult:
         """Turn sums into means; a window without a single position gives NaN."""
         counts = state["counts"]
         normal, repetition, published, clean = (
@@ -140,7 +140,7 @@ class RepetitionNeuronResult(Result):
     def to_frame(self, k: int | None = None) -> pd.DataFrame:
         """One row per neuron, best first: rank, layer, neuron, delta, its standard error, t, dprime, both means."""
         units = self.ranking() if k is None else self.top(k)
-        layers, neurons = torch.tensor(units).reshape(-1, 2).T
+        layers, neurons = torch.tensor(units, dtype=torch.long).reshape(-1, 2).T
         columns = (
             "delta",
             "standard_error",

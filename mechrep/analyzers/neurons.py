@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult as RepetitionNeuronResult
-from mechrep.analyzers.windows import Window, WindowPositions, usable_texts, window_positions
+from mechrep.analyzers.windows import Window, WindowPositions, check_onsets, usable_texts, window_positions
 from mechrep.cache.analyzer import Analyzer, Batch
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.anatomy import Anatomy, Site
@@ -64,12 +64,12 @@ class RepetitionNeurons(Analyzer):
     ) -> None:
         if preset not in _PRESET_WINDOWS:
             raise InputError(f"preset {preset!r}", f"one of {sorted(_PRESET_WINDOWS)}", "choose one of these")
-        if window not in (None, "published", "paper_form", "clean") or r < 1:
+        if window not in (None, "published", "paper_form", "clean") or not isinstance(r, int) or r < 1:
             raise InputError(
-                f"window={window!r}, r={r}", "'published', 'paper_form' or 'clean', r >= 1", "correct them"
+                f"window={window!r}, r={r}", "'published', 'paper_form' or 'clean', a whole r >= 1", "correct them"
             )
-        if Site(site) not in (Site.GATE_ACT, Site.MLP_POST):
-            raise InputError(f"site {Site(site).value!r}", "gate_act or mlp_post", "choose one of these")
+        if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
+            raise InputError(f"site {str(site)!r}", "gate_act or mlp_post", "choose one of these")
         self.preset, self.r, self.site = preset, r, Site(site)
         self.window: Window = window or _PRESET_WINDOWS[preset]
         self.sites = frozenset({self.site})  # pyright: ignore[reportAttributeAccessIssue]
@@ -82,16 +82,16 @@ class RepetitionNeurons(Analyzer):
 
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
         """Empty sums for this model's neurons; refuses a corpus without a usable looping text."""
-        self._usable = usable_texts(frame, self.window)
-        if not self._usable.any():
+        usable = usable_texts(frame, self.window)
+        if not usable.any():
             raise NothingFoundError(
                 f"{len(frame)} texts, none with an onset and a {self.window} window before it",
                 "looping texts that are longer than the window's edge",
                 "mark cycles with corpus.with_cycles(), collect loops with mechrep.generation.collect_loops, or choose "
                 "another window",
             )
-        self._ids = frame["id"][self._usable].tolist()
-        self._dropped = int((~self._usable).sum())
+        self._ids = dict.fromkeys(frame["id"][usable])
+        self._dropped = set(frame["id"][~usable])
         shape, columns = (anatomy.n_layers, anatomy.d_mlp), 2 * self.r + 1
         names = ("normal_sum", "repetition_sum", "published_sum", "clean_sum", "normal_squares", "repetition_squares")
         self.state = {name: torch.zeros(shape, dtype=torch.float64) for name in (*names, "text_sum", "text_squares")}
@@ -107,6 +107,7 @@ class RepetitionNeurons(Analyzer):
             mask = usable_texts(batch.frame, self.window)
             rows = torch.from_numpy(mask.nonzero()[0]).to(batch.tokens.device)
             facts = batch.frame.loc[mask]
+            check_onsets(facts, batch.lengths[rows])
             onset, first = (
                 torch.tensor(facts[column].astype(int).to_numpy(), device=rows.device) for column in ("onset", "start")
             )
@@ -118,23 +119,23 @@ class RepetitionNeurons(Analyzer):
         rows, at = self._windows(batch)
         if not len(rows):
             return
-        seen = activation[rows[:, None], at.index]  # [text column neuron]: only what the windows need
-        seen = seen if seen.dtype == torch.float64 else seen.float()
+        device = activation.device  # the layers of a spread model lie on several
+        # [text column neuron]: only what the windows need; in float64, so that equal values have no variance.
+        seen = activation[rows.to(device)[:, None], at.index.to(device)].double()
         weights = torch.stack([at.normal, at.repetition, at.published, at.clean], dim=1).to(seen)
-        sums = torch.bmm(weights, seen).double()  # [text window neuron]
+        sums = torch.bmm(weights, seen)  # [text window neuron]
         state, columns = self.state, 2 * self.r + 1
         for window, name in enumerate(("normal", "repetition", "published", "clean")):
             state[f"{name}_sum"][layer] += sums[:, window].sum(0).cpu()
-        squares = (weights[:, :2].transpose(0, 1).flatten(1) @ seen.square().flatten(0, 1)).double().cpu()
+        squares = (weights[:, :2].transpose(0, 1).flatten(1) @ seen.square().flatten(0, 1)).cpu()
         state["normal_squares"][layer] += squares[0]
         state["repetition_squares"][layer] += squares[1]
-        counts = weights[:, :2].sum(-1).double()
-        whole = (counts > 0).all(-1)
-        differences = (sums[:, 1] / counts[:, 1:2] - sums[:, 0] / counts[:, 0:1])[whole]
+        counts = weights[:, :2].sum(-1)
+        differences = sums[:, 1] / counts[:, 1:2] - sums[:, 0] / counts[:, 0:1]
         state["text_sum"][layer] += differences.sum(0).cpu()
         state["text_squares"][layer] += differences.square().sum(0).cpu()
         profile = torch.einsum("tc,tcn->cn", at.valid[:, :columns].to(seen), seen[:, :columns])
-        state["profile_sum"][layer] += profile.double().cpu()
+        state["profile_sum"][layer] += profile.cpu()
 
     def finish_batch(self, batch: Batch) -> None:
         """Count the texts and positions of the batch, once for all layers."""
@@ -144,9 +145,16 @@ class RepetitionNeurons(Analyzer):
         for window, weights in enumerate((at.normal, at.repetition, at.published, at.clean)):
             self.state["counts"][window] += weights.sum().double().cpu()
 
+    def merge(self, other: Analyzer) -> None:
+        """Add the state of another analyzer with the same settings, and the names of its texts."""
+        super().merge(other)
+        assert isinstance(other, RepetitionNeurons)
+        self._ids |= other._ids
+        self._dropped |= other._dropped
+
     def result(self, provenance: Provenance) -> RepetitionNeuronResult:
         """Means, differences, their errors and the profile round the onset."""
-        return RepetitionNeuronResult.from_state(self.state, provenance, self.r, self._ids, self._dropped)
+        return RepetitionNeuronResult.from_state(self.state, provenance, self.r, list(self._ids), len(self._dropped))
 
     def load_result(self, folder: Path) -> RepetitionNeuronResult:
         """Read a stored result."""

@@ -25,6 +25,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechrep.errors import InputError
+
 Window = Literal["published", "paper_form", "clean"]
 
 
@@ -76,6 +78,22 @@ def window_positions(
     normal = is_clean if window == "clean" else (from_onset >= shift - r) & (from_onset < shift)
     weights = [(valid & columns[None]).float() for columns in (normal, repetition, published, is_clean)]
     return WindowPositions(index.clamp(min=0).minimum(lengths[:, None] - 1), valid, *weights)
+
+
+def check_onsets(frame: pd.DataFrame, lengths: Int[Tensor, " text"]) -> None:
+    """Refuse loops that do not lie in their texts; the facts may come from the user.
+
+    Raises:
+        InputError: naming the first text without ``0 <= start < onset < length``.
+    """
+    facts = zip(frame["id"], frame["start"], frame["onset"], lengths.tolist(), strict=True)
+    for name, first, onset, length in facts:
+        if not 0 <= first < onset < length:
+            raise InputError(
+                f"text {name!r} of {length} tokens with a loop from {first} and onset {onset}",
+                "0 <= start < onset < length",
+                "mark cycles with corpus.with_cycles()",
+            )
 
 
 def usable_texts(frame: pd.DataFrame, window: Window) -> np.ndarray:

@@ -77,13 +77,14 @@ class Analyzer(ABC):
         """Add the state of another analyzer with the same settings.
 
         Raises:
-            InputError: another kind or other settings.
+            InputError: another kind or other settings, or a state of another model.
         """
         if type(other) is not type(self) or other.config != self.config:
             raise InputError(
                 f"{type(other).__name__} {other.config}", f"{type(self).__name__} {self.config}", "merge like with like"
             )
-        self.load_state({name: value + other.state[name] for name, value in self.state.items()})
+        self._check_shapes(other.state)
+        self.state = {name: value + other.state[name] for name, value in self.state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over a stored state.
@@ -91,9 +92,10 @@ class Analyzer(ABC):
         Raises:
             InputError: tensors of other names or shapes.
         """
-        shapes = {name: tuple(value.shape) for name, value in self.state.items()}
-        if {name: tuple(value.shape) for name, value in state.items()} != shapes:
-            raise InputError(
-                "a state of another model or version", f"tensors {shapes}", "delete the store and run again"
-            )
+        self._check_shapes(state)
         self.state = {name: torch.as_tensor(value).clone() for name, value in state.items()}
+
+    def _check_shapes(self, state: Mapping[str, Tensor]) -> None:
+        given, own = ({name: tuple(value.shape) for name, value in s.items()} for s in (state, self.state))
+        if given != own:
+            raise InputError(f"a state of tensors {given}", f"tensors {own}, of one model and version", "run again")

@@ -93,8 +93,12 @@ class CorpusCache:
             InputError: no analyzer, or a corpus that lacks what an analyzer needs.
             StoreError: the store cannot be read or written.
         """
-        if not analyzers:
-            raise InputError("no analyzer", "at least one", "pass for instance mechrep.RepetitionNeurons()")
+        if not analyzers or len({id(analyzer) for analyzer in analyzers}) < len(analyzers):
+            raise InputError(
+                f"{len(analyzers)} analyzers, none or one of them twice",
+                "at least one, each once",
+                "pass for instance mechrep.RepetitionNeurons()",
+            )
         results: dict[int, Result] = {}
         keys: dict[int, str] = {}
         for index, analyzer in enumerate(analyzers):
@@ -177,18 +181,16 @@ class CorpusCache:
             positions: all by default (``query_pos`` for ``SCORES`` and ``PATTERN``).
 
         Raises:
-            InputError: more than ``max_gib``, with the size, or a site, layer or text that does not exist.
+            InputError: more than ``max_gib``, with the size; a site, layer or text that does not exist, none or twice.
         """
         chosen_layers = list(range(self.model.anatomy.n_layers)) if layers is None else list(layers)
         chosen_texts = list(range(len(self.corpus))) if texts is None else list(texts)
-        if any(not 0 <= text < len(self.corpus) for text in chosen_texts):
-            raise InputError(
-                f"texts {chosen_texts[:5]}", f"numbers from 0 to {len(self.corpus) - 1}", "count texts from 0"
-            )
-        span = range(*(positions or slice(None)).indices(int(self.corpus.lengths[chosen_texts].max())))
-        self._check_size(site, len(chosen_layers), len(chosen_texts), len(span))
-        place = {text: row for row, text in enumerate(chosen_texts)}
+        _check_numbers("texts", chosen_texts, len(self.corpus))
+        _check_numbers("layers", chosen_layers, self.model.anatomy.n_layers)
         full = int(self.corpus.lengths[chosen_texts].max())
+        span = range(*(positions or slice(None)).indices(full))
+        self._check_size(site, len(chosen_layers) * len(chosen_texts) * len(span), full)
+        place = {text: row for row, text in enumerate(chosen_texts)}
         collected: dict[str, Any] = {}
 
         for texts_now in self.batches(self.order(chosen_texts)):
@@ -207,10 +209,10 @@ class CorpusCache:
             read_activations(self.model, batch.tokens, {site: chosen_layers}, receive, view=self.view)
         return collected["all"]
 
-    def _check_size(self, site: Site, layers: int, texts: int, positions: int) -> None:
+    def _check_size(self, site: Site, places: int, key_positions: int) -> None:
         anatomy = self.model.anatomy
         if site in (Site.SCORES, Site.PATTERN):
-            per_position = anatomy.n_heads * int(self.corpus.lengths.max())
+            per_position = anatomy.n_heads * key_positions
         else:
             heads = {
                 Site.Q: anatomy.n_heads,
@@ -219,7 +221,7 @@ class CorpusCache:
                 Site.V: anatomy.n_kv_heads,
             }
             per_position = heads.get(site, 1) * anatomy.width(site)
-        gib = layers * texts * positions * per_position * self.model.dtype.itemsize / 2**30
+        gib = places * per_position * self.model.dtype.itemsize / 2**30
         if gib > self.max_gib:
             raise InputError(
                 f"{gib:.2f} GiB of {site.value}",
@@ -239,6 +241,13 @@ class CorpusCache:
             return self.model.run_with_cache(tokens, names_filter=names_filter)[1]
 
 
+def _check_numbers(what: str, chosen: Sequence[int], available: int) -> None:
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= number < available for number in chosen):
+        raise InputError(
+            f"{what} {list(chosen)[:5]}", f"numbers from 0 to {available - 1}, at least one, none twice", "correct them"
+        )
+
+
 def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Tensor:
     """Zeros where there is no text, and every row as long as the longest of all texts asked for."""
     length = batch.tokens.shape[1]
@@ -253,9 +262,6 @@ def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Te
 
 
 def _cut(tensor: Tensor, site: Site, span: range) -> Tensor:
-    """Only the positions in ``span``; they are the third axis from the left once layers lead."""
-    if site in (Site.SCORES, Site.PATTERN):
-        axis = -2
-    else:
-        axis = -3 if site in (Site.Q, Site.K, Site.V, Site.Z) else -2
-    return tensor.index_select(axis, torch.tensor(list(span), device=tensor.device))
+    """Only the (query) positions in ``span``."""
+    axis = -3 if site in (Site.Q, Site.K, Site.V, Site.Z) else -2
+    return tensor.index_select(axis, torch.tensor(list(span), dtype=torch.long, device=tensor.device))

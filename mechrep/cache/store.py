@@ -43,12 +43,11 @@ class Store:
 
     def key(self, model: Model, corpus: Corpus, analyzer: Analyzer) -> str:
         """Fingerprint of everything that decides an analyzer's numbers."""
-        facts = corpus.frame[[c for c in ("onset", "start", "period") if c in corpus.frame]]
         record = {
             "model": model.fingerprint(),
             "dtype": str(model.dtype),
             "corpus": corpus.fingerprint(),
-            "facts": json.loads(facts.to_json(orient="values")),
+            "facts": corpus.frame.to_json(orient="split", default_handler=str),
             "analyzer": type(analyzer).__name__,
             "config": analyzer.config,
             "versions": package_versions(),

@@ -45,7 +45,7 @@ PRESETS = {
     "hiraoka2025": LoopPreset(),
     # The canonical detector sees loops of any period, and two copies at a text's end are no loop yet: like the
     # published detector, ask for a third.
-    "mechrep": LoopPreset(detector="mechrep", min_copies=MIN_COPIES),
+    "mechrep": LoopPreset(detector="mechrep", min_copies=float(MIN_COPIES)),
 }
 
 

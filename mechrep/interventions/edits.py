@@ -173,12 +173,17 @@ class EditTable:
         site, layer = place
         handles = self.model.handles
         assert handles is not None
+
+        def edit_output(_module: Any, _args: Any, output: Any) -> Tensor:
+            return self._edit(output, place)
+
+        def edit_input(_module: Any, args: Any) -> tuple[Any, ...]:
+            return (self._edit(args[0], place), *args[1:])
+
         if site is Site.GATE_ACT:
-            return handles.activations[layer].register_forward_hook(lambda _m, _i, out: self._edit(out, place))
+            return handles.activations[layer].register_forward_hook(edit_output)
         if site is Site.MLP_POST:
-            return handles.mlp_outputs[layer].register_forward_pre_hook(
-                lambda _m, args: (self._edit(args[0], place), *args[1:])
-            )
+            return handles.mlp_outputs[layer].register_forward_pre_hook(edit_input)
         raise InputError(
             f"an edit at {site.value}", "gate_act or mlp_post on the plain view", "use view='transformer_lens'"
         )

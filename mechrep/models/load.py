@@ -125,9 +125,10 @@ def _load_named(
     transformers_logging.disable_progress_bar()
     try:
         with quiet_boot():
-            module, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=chosen, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
+            module, report = loaded
             if tokenizer is None and _has_tokenizer(source):
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:

@@ -101,15 +101,20 @@ def _register(model: Model, site: Site, layer: int, hand_over: Callable[[Tensor]
     """One torch hook on the plain view; returns its handle."""
     handles = model.handles
     assert handles is not None
+
+    def output_hook(_module: Any, _args: Any, output: Any) -> None:
+        hand_over(output[0] if isinstance(output, tuple) else output)
+
+    def input_hook(_module: Any, args: Any, kwargs: Any) -> None:
+        hand_over(_first_input(args, kwargs))
+
     if site in (Site.RESID_POST, Site.GATE_ACT):
         module = (handles.layers if site is Site.RESID_POST else handles.activations)[layer]
-        return module.register_forward_hook(lambda _m, _i, out: hand_over(out[0] if isinstance(out, tuple) else out))
+        return module.register_forward_hook(output_hook)
     module = {Site.RESID_PRE: handles.layers, Site.MLP_POST: handles.mlp_outputs, Site.Z: handles.attention_outputs}[
         site
     ][layer]
-    return module.register_forward_pre_hook(
-        lambda _module, args, kwargs: hand_over(_first_input(args, kwargs)), with_kwargs=True
-    )
+    return module.register_forward_pre_hook(input_hook, with_kwargs=True)
 
 
 def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,14 +45,19 @@ def sweep_conditions(
     """The untouched model, the first ``k`` neurons, and each control from each seed, for every ``k``.
 
     Raises:
-        InputError: no ``k``, a ``k`` larger than the ranking, or a control that cannot be drawn.
+        InputError: no ``k``, a ``k`` larger than the ranking, a control twice or one that cannot be drawn.
     """
     ranking = as_ranking(neurons)
-    wanted = sorted({int(k) for k in ks} - {0})
-    if not list(ks) or (wanted and (wanted[0] < 0 or wanted[-1] > len(ranking))):
+    try:
+        numbers = {operator.index(k) for k in ks}
+    except TypeError:
+        numbers = set()
+    if not numbers or min(numbers) < 0 or max(numbers) > len(ranking):
         raise InputError(
-            f"ks={list(ks)}", f"numbers from 0 to {len(ranking)}, the neurons given", "lower k or rank more neurons"
+            f"ks={ks}", f"a list of numbers from 0 to {len(ranking)}, the neurons given", "lower k or rank more neurons"
         )
+    if len(set(controls)) < len(controls):
+        raise InputError(f"controls={list(controls)}", "each control once", "raise seeds to draw it more often")
     result = neurons if isinstance(neurons, RepetitionNeuronResult) else None
     anatomy = model.anatomy
     if result is not None and tuple(result.delta.shape) != (anatomy.n_layers, anatomy.d_mlp):
@@ -61,7 +67,7 @@ def sweep_conditions(
             "use the model that the result was measured on",
         )
     conditions = [Condition("none", 0, 0, ())]
-    for k in wanted:
+    for k in sorted(numbers - {0}):
         top = ranking[:k]
         conditions.append(Condition("top", k, 0, tuple(top)))
         for control in controls:

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import bisect
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,12 +85,17 @@ def control_units(
 
 def _nearest(size: np.ndarray, inside: Sequence[int], free: np.ndarray, generator: np.random.Generator) -> list[int]:
     """For each neuron, in random order, one of the nearest free ones in ``size``; each used once."""
-    left = list(free)
+    left = free[np.argsort(size[free], kind="stable")].tolist()  # smallest first, so that the nearest are neighbours
+    sizes = size[left].tolist()
     picked = []
     for neuron in generator.permutation(inside):
-        distance = np.abs(size[left] - size[neuron])
-        near = np.argsort(distance, kind="stable")[:_NEIGHBOURS]
-        picked.append(left.pop(int(generator.choice(near))))
+        own = float(size[neuron])
+        place = bisect.bisect_left(sizes, own)
+        around = range(max(0, place - _NEIGHBOURS), min(len(sizes), place + _NEIGHBOURS))
+        near = sorted(around, key=lambda i: abs(sizes[i] - own))[:_NEIGHBOURS]
+        index = near[int(generator.integers(len(near)))]
+        sizes.pop(index)
+        picked.append(left.pop(index))
     return picked
 
 
@@ -96,21 +103,32 @@ def as_ranking(neurons: RepetitionNeuronResult | Sequence[Unit]) -> list[Unit]:
     """The ranked units of a result, or the list itself.
 
     Raises:
-        InputError: an empty list.
+        InputError: an empty list, or one of other things than pairs.
     """
     if isinstance(neurons, RepetitionNeuronResult):
         return neurons.ranking()
-    ranking = [(int(layer), int(neuron)) for layer, neuron in neurons]
+    try:
+        ranking = [(operator.index(layer), operator.index(neuron)) for layer, neuron in neurons]
+    except (TypeError, ValueError):
+        ranking = []
     if not ranking:
-        raise InputError("neurons=[]", "a ranked list of (layer, neuron), or a result", "pass result.top(k)")
+        raise InputError(
+            f"neurons={list(neurons)[:3]}", "a ranked list of (layer, neuron), or a result", "pass result.top(k)"
+        )
     return ranking
 
 
 def as_seeds(seeds: int | Sequence[int]) -> list[int]:
-    """``n`` means the seeds 0 .. n-1."""
+    """``n`` means the seeds 0 .. n-1.
+
+    Raises:
+        InputError: no seed, one twice, or a negative one.
+    """
     chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise InputError(f"seeds={seeds!r}", "at least one seed, none twice", "pass a number of seeds or a list")
+    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+        raise InputError(
+            f"seeds={seeds!r}", "at least one seed, none twice or negative", "pass a number of seeds or a list"
+        )
     return chosen
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _TOKENS_PER_BATCH = 4096
+_SHORTEST_WINDOW = 4  # the second half then has a token to predict and one that predicts it
 
 
 def windows_of_text(model: Model, text: str, *, length: int | None = None, limit: int = 16) -> Corpus:
@@ -42,9 +43,15 @@ def windows_of_text(model: Model, text: str, *, length: int | None = None, limit
         limit: at most so many windows, spread evenly over the text.
 
     Raises:
-        InputError: a text shorter than one window.
+        InputError: a text shorter than one window, windows too short to be scored, or no window.
     """
     length = min(model.anatomy.n_ctx, 1024) if length is None else length
+    if length < _SHORTEST_WINDOW or limit < 1:
+        raise InputError(
+            f"length={length}, limit={limit}",
+            f"windows of at least {_SHORTEST_WINDOW} tokens, at least one",
+            "raise it",
+        )
     bos = [model.bos_id] if model.default_prepend_bos and model.bos_id is not None else []
     ids = model.encode(text, prepend_bos=False)
     body = length - len(bos)
@@ -77,8 +84,12 @@ def token_losses(
     """
     corpus.check_model(model)
     length = int(corpus.lengths[0])
-    if not bool((corpus.lengths == length).all()) or length < 4:
-        raise InputError("windows of different lengths", "one length of at least 4", "cut them with windows_of_text")
+    if not bool((corpus.lengths == length).all()) or length < _SHORTEST_WINDOW:
+        raise InputError(
+            f"windows of {int(corpus.lengths.min())} to {int(corpus.lengths.max())} tokens",
+            f"one length of at least {_SHORTEST_WINDOW}",
+            "cut them with windows_of_text",
+        )
     losses = torch.zeros(len(interventions), len(corpus))
     measure = _reference_losses if model.plain is None or model.processed else _fast_losses
     with progress_bar(losses.numel(), "measuring loss", "window", progress) as bar:

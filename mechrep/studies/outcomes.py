@@ -51,12 +51,13 @@ def outcome_of(
         special_ids: no cycle on their own.
 
     Returns:
-        ``repeating``; ``escaped_at`` (tokens after the onset, ``None`` while in the loop); ``relooped`` (repeating
-        although it escaped, or was free); ``new_period`` of that loop; ``new_tokens``.
+        ``repeating``; ``escaped_at`` (tokens after the onset, ``None`` while in the loop); ``relooped`` (in a loop that
+        reaches beyond its escape, or was free before); ``new_period`` of that loop; ``new_tokens``.
     """
     cycle = repeats_after_prompt(ids, prompt_length, preset, eos_id=eos_id, special_ids=special_ids)
     escaped_at = None if old is None else old.escape(ids)
-    relooped = cycle is not None and (old is None or escaped_at is not None)
+    # A loop that ends before the escape is the old one.
+    relooped = cycle is not None and (old is None or (escaped_at is not None and cycle.end > old.onset + escaped_at))
     return {
         "repeating": cycle is not None,
         "escaped_at": escaped_at,

@@ -11,6 +11,7 @@ import numpy as np
 
 from mechrep.analyzers.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.cache.corpus_cache import CorpusCache
+from mechrep.cache.store import Store
 from mechrep.errors import InputError
 from mechrep.generation.generate import run_requests
 from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
@@ -158,13 +159,13 @@ def _collect(
     """The corpus, read back from the store when the same model has written it before."""
     path = None
     if store is not None:
+        Store(Path(store))  # refuses a place that cannot be written before anything is computed
         path = Path(store) / f"corpus-{model.fingerprint()}-{preset}-{n_loops}-{n_others}-{seed}.parquet"
         if path.exists():
             return Corpus.load(path)
     corpus = collect_loops(model, n_loops, n_others=n_others, preset=preset, seed=seed, progress=progress)
     corpus = corpus.with_columns(prompts_tried=corpus.frame.attrs["prompts"])
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         corpus.save(path)
     return corpus
 

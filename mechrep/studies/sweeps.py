@@ -6,11 +6,15 @@ stops.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult
+from mechrep.analyzers.windows import check_onsets
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.generate import run_requests
 from mechrep.generation.requests import Continuation, Decoding, Request
@@ -74,7 +78,8 @@ def deactivation_sweep(
         A :class:`SweepResult` whose ``to_frame()`` has one row per condition.
 
     Raises:
-        InputError: ``k`` larger than the number of neurons, a control that cannot be drawn, another model's corpus.
+        InputError: ``k`` larger than the number of neurons, a control that cannot be drawn, another model's corpus,
+            a loop that does not lie in its text.
         NothingFoundError: no text with an onset is left.
 
     Source: Hiraoka & Inui 2025 (arXiv 2410.13497), section on deactivation.
@@ -185,7 +190,6 @@ class _Sweep:
     ) -> None:
         self.model, self.texts, self.kind, self.preset, self.op = model, texts, kind, preset, op
         self.stop_early = stop_early
-        self.eos_id = min(model.eos_ids, default=None)
         self.decoding = Decoding(max_new_tokens, ["eos", preset] if stop_early else "eos")
 
     def run(
@@ -198,7 +202,7 @@ class _Sweep:
         store: str | Path | None,
         progress: bool | None,
     ) -> SweepResult:
-        config = self._config(conditions)
+        config = self._config(conditions, prompts, loops)
         provenance = provenance_of(self.model, self.texts, config)
         journal = None if store is None else Journal(Path(store), provenance)
         per_shard = max(1, _ROWS_PER_SHARD // len(prompts))
@@ -241,22 +245,35 @@ class _Sweep:
                 len(prompts[text]),
                 preset=self.preset,
                 old=loops[text],
-                eos_id=self.eos_id,
+                eos_id=answer.ids[-1] if answer.reason == "eos" else None,
                 special_ids=special,
             )
             cell = {"selection": condition.selection, "k": condition.k, "seed": condition.seed, "text": ids[text]}
             records.append(cell | facts | {"stop_reason": answer.reason})
         return records
 
-    def _config(self, conditions: Sequence[Condition]) -> dict[str, Any]:
+    def _config(
+        self, conditions: Sequence[Condition], prompts: Sequence[Sequence[int]], loops: Sequence[OldLoop | None]
+    ) -> dict[str, Any]:
+        values = torch.as_tensor(self.op.offset, dtype=torch.float64).cpu()
+        cuts = [
+            (len(prompt), None if loop is None else loop.start) for prompt, loop in zip(prompts, loops, strict=True)
+        ]
         return {
             "study": self.kind,
             "preset": self.preset,
             "op": self.op.name,
+            "op_values": _digest(self.op.factor, self.op.seed, values.shape, values.numpy().tobytes()),
+            "cuts": _digest(cuts),
             "max_new_tokens": self.decoding.max_new_tokens,
             "stop_early": self.stop_early,
             "conditions": [[c.selection, c.k, c.seed, list(c.units)] for c in conditions],
         }
+
+
+def _digest(*values: Any) -> str:
+    """Fingerprint of what decides the outcomes, yet is too long to stand in a record."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _unseen(corpus: Corpus, neurons: RepetitionNeuronResult | Sequence[Unit], held_out: bool) -> Corpus:
@@ -274,11 +291,13 @@ def _unseen(corpus: Corpus, neurons: RepetitionNeuronResult | Sequence[Unit], he
 
 
 def _with_onset(corpus: Corpus) -> Corpus:
-    has = corpus.frame["onset"].notna()
+    has = corpus.frame["onset"].notna() & corpus.frame["start"].notna()
     if not has.any():
         raise NothingFoundError(
             f"{len(corpus)} texts without an onset",
             "texts in which a cycle was found",
             "call corpus.with_cycles() or collect loops with mechrep.generation.collect_loops",
         )
-    return corpus.select(has)
+    texts = corpus.select(has)
+    check_onsets(texts.frame, texts.lengths)
+    return texts

@@ -2,7 +2,8 @@
 
 For a published preset the answer is its detector's.  For the default it is: at some point of the continuation the text
 ended in a loop that was all but certain (:class:`~mechrep.text.watch.TailWatch`), or it ends in at least three copies.
-Both kinds of answer stay true however the text goes on, so decoding may stop at the first yes without changing it.
+The published answer of Hiraoka and Inui, and the default's first kind, stay true however the text goes on, so decoding
+may stop there without changing them.  Three copies at the end are asked for only when the text is finished.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Collection, Sequence
 from mechrep.text.cycles import Cycle, detect_cycle
 from mechrep.text.watch import TailWatch
 
-MIN_COPIES = 3.0
+MIN_COPIES = 3
 
 
 def repeats_after_prompt(

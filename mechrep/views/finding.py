@@ -141,14 +141,21 @@ def cost_sentence(result: LossResult) -> str:
 
 
 def _at_largest_k(sweep: SweepResult) -> tuple[int, pd.Series, pd.DataFrame] | None:
-    """The largest k, the row of the top neurons and the rows of the controls there."""
+    """The largest k, the row of the top neurons and the rows of the controls there.
+
+    An interval of few draws ends inside their range; here it reaches to the farthest draw, in favour of the controls.
+    """
     table = sweep.summary()
     top = table[table["selection"] == "top"]
     if top.empty:
         return None
     row = top.loc[top["k"].idxmax()]
     here = table[table["k"] == row["k"]]
-    return int(row["k"]), row, here[~here["selection"].isin(["top", "none"])]
+    controls = here[~here["selection"].isin(["top", "none"])]
+    draws = sweep.to_frame().query("k == @row.k").groupby("selection")["share"]
+    low, high = (controls["selection"].map(ends) for ends in (draws.min(), draws.max()))
+    controls = controls.assign(low=controls["low"].clip(upper=low), high=controls["high"].clip(lower=high))
+    return int(row["k"]), row, controls
 
 
 def _neurons(k: int) -> str:

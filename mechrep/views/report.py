@@ -40,10 +40,12 @@ def write_report(study: RepetitionStudy, path: str | Path) -> Path:
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(report_html(study), encoding="utf-8", newline="\n")
-        partial.replace(target)
+        try:
+            partial.write_text(report_html(study), encoding="utf-8", newline="\n")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)  # left only by a failure
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise StoreError(
             f"report {target} ({error.strerror})", "a place to write", "free space or choose another"
         ) from error

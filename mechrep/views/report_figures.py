@@ -136,7 +136,8 @@ def figures_json(figures: list[ReportFigure]) -> str:
     """
     parts = {}
     for part in figures:
-        figure = go.Figure(part.figure).update_layout(title=None, margin={"t": 60})
-        parts[part.name] = json.loads(str(figure.to_json()))
+        record = json.loads(str(go.Figure(part.figure).update_layout(margin={"t": 60}).to_json()))
+        del record["layout"]["title"]
+        parts[part.name] = record
     text = json.dumps(parts, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -42,7 +42,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[object]], n
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     below = f'<p class="note">{html.escape(note)}</p>' if note else ""
     return (
-        f'<div class="table" tabindex="0"><table><caption>{html.escape(caption)}</caption>'
+        f'<h3>{html.escape(caption)}</h3><div class="table" tabindex="0"><table aria-label="{html.escape(caption)}">'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>{below}"
     )
 
@@ -80,8 +80,8 @@ def sweep_table(sweep: SweepResult) -> str:
     cells = sweep.to_frame().set_index(["selection", "k"])
     cut = sweep.kind == "deactivation"
     rows: list[list[object]] = []
-    for k in sorted(summary["k"].unique()):
-        row: list[object] = [int(k)]
+    for k in sorted(summary["k"].unique().tolist()):
+        row: list[object] = [k]
         for name in names:
             row.append(_share(summary, "none" if k == 0 else name, k))
         if cut:
@@ -102,8 +102,8 @@ def perplexity_table(result: LossResult) -> str:
     summary = perplexity_summary(result)
     names = _selections(summary)
     rows = [
-        [int(k), *(_perplexity(summary, "none" if k == 0 else name, k) for name in names)]
-        for k in sorted(summary["k"].unique())
+        [k, *(_perplexity(summary, "none" if k == 0 else name, k) for name in names)]
+        for k in sorted(summary["k"].unique().tolist())
     ]
     what = "cut" if result.op == "zero" else "boosted"
     return table(

@@ -54,7 +54,7 @@ def plot_sweep(sweep: SweepResult) -> go.Figure:
         if cut
         else "Texts that begin to repeat when neurons are boosted",
         subtitle=f"{sweep.provenance.model['name']}, {texts}",
-        x=f"neurons {_VERBS[sweep.kind]}, k (logarithmic; 0 set apart)",
+        x=f"neurons {_VERBS[sweep.kind]}, k (logarithmic, 0 apart)",
         y="share of texts that repeat",
     )
     _number_axis(figure, table["k"].tolist())
@@ -97,7 +97,7 @@ def plot_perplexity(loss_result: LossResult) -> go.Figure:
         figure,
         title=f"Perplexity on held-out text when neurons are {verb}",
         subtitle=f"{loss_result.provenance.model['name']}, {windows} of text; untouched model {base:.2f}",
-        x=f"neurons {verb}, k (logarithmic; 0 set apart)",
+        x=f"neurons {verb}, k (logarithmic, 0 apart)",
         y="perplexity (logarithmic)" if wide else "perplexity",
     )
     _number_axis(figure, table["k"].tolist())
@@ -168,7 +168,7 @@ def _draw_selections(figure: go.Figure, table: pd.DataFrame, column: str, hover:
                 "color": style.colour,
                 "symbol": style.symbol,
                 "size": 9 if name == "top" else 8,
-                "line": {"width": 1.6},
+                "line": {"color": style.colour, "width": 1.6},
             },
             customdata=part[["k", "low", "high", "over"]].to_numpy(),
             hovertemplate=hover,

@@ -91,7 +91,7 @@ def test_a_model_that_cannot_begin_a_text_is_refused() -> None:
 
 @functools.cache
 def collected(preset: str) -> Corpus:
-    return collect_loops(embedded(), 3, n_others=2, preset=preset, seed=1, max_prompts=96, batch_size=96)
+    return collect_loops(embedded(), 3, n_others=2, preset=preset, seed=1, max_prompts=64, batch_size=64)
 
 
 @pytest.mark.parametrize("preset", ["hiraoka2025", "mechrep"])

@@ -77,7 +77,7 @@ class Histories:
         self.leave([slot for slot, row in enumerate(self.rows) if row is not None and len(row) >= LONGEST])
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.data())
 def test_every_row_sees_exactly_its_own_past(data: st.DataObject) -> None:
     histories = Histories()

@@ -43,12 +43,12 @@ def neurons(name: str = "hand", n_layers: int = N_LAYERS, d_mlp: int = D_MLP) ->
         normal_mean=normal,
         repetition_mean=normal + delta,
         normal_sd=spread,
-        repetition_sd=spread,
-        delta_published=delta,
-        delta_clean=delta,
+        repetition_sd=spread.clone(),
+        delta_published=delta.clone(),
+        delta_clean=delta.clone(),
         standard_error=error,
         t=delta / error,
-        dprime=delta,
+        dprime=delta.clone(),
         profile=profile,
         n_texts=32,
         n_dropped=1,
@@ -57,11 +57,15 @@ def neurons(name: str = "hand", n_layers: int = N_LAYERS, d_mlp: int = D_MLP) ->
     )
 
 
-def sweep(kind: str = "deactivation", name: str = "hand", counts: dict[str, tuple[int, ...]] | None = None) -> SweepResult:
+def sweep(
+    kind: str = "deactivation", name: str = "hand", counts: dict[str, tuple[int, ...]] | None = None
+) -> SweepResult:
     """Counts of repeating texts per selection and k; the second draw of a control has one text less."""
+    if counts is None:
+        counts = CUT if kind == "deactivation" else BOOSTED
     base = N_TEXTS if kind == "deactivation" else 0
     cells = [("none", 0, 0, base)]
-    for selection, per_k in (counts or (CUT if kind == "deactivation" else BOOSTED)).items():
+    for selection, per_k in counts.items():
         for k, count in zip(KS, per_k, strict=True):
             draws = (count,) if selection == "top" else (count, max(0, count - 1))
             cells += [(selection, k, seed, draw) for seed, draw in enumerate(draws)]

@@ -1,0 +1,163 @@
+"""Figures show the numbers of their results, and nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mechrep.errors import InputError
+from mechrep.studies.loss import LossResult
+from mechrep.views.neuron_plots import drawn_ranks
+from mechrep.views.plots import (
+    plot_layer_distribution,
+    plot_onset_profile,
+    plot_perplexity,
+    plot_sorted_delta,
+    plot_sweep,
+)
+from mechrep.views.sweep_plots import number_positions
+from mechrep.views.theme import STYLES
+from tests.views import study_by_hand as by_hand
+
+
+def lines(figure):
+    """The lines with markers, by name."""
+    return {trace.name: trace for trace in figure.data if trace.mode == "lines+markers"}
+
+
+def test_onset_profile_draws_the_profile_of_the_top_neurons() -> None:
+    result = by_hand.neurons()
+    figure = plot_onset_profile(result, k=3)
+    assert [trace.name for trace in figure.data] == [f"L{layer} N{neuron}" for layer, neuron in result.top(3)]
+    for trace, (layer, neuron) in zip(figure.data, result.top(3), strict=True):
+        assert list(trace.x) == list(range(-by_hand.R, by_hand.R + 1))
+        np.testing.assert_array_equal(trace.y, result.profile[layer, :, neuron].numpy())
+    assert any(shape.x0 == shape.x1 == 0 for shape in figure.layout.shapes)  # the onset
+    assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 3
+    assert "32 looping texts" in figure.layout.title.subtitle.text
+
+
+@pytest.mark.parametrize("k", [0, -1, 10_000])
+def test_onset_profile_refuses_a_number_of_neurons_that_there_is_not(k: int) -> None:
+    with pytest.raises(InputError):
+        plot_onset_profile(by_hand.neurons(), k=k)
+
+
+def test_sorted_delta_draws_every_neuron_of_a_small_model_in_order() -> None:
+    result = by_hand.neurons()
+    band, line = plot_sorted_delta(result).data
+    expected = np.sort(result.delta.numpy().flatten())[::-1]
+    np.testing.assert_allclose(line.y, expected)
+    assert list(line.x) == list(range(1, result.n_neurons + 1))
+    assert (line.customdata[0][:2] == [by_hand.N_LAYERS - 1, 7]).all()
+    np.testing.assert_allclose(band.y[: result.n_neurons] - line.y, 0.01, atol=1e-6)
+    np.testing.assert_allclose(line.y - band.y[::-1][: result.n_neurons], 0.01, atol=1e-6)
+
+
+def test_sorted_delta_marks_the_published_share() -> None:
+    result = by_hand.neurons()
+    figure = plot_sorted_delta(result)
+    assert result.published_k == 6
+    assert any(shape.x0 == shape.x1 == 6 for shape in figure.layout.shapes)
+    (note,) = (note for note in figure.layout.annotations if "published" in note.text)
+    assert note.x == pytest.approx(math.log10(6))
+
+
+def test_sorted_delta_of_one_text_has_no_band() -> None:
+    result = by_hand.neurons()
+    object.__setattr__(result, "standard_error", torch.full_like(result.standard_error, torch.nan))
+    assert len(plot_sorted_delta(result).data) == 1
+
+
+def test_a_large_model_is_drawn_with_fewer_points() -> None:
+    result = by_hand.neurons(n_layers=4, d_mlp=10_000)
+    line = plot_sorted_delta(result).data[-1]
+    ranks = np.asarray(line.x)
+    assert len(ranks) <= 20_000 and ranks[0] == 1 and ranks[-1] == 40_000 and (np.diff(ranks) > 0).all()
+    assert list(ranks[:100]) == list(range(1, 101))
+    np.testing.assert_allclose(line.y, np.sort(result.delta.numpy().flatten())[::-1][ranks - 1])
+    assert drawn_ranks(5).tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("k", [None, 50])
+def test_layer_distribution_counts_and_expects(k: int | None) -> None:
+    result = by_hand.neurons()
+    bars, even = plot_layer_distribution(result, k=k).data
+    assert list(bars.y) == result.layer_counts(k)
+    assert set(even.y) == {(k or result.published_k) / by_hand.N_LAYERS}
+    assert bars.customdata[0] == 0 and bars.customdata[-1] == 1
+
+
+def test_layer_distribution_of_one_layer() -> None:
+    bars = plot_layer_distribution(by_hand.neurons(n_layers=1), k=5).data[0]
+    assert list(bars.x) == [0] and list(bars.customdata) == [1.0]
+
+
+@pytest.mark.parametrize("kind", ["deactivation", "activation"])
+def test_sweep_draws_the_shares_of_its_summary(kind: str) -> None:
+    sweep = by_hand.sweep(kind)
+    table, figure = sweep.summary().set_index(["selection", "k"]), plot_sweep(sweep)
+    drawn = lines(figure)
+    assert set(drawn) == {style.label for style in STYLES.values()}
+    for selection, style in STYLES.items():
+        trace = drawn[style.label]
+        expected = [table.loc[("none", 0), "share"], *(table.loc[(selection, k), "share"] for k in by_hand.KS)]
+        assert list(trace.y) == expected
+        assert list(trace.customdata[:, 0]) == [0, *by_hand.KS]
+        assert [row[1] for row in trace.customdata[1:]] == [table.loc[(selection, k), "low"] for k in by_hand.KS]
+        assert trace.line.color == style.colour
+    assert len({trace.line.color for trace in drawn.values()}) == 4
+    assert "40 loop" in figure.layout.title.subtitle.text
+
+
+def test_sweep_sets_zero_apart_from_the_logarithms() -> None:
+    places = number_positions([100, 0, 10])
+    assert places[100] == 2 and places[10] == 1 and places[0] < 1
+    figure = plot_sweep(by_hand.sweep())
+    assert list(figure.layout.xaxis.ticktext) == ["0", "10", "100"]
+    assert list(figure.layout.xaxis.tickvals) == list(number_positions([0, 10, 100]).values())
+
+
+def test_sweep_bands_are_those_of_the_summary() -> None:
+    sweep = by_hand.sweep()
+    top = sweep.summary().query("selection in ('none', 'top')")
+    (band,) = (trace for trace in plot_sweep(sweep).data if trace.fill == "toself" and trace.legendgroup == "top")
+    assert list(band.y) == [*top["high"], *top["low"][::-1]]
+
+
+def test_sweep_of_the_untouched_model_alone() -> None:
+    figure = plot_sweep(by_hand.sweep(counts={}))
+    assert [list(trace.y) for trace in figure.data] == [[1.0]]
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
+    result = by_hand.losses()
+    table, drawn = result.to_frame(), lines(plot_perplexity(result))
+    assert set(drawn) == {style.label for style in STYLES.values()}
+    for selection, style in STYLES.items():
+        own = table[table["selection"] == selection]
+        means = [own[own["k"] == k]["loss"].mean() for k in by_hand.KS]
+        np.testing.assert_allclose(drawn[style.label].y, np.exp([table["loss"][0], *means]))
+
+
+def test_perplexities_far_apart_get_a_logarithmic_axis() -> None:
+    assert plot_perplexity(by_hand.losses(scale=0.1)).layout.yaxis.type == "linear"
+    assert plot_perplexity(by_hand.losses(scale=9.0)).layout.yaxis.type == "log"
+
+
+def test_names_are_escaped() -> None:
+    figures = [
+        plot_onset_profile(by_hand.neurons("<b>x")),
+        plot_sweep(by_hand.sweep(name="<b>x")),
+        plot_perplexity(by_hand.losses(name="<b>x")),
+    ]
+    assert all("&lt;b&gt;x" in figure.layout.title.subtitle.text for figure in figures)
+
+
+def test_results_offer_their_figures() -> None:
+    assert len(by_hand.neurons().plot(k=2).data) == 2
+    assert by_hand.sweep().plot().layout.title.text == plot_sweep(by_hand.sweep()).layout.title.text
+    assert isinstance(by_hand.losses(), LossResult) and by_hand.losses().plot().data
