@@ -68,7 +68,8 @@ class CorpusCache:
         corpus.check_model(model)
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch_size={batch_size!r}", "a number of texts, or 'auto'", "leave it out")
-        self.model, self.corpus, self.view, self.max_gib, self.progress = model, corpus, view, max_gib, progress
+        self.model, self.corpus, self.max_gib, self.progress = model, corpus, max_gib, progress
+        self.view: View = view
         self.batch_size = batch_size
         self.store = None if store is None else Store(Path(store))
 

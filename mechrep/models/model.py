@@ -182,18 +182,27 @@ class Model:
         return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str:
-        """SHA-256 over every weight: equal exactly when the weights are equal (computed once, again after edits)."""
+        """SHA-256 over every weight and setting: equal when the model is (computed once, again after edits)."""
         source = self.plain if self.plain is not None and not self.processed else self.tl
         versions = tuple(number for p in source.parameters() for number in (p.data_ptr(), p._version))
         if self._fingerprint is None or self._fingerprint[0] != versions:
             facts = dataclasses.asdict(self.anatomy) | {"missing": sorted(self.anatomy.missing)}
-            digest = hashlib.sha256(repr((facts, self.processed)).encode())
+            digest = hashlib.sha256(repr((facts, self.processed, self._settings())).encode())
             for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
                 raw = parameter.detach().cpu().contiguous().reshape(-1)
                 digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
                 digest.update(raw.view(torch.uint8).numpy().data)
             self._fingerprint = (versions, digest.hexdigest()[:16])
         return self._fingerprint[1]
+
+    def _settings(self) -> str:
+        """The configuration without names and versions: what is no weight yet decides logits (rope, windows, ...)."""
+        config = getattr(getattr(self.tl, "original_model", None), "config", None)
+        if config is None:
+            return ""
+        about = {"name_or_path", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+        settings = {key: value for key, value in config.to_dict().items() if key not in about}
+        return json.dumps(settings, sort_keys=True, default=str)
 
     def probe_tokens(self, length: int = 16) -> Int[Tensor, "batch pos"]:
         """Two fixed rows of ordinary ids, for checking the model against itself."""

@@ -22,6 +22,11 @@ from mechrep.views.theme import counted
 
 escape = html.escape
 _EXAMPLES = 3
+_CONTROLS = {
+    "random": "drawn from all",
+    "layer_matched": "drawn within the same layers",
+    "activation_matched": "drawn within the same layers with nearly the same activity in normal text",
+}
 _BADGES: dict[Verdict, tuple[str, str]] = {
     "beyond controls": ("good", "beyond every control"),
     "beyond controls, few texts": ("open", "beyond controls, but few texts"),
@@ -144,9 +149,7 @@ def methods(study: RepetitionStudy) -> str:
         f"({escape(str(window))}), pooled over positions, signed.",
         "<b>Cut and boost.</b> a ← 0 from the position that predicts the onset token; a ← a + 1 after 50 tokens of a "
         "loop-free text. At most 160 new tokens, greedy.",
-        "<b>Controls.</b> As many neurons: uniformly drawn; drawn within the same layers; drawn within the same "
-        "layers with "
-        "nearly the same activity in normal text. Several draws each.",
+        f"<b>Controls.</b> {escape(_controls(study.deactivation))}",
     ]
     limits = [
         "That a neuron rises is a correlation. Only the sweeps, against their controls, speak about causes.",
@@ -199,6 +202,17 @@ def _tiles(tiles: list[tuple[str, str, str]]) -> str:
         for value, what, more in tiles
     )
     return f'<dl class="tiles">{cells}</dl>'
+
+
+def _controls(sweep: SweepResult) -> str:
+    """The controls that were run, and with how many draws."""
+    table = sweep.summary()
+    run = [name for name in table["selection"].unique() if name not in ("none", "top")]
+    if not run:
+        return "None were run, so nothing here is specific to the top neurons."
+    words = "; ".join(f"{name}: {_CONTROLS.get(name, 'as named')}" for name in run)
+    draws = int(table[table["selection"].isin(run)]["draws"].max())
+    return f"As many neurons ({words}), {counted(draws, 'draw')} each."
 
 
 def _texts(sweep: SweepResult) -> int:

@@ -57,8 +57,8 @@ def neuron_table(result: RepetitionNeuronResult, k: int = _TOP) -> str:
             row.neuron,
             row.delta,
             row.standard_error,
-            row.t,
-            row.dprime,
+            _decimals(row.t),
+            _decimals(row.dprime, 3),
             row.normal_mean,
             row.repetition_mean,
         ]

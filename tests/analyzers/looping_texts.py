@@ -12,6 +12,8 @@ from mechrep.text.corpus import Corpus
 from tests.analyzers.oracle import Loop
 from tests.tiny_models import D_VOCAB
 
+NONE = -1  # first and onset of a text without a loop
+
 
 def random_loops(n: int, *, seed: int = 0, first: Sequence[int] = (1, 24), length: int = 60) -> list[Loop]:
     """Prefixes of every length, short loops and long ones: windows are clipped at both ends of some texts."""
@@ -31,8 +33,8 @@ def as_corpus(loops: Sequence[Loop], model: Model | None = None, name: str = "lo
     frame = pd.DataFrame(
         {
             "id": [f"{name}-{number}" for number in range(len(loops))],
-            "start": [loop.first for loop in loops],
-            "onset": [loop.onset for loop in loops],
+            "start": [None if loop.first == NONE else loop.first for loop in loops],
+            "onset": [None if loop.onset == NONE else loop.onset for loop in loops],
         }
     )
     return Corpus.from_tokens([loop.ids for loop in loops], model=model, frame=frame)
