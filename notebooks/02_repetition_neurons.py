@@ -48,9 +48,7 @@ find, test = looping.split(0.7, seed=0)
 cache = mechrep.CorpusCache(model, find)
 published, neurons = cache.run(mechrep.RepetitionNeurons("hiraoka2025"), mechrep.RepetitionNeurons())
 overlap = len(set(published.top(50)) & set(neurons.top(50)))
-print(
-    f"{overlap} of the top 50 neurons are the same under both windows; {neurons.n_texts} texts, {neurons.n_dropped} dropped"
-)
+print(f"{overlap} of the top 50 are the same; {neurons.n_texts} texts, {neurons.n_dropped} dropped")
 neurons.to_frame(10).round(3)
 
 # %%

@@ -120,8 +120,10 @@ class RepetitionNeurons(Analyzer):
         if not len(rows):
             return
         device = activation.device  # the layers of a spread model lie on several
-        # [text column neuron]: only what the windows need; in float64, so that equal values have no variance.
-        seen = activation[rows.to(device)[:, None], at.index.to(device)].double()
+        # [text column neuron]: only what the windows need; in float64, so that equal values have no variance (Apple's
+        # GPUs have none).
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        seen = activation[rows.to(device)[:, None], at.index.to(device)].to(wide)
         weights = torch.stack([at.normal, at.repetition, at.published, at.clean], dim=1).to(seen)
         sums = torch.bmm(weights, seen)  # [text window neuron]
         state, columns = self.state, 2 * self.r + 1
@@ -141,9 +143,9 @@ class RepetitionNeurons(Analyzer):
         """Count the texts and positions of the batch, once for all layers."""
         rows, at = self._windows(batch)
         self.state["texts"] += len(rows)
-        self.state["profile_count"] += at.valid[:, : 2 * self.r + 1].sum(0).double().cpu()
+        self.state["profile_count"] += at.valid[:, : 2 * self.r + 1].sum(0).cpu().double()
         for window, weights in enumerate((at.normal, at.repetition, at.published, at.clean)):
-            self.state["counts"][window] += weights.sum().double().cpu()
+            self.state["counts"][window] += weights.sum().cpu().double()
 
     def merge(self, other: Analyzer) -> None:
         """Add the state of another analyzer with the same settings, and the names of its texts."""

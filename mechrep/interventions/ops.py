@@ -5,6 +5,7 @@ Writing all of them in this one form is what lets a batch hold a different opera
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,13 @@ class Op:
     def differs_by_text(self) -> bool:
         """Whether two texts under this operation get different offsets."""
         return isinstance(self.offset, Tensor) and self.offset.ndim == 3
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of name, numbers and seed, for filing what was computed with them."""
+        values = torch.as_tensor(self.offset, dtype=torch.float64).cpu().contiguous()
+        facts = (self.name, self.factor, self.seed, tuple(values.shape), values.numpy().tobytes())
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def offsets(self, layers: Tensor, neurons: Tensor, text: int) -> Float[Tensor, " unit"]:
         """The offset of each unit (given by its layer and neuron) in the text with this number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from mechrep.results import Result
 from mechrep.stats import paired_bootstrap_interval
 from mechrep.studies.conditions import sweep_conditions
 from mechrep.studies.controls import CONTROLS, Unit, as_seeds
+from mechrep.studies.journal import Journal
 from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -192,6 +194,7 @@ def loss_sweep(
     controls: Sequence[str] = CONTROLS,
     seeds: int | Sequence[int] = 5,
     op: Op | str = "zero",
+    store: str | Path | None = None,
     progress: bool | None = None,
 ) -> LossResult:
     """Loss on held-out windows under the conditions of a sweep.
@@ -204,6 +207,7 @@ def loss_sweep(
         controls: see :mod:`mechrep.studies.controls`.
         seeds: number of draws of each control, or the seeds.
         op: the operation.
+        store: folder in which the finished result is kept.
         progress: show a progress bar.
 
     Raises:
@@ -223,11 +227,20 @@ def loss_sweep(
     """
     operation = as_op(op)
     conditions = sweep_conditions(model, neurons, ks, controls, as_seeds(seeds))
-    losses = token_losses(model, corpus, [c.intervention(operation, "all") for c in conditions], progress=progress)
     config = {
         "study": "loss",
         "op": operation.name,
+        "op_values": operation.fingerprint,
         "conditions": [[c.selection, c.k, c.seed, list(c.units)] for c in conditions],
     }
     cells = [[c.selection, c.k, c.seed] for c in conditions]
-    return LossResult(provenance_of(model, corpus, config), operation.name, cells, losses)
+    provenance = provenance_of(model, corpus, config)
+    journal = None if store is None else Journal(Path(store), provenance)
+    kept = None if journal is None else journal.find(0)
+    if kept is not None:
+        losses = torch.tensor([record["losses"] for record in kept])
+    else:
+        losses = token_losses(model, corpus, [c.intervention(operation, "all") for c in conditions], progress=progress)
+        if journal is not None:
+            journal.keep(0, [{"losses": row} for row in losses.tolist()])
+    return LossResult(provenance, operation.name, cells, losses)

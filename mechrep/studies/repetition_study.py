@@ -24,7 +24,7 @@ from mechrep.stats import proportion_interval
 from mechrep.studies.controls import CONTROLS
 from mechrep.studies.loss import LossResult, loss_sweep, windows_of_text
 from mechrep.studies.sweep_result import SweepResult
-from mechrep.studies.sweeps import NEW_TOKENS, activation_sweep, deactivation_sweep
+from mechrep.studies.sweeps import ACTIVATION_PROMPT, NEW_TOKENS, activation_sweep, deactivation_sweep
 from mechrep.text.corpus import Corpus
 
 _FIND_SHARE = 0.8  # of the looping texts find the neurons, the rest test them (default preset)
@@ -123,19 +123,18 @@ def run_repetition_study(
         "progress": progress,
     }
     sweep = deactivation_sweep(model, test, preset=preset, store=store, **common)
-    others = (
-        corpus.select(corpus.frame["condition"] == "loop_free")
-        if (corpus.frame["condition"] == "loop_free").any()
-        else None
-    )
+    free = ((corpus.frame["condition"] == "loop_free") & (corpus.lengths.numpy() >= ACTIVATION_PROMPT)).tolist()
     boosted = None
-    if others is not None and int(others.lengths.max()) >= 50:
-        boosted = activation_sweep(model, others, preset=preset, store=store, **common)
+    if any(free):
+        boosted = activation_sweep(model, corpus.select(free), preset=preset, store=store, **common)
     windows = windows_of_text(model, held_out_text or tiny.held_out_text())
-    losses = [loss_sweep(model, windows, op=op, **common) for op in ("zero", "add")]
+    losses = [loss_sweep(model, windows, op=op, store=store, **common) for op in ("zero", "add")]
     share, interval = measure_loop_share(model, preset, seed=seed)
     tested = set(test.frame["id"])
-    corpus = corpus.with_columns(split=["test" if name in tested else "find" for name in corpus.frame["id"]])
+    found = set(find.frame["id"])
+    corpus = corpus.with_columns(
+        split=["test" if name in tested else "find" if name in found else "other" for name in corpus.frame["id"]]
+    )
     return RepetitionStudy(
         model_name=model.name,
         preset=preset,
@@ -206,15 +205,21 @@ def _examples(
     examples = []
     for i, answer in zip(chosen, answers, strict=True):
         ids, prompt = texts.row(i), int(texts.frame["prompt_length"].iloc[i])
+        start = max(prompt, int(starts[i]))
         examples.append(
             {
                 "text_id": str(texts.frame["id"].iloc[i]),
                 "prompt": model.decode(ids[:prompt]),
-                "loop_before": model.decode(ids[prompt : max(prompt, starts[i])]),
-                "first_copy": model.decode(ids[max(prompt, starts[i]) : onsets[i]]),
-                "loop": model.decode(ids[onsets[i] :]),
-                "cut": model.decode(answer.tokens),
+                "loop_before": _decode_after(model, ids[:start], prompt),
+                "first_copy": _decode_after(model, ids[: onsets[i]], start),
+                "loop": _decode_after(model, ids, int(onsets[i])),
+                "cut": _decode_after(model, answer.ids, int(onsets[i])),
                 "k": k,
             }
         )
     return examples
+
+
+def _decode_after(model: Model, ids: Sequence[int], begin: int) -> str:
+    """Text of ``ids[begin:]`` as it reads in its place: a piece alone may lose its leading blank."""
+    return model.decode(ids)[len(model.decode(ids[:begin])) :]

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult
 from mechrep.analyzers.windows import check_onsets
 from mechrep.errors import InputError, NothingFoundError
@@ -255,7 +253,6 @@ class _Sweep:
     def _config(
         self, conditions: Sequence[Condition], prompts: Sequence[Sequence[int]], loops: Sequence[OldLoop | None]
     ) -> dict[str, Any]:
-        values = torch.as_tensor(self.op.offset, dtype=torch.float64).cpu()
         cuts = [
             (len(prompt), None if loop is None else loop.start) for prompt, loop in zip(prompts, loops, strict=True)
         ]
@@ -263,7 +260,7 @@ class _Sweep:
             "study": self.kind,
             "preset": self.preset,
             "op": self.op.name,
-            "op_values": _digest(self.op.factor, self.op.seed, values.shape, values.numpy().tobytes()),
+            "op_values": self.op.fingerprint,
             "cuts": _digest(cuts),
             "max_new_tokens": self.decoding.max_new_tokens,
             "stop_early": self.stop_early,
@@ -271,9 +268,9 @@ class _Sweep:
         }
 
 
-def _digest(*values: Any) -> str:
+def _digest(value: Any) -> str:
     """Fingerprint of what decides the outcomes, yet is too long to stand in a record."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def _unseen(corpus: Corpus, neurons: RepetitionNeuronResult | Sequence[Unit], held_out: bool) -> Corpus:

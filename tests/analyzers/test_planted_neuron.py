@@ -58,6 +58,6 @@ def test_the_planted_neuron_is_rank_0_and_stands_alone(family: str, preset: str)
     assert planted_delta > 1.5 * second
     if preset == "mechrep":  # the published normal window holds the first copy, in which the neuron fires already
         assert result.top(1, "t") == result.top(1, "dprime") == [(LAYER, NEURON)]
-        assert float(result.normal_mean[LAYER, NEURON]) == pytest.approx(0, abs=1e-5)
+        assert result.normal_mean[LAYER, NEURON].abs() < 0.05 * result.repetition_mean[LAYER, NEURON]
     else:
         assert result.delta[LAYER, NEURON] < result.delta_clean[LAYER, NEURON]
