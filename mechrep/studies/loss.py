@@ -231,7 +231,7 @@ def loss_sweep(
         "study": "loss",
         "op": operation.name,
         "op_values": operation.fingerprint,
-        "conditions": [[c.selection, c.k, c.seed, list(c.units)] for c in conditions],
+        "conditions": [[c.selection, c.k, c.seed, [list(unit) for unit in c.units]] for c in conditions],
     }
     cells = [[c.selection, c.k, c.seed] for c in conditions]
     provenance = provenance_of(model, corpus, config)

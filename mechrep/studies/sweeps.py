@@ -264,7 +264,7 @@ class _Sweep:
             "cuts": _digest(cuts),
             "max_new_tokens": self.decoding.max_new_tokens,
             "stop_early": self.stop_early,
-            "conditions": [[c.selection, c.k, c.seed, list(c.units)] for c in conditions],
+            "conditions": [[c.selection, c.k, c.seed, [list(unit) for unit in c.units]] for c in conditions],
         }
 
 

@@ -15,12 +15,12 @@ from tests.tiny_models import D_VOCAB
 NONE = -1  # first and onset of a text without a loop
 
 
-def random_loops(n: int, *, seed: int = 0, first: Sequence[int] = (1, 24), length: int = 60) -> list[Loop]:
+def random_loops(n: int, *, seed: int = 0, first: tuple[int, int] = (1, 24), length: int = 60) -> list[Loop]:
     """Prefixes of every length, short loops and long ones: windows are clipped at both ends of some texts."""
     draw = np.random.default_rng(seed)
     loops = []
     for _ in range(n):
-        start, period = int(draw.integers(*first)), int(draw.integers(1, 7))
+        start, period = int(draw.integers(first[0], first[1])), int(draw.integers(1, 7))
         prefix, cycle = draw.integers(3, D_VOCAB, start), draw.integers(3, D_VOCAB, period)
         total = int(draw.integers(start + 2 * period, length + 1))
         copies = np.tile(cycle, length)[: total - start]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from tests.tiny_models import PARTS
 
@@ -25,8 +25,8 @@ class Loop:
     onset: int
 
 
-def activations(family: str, model: nn.Module, ids: Sequence[int], part: str = "activation") -> np.ndarray:
-    """``[pos layer neuron]`` of one text in float64; ``part`` is the activation's output or the output matrix's input."""
+def activations(family: str, model: Any, ids: Sequence[int], part: str = "activation") -> np.ndarray:
+    """``[pos layer neuron]`` of one text in float64: what leaves the activation module, or enters the output matrix."""
     kept: list[torch.Tensor] = []
     handles = []
     for layer in range(model.config.num_hidden_layers):

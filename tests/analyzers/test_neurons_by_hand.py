@@ -54,7 +54,7 @@ def test_texts_that_agree_exactly_have_an_infinite_t_with_its_sign() -> None:
 
 
 def test_constant_neurons_never_look_certain() -> None:
-    """Windows of unequal width sum to different roundings of the same mean; in float32 that difference is all there is."""
+    """Windows of unequal width round the same mean differently; in float32 that difference is all there is."""
     loops = [Loop([9] * 40, 7 + i, 16 + i) for i in range(3)]
     constants = np.random.default_rng(1).normal(size=(L, M)).astype(np.float32)
     result = result_of([np.broadcast_to(constants, (40, L, M)).copy() for _ in loops], loops, r=30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +21,8 @@ LAYER, NEURON = 1, 17
 
 
 def planted(family: str) -> Model:
-    """Loop tokens share a direction ``u``, and one neuron reads it; attention is silent, so position does not matter."""
-    module = fresh(family, seed=4)
+    """Loop tokens share a direction ``u``, and one neuron reads it; attention is silent: position does not matter."""
+    module: Any = fresh(family, seed=4)
     u = torch.zeros(D_MODEL)
     u[0], u[1] = 1.0, -1.0  # mean zero, so that a layer norm keeps it
     embedding = module.get_input_embeddings().weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from mechrep.analyzers import RepetitionNeuronResult
 from mechrep.errors import InputError
+from mechrep.interventions import zero
 from mechrep.studies.conditions import sweep_conditions
 from mechrep.studies.controls import CONTROLS, as_ranking, as_seeds, control_units, standard_deviations
 from tests.analyzers.by_hand import result_of
@@ -64,9 +66,8 @@ def test_random_reaches_every_neuron_and_the_top_ones_too() -> None:
 
 def test_activation_matched_neurons_are_closer_in_mean_activation_than_layer_matched_ones() -> None:
     size = RESULT.normal_mean.abs()
-    top = sorted(((i // M, i % M) for i in size.flatten().argsort(descending=True).tolist()))[:0] or [
-        (layer, int(neuron)) for layer in range(L) for neuron in size[layer].argsort(descending=True)[2:12]
-    ]
+    # The larger half, so that its layer at large is another population.
+    top = [(layer, int(neuron)) for layer in range(L) for neuron in size[layer].argsort(descending=True)[3:27:3]]
 
     def distance(kind: str, seed: int) -> float:
         drawn = control_units(kind, top, n_layers=L, d_mlp=M, seed=seed, result=RESULT)
@@ -91,7 +92,7 @@ def test_a_partner_is_among_the_nearest_that_are_left() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     half = [(1, neuron) for neuron in range(M // 2 + 1)]
     for kind in ("layer_matched", "activation_matched"):
-        with pytest.raises(InputError, match=f"31 of the 60 neurons of layer 1.*{kind}"):
+        with pytest.raises(InputError, match=rf"31 of the 60 neurons of layer 1.*{kind}"):
             control_units(kind, half, n_layers=L, d_mlp=M, seed=0, result=RESULT)
         assert len(control_units(kind, half[:-1], n_layers=L, d_mlp=M, seed=0, result=RESULT)) == 30
     with pytest.raises(InputError, match="control 'uniform'.*random"):
@@ -105,9 +106,16 @@ def test_seeds_and_rankings() -> None:
     for seeds in (0, [], [1, 1], [-1], -2):
         with pytest.raises(InputError, match="at least one seed, none twice or negative"):
             as_seeds(seeds)
-    assert as_ranking(RESULT) == RESULT.ranking() and as_ranking([(np.int64(2), 3)]) == [(2, 3)]  # pyright: ignore
+    assert as_ranking(RESULT) == RESULT.ranking()
+    assert inspect.unwrap(as_ranking)([(np.int64(2), 3)]) == [(2, 3)]  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"neurons=\[\]"):
         as_ranking([])
+    for no_pairs in ([1, 2], [(1, 2, 3)], [(0.5, 1)]):
+        with pytest.raises(InputError, match=r"a ranked list of \(layer, neuron\)"):
+            inspect.unwrap(as_ranking)(no_pairs)  # pyright: ignore[reportArgumentType]
+    for ks in (5, [2.5]):
+        with pytest.raises(InputError, match="a list of numbers from 0 to"):
+            inspect.unwrap(sweep_conditions)(model("gpt_neox"), [(0, 1)] * 9, ks, [], [0])  # pyright: ignore
     two_sd = standard_deviations(RESULT, 2.0)
     assert np.allclose(two_sd.numpy(), 2 * RESULT.normal_sd.numpy())
 
@@ -123,7 +131,7 @@ def test_conditions_are_the_untouched_model_and_every_k_with_every_control_from_
     assert cells == [("none", 0, 0), *((name, k, seed) for k in (4, 9) for name, seed in per_k)]
     assert all(len(set(c.units)) == c.k for c in conditions)
     assert [c.units for c in conditions if c.selection == "top"] == [tuple(found.top(4)), tuple(found.top(9))]
-    assert conditions[0].intervention(op=None, when="last") is None  # pyright: ignore[reportArgumentType]
+    assert conditions[0].intervention(zero(), "last") is None
 
 
 @pytest.mark.parametrize(

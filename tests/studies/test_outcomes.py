@@ -32,7 +32,7 @@ def outcome(continuation: list[int], *, preset: str = "mechrep", old: OldLoop | 
         (NOISE + NEW_LOOP, True, 0, True, 2),  # finds another loop
         ([5, 6, *NOISE, *CYCLE * 15], True, 2, True, 3),  # comes back to the same tokens: a loop after an escape
         (OLD_LOOP + NOISE, True, 60, False, None),  # repeated for long, then left: that loop was the old one
-        (OLD_LOOP + [EOS], True, 60, False, None),  # the text ended, not the loop
+        ([*OLD_LOOP, EOS], True, 60, False, None),  # the text ended, not the loop
         ([5, 6], False, None, False, None),  # cut off before anything can be said
     ],
 )

@@ -12,7 +12,6 @@ import pytest
 from scipy import stats
 
 from mechrep.errors import InputError, NothingFoundError, StoreError
-from mechrep.generation import generate as generation
 from mechrep.interventions import add, mean, scale
 from mechrep.studies import SweepResult, activation_sweep, deactivation_sweep, sweeps
 from tests.studies.loops import free, looping, model, neurons
@@ -211,4 +210,3 @@ def test_texts_that_do_not_suit_the_question_are_refused() -> None:
         activation_sweep(model(FAMILY), loops, neurons=[(0, 1)], ks=[1])
     with pytest.raises(InputError, match=r"texts of at most \d+ tokens.*at least 200 tokens"):
         activation_sweep(model(FAMILY), others, neurons=[(0, 1)], ks=[1], prompt_length=200)
-    assert generation.run_requests is sweeps.run_requests

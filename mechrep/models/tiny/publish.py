@@ -10,6 +10,7 @@ import argparse
 import gzip
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,13 @@ def held_out_text(data: Path, recipe: Recipe, characters: int) -> str:
     return "\n\n".join(text[:each].rsplit("\n", 1)[0] for text in books)[:characters]
 
 
-def publish(run: Path, data: Path, folder: Path = FOLDER, characters: int = 60_000) -> None:
-    """Copy a run's files into ``folder`` and write its held-out text."""
-    folder.mkdir(parents=True, exist_ok=True)
+def publish(
+    run: Path, data: Path, steps: Sequence[int] = (), folder: Path = FOLDER, characters: int = 60_000
+) -> None:
+    """Copy a run's files and the revisions of some steps into ``folder`` and write its held-out text."""
+    (folder / "revisions").mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        shutil.copyfile(run / "revisions" / f"step{step}.safetensors", folder / "revisions" / f"step{step}.safetensors")
     stored = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     recipe = Recipe(seed=stored["seed"], held_out_share=stored["held_out_share"])
     for name in FILES:
@@ -46,8 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mechrep.models.tiny.publish", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="--out folder of a finished training run")
     parser.add_argument("--data", type=Path, required=True, help="the run's .jsonl.gz with fields source and text")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="kept steps to publish as revisions")
     arguments = parser.parse_args()
-    publish(arguments.run, arguments.data)
+    publish(arguments.run, arguments.data, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""Loss under interventions against a plain computation, on both views and several families."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mechrep
+from mechrep.errors import InputError
+from mechrep.interventions import Neurons
+from mechrep.models import tiny as embedded
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
+from mechrep.studies import LossResult, loss_sweep, token_losses
+from mechrep.studies.loss import windows_of_text
+from mechrep.text.corpus import Corpus
+from tests.studies.obvious import losses
+from tests.tiny_models import SLIDING_WINDOW, random_tokens, tiny
+
+FAMILIES = ("llama_gqa", "gpt_neox", "mistral", "gpt2", "gemma2")
+LENGTH = 31  # odd, and longer than the sliding windows of Mistral and Gemma 2
+UNITS = [(0, 3), (1, 20), (2, 5), (2, 6), (2, 40)]
+assert LENGTH > 3 * SLIDING_WINDOW
+
+
+def loaded(family: str, view: str) -> Model:
+    model = load_model(copy.deepcopy(tiny(family)))
+    if view == "transformer_lens":
+        model.plain = None
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("view", ["plain", "transformer_lens"])
+def test_losses_are_those_of_one_text_at_a_time(family: str, view: str) -> None:
+    model, rows = loaded(family, view), random_tokens(3, LENGTH, seed=5).tolist()
+    conditions = [None, Neurons(UNITS, "zero", when="all"), Neurons(UNITS, "add", when="last"), None]
+    measured = token_losses(model, Corpus.from_tokens(rows, model=model), conditions)
+    expected = [
+        losses(family, tiny(family), rows, []),
+        losses(family, tiny(family), rows, UNITS),
+        losses(family, tiny(family), rows, UNITS, add=1.0),
+        losses(family, tiny(family), rows, []),
+    ]
+    np.testing.assert_allclose(measured, expected, rtol=2e-5, atol=1e-5)
+    assert (measured[1:3] - measured[0]).abs().min() > 1e-3  # the edits are felt, and gone for the last condition
+
+
+@pytest.mark.parametrize("length", [4, 5, 30])
+def test_the_untouched_loss_is_hugging_faces_own_on_the_second_half(length: int) -> None:
+    model, rows = loaded("llama_gqa", "plain"), random_tokens(5, length, seed=6)
+    labels = rows.clone()
+    labels[:, : length // 2] = -100
+    expected = [float(tiny("llama_gqa")(row[None], labels=label[None]).loss) for row, label in zip(rows, labels)]  # noqa: B905
+    measured = token_losses(model, Corpus.from_tokens(rows, model=model), [None])
+    np.testing.assert_allclose(measured[0], expected, rtol=1e-5)
+
+
+def test_texts_are_scored_alike_however_many_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded("mistral", "plain")
+    corpus = Corpus.from_tokens(random_tokens(7, LENGTH, seed=2), model=model)
+    conditions = [None, Neurons(UNITS, "zero", when="all")]
+    whole = token_losses(model, corpus, conditions)
+    monkeypatch.setattr("mechrep.studies.loss._TOKENS_PER_BATCH", 2 * LENGTH)
+    torch.testing.assert_close(token_losses(model, corpus, conditions), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sweep_has_one_row_per_condition_and_pairs_texts(tmp_path: Any) -> None:
+    model = loaded("gpt_neox", "plain")
+    rows = random_tokens(6, LENGTH, seed=3).tolist()
+    corpus = Corpus.from_tokens(rows, model=model)
+    ranking = [(layer, neuron) for neuron in range(40) for layer in (2, 1, 0)]
+    result = loss_sweep(model, corpus, neurons=ranking, ks=[0, 15], controls=["layer_matched"], seeds=2, op="zero")
+    frame = result.to_frame()
+    assert frame[["selection", "k", "seed"]].values.tolist() == [
+        ["none", 0, 0],
+        ["top", 15, 0],
+        ["layer_matched", 15, 0],
+        ["layer_matched", 15, 1],
+    ]
+    for row, (_, _, _, units) in zip(frame.itertuples(), result.provenance.config["conditions"], strict=True):
+        plain = np.array(losses("gpt_neox", tiny("gpt_neox"), rows, [tuple(unit) for unit in units]))
+        rise = plain - np.array(losses("gpt_neox", tiny("gpt_neox"), rows, []))
+        assert row.loss == pytest.approx(plain.mean(), rel=1e-4) and row.texts == 6
+        assert row.perplexity == pytest.approx(np.exp(plain.mean()), rel=1e-4)
+        assert row.rise == pytest.approx(rise.mean(), abs=1e-4)
+        assert row.low <= row.rise <= row.high
+        assert row.high - row.low < 6 * rise.std() / np.sqrt(6) + 1e-4
+    assert frame.loc[0, ["rise", "low", "high"]].tolist() == [0, 0, 0]
+    result.save(tmp_path / "loss")
+    again = LossResult.load(tmp_path / "loss")
+    assert torch.equal(again.losses, result.losses) and again.conditions == result.conditions
+    assert again.to_frame().equals(frame) and again.provenance == result.provenance
+
+
+def test_windows_overlap_by_half_begin_with_bos_and_come_from_the_whole_text() -> None:
+    model = mechrep.load_model("mechrep-tiny")
+    text = embedded.held_out_text()[:3000]
+    ids = model.encode(text, prepend_bos=False)
+    corpus = windows_of_text(model, text, length=33, limit=1000)
+    starts = range(0, len(ids) - 31, 16)
+    assert [corpus.row(i) for i in range(len(corpus))] == [[model.bos_id, *ids[s : s + 32]] for s in starts]
+    assert corpus.bos_policy == "prepended" and set(corpus.lengths.tolist()) == {33}
+    few = windows_of_text(model, text, length=33, limit=3)
+    assert len(few) == 3 and few.row(0) == corpus.row(0) and few.row(2) == corpus.row(len(corpus) - 1)
+    whole = windows_of_text(model, embedded.held_out_text(), limit=2)
+    assert set(whole.lengths.tolist()) == {model.anatomy.n_ctx}
+
+
+def test_windows_and_texts_that_cannot_be_scored_are_refused() -> None:
+    model = mechrep.load_model("mechrep-tiny")
+    with pytest.raises(InputError, match=r"a text of \d+ tokens.*at least 511, one window"):
+        windows_of_text(model, "too short")
+    for options in ({"length": 3}, {"length": 0}, {"length": 32, "limit": 0}, {"length": 32, "limit": -1}):
+        with pytest.raises(InputError, match="windows of at least 4 tokens, at least one"):
+            windows_of_text(model, embedded.held_out_text(), **options)
+    with pytest.raises(InputError, match="n_ctx = 512"):
+        windows_of_text(model, embedded.held_out_text(), length=600)
+    llama = loaded("llama_gqa", "plain")
+    with pytest.raises(InputError, match="no tokenizer"):
+        windows_of_text(llama, "some text", length=4)
+    for lengths in ((8, 9), (3, 3)):
+        rows = [random_tokens(1, length)[0].tolist() for length in lengths]
+        with pytest.raises(InputError, match="one length of at least 4"):
+            token_losses(llama, Corpus.from_tokens(rows, model=llama), [None])
+    with pytest.raises(InputError, match="vocabulary of 61"):
+        token_losses(model, Corpus.from_tokens(random_tokens(2, 8), model=llama), [None])
+    with pytest.raises(InputError, match="op='half'"):
+        inspect.unwrap(loss_sweep)(llama, Corpus.from_tokens(random_tokens(2, 8)), neurons=[(0, 0)], ks=[1], op="half")
