@@ -105,11 +105,11 @@ def report(
     ),
     preset: PresetOption = Preset.mechrep,
     texts: Texts = 200,
-    others: Annotated[int, typer.Option(min=0, help="Loop-free texts to collect.")] = 100,
+    others: Annotated[int, typer.Option(min=0, help="Loop-free texts to collect.")] = 40,
     ks: Annotated[
         str | None, typer.Option(help="Numbers of neurons to cut, e.g. 0,10,100; up to 7 % by default.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of each control.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of each control.")] = 3,
     seed: Seed = 0,
     held_out: Annotated[Path | None, _existing("Text for the perplexity (UTF-8).")] = None,
     device: Device = None,

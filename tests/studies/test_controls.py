@@ -95,7 +95,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         with pytest.raises(InputError, match=rf"31 of the 60 neurons of layer 1.*{kind}"):
             control_units(kind, half, n_layers=L, d_mlp=M, seed=0, result=RESULT)
         assert len(control_units(kind, half[:-1], n_layers=L, d_mlp=M, seed=0, result=RESULT)) == 30
-    with pytest.raises(InputError, match="control 'uniform'.*random"):
+    with pytest.raises(InputError, match=r"control 'uniform'.*random"):
         control_units("uniform", half, n_layers=L, d_mlp=M, seed=0)
     with pytest.raises(InputError, match="'activation_matched' with a list of neurons"):
         control_units("activation_matched", half, n_layers=L, d_mlp=M, seed=0)
