@@ -124,6 +124,36 @@ def activation_finding(sweep: SweepResult | None) -> Finding:
     return Finding("beyond controls", f"{sentence}.")
 
 
+def escape_sentence(sweep: SweepResult) -> str:
+    """How many texts left the loop they were in, whether or not they fell into another one.
+
+    Said for the fewest and the most neurons cut, wherever the effect is larger: choosing the k would choose the finding.
+
+    Example:
+        >>> from mechrep.provenance import Provenance
+        >>> outcomes = [
+        ...     {"selection": s, "k": k, "seed": 0, "text": str(text), "repeating": True,
+        ...      "escaped_at": 3 if s == "top" and text < 7 else None, "relooped": s == "top", "new_period": 4}
+        ...     for s, k in [("none", 0), ("top", 5), ("random", 5)]
+        ...     for text in range(20)
+        ... ]
+        >>> escape_sentence(SweepResult(Provenance({"name": "net"}, {}, {}), "deactivation", "mechrep", outcomes))
+        'Leaving a loop is not the end of looping: with 5 neurons cut, 7 of 20 texts leave theirs (controls 0 to 0).'
+    """
+    table = sweep.to_frame()
+    top = table[table["selection"] == "top"]
+    if top.empty:
+        return ""
+    parts = []
+    for k in sorted({int(top["k"].min()), int(top["k"].max())}):
+        cell = top[top["k"] == k].iloc[0]
+        controls = table[(table["k"] == k) & ~table["selection"].isin(["none", "top"])]["escaped"]
+        beside = f" (controls {controls.min()} to {controls.max()})" if len(controls) else ""
+        leave = "texts leave theirs" if not parts else "do"
+        parts.append(f"with {_neurons(k)} cut, {cell['escaped']} of {cell['texts']} {leave}{beside}")
+    return f"Leaving a loop is not the end of looping: {'; '.join(parts)}."
+
+
 def cost_sentence(result: LossResult) -> str:
     """What the same change does to perplexity on held-out text."""
     table = perplexity_summary(result)

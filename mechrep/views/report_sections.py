@@ -15,6 +15,7 @@ from mechrep.views.finding import (
     activation_finding,
     cost_sentence,
     deactivation_finding,
+    escape_sentence,
     percent,
     percent_range,
 )
@@ -39,7 +40,11 @@ def header(study: RepetitionStudy) -> str:
     """Title line, the finding, and what the same change does elsewhere."""
     finding = deactivation_finding(study.deactivation, study.model_name)
     kind, badge = _BADGES[finding.verdict]
-    more = [activation_finding(study.activation).sentence, cost_sentence(study.deactivation_loss)]
+    more = [
+        escape_sentence(study.deactivation),
+        activation_finding(study.activation).sentence,
+        cost_sentence(study.deactivation_loss),
+    ]
     return (
         f'<header><p class="kicker">Repetition neurons in <span class="model">{escape(study.model_name)}</span></p>'
         f'<h1>{escape(finding.sentence)}</h1><p class="verdict {kind}">{escape(badge)}</p>'

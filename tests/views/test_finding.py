@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mechrep.views.finding import activation_finding, cost_sentence, deactivation_finding, percent
+from mechrep.views.finding import activation_finding, cost_sentence, deactivation_finding, escape_sentence, percent
 from tests.views import study_by_hand as by_hand
 
 NB = "\u00a0"
@@ -69,3 +69,18 @@ def test_the_price_is_the_perplexity_at_the_largest_k() -> None:
 )
 def test_percent(share: float, text: str) -> None:
     assert percent(share) == f"{text}{NB}%"
+
+
+def test_texts_that_left_their_loop_are_counted_beside_every_draw() -> None:
+    sweep = by_hand.sweep(counts=counts(30, 30))
+    table = sweep.to_frame()
+    sentence = escape_sentence(sweep)
+    for k in (table.query("k > 0")["k"].min(), table["k"].max()):
+        here = table[table["k"] == k]
+        left = here.query("selection == 'top'")["escaped"].iloc[0]
+        controls = here.query("selection not in ['top', 'none']")["escaped"]
+        assert f"{left} of 40" in sentence and f"(controls {controls.min()} to {controls.max()})" in sentence
+
+
+def test_nothing_cut_nothing_left() -> None:
+    assert escape_sentence(by_hand.sweep(counts={"random": (5, 0)})) == ""

@@ -32,9 +32,7 @@ def held_out_text(data: Path, recipe: Recipe, characters: int) -> str:
     return "\n\n".join(text[:each].rsplit("\n", 1)[0] for text in books)[:characters]
 
 
-def publish(
-    run: Path, data: Path, steps: Sequence[int] = (), folder: Path = FOLDER, characters: int = 60_000
-) -> None:
+def publish(run: Path, data: Path, steps: Sequence[int] = (), folder: Path = FOLDER, characters: int = 60_000) -> None:
     """Copy a run's files and the revisions of some steps into ``folder`` and write its held-out text."""
     (folder / "revisions").mkdir(parents=True, exist_ok=True)
     for step in steps:
