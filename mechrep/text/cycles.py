@@ -1,11 +1,9 @@
 """Presets: each published protocol for "does this text repeat, and from where?", and mechrep's own.
 
-| preset | looks at | rule | EOS |
-|---|---|---|---|
-| ``mechrep`` | the continuation | `tail_cycle`: ends in 2 copies, 8 tokens, longest span | cut off |
-| ``hiraoka2025`` | the whole text with BOS | `ngram_triple`: one 10-gram three times, equally spaced | not treated |
-| ``mahaut2025`` | the continuation | `smallest_tail_block`: block of 2 to 500 that tiles the end | not treated |
-| ``holtzman2020`` | 200 tokens of continuation | `repeated_phrase`: 2 or more tokens, 3 times | not treated |
+* ``mechrep`` looks at the continuation, up to its EOS: `tail_cycle`, it ends in 2 copies, 8 tokens, longest span.
+* ``hiraoka2025`` looks at the whole text with BOS: `ngram_triple`, one 10-gram three times, equally spaced.
+* ``mahaut2025`` looks at the continuation: `smallest_tail_block`, a block of 2 to 500 tokens that tiles the end.
+* ``holtzman2020`` looks at 200 tokens of continuation: `repeated_phrase`, 2 or more tokens, 3 times.
 
 mechrep's default differs from the published presets because each is blind somewhere: the first to periods above 45,
 the second to the outer period of a loop whose end repeats, the third to everything behind 200 tokens.
@@ -53,7 +51,7 @@ def detect_cycle(
 
     Args:
         tokens: ids of the whole text, prompt included, without padding, ``[pos]``.
-        preset: ``"mechrep"``, ``"hiraoka2025"``, ``"mahaut2025"`` or ``"holtzman2020"``; see the table above.
+        preset: ``"mechrep"``, ``"hiraoka2025"``, ``"mahaut2025"`` or ``"holtzman2020"``; see the list above.
         prompt_length: number of ids before the continuation; ``hiraoka2025`` looks at the prompt too.
         eos_id: end-of-sequence id; ``mechrep`` ends the text at the first one in the continuation, the published
             presets do not treat it.

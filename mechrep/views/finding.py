@@ -127,7 +127,7 @@ def activation_finding(sweep: SweepResult | None) -> Finding:
 def escape_sentence(sweep: SweepResult) -> str:
     """How many texts left the loop they were in, whether or not they fell into another one.
 
-    Said for the fewest and the most neurons cut, wherever the effect is larger: choosing the k would choose the finding.
+    Said for the fewest and the most neurons cut, wherever more is seen: choosing the k would choose the finding.
 
     Example:
         >>> from mechrep.provenance import Provenance

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from mechrep.models.tiny import data
 from mechrep.models.tiny.recipe import Recipe
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
     """An untrained model: wide embeddings, residual outputs scaled down by depth, small unembedding."""
     torch.manual_seed(recipe.seed)
+    ids: dict[str, int] = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=recipe.d_vocab,
         hidden_size=recipe.d_model,
@@ -38,9 +40,9 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         max_position_embeddings=recipe.n_ctx,
         attention_bias=True,
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.convert_tokens_to_ids(data.BOS),
-        eos_token_id=tokenizer.convert_tokens_to_ids(data.EOS),
-        pad_token_id=tokenizer.convert_tokens_to_ids(data.PAD),
+        bos_token_id=ids[data.BOS],
+        eos_token_id=ids[data.EOS],
+        pad_token_id=ids[data.PAD],
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -167,7 +169,7 @@ def train(
 
 
 def run_steps(
-    model: LlamaForCausalLM,
+    model: Any,
     optimizers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
     steps: range,
