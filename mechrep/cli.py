@@ -223,9 +223,7 @@ def generate(
         top_k=top_k,
         seed=seed,
     )
-    for text in described_texts(
-        corpus.with_cycles(preset.value, eos_id=min(loaded.eos_ids, default=None)), loaded.decode
-    ):
+    for text in described_texts(corpus.with_cycles(preset.value, eos_id=loaded.eos_ids), loaded.decode):
         typer.echo(text)
 
 

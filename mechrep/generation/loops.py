@@ -192,16 +192,18 @@ def _write(model: Model, preset: LoopPreset, n: int, seed: int, first: int, batc
     )
     texts = generate(model, prompts, max_new_tokens=preset.greedy, batch_size=batch_size, progress=False)
     # Special ids are kept: an EOS ends the greedy part, and the detectors are told about it.
-    return texts.with_cycles(preset.detector, eos_id=min(model.eos_ids, default=None))
+    return texts.with_cycles(preset.detector, eos_id=model.eos_ids)
 
 
 def _sort_out(texts: Corpus, preset: LoopPreset, model: Model) -> dict[str, Corpus | None]:
     """Looping texts with a late enough onset, and texts that fell into no loop at all, not even for a while."""
     late = (texts.frame["onset"] > preset.min_prefix).fillna(False)
-    eos_id, special_ids = min(model.eos_ids, default=None), model.special_ids
+    eos_ids, special_ids = model.eos_ids, model.special_ids
     loop_free = [
         pd.isna(onset)
-        and not repeats_after_prompt(texts.row(i), int(length), preset.detector, eos_id=eos_id, special_ids=special_ids)
+        and not repeats_after_prompt(
+            texts.row(i), int(length), preset.detector, eos_id=eos_ids, special_ids=special_ids
+        )
         for i, (onset, length) in enumerate(zip(texts.frame["onset"], texts.frame["prompt_length"], strict=True))
     ]
     masks = {"looping": late & (texts.frame["copies"] >= preset.min_copies), "loop_free": pd.Series(loop_free)}

@@ -189,7 +189,7 @@ def measure_loop_share(model: Model, preset: str, *, n: int = 256, seed: int = 0
         model, n, length=chosen.sampled, temperature=chosen.temperature, top_k=chosen.top_k, seed=seed + 1_000_003
     )
     texts = generate(model, prompts, max_new_tokens=chosen.greedy, progress=False)
-    found = texts.with_cycles(chosen.detector, eos_id=min(model.eos_ids, default=None)).frame["onset"].notna()
+    found = texts.with_cycles(chosen.detector, eos_id=model.eos_ids).frame["onset"].notna()
     return float(np.mean(found)), proportion_interval(int(found.sum()), n)
 
 

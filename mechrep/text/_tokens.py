@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import TypeAlias
 
@@ -12,8 +12,27 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 
-# `Shaped`, not `Int`: ids of a wrong type are refused below, with a message that says what to do.
-TokenSequence: TypeAlias = Sequence[int] | Shaped[np.ndarray, " pos"] | Shaped[Tensor, " pos"]
+# `Shaped`, not `Int`: ids of a wrong type are refused below, with a message that says what to do.  `_`, not `pos`: the
+# texts of one list differ in length.
+TokenSequence: TypeAlias = Sequence[int] | Shaped[np.ndarray, " _"] | Shaped[Tensor, " _"]
+
+
+def eos_set(eos_id: int | Collection[int] | None) -> frozenset[int]:
+    """End-of-sequence ids as a set; a model may have one, several or none.
+
+    Example:
+        >>> sorted(eos_set([7, 2])), sorted(eos_set(7)), sorted(eos_set(None))
+        ([2, 7], [7], [])
+    """
+    if eos_id is None:
+        return frozenset()
+    return frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
+
+
+def up_to_eos(ids: Sequence[int], eos_ids: Collection[int], first: int = 0) -> list[int]:
+    """``ids`` cut before the first end-of-sequence id at or after position ``first``."""
+    ends = (place for place in range(first, len(ids)) if ids[place] in eos_ids)
+    return list(ids[: next(ends, len(ids))])
 
 
 def token_array(tokens: object, name: str = "tokens") -> Int64[np.ndarray, " pos"]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError, StoreError
 from mechrep.text import corpus_io, corpus_view
-from mechrep.text._tokens import TokenSequence, token_array
+from mechrep.text._tokens import TokenSequence, eos_set, token_array
 from mechrep.text.corpus_checks import check_begins_with_bos, check_joinable, check_rows, check_same_vocabulary
 from mechrep.text.corpus_frame import complete_frame, pad_rows
 from mechrep.text.corpus_select import matching_texts, text_numbers
@@ -263,19 +263,19 @@ class Corpus:
                 raise InputError(f"column {name!r} ({error})", f"{len(self)} values", "one per text") from error
         return replace(self, frame=frame)
 
-    def with_cycles(self, preset: str = "mechrep", eos_id: int | None = None) -> Corpus:
+    def with_cycles(self, preset: str = "mechrep", eos_id: int | Collection[int] | None = None) -> Corpus:
         """Return the same texts with ``start``, ``onset``, ``period``, ``copies`` and ``detector`` filled in.
 
         Positions count from the first id of the text, BOS included.  BOS and EOS are no cycle on their own.
 
         Args:
             preset: a preset of `mechrep.text.detect_cycle`, which says what it looks at.
-            eos_id: end-of-sequence id, if texts may end with it.
+            eos_id: end-of-sequence id or ids, if texts may end with it.
 
         Raises:
             InputError: for an unknown preset.
         """
-        special = {token for token in (self.bos_id, eos_id) if token is not None}
+        special = eos_set(eos_id) | eos_set(self.bos_id)
         prompts = self.frame["prompt_length"].tolist()
         found = [
             detect_cycle(self.row(i), preset, prompt_length=prompts[i], eos_id=eos_id, special_ids=special)

@@ -17,7 +17,7 @@ from typing import Any
 
 from mechrep.errors import InputError
 from mechrep.text._cycle import Cycle as Cycle
-from mechrep.text._tokens import TokenSequence, token_ids
+from mechrep.text._tokens import TokenSequence, eos_set, token_ids, up_to_eos
 from mechrep.text.detectors import ngram_triple, repeated_phrase, smallest_tail_block, tail_cycle
 
 
@@ -43,7 +43,7 @@ def detect_cycle(
     preset: str = "mechrep",
     *,
     prompt_length: int = 0,
-    eos_id: int | None = None,
+    eos_id: int | Collection[int] | None = None,
     special_ids: Collection[int] = (),
     **options: Any,
 ) -> Cycle | None:
@@ -53,7 +53,7 @@ def detect_cycle(
         tokens: ids of the whole text, prompt included, without padding, ``[pos]``.
         preset: ``"mechrep"``, ``"hiraoka2025"``, ``"mahaut2025"`` or ``"holtzman2020"``; see the list above.
         prompt_length: number of ids before the continuation; ``hiraoka2025`` looks at the prompt too.
-        eos_id: end-of-sequence id; ``mechrep`` ends the text at the first one in the continuation, the published
+        eos_id: end-of-sequence id or ids; ``mechrep`` ends the text at the first one in the continuation, the published
             presets do not treat it.
         special_ids: ids that are no cycle on their own (``mechrep``, ``mahaut2025``).
         **options: for ``mechrep`` only, options of `tail_cycle` (``min_span``, ``max_period``, ...).  A published
@@ -98,8 +98,8 @@ def detect_cycle(
     rule = _PRESETS[preset]
     first = 0 if rule.whole_text else prompt_length
     region = ids[first:]
-    if rule.ends_at_eos and eos_id in region:
-        region = region[: region.index(eos_id)]
+    if rule.ends_at_eos:
+        region = up_to_eos(region, eos_set(eos_id))
     special = {"special_ids": special_ids} if rule.skips_special_ids else {}
     cycle = rule.detector(region, **special, **options)
     if cycle is None:

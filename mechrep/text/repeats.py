@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from mechrep.text._tokens import eos_set, up_to_eos
 from mechrep.text.cycles import Cycle, detect_cycle
 from mechrep.text.watch import TailWatch
 
@@ -21,7 +22,7 @@ def repeats_after_prompt(
     prompt_length: int,
     preset: str = "mechrep",
     *,
-    eos_id: int | None = None,
+    eos_id: int | Collection[int] | None = None,
     special_ids: Collection[int] = (),
 ) -> Cycle | None:
     """The loop that a text falls into after its prompt, or ``None``.
@@ -45,9 +46,7 @@ def repeats_after_prompt(
     """
     if preset != "mechrep":
         return detect_cycle(tokens, preset, prompt_length=prompt_length, eos_id=eos_id, special_ids=special_ids)
-    ids = list(tokens)
-    if eos_id in ids[prompt_length:]:
-        ids = ids[: ids.index(eos_id, prompt_length)]
+    ids = up_to_eos(list(tokens), eos_set(eos_id), prompt_length)
     watch = TailWatch(ids[:prompt_length])
     for token in ids[prompt_length:]:
         if watch.push(token) and watch.cycle is not None and not set(watch.cycle.tokens) <= set(special_ids):

@@ -334,3 +334,8 @@ def test_html_is_escaped_and_cut_short() -> None:
     assert "45 more rows" in shown
     assert len(shown) < 6000
     assert "50 texts of 1 tokens" in repr(corpus)
+
+
+def test_tensors_of_different_lengths_are_texts_too() -> None:
+    corpus = Corpus.from_tokens([torch.tensor([1, 2, 3]), torch.tensor([4])])
+    assert [corpus.row(i) for i in range(2)] == [[1, 2, 3], [4]]

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mechrep.errors import InputError
+from mechrep.text.cycles import detect_cycle
 from mechrep.text.repeats import repeats_after_prompt
 
 EOS, BOS, PAD = 1, 0, 2
@@ -119,3 +120,13 @@ def test_the_published_detectors_answer_themselves() -> None:
     assert repeats_after_prompt([3, 4, 3, 4], 0) is None
     with pytest.raises(InputError, match="preset 'published'"):
         repeats_after_prompt([3, 4], 1, "published")
+
+
+def test_any_of_several_eos_ids_ends_the_text() -> None:
+    loop = [5, 1, 2, 3] + [1, 2, 3] * 3
+    for eos in (98, 99):
+        text = [*loop, eos, 40, 41, 42]
+        found = repeats_after_prompt(text, 1, eos_id=[98, 99])
+        assert found is not None and (found.period, found.end) == (3, len(loop))
+        assert detect_cycle(text, prompt_length=1, eos_id={98, 99}) == detect_cycle(text, prompt_length=1, eos_id=eos)
+        assert detect_cycle(text, prompt_length=1) is None
