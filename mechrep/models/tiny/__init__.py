@@ -21,20 +21,28 @@ FOLDER = Path(__file__).parent / "weights"
 
 
 def revisions() -> list[str]:
-    """Names of the kept checkpoints, first to last; the final weights are used when no revision is asked for.
+    """Names of the kept checkpoints, from the untrained model to the final weights, which are also the default.
 
     Example:
         >>> isinstance(revisions(), list)
         True
     """
-    steps = [path.stem for path in (FOLDER / "revisions").glob("step*.safetensors")]
-    return sorted(steps, key=lambda name: int(name.removeprefix("step")))
+    steps = [int(path.stem.removeprefix("step")) for path in (FOLDER / "revisions").glob("step*.safetensors")]
+    return [f"step{step}" for step in [*sorted(steps), history()[-1]["step"]]]
 
 
 def history() -> list[dict[str, Any]]:
     """Step, tokens seen and losses at each kept checkpoint of the training run."""
     lines = (FOLDER / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def ngram_losses() -> list[float]:
+    """Loss of a 5-gram model of the same training tokens on each window that the card's held-out loss is measured on.
+
+    See :mod:`mechrep.models.tiny.ngram`; the training text is not in the package, so the losses are kept.
+    """
+    return json.loads((FOLDER / "ngram_losses.json").read_text(encoding="utf-8"))
 
 
 def held_out_text() -> str:
@@ -50,16 +58,15 @@ def load(revision: str | None, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    path = FOLDER / "model.safetensors"
-    if revision is not None:
-        path = FOLDER / "revisions" / f"{revision}.safetensors"
-        if not path.is_file():
-            known = ", ".join(revisions()) or "none in this edition"
-            raise ModelError(
-                f"revision {revision!r} of mechrep-tiny",
-                f"a kept checkpoint: {known}",
-                "omit revision for the final one",
-            )
+    known = revisions()
+    if revision is not None and revision not in known:
+        raise ModelError(
+            f"revision {revision!r} of mechrep-tiny",
+            f"a kept checkpoint: {', '.join(known)}",
+            "omit revision for the final one",
+        )
+    final = revision in (None, known[-1])
+    path = FOLDER / "model.safetensors" if final else FOLDER / "revisions" / f"{revision}.safetensors"
     config = LlamaConfig.from_pretrained(FOLDER)
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(config)

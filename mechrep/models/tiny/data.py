@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mechrep.models.tiny.recipe import Recipe
+from mechrep.models.tiny.recipe import Recipe, value_at
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
@@ -32,6 +32,20 @@ def read_documents(paths: Sequence[Path]) -> Iterator[str]:
         with opener(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 yield json.loads(line)["text"]
+
+
+def split_paragraphs(text: str, shortest: int) -> list[str]:
+    """Pieces of at least ``shortest`` characters, cut between paragraphs; a short rest joins the last piece."""
+    pieces: list[str] = []
+    for paragraph in text.split("\n\n"):
+        if pieces and len(pieces[-1]) < shortest:
+            pieces[-1] += "\n\n" + paragraph
+        else:
+            pieces.append(paragraph)
+    if len(pieces) > 1 and len(pieces[-1]) < shortest:
+        last = pieces.pop()
+        pieces[-1] += "\n\n" + last
+    return pieces
 
 
 def train_tokenizer(documents: Sequence[str], d_vocab: int) -> PreTrainedTokenizerFast:
@@ -71,13 +85,13 @@ def split_documents(documents: Sequence[str], held_out_share: float, seed: int) 
 
 
 def easy_repeats(
-    generator: np.random.Generator, stream: np.ndarray, length: int, first_ordinary: int, d_vocab: int
+    generator: np.random.Generator, stream: np.ndarray, length: int, longest: int, first_ordinary: int, d_vocab: int
 ) -> np.ndarray:
-    """Segments of 3-32 tokens, each 2-8 times in a row; 85 % random tokens, the rest cut from the text."""
+    """Segments of 3 to ``longest`` tokens, each 2-8 times in a row; 85 % random tokens, the rest cut from the text."""
     pieces: list[np.ndarray] = []
     total = 0
     while total < length:
-        period, copies = int(generator.integers(3, 33)), int(generator.integers(2, 9))
+        period, copies = int(generator.integers(3, longest + 1)), int(generator.integers(2, 9))
         if generator.random() < 0.85:
             segment = generator.integers(first_ordinary, d_vocab, period).astype(np.uint16)
         else:
@@ -89,19 +103,42 @@ def easy_repeats(
 
 
 def training_batch(
-    stream: np.ndarray, recipe: Recipe, step: int, bos_id: int, first_ordinary: int
+    stream: np.ndarray, recipe: Recipe, step: int, bos_id: int, eos_id: int, first_ordinary: int
 ) -> Int[Tensor, "batch pos"]:
-    """The batch of one step: the same for the same recipe, stream and step."""
+    """The batch of one step: the same for the same recipe, stream and step.
+
+    A sequence with BOS begins where a document begins; one without begins anywhere.
+    """
     generator = np.random.default_rng([recipe.seed, 2, step])
     length = recipe.sequence_length(step)
     rows = []
     for _ in range(max(1, recipe.tokens_per_step // length)):
-        if generator.random() < recipe.easy_repeat_share(step):
-            row = easy_repeats(generator, stream, length, first_ordinary, recipe.d_vocab)
+        with_bos = generator.random() < value_at(recipe.bos_shares, step)
+        if generator.random() < value_at(recipe.easy_repeat_shares, step):
+            longest = int(value_at(recipe.longest_periods, step))
+            row = easy_repeats(generator, stream, length, longest, first_ordinary, recipe.d_vocab)
         else:
             start = int(generator.integers(0, len(stream) - length))
+            if with_bos:
+                start = document_start(stream, start, len(stream) - length, eos_id)
             row = stream[start : start + length]
-        if generator.random() < recipe.bos_share:
+        if with_bos:
             row = np.concatenate([np.array([bos_id], dtype=np.uint16), row[:-1]])
         rows.append(row)
     return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def document_start(stream: np.ndarray, position: int, last: int, eos_id: int) -> int:
+    """The first beginning of a document from ``position`` on, or the last one before it where that is past ``last``."""
+    ends = np.flatnonzero(stream[position : last + 1] == eos_id)
+    if len(ends) and position + ends[0] + 1 <= last:
+        return position + int(ends[0]) + 1
+    before = np.flatnonzero(stream[:position] == eos_id)
+    return int(before[-1]) + 1 if len(before) else 0
+
+
+def held_out_rows(stream: np.ndarray, recipe: Recipe, bos_id: int, windows: int = 32) -> Int[np.ndarray, "window pos"]:
+    """Evenly spaced held-out windows of ``n_ctx`` tokens, BOS first."""
+    length = recipe.n_ctx - 1
+    starts = np.linspace(0, len(stream) - length - 1, windows).astype(int)
+    return np.stack([np.concatenate([[bos_id], stream[s : s + length]]) for s in starts]).astype(np.int64)
