@@ -29,7 +29,7 @@ import mechrep
 from mechrep import studies
 from mechrep.generation import collect_loops
 from mechrep.models import tiny
-from mechrep.studies.loss import windows_of_text
+from mechrep.text.windows import windows_of_text
 from mechrep.views import plots
 
 model = mechrep.load_model("mechrep-tiny")

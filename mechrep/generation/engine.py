@@ -19,7 +19,8 @@ from torch import Tensor
 from mechrep.generation.requests import Continuation, Decoding, Request, check_requests
 from mechrep.generation.sampling import choose_tokens
 from mechrep.generation.slots import SlotCache
-from mechrep.interventions.edits import EditTable, transformer_lens_hooks
+from mechrep.interventions.edits import transformer_lens_hooks
+from mechrep.interventions.table import EditTable
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 
@@ -52,7 +53,13 @@ class _SlotRun:
     def __init__(self, model: Model, requests: Sequence[Request], decoding: Decoding, slots: int) -> None:
         self.model, self.decoding = model, decoding
         self.answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
-        self.edits = EditTable(model, [r.intervention for r in requests], [r.text for r in requests])
+        self.edits = EditTable(
+            model,
+            [request.intervention for request in requests],
+            [request.text for request in requests],
+            first_tokens=[request.prompt[0] for request in requests],
+            starts=[request.start for request in requests],
+        )
         self.uniforms = np.stack([decoding.uniforms(r.text) for r in requests]) if decoding.temperature > 0 else None
         # Taken from the end, so longest prefixes first: later rows then always fit to the left of the current column.
         # Equal prefixes are neighbours, so that those entering together are computed once.

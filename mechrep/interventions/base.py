@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from mechrep.models.model import Model
 
 When = Literal["all", "last", "from_onset"]
+Place = tuple[Site, int]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """``activation * factor + offset`` along the last axis of one site of one layer."""
+    """``activation * factor + offset`` along the last axis of one site of one layer.
+
+    At ``Z`` the heads lie side by side, ``head * d_head`` units.  At ``PATTERN`` a unit is a head: its rows become
+    ``row * factor``, and ``offset`` is added to what they give to the first key.
+    """
 
     factor: Float[Tensor, " unit"]
     offset: Float[Tensor, " unit"]
@@ -31,7 +36,12 @@ class Edit:
         return Edit(self.factor * other.factor, self.offset * other.factor + other.offset)
 
 
-Edits = dict[tuple[Site, int], Edit]
+Edits = dict[Place, Edit]
+
+
+def in_order(places: Iterable[Place]) -> list[Place]:
+    """Places in the order of the model: the activation function before its product, the pattern before ``z``."""
+    return sorted(places, key=lambda place: place[0] not in (Site.GATE_ACT, Site.PATTERN))
 
 
 class Intervention(ABC):
@@ -76,6 +86,9 @@ class Intervention(ABC):
 @dataclass(frozen=True, eq=False)
 class Combined(Intervention):
     """Several interventions applied one after the other; all must begin at the same place.
+
+    Parts that meet at one site take effect in the order given.  At different sites each takes effect where the model
+    computes it, whichever was named first: attention is moved before ``z`` is edited, ``GATE_ACT`` before ``MLP_POST``.
 
     Raises:
         InputError: parts that differ in ``when``.

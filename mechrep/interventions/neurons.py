@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
+from typing import ClassVar
 
 from mechrep.errors import InputError
-from mechrep.interventions.base import Edit, Edits, Intervention, When
-from mechrep.interventions.ops import Op, as_op
-from mechrep.models.anatomy import NEURON_SITES, Anatomy, Site
+from mechrep.interventions.base import When
+from mechrep.interventions.ops import Op
+from mechrep.interventions.units import UnitIntervention
+from mechrep.models.anatomy import Anatomy, Site
 
 
 @dataclass(frozen=True, eq=False)
-class Neurons(Intervention):
+class Neurons(UnitIntervention):
     """Apply ``op`` to neurons, at the site that the literature calls the neuron's activation unless told otherwise.
 
     Args:
@@ -26,7 +25,8 @@ class Neurons(Intervention):
         when: see :class:`~mechrep.interventions.base.Intervention`.
 
     Raises:
-        InputError: duplicate or malformed units, a site that is no neuron site; later, units the model lacks.
+        InputError: duplicate or malformed units, a site that is no neuron site, an operation on attention; later,
+            units the model lacks.
 
     Source: Hiraoka & Inui 2025 (arXiv 2410.13497), deactivation ``a <- 0`` and activation ``a <- a + 1``.
 
@@ -40,10 +40,9 @@ class Neurons(Intervention):
         True
     """
 
-    units: tuple[tuple[int, int], ...]
-    op: Op
-    site: Site = Site.GATE_ACT
-    when: When = "from_onset"
+    unit: ClassVar[str] = "neuron"
+
+    site: Site
 
     def __init__(
         self,
@@ -52,44 +51,15 @@ class Neurons(Intervention):
         site: Site | str = Site.GATE_ACT,
         when: When = "from_onset",
     ) -> None:
-        try:
-            pairs = tuple((operator.index(layer), operator.index(neuron)) for layer, neuron in units)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"units that are no pairs ({error})", "(layer, neuron) pairs of whole numbers", "correct them"
-            ) from None
-        if len(set(pairs)) != len(pairs):
-            raise InputError("units with duplicates", "every (layer, neuron) once", "drop the duplicates")
+        self._take(units, op, when)
         if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
             raise InputError(f"site {str(site)!r}", "gate_act or mlp_post", "choose one of these")
-        if when not in ("all", "last", "from_onset"):
-            raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
-        for name, value in (("units", pairs), ("op", as_op(op)), ("site", Site(site)), ("when", when)):
-            object.__setattr__(self, name, value)
+        if self.op.moves_attention:
+            raise InputError(
+                f"{self.op.name} on neurons", "an operation on activations", "use it with mechrep.interventions.Heads"
+            )
+        object.__setattr__(self, "site", Site(site))
 
-    @property
-    def differs_by_text(self) -> bool:
-        """Whether two texts get different edits (resampling)."""
-        return self.op.differs_by_text
-
-    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
-        """One edit of full width per layer that holds one of the units."""
-        for layer, neuron in self.units:
-            anatomy.check_layer(layer)
-            if not 0 <= neuron < anatomy.d_mlp:
-                raise InputError(
-                    f"neuron {neuron} of layer {layer}",
-                    f"a neuron from 0 to {anatomy.d_mlp - 1}",
-                    "check which model it is from",
-                )
-        units = torch.tensor(self.units, dtype=torch.long).reshape(-1, 2)
-        values = self.op.offsets(units[:, 0], units[:, 1], text)
-        edits: Edits = {}
-        for layer in units[:, 0].unique().tolist():
-            here = units[:, 0] == layer
-            factor, offset = torch.ones(anatomy.d_mlp), torch.zeros(anatomy.d_mlp)
-            factor[units[here, 1]] = self.op.factor
-            offset[units[here, 1]] = values[here]
-            edits[self.site, layer] = Edit(factor, offset)
-        assert set(site for site, _ in edits) <= NEURON_SITES
-        return edits
+    def where(self, anatomy: Anatomy) -> tuple[Site, tuple[int, ...]]:
+        """The site, ``[d_mlp]``."""
+        return self.site, (anatomy.d_mlp,)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +15,9 @@ from torch import Tensor
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult
 from mechrep.errors import InputError
 from mechrep.interventions.base import Intervention
-from mechrep.interventions.edits import EditTable, transformer_lens_hooks
+from mechrep.interventions.edits import transformer_lens_hooks
 from mechrep.interventions.ops import Op, as_op
+from mechrep.interventions.table import EditTable
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
@@ -27,44 +27,12 @@ from mechrep.studies.conditions import sweep_conditions
 from mechrep.studies.controls import CONTROLS, Unit, as_seeds
 from mechrep.studies.journal import Journal
 from mechrep.text.corpus import Corpus
+from mechrep.text.windows import SHORTEST_WINDOW
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _TOKENS_PER_BATCH = 4096
-_SHORTEST_WINDOW = 4  # the second half then has a token to predict and one that predicts it
-
-
-def windows_of_text(model: Model, text: str, *, length: int | None = None, limit: int = 16) -> Corpus:
-    """Cut one long text into windows for measuring loss: BOS first (by the model's habit), half a window of overlap.
-
-    Args:
-        model: the model.
-        text: the text.
-        length: tokens per window, BOS included; by default ``min(n_ctx, 1024)``.
-        limit: at most so many windows, spread evenly over the text.
-
-    Raises:
-        InputError: a text shorter than one window, windows too short to be scored, or no window.
-    """
-    length = min(model.anatomy.n_ctx, 1024) if length is None else length
-    if length < _SHORTEST_WINDOW or limit < 1:
-        raise InputError(
-            f"length={length}, limit={limit}",
-            f"windows of at least {_SHORTEST_WINDOW} tokens, at least one",
-            "raise it",
-        )
-    bos = [model.bos_id] if model.default_prepend_bos and model.bos_id is not None else []
-    ids = model.encode(text, prepend_bos=False)
-    body = length - len(bos)
-    if len(ids) < body:
-        raise InputError(
-            f"a text of {len(ids)} tokens", f"at least {body}, one window", "use a longer text or shorter windows"
-        )
-    starts = range(0, len(ids) - body + 1, max(1, body // 2))
-    chosen = np.unique(np.linspace(0, len(starts) - 1, min(limit, len(starts))).astype(int))
-    rows = [[*bos, *ids[starts[i] : starts[i] + body]] for i in chosen]
-    return Corpus.from_tokens(rows, model=model, source="held-out", bos_policy="prepended" if bos else "absent")
 
 
 @torch.no_grad()
@@ -86,10 +54,10 @@ def token_losses(
     """
     corpus.check_model(model)
     length = int(corpus.lengths[0])
-    if not bool((corpus.lengths == length).all()) or length < _SHORTEST_WINDOW:
+    if not bool((corpus.lengths == length).all()) or length < SHORTEST_WINDOW:
         raise InputError(
             f"windows of {int(corpus.lengths.min())} to {int(corpus.lengths.max())} tokens",
-            f"one length of at least {_SHORTEST_WINDOW}",
+            f"one length of at least {SHORTEST_WINDOW}",
             "cut them with windows_of_text",
         )
     losses = torch.zeros(len(interventions), len(corpus))
@@ -117,7 +85,13 @@ def _fast_losses(
     rows = torch.arange(len(tokens), device=tokens.device)
     everywhere = torch.ones(scored.shape, dtype=torch.bool, device=tokens.device)
     for intervention in interventions:
-        table = EditTable(model, [intervention] * len(tokens), texts)
+        table = EditTable(
+            model,
+            [intervention] * len(tokens),
+            texts,
+            first_tokens=tokens[:, 0].tolist(),
+            starts=[begin] * len(tokens),
+        )
         table.aim(rows, everywhere)
         with table.applied():
             logits = model.plain(input_ids=scored, past_key_values=cache, use_cache=True).logits
@@ -201,7 +175,7 @@ def loss_sweep(
 
     Args:
         model: the model.
-        corpus: windows made by :func:`windows_of_text`.
+        corpus: windows made by :func:`mechrep.text.windows.windows_of_text`.
         neurons: a result or a ranked list of ``(layer, neuron)``.
         ks: numbers of neurons.
         controls: see :mod:`mechrep.studies.controls`.
@@ -220,6 +194,7 @@ def loss_sweep(
         >>> import mechrep
         >>> from mechrep.models import tiny
         >>> model = mechrep.load_model("mechrep-tiny")
+        >>> from mechrep.text.windows import windows_of_text
         >>> windows = windows_of_text(model, tiny.held_out_text(), length=64, limit=4)
         >>> result = loss_sweep(model, windows, neurons=[(3, 1)], ks=[1], controls=[], seeds=1)
         >>> result.to_frame()["selection"].tolist()

@@ -22,10 +22,11 @@ from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.stats import proportion_interval
 from mechrep.studies.controls import CONTROLS
-from mechrep.studies.loss import LossResult, loss_sweep, windows_of_text
+from mechrep.studies.loss import LossResult, loss_sweep
 from mechrep.studies.sweep_result import SweepResult
 from mechrep.studies.sweeps import ACTIVATION_PROMPT, NEW_TOKENS, activation_sweep, deactivation_sweep
 from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 
 _FIND_SHARE = 0.8  # of the looping texts find the neurons, the rest test them (default preset)
 

@@ -17,8 +17,8 @@ from mechrep.models import tiny as embedded
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.studies import LossResult, loss_sweep, token_losses
-from mechrep.studies.loss import windows_of_text
 from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 from tests.studies.obvious import losses
 from tests.tiny_models import SLIDING_WINDOW, random_tokens, tiny
 

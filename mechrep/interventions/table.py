@@ -1,0 +1,182 @@
+"""Applying interventions to the plain view: tables of factors and offsets for batches of mixed rows.
+
+Attention that is moved to the first position needs no pattern, which the plain view does not have: a head that attends
+to position 0 alone gives ``v(0)``, and that is what it gives *at* position 0, where there is nothing else to attend to.
+So ``z(t) <- z(0)`` of the same text.  Position 0 depends on nothing but the first token and what is edited there; its
+``z`` is computed once for all rows that have both in common, and is at hand when decoding is far past it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechrep.errors import InputError
+from mechrep.interventions.base import Edits, Intervention, Place, in_order
+from mechrep.models.anatomy import Site
+from mechrep.models.model import Model
+
+_FIRST_TOKENS_PER_BATCH = 256
+Change = Callable[[Tensor], Tensor]
+
+
+class EditTable:
+    """The edits of many rows at once: one row of a batch, one condition.
+
+    Equal interventions share a condition, so a thousand texts under ten interventions cost ten rows of table.
+
+    Args:
+        model: the model whose plain view will be edited.
+        interventions: one per row, or ``None`` for an untouched row.
+        texts: number of the text in each row (for resampling).
+        first_tokens: the id at position 0 of each row; needed where attention is moved there.
+        starts: first edited position of each row, which must be where the masks of :meth:`aim` begin; needed with
+            ``first_tokens``, because an edit of position 0 changes what is attended to there.
+
+    Raises:
+        InputError: units or tables that are not the model's, attention moved without ``first_tokens`` and ``starts``,
+            or (at the latest by :meth:`applied`) a model without a plain view.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        interventions: Sequence[Intervention | None],
+        texts: Sequence[int],
+        *,
+        first_tokens: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model
+        keys: dict[tuple[int, int], int] = {}
+        chosen: list[Edits] = []
+        conditions = []
+        for intervention, text in zip(interventions, texts, strict=True):
+            if intervention is None:
+                conditions.append(0)
+                continue
+            key = (id(intervention), text if intervention.differs_by_text else -1)
+            if key not in keys:
+                chosen.append(intervention.edits(model.anatomy, text))
+                keys[key] = len(chosen)
+            conditions.append(keys[key])
+        self.conditions: Int[Tensor, " row"] = torch.tensor(conditions, device=model.device)
+        self.tables: dict[Place, tuple[Tensor, Tensor]] = self._tables(chosen)
+        self._condition: Tensor = self.conditions[:0]
+        self._first: Tensor = self.conditions[:0]
+        self._mask: Bool[Tensor, "batch pos"] | None = None
+        self._first_numbers: Int[Tensor, " row"] = torch.zeros_like(self.conditions)
+        self._first_values: dict[int, Float[Tensor, "first unit"]] = {}
+        moving = {number for number, edits in enumerate(chosen, 1) if any(site is Site.PATTERN for site, _ in edits)}
+        if moving:
+            if first_tokens is None or starts is None:
+                raise InputError(
+                    "attention moved to the first position of rows whose first tokens are unknown",
+                    "the first token and the first edited position of every row",
+                    "pass first_tokens= and starts=",
+                )
+            self._find_first_values(moving, first_tokens, starts)
+
+    def _tables(self, chosen: Sequence[Edits]) -> dict[Place, tuple[Tensor, Tensor]]:
+        """Factors and offsets ``[condition unit]`` of every edited place; condition 0 changes nothing."""
+        like: dict[str, Any] = {"device": self.model.device, "dtype": self.model.dtype}
+        tables: dict[Place, tuple[Tensor, Tensor]] = {}
+        for place in in_order({place: None for edits in chosen for place in edits}):
+            # What z is multiplied by is given per head, and the plain view has the heads side by side.
+            width = self.model.anatomy.d_head if place[0] is Site.PATTERN else 1
+            here = [(number, edits[place]) for number, edits in enumerate(chosen, 1) if place in edits]
+            size = (len(chosen) + 1, len(here[0][1].factor) * width)
+            tables[place] = factor, offset = torch.ones(size, **like), torch.zeros(size, **like)
+            for number, edit in here:
+                factor[number] = edit.factor.repeat_interleave(width).to(factor)
+                offset[number] = edit.offset.repeat_interleave(width).to(offset)
+        return tables
+
+    @torch.no_grad()
+    def _find_first_values(self, moving: set[int], first_tokens: Sequence[int], starts: Sequence[int]) -> None:
+        """Compute ``z(0)``, the value of position 0, for every first token and condition in which it is needed."""
+        firsts: dict[tuple[int, int], int] = {}
+        numbers = []
+        for token, start, condition in zip(first_tokens, starts, self.conditions.tolist(), strict=True):
+            first = (token, condition if start <= 0 else 0)
+            numbers.append(firsts.setdefault(first, len(firsts)) if condition in moving else 0)
+        self._first_numbers = torch.tensor(numbers, device=self.model.device)
+        tokens, conditions = torch.tensor(list(firsts), device=self.model.device).unbind(-1)
+        kept: dict[int, list[Tensor]] = {layer: [] for site, layer in self.tables if site is Site.PATTERN}
+
+        def keep(z: Tensor, layer: int) -> Tensor:
+            kept[layer].append(z[:, 0].clone())
+            return z  # at position 0 attention is where it is moved to
+
+        with self._hooked(lambda place: partial(keep, layer=place[1]) if place[0] is Site.PATTERN else self._at(place)):
+            for some in torch.arange(len(tokens), device=tokens.device).split(_FIRST_TOKENS_PER_BATCH):
+                self._condition = conditions[some]
+                self._mask = torch.ones_like(self._condition[:, None], dtype=torch.bool)
+                assert self.model.plain is not None
+                self.model.plain(input_ids=tokens[some][:, None], use_cache=False)
+        self._first_values = {layer: torch.cat(values) for layer, values in kept.items()}
+        self.rest()
+
+    def __bool__(self) -> bool:
+        return bool(self.tables)
+
+    def aim(self, rows: Int[Tensor, " batch"], mask: Bool[Tensor, "batch pos"]) -> None:
+        """Say which rows the next forward pass holds and at which of its positions their edits are active."""
+        self._condition, self._first, self._mask = self.conditions[rows], self._first_numbers[rows], mask
+
+    def rest(self) -> None:
+        """Edit nothing until :meth:`aim` is called again."""
+        self._mask = None
+
+    def _at(self, place: Place) -> Change:
+        return partial(self._edit, place=place)
+
+    def _edit(self, activation: Float[Tensor, "batch pos unit"], place: Place) -> Tensor:
+        if self._mask is None:
+            return activation
+        factor, offset = (table[self._condition][:, None] for table in self.tables[place])
+        if place[0] is Site.PATTERN:
+            offset = offset * self._first_values[place[1]][self._first][:, None]
+        return torch.where(self._mask[..., None], activation * factor + offset, activation)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While open, forward passes of the plain view are edited as :meth:`aim` last said."""
+        with self._hooked(self._at):
+            yield
+
+    @contextmanager
+    def _hooked(self, change_at: Callable[[Place], Change]) -> Iterator[None]:
+        if self.tables and self.model.handles is None:
+            raise InputError(
+                "the plain view of " + self.model.name, "a model that has one", "use view='transformer_lens'"
+            )
+        with ExitStack() as stack:
+            for place in self.tables:
+                stack.callback(self._register(place, change_at(place)).remove)
+            yield
+
+    def _register(self, place: Place, change: Change) -> Any:
+        site, layer = place
+        handles = self.model.handles
+        assert handles is not None
+
+        def edit_output(_module: Any, _args: Any, output: Any) -> Tensor:
+            return change(output)
+
+        def edit_input(_module: Any, args: Any) -> tuple[Any, ...]:
+            return (change(args[0]), *args[1:])
+
+        if site is Site.GATE_ACT:
+            return handles.activations[layer].register_forward_hook(edit_output)
+        if site is Site.MLP_POST:
+            return handles.mlp_outputs[layer].register_forward_pre_hook(edit_input)
+        if site in (Site.Z, Site.PATTERN):
+            return handles.attention_outputs[layer].register_forward_pre_hook(edit_input)
+        raise InputError(f"an edit at {site.value}", "gate_act, mlp_post, z or pattern", "use view='transformer_lens'")
