@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrep import studies as studies
+    from mechrep.analyzers.heads import HeadScoreResult as HeadScoreResult
+    from mechrep.analyzers.heads import HeadScores as HeadScores
+    from mechrep.analyzers.heads import score_heads as score_heads
     from mechrep.analyzers.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.analyzers.neurons import RepetitionNeurons as RepetitionNeurons
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
     from mechrep.generation.generate import generate as generate
+    from mechrep.interventions.heads import Heads as Heads
     from mechrep.interventions.neurons import Neurons as Neurons
     from mechrep.models.anatomy import Anatomy as Anatomy
     from mechrep.models.anatomy import Site as Site
@@ -29,6 +33,9 @@ _HOME = {
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
+    "HeadScoreResult": "mechrep.analyzers.heads",
+    "HeadScores": "mechrep.analyzers.heads",
+    "Heads": "mechrep.interventions.heads",
     "Model": "mechrep.models.model",
     "Neurons": "mechrep.interventions.neurons",
     "RepetitionNeuronResult": "mechrep.analyzers.neurons",
@@ -37,6 +44,7 @@ _HOME = {
     "detect_cycle": "mechrep.text.cycles",
     "generate": "mechrep.generation.generate",
     "load_model": "mechrep.models.load",
+    "score_heads": "mechrep.analyzers.heads",
 }
 _FLOORS = {"studies"}
 

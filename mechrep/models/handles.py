@@ -7,12 +7,14 @@ The names differ between families; the ends of the module names below cover thos
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 _ACTIVATION = ("mlp.act_fn", "mlp.act", "mlp.gelu_impl", "mlp.activation_fn")
 _MLP_OUTPUT = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _ATTENTION_OUTPUT = (
     "self_attn.o_proj",
     "attn.c_proj",
@@ -37,12 +39,15 @@ class PlainHandles:
         activations: module whose *output* is ``GATE_ACT``.
         mlp_outputs: module whose *input* is ``MLP_POST``.
         attention_outputs: module whose *input* is ``Z`` with its heads side by side.
+        attentions: module that returns its weights, ``PATTERN``, beside its output where they are computed step by
+            step; ``None`` where a layer has no such module.  Whether they are the pattern is checked by reading.
     """
 
     layers: tuple[nn.Module, ...]
     activations: tuple[nn.Module, ...]
     mlp_outputs: tuple[nn.Module, ...]
     attention_outputs: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...] | None
 
 
 def find_handles(module: nn.Module, n_layers: int) -> PlainHandles | None:
@@ -50,15 +55,21 @@ def find_handles(module: nn.Module, n_layers: int) -> PlainHandles | None:
     names = {name: part for name, part in module.named_modules(remove_duplicate=False)}
     stacks = sorted({m["stack"] for name in names if (m := _LAYER.match(name))}, key=len)
     for stack in stacks:
-        layers = [names.get(f"{stack}.{layer}") for layer in range(n_layers)]
-        if all(part is not None for part in layers) and f"{stack}.{n_layers}" not in names:
-            parts = [
-                [_find_part(part, ends) for part in layers if part is not None]
-                for ends in (_ACTIVATION, _MLP_OUTPUT, _ATTENTION_OUTPUT)
-            ]
-            if all(part is not None for group in parts for part in group):
-                return PlainHandles(*(tuple(p for p in group if p is not None) for group in (layers, *parts)))
+        layers = _complete(names.get(f"{stack}.{layer}") for layer in range(n_layers))
+        if layers is not None and f"{stack}.{n_layers}" not in names:
+            activations, mlp_outputs, attention_outputs, attentions = (
+                _complete(_find_part(layer, ends) for layer in layers)
+                for ends in (_ACTIVATION, _MLP_OUTPUT, _ATTENTION_OUTPUT, _ATTENTION)
+            )
+            if activations is not None and mlp_outputs is not None and attention_outputs is not None:
+                return PlainHandles(layers, activations, mlp_outputs, attention_outputs, attentions)
     return None
+
+
+def _complete(parts: Iterable[nn.Module | None]) -> tuple[nn.Module, ...] | None:
+    """The parts of all layers, or ``None`` where one layer lacks it."""
+    found = tuple(parts)
+    return None if any(part is None for part in found) else tuple(part for part in found if part is not None)
 
 
 def _find_part(layer: nn.Module, ends: tuple[str, ...]) -> nn.Module | None:

@@ -3,18 +3,23 @@
 The plain view serves the sites below directly on the modules; everything else, and models without a plain view, is
 read from the TransformerLens view, the reference.  Either way the forward pass ends as soon as the last activation
 that somebody asked for has been handed over.
+
+Attention patterns exist on the plain view only while attention is computed step by step (``"eager"``), which a read of
+``PATTERN`` switches on for its own duration.  Whether a family's attention module then really returns its pattern is
+not taken on trust: a model serves ``PATTERN`` on the plain view once both views have given the same on a probe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Site
@@ -24,7 +29,14 @@ from mechrep.models.model import Model
 View = Literal["auto", "plain", "transformer_lens"]
 Receiver = Callable[[Tensor, Site, int], None]
 
-PLAIN_SITES = frozenset({Site.RESID_PRE, Site.RESID_POST, Site.GATE_ACT, Site.MLP_POST, Site.Z})
+# PATTERN only where patterns_agree(model).
+PLAIN_SITES = frozenset({Site.RESID_PRE, Site.RESID_POST, Site.GATE_ACT, Site.MLP_POST, Site.Z, Site.PATTERN})
+
+# Half of the summed difference between two rows of a pattern: the share of attention that lies elsewhere.
+_PATTERN_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+_HALF_PRECISION_TOLERANCE = 0.1
+
+_patterns_agree: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 
 
 class _AllRead(Exception):
@@ -34,14 +46,61 @@ class _AllRead(Exception):
 def choose_view(model: Model, sites: Collection[Site], view: View = "auto") -> Literal["plain", "transformer_lens"]:
     """The view that serves all of ``sites``: the plain one where it can, unless the caller insists.
 
+    ``PATTERN`` is served by the plain view of a model if :func:`patterns_agree`.
+
     Raises:
         InputError: the plain view was demanded and does not exist or lacks a site.
     """
-    able = model.plain is not None and set(sites) <= PLAIN_SITES and not model.processed
-    if view == "plain" and not able:
-        lacking = ", ".join(sorted(set(sites) - PLAIN_SITES)) or "every site (this model has no plain view)"
-        raise InputError(f"view='plain' for {lacking}", f"sites among {sorted(PLAIN_SITES)}", "use view='auto'")
-    return "plain" if able and view != "transformer_lens" else "transformer_lens"
+    if view == "transformer_lens":
+        return view
+    lacking = set(Site) if model.plain is None or model.processed else set(Site) - PLAIN_SITES
+    if Site.PATTERN in sites and Site.PATTERN not in lacking and not patterns_agree(model):
+        lacking.add(Site.PATTERN)
+    if view == "plain" and not lacking.isdisjoint(sites):
+        given, served = sorted(lacking & set(sites)), sorted(set(Site) - lacking)
+        raise InputError(
+            f"view='plain' for {', '.join(given)}",
+            f"sites among {', '.join(served)}" if served else "a model with a plain view",
+            "use view='auto'",
+        )
+    return "plain" if lacking.isdisjoint(sites) else "transformer_lens"
+
+
+@torch.no_grad()
+def patterns_agree(model: Model) -> bool:
+    """Whether the plain view gives the attention patterns of the TransformerLens view (run once per model).
+
+    Two short rows of ids run through both.  ``False`` where the attention modules return no weights, or others.
+
+    Example:
+        >>> import mechrep
+        >>> patterns_agree(mechrep.load_model("mechrep-tiny"))
+        True
+    """
+    if model not in _patterns_agree:
+        _patterns_agree[model] = _compare_patterns(model)
+    return _patterns_agree[model]
+
+
+def _compare_patterns(model: Model) -> bool:
+    if model.plain is None or model.processed or model.handles is None or model.handles.attentions is None:
+        return False
+    tokens, pairs = model.probe_tokens(), [(Site.PATTERN, layer) for layer in range(model.anatomy.n_layers)]
+    seen: dict[int, Tensor] = {}
+    moved: list[float] = []
+
+    def keep(pattern: Tensor, _site: Site, layer: int) -> None:
+        seen[layer] = pattern.float()
+
+    def compare(pattern: Tensor, _site: Site, layer: int) -> None:
+        same_shape = seen[layer].shape == pattern.shape
+        apart = (seen[layer] - pattern.float()).abs().sum(-1).max().item() / 2 if same_shape else torch.inf
+        moved.append(apart)
+
+    if _read_plain(model, tokens, pairs, keep):
+        return False
+    _read_transformer_lens(model, tokens, pairs, compare)
+    return max(moved) <= _PATTERN_TOLERANCE.get(model.dtype, _HALF_PRECISION_TOLERANCE)
 
 
 @torch.no_grad()
@@ -70,12 +129,17 @@ def read_activations(
     if not pairs:
         return
     if choose_view(model, wanted, view) == "plain":
-        _read_plain(model, tokens, pairs, receive)
+        left = _read_plain(model, tokens, pairs, receive)
+        if left:
+            raise RuntimeError(f"hooks that never fired: {sorted(left)}")
     else:
         _read_transformer_lens(model, tokens, pairs, receive)
 
 
-def _read_plain(model: Model, tokens: Tensor, pairs: list[tuple[Site, int]], receive: Receiver) -> None:
+def _read_plain(
+    model: Model, tokens: Tensor, pairs: list[tuple[Site, int]], receive: Receiver
+) -> set[tuple[Site, int]]:
+    """Hand over what is wanted; what is left at the end, because no hook gave it, is returned."""
     assert model.plain is not None and model.handles is not None
     left = set(pairs)
 
@@ -88,13 +152,32 @@ def _read_plain(model: Model, tokens: Tensor, pairs: list[tuple[Site, int]], rec
             raise _AllRead
 
     with ExitStack() as stack:
+        if any(site is Site.PATTERN for site, _ in pairs):
+            stack.enter_context(_attention_step_by_step(model.plain))
         for site, layer in pairs:
             stack.callback(_register(model, site, layer, partial(hand_over, site=site, layer=layer)).remove)
-        try:
+        with suppress(_AllRead):
             model.plain(input_ids=tokens, use_cache=False)
-        except _AllRead:
-            return
-    raise RuntimeError(f"hooks that never fired: {sorted(left)}")
+    return left
+
+
+@contextmanager
+def _attention_step_by_step(module: nn.Module) -> Iterator[None]:
+    """Attention that computes its pattern inside the block, and whatever the model had set after it.
+
+    Set on the configurations themselves: ``set_attn_implementation`` would pass a value on to sub-configurations, and
+    restoring it would make them all alike.
+    """
+    found = (getattr(part, "config", None) for part in module.modules())
+    configs: dict[int, Any] = {id(c): c for c in found if hasattr(c, "_attn_implementation_internal")}
+    before = [(config, config._attn_implementation_internal) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
 
 
 def _register(model: Model, site: Site, layer: int, hand_over: Callable[[Tensor], None]) -> Any:
@@ -105,9 +188,21 @@ def _register(model: Model, site: Site, layer: int, hand_over: Callable[[Tensor]
     def output_hook(_module: Any, _args: Any, output: Any) -> None:
         hand_over(output[0] if isinstance(output, tuple) else output)
 
+    def weights_hook(_module: Any, _args: Any, output: Any) -> Any:
+        beside = output[1:] if isinstance(output, tuple) else ()
+        found = [part for part in beside if isinstance(part, Tensor) and part.ndim == 4]
+        if len(found) != 1:  # then the site is left over, and the caller says so
+            return None
+        hand_over(found[0])
+        # Nobody else needs it, and some families would keep it until the next layer has made its own.
+        return tuple(None if part is found[0] else part for part in output)
+
     def input_hook(_module: Any, args: Any, kwargs: Any) -> None:
         hand_over(_first_input(args, kwargs))
 
+    if site is Site.PATTERN:
+        assert handles.attentions is not None
+        return handles.attentions[layer].register_forward_hook(weights_hook)
     if site in (Site.RESID_POST, Site.GATE_ACT):
         module = (handles.layers if site is Site.RESID_POST else handles.activations)[layer]
         return module.register_forward_hook(output_hook)

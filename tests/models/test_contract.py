@@ -121,12 +121,12 @@ def test_reading_stops_early_and_refuses_what_a_view_lacks() -> None:
         )
     read_activations(model, TOKENS, {Site.MLP_POST: [0, 1]}, lambda *_: None, view="plain")
     assert ran == [0, 1]
-    with pytest.raises(ValueError, match="pattern"):
-        read_activations(model, TOKENS, {Site.PATTERN: [0]}, lambda *_: None, view="plain")
+    with pytest.raises(ValueError, match="scores"):
+        read_activations(model, TOKENS, {Site.SCORES: [0]}, lambda *_: None, view="plain")
     with pytest.raises(ValueError, match="layer 3"):
         read_activations(model, TOKENS, {Site.Z: [3]}, lambda *_: None)
-    assert choose_view(model, {Site.PATTERN, Site.Z}) == "transformer_lens"
-    assert choose_view(model, {Site.Z}) == "plain"
+    assert choose_view(model, {Site.SCORES, Site.Z}) == "transformer_lens"
+    assert choose_view(model, {Site.PATTERN, Site.Z}) == "plain"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
