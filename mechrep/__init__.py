@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrep import studies as studies
+    from mechrep.analyzers.attention_sinks import AttentionSinks as AttentionSinks
+    from mechrep.analyzers.find_sink import find_sink as find_sink
     from mechrep.analyzers.heads import HeadScoreResult as HeadScoreResult
     from mechrep.analyzers.heads import HeadScores as HeadScores
     from mechrep.analyzers.heads import score_heads as score_heads
+    from mechrep.analyzers.known_sinks import known_sinks as known_sinks
     from mechrep.analyzers.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.analyzers.neurons import RepetitionNeurons as RepetitionNeurons
+    from mechrep.analyzers.repeat_norms import RepeatNorms as RepeatNorms
+    from mechrep.analyzers.sink_norms import SinkNorms as SinkNorms
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
     from mechrep.generation.generate import generate as generate
     from mechrep.interventions.heads import Heads as Heads
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Anatomy": "mechrep.models.anatomy",
+    "AttentionSinks": "mechrep.analyzers.attention_sinks",
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
@@ -40,9 +46,13 @@ _HOME = {
     "Neurons": "mechrep.interventions.neurons",
     "RepetitionNeuronResult": "mechrep.analyzers.neurons",
     "RepetitionNeurons": "mechrep.analyzers.neurons",
+    "RepeatNorms": "mechrep.analyzers.repeat_norms",
+    "SinkNorms": "mechrep.analyzers.sink_norms",
     "Site": "mechrep.models.anatomy",
     "detect_cycle": "mechrep.text.cycles",
+    "find_sink": "mechrep.analyzers.find_sink",
     "generate": "mechrep.generation.generate",
+    "known_sinks": "mechrep.analyzers.known_sinks",
     "load_model": "mechrep.models.load",
     "score_heads": "mechrep.analyzers.heads",
 }

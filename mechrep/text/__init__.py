@@ -18,6 +18,11 @@ from mechrep.text.detectors import tail_cycle as tail_cycle
 from mechrep.text.metrics import loop_share as loop_share
 from mechrep.text.metrics import rep_n as rep_n
 from mechrep.text.metrics import seq_rep_n as seq_rep_n
+from mechrep.text.random_repeats import random_repeats as random_repeats
+from mechrep.text.repeated import repeated_token as repeated_token
+from mechrep.text.repeated import repeated_tokens as repeated_tokens
+from mechrep.text.repeated import single_token_id as single_token_id
 from mechrep.text.watch import NgramTripleWatch as NgramTripleWatch
 from mechrep.text.watch import TailWatch as TailWatch
 from mechrep.text.watch import watch_for as watch_for
+from mechrep.text.windows import windows_of_text as windows_of_text

@@ -1,0 +1,203 @@
+"""Sink neurons: scores beside torch hooks, planted neurons and decoys, and what cutting them removes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mechrep.analyzers.sink_ablation import SinkAblationResult, sink_neuron_ablation
+from mechrep.analyzers.sink_neurons import SinkNeuronResult, row_norms, sink_neurons, spike_weights
+from mechrep.errors import InputError
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
+from mechrep.text.corpus import Corpus
+from mechrep.text.repeated import repeated_tokens
+from tests.analyzers.sinks_by_hand import check_equal
+from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
+from tests.planted.texts import words
+from tests.planted.workbench import BOS, SINK_MINUS, SINK_PLUS
+from tests.tiny_models import D_MLP, PARTS, random_tokens, tiny
+
+
+@functools.cache
+def planted(family: str) -> SinkModel:
+    """One per process: not to be changed.  BOS and the end of every long repeat are sinks."""
+    return sink_model(family)
+
+
+def changed(family: str, change: Callable[[Any], None]) -> Model:
+    """A copy of the planted model whose MLP at the sink's layer is changed."""
+    module: Any = copy.deepcopy(planted(family).model.plain)
+    change(module.model.layers[planted(family).sink_layer].mlp)
+    return load_model(module)
+
+
+def texts(model: Model, n: int = 8) -> Corpus:
+    """BOS and different words."""
+    return Corpus.from_tokens([[BOS, *words(13, seed=seed)] for seed in range(n)], model=model)
+
+
+def hooked(family: str, module: Any, ids: list[int], layer: int) -> dict[str, Tensor]:
+    """What goes into the output matrix, and what goes into the activation function: ``[pos neuron]``."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        PARTS[family]
+        .of(module, part, layer)
+        .register_forward_pre_hook(lambda _m, args, n=name: seen.update({n: args[0][0]}))
+        for name, part in (("post", "mlp_output"), ("pre", "activation"))
+    ]
+    with torch.no_grad():
+        module(torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "gpt_neox"])
+def test_scores_beside_torch_hooks(family: str, tmp_path: Path) -> None:
+    module, model = tiny(family), load_model(tiny(family))
+    # Unequal numbers of repeats: the last copy of the third text is followed by padding.
+    corpus = Corpus.concatenate(repeated_tokens(model, [7, 30], 10), repeated_tokens(model, [11], 4))
+    result = sink_neurons(model, corpus, 1)
+    weight: Any = PARTS[family].of(module, "mlp_output", 1).weight
+    rows = (weight if family == "gpt2" else weight.T).double().norm(dim=1)
+    torch.testing.assert_close(row_norms(model, 1), rows, rtol=1e-5, atol=1e-6)
+    seen = [hooked(family, module, corpus.row(text), 1) for text in range(3)]
+    for place, position in enumerate((0, -1)):
+        post = torch.stack([text["post"][position].abs() for text in seen]).double().mean(0)
+        pre = torch.stack([text["pre"][position].abs() for text in seen]).double().mean(0)
+        torch.testing.assert_close(result.bos_only[place].double(), post, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(result.contribution[place].double(), post * rows, rtol=1e-3, atol=1e-5)
+        if family == "llama_gqa":
+            torch.testing.assert_close(result.authors[place].double(), pre * rows, rtol=1e-3, atol=1e-5)
+        else:
+            assert result.authors.isnan().all()
+    assert result.repeats == 10 and result.to_frame()["neuron"].tolist() == result.ranking()
+    result.save(tmp_path / "r")
+    check_equal(SinkNeuronResult.load(tmp_path / "r"), result)
+
+
+def test_ordinary_texts_are_scored_at_their_first_position_only() -> None:
+    model = load_model(tiny("llama"))
+    rows = random_tokens(20, 6).tolist()  # more than one batch
+    whole = sink_neurons(model, Corpus.from_tokens([[*row[: 1 + i % 6]] for i, row in enumerate(rows)], model=model), 2)
+    alone = sink_neurons(model, Corpus.from_tokens([row[:1] for row in rows], model=model), 2)
+    torch.testing.assert_close(whole.contribution[0], alone.contribution[0], rtol=1e-4, atol=1e-5)
+    assert whole.contribution[1].isnan().all() and whole.repeats == 0
+    assert set(whole.agreement()) == {"authors at first", "bos_only at first"}
+    with pytest.raises(InputError, match="not measured"):
+        whole.top(1, place="repeat")
+
+
+def test_all_scores_return_the_planted_neuron_and_a_decoy_fools_the_authors_score_only() -> None:
+    fixture = planted("llama")
+    (layer, sink), (_, decoy) = fixture.sink_neuron, fixture.decoy
+    stimulus = repeated_tokens(fixture.model, [9], 60)
+
+    def no_decoy(mlp: Any) -> None:
+        mlp.gate_proj.weight.data[decoy] = 0
+
+    result = sink_neurons(changed("llama", no_decoy), stimulus, layer)
+    for score in ("contribution", "authors", "bos_only"):
+        for place in ("first", "repeat"):
+            assert result.top(1, score, place) == [(layer, sink)], (score, place)
+    assert set(result.agreement(1).values()) == {1.0} and len(result.agreement(1)) == 5
+    fooled = sink_neurons(fixture.model, stimulus, layer)
+    for place in ("first", "repeat"):
+        assert fooled.top(1, "authors", place) == [(layer, decoy)]
+        assert fooled.top(1, "contribution", place) == fooled.top(1, "bos_only", place) == [(layer, sink)]
+    assert fooled.contribution[0, decoy] == 0
+    assert fooled.agreement(1)["authors at first"] == 0.0 and fooled.agreement(1)["bos_only at repeat"] == 1.0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_cutting_the_planted_neuron_removes_the_sink_and_no_other_set_does(family: str, tmp_path: Path) -> None:
+    fixture = planted(family)
+    corpus = texts(fixture.model)
+    scores = sink_neurons(fixture.model, corpus, fixture.sink_layer)
+    result = sink_neuron_ablation(fixture.model, corpus, scores, k=3, draws=6)
+    assert result.layers == list(range(fixture.sink_layer, fixture.model.anatomy.n_layers)) and result.ratio[0, 0] > 20
+    assert [list(cut) for cut in result.units[1:4]] == [scores.ranking()[:n] for n in (1, 2, 3)]
+    assert result.units[1] == [fixture.sink_neuron[1]] and result.removed[1].min() > 0.95
+    # Max statistic: six random sets and the next neurons in the ranking form the band; the planted one is far above.
+    band = torch.cat([result.removed_by("random"), result.removed_by("matched")])
+    assert len(band) == 7 and band.abs().max() < 0.1
+    assert result.removed[0].tolist() == [0.0] * len(result.layers) and result.top(1)[0].startswith("top")
+    drawn = [units for cut, units in zip(result.cuts, result.units, strict=True) if cut in ("random", "matched")]
+    assert all(len(set(units)) == 3 and not {*units} & {*scores.ranking()[:3]} for units in drawn)
+    assert len({tuple(units) for units in drawn}) == 7 and drawn[-1] == scores.ranking()[3:6]
+    assert len(result.to_frame()) == len(result.cuts) * len(result.layers)
+    result.save(tmp_path / "r")
+    check_equal(SinkAblationResult.load(tmp_path / "r"), result)
+
+
+def test_ratios_under_a_cut_are_those_of_a_model_without_the_neuron() -> None:
+    fixture = planted("llama")
+    model, layer = fixture.model, fixture.sink_layer
+    scores = sink_neurons(model, texts(model), layer)
+    rows = [texts(model).row(i)[:length] for i, length in enumerate((14, 5, 1))]
+    result = sink_neuron_ablation(model, Corpus.from_tokens(rows, model=model), scores, k=1, draws=1)
+    for index, units in enumerate(result.units):
+        module: Any = copy.deepcopy(model.plain)
+        module.model.layers[layer].mlp.down_proj.weight.data[:, list(units)] = 0
+        with torch.no_grad():
+            seen = [module(torch.tensor([row]), output_hidden_states=True).hidden_states[layer + 1][0] for row in rows]
+        norms = [text.double().norm(dim=-1) for text in seen]
+        expected = torch.stack([n[0] for n in norms]).mean() / torch.cat([n[1:] for n in norms]).mean()
+        assert result.ratio[index, 0] == pytest.approx(float(expected), rel=1e-3)
+        removed = 1 - (result.ratio[index] - 1) / (result.ratio[0] - 1)
+        torch.testing.assert_close(result.removed[index], removed, rtol=1e-4, atol=1e-5)
+
+
+def test_without_an_excess_nothing_can_be_removed() -> None:
+    fixture = bos_sink_model("llama")
+    scores = sink_neurons(fixture.model, texts(fixture.model), fixture.sink_layer)
+    late = Corpus.from_tokens([[9, BOS, BOS, 10]], model=fixture.model)  # BOS is a sink anywhere, another first is not
+    result = sink_neuron_ablation(fixture.model, late, scores, k=1, draws=1)
+    assert result.ratio[0, 0] < 0.1 and result.removed.isnan().all() and len(result.top(2)) == 2
+
+
+def test_bad_questions_are_refused() -> None:
+    model = load_model(tiny("llama"))
+    corpus = Corpus.from_tokens(random_tokens(2, 9), model=model)
+    scores = sink_neurons(model, corpus, 0)
+    for options in ({"k": 0}, {"k": D_MLP // 2 + 1}, {"draws": 0}):
+        with pytest.raises(InputError):
+            sink_neuron_ablation(model, corpus, scores, **options)
+    with pytest.raises(InputError, match="one token"):
+        sink_neuron_ablation(model, Corpus.from_tokens([[0]], model=model), scores)
+    with pytest.raises(InputError, match="layer 3"):
+        sink_neurons(model, corpus, 3)
+    with pytest.raises(InputError, match="k = 49"):
+        scores.top(D_MLP + 1)
+    for arguments in (("norm", "first"), ("authors", "last")):
+        with pytest.raises(InputError, match="score="):
+            inspect.unwrap(SinkNeuronResult.scores)(scores, *arguments)
+    with pytest.raises(InputError, match="cut 'best'"):
+        sink_neuron_ablation(model, corpus, scores, k=1, draws=1).removed_by("best")
+
+
+def test_a_spike_is_a_huge_input_and_a_huge_output_of_one_matrix(tmp_path: Path) -> None:
+    layer, sink = planted("llama").sink_neuron
+
+    def spike(inward: float, outward: float) -> list[tuple[int, int, int]]:
+        def scale(mlp: Any) -> None:
+            mlp.up_proj.weight.data[sink] *= inward
+            mlp.down_proj.weight.data[:, sink] *= outward
+
+        model = changed("llama", scale)
+        model.tokenizer = planted("llama").model.tokenizer
+        return spike_weights(model, "w4 w5")
+
+    # As planted, the input is below 1 and the output 707.
+    assert spike(1, 1) == [] and spike(1000, 1e-6) == []
+    ((found_layer, row, neuron),) = spike(1000, 1e-3)
+    assert (found_layer, neuron) == (layer, sink) and row in (SINK_PLUS, SINK_MINUS)
