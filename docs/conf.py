@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import mechrep
+from mechrep.models import tiny
+from mechrep.views.card_plots import history_figure
 
 HERE = Path(__file__).parent
+STATIC = HERE / "_static"  # ignored by git
 GALLERY = HERE / "notebooks"  # ignored by git: copies, made anew by every build
 
 
@@ -28,7 +31,17 @@ def copy_notebooks() -> None:
     (GALLERY / "index.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def draw_training_history() -> None:
+    """The embedded model's card over its training, as the page that docs/mechrep-tiny.md shows in a frame."""
+    history = tiny.phenomena()
+    tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history()}
+    STATIC.mkdir(exist_ok=True)
+    figure = history_figure(history, "mechrep-tiny", tokens)
+    figure.write_html(STATIC / "mechrep-tiny-history.html", include_plotlyjs=True)
+
+
 copy_notebooks()
+draw_training_history()
 
 project = "mechrep"
 author = "the mechrep authors"
@@ -50,5 +63,6 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # one entry per attribute of a dataclass, not two
 
 html_theme = "furo"
+html_static_path = ["_static"]
 html_title = f"mechrep {release}"
 html_copy_source = False

@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from mechrep import studies as studies
     from mechrep.analyzers.attention_sinks import AttentionSinks as AttentionSinks
     from mechrep.analyzers.find_sink import find_sink as find_sink
+    from mechrep.analyzers.head_composition import head_composition as head_composition
+    from mechrep.analyzers.head_copying import HeadCopying as HeadCopying
+    from mechrep.analyzers.head_copying import score_copying as score_copying
+    from mechrep.analyzers.head_induction import induction_heads as induction_heads
+    from mechrep.analyzers.head_ov import ov_scores as ov_scores
+    from mechrep.analyzers.head_suppression import CopySuppression as CopySuppression
     from mechrep.analyzers.heads import HeadScoreResult as HeadScoreResult
     from mechrep.analyzers.heads import HeadScores as HeadScores
     from mechrep.analyzers.heads import score_heads as score_heads
     from mechrep.analyzers.known_sinks import known_sinks as known_sinks
     from mechrep.analyzers.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.analyzers.neurons import RepetitionNeurons as RepetitionNeurons
+    from mechrep.analyzers.qk_attribution import qk_attribution as qk_attribution
+    from mechrep.analyzers.qk_attribution import target_edges as target_edges
     from mechrep.analyzers.repeat_norms import RepeatNorms as RepeatNorms
     from mechrep.analyzers.sink_norms import SinkNorms as SinkNorms
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from mechrep.models.anatomy import Site as Site
     from mechrep.models.load import load_model as load_model
     from mechrep.models.model import Model as Model
+    from mechrep.studies.circuit import Circuit as Circuit
     from mechrep.text.corpus import Corpus as Corpus
     from mechrep.text.cycles import Cycle as Cycle
     from mechrep.text.cycles import detect_cycle as detect_cycle
@@ -36,25 +45,34 @@ if TYPE_CHECKING:
 _HOME = {
     "Anatomy": "mechrep.models.anatomy",
     "AttentionSinks": "mechrep.analyzers.attention_sinks",
+    "Circuit": "mechrep.studies.circuit",
+    "CopySuppression": "mechrep.analyzers.head_suppression",
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
+    "HeadCopying": "mechrep.analyzers.head_copying",
     "HeadScoreResult": "mechrep.analyzers.heads",
     "HeadScores": "mechrep.analyzers.heads",
     "Heads": "mechrep.interventions.heads",
     "Model": "mechrep.models.model",
     "Neurons": "mechrep.interventions.neurons",
+    "RepeatNorms": "mechrep.analyzers.repeat_norms",
     "RepetitionNeuronResult": "mechrep.analyzers.neurons",
     "RepetitionNeurons": "mechrep.analyzers.neurons",
-    "RepeatNorms": "mechrep.analyzers.repeat_norms",
     "SinkNorms": "mechrep.analyzers.sink_norms",
     "Site": "mechrep.models.anatomy",
     "detect_cycle": "mechrep.text.cycles",
     "find_sink": "mechrep.analyzers.find_sink",
     "generate": "mechrep.generation.generate",
+    "head_composition": "mechrep.analyzers.head_composition",
+    "induction_heads": "mechrep.analyzers.head_induction",
     "known_sinks": "mechrep.analyzers.known_sinks",
     "load_model": "mechrep.models.load",
+    "ov_scores": "mechrep.analyzers.head_ov",
+    "qk_attribution": "mechrep.analyzers.qk_attribution",
+    "score_copying": "mechrep.analyzers.head_copying",
     "score_heads": "mechrep.analyzers.heads",
+    "target_edges": "mechrep.analyzers.qk_attribution",
 }
 _FLOORS = {"studies"}
 

@@ -17,6 +17,7 @@ from mechrep.cli import app
 from mechrep.errors import NothingFoundError
 from mechrep.models import tiny
 from mechrep.models.load import load_model
+from mechrep.studies.card_result import CardResult
 from mechrep.text.corpus import Corpus
 from mechrep.views.terminal import marked_text, printable
 from tests.views import study_by_hand
@@ -45,7 +46,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 def test_every_command_is_listed() -> None:
     listed = run("--help").output
-    assert all(command in listed for command in ("report", "neurons", "generate", "models"))
+    assert all(command in listed for command in ("report", "neurons", "generate", "card", "models"))
 
 
 def test_version() -> None:
@@ -226,3 +227,23 @@ def test_options_of_the_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
         "cpu",
         "r",
     )
+
+
+def test_card_measures_a_model_and_its_checkpoints(tmp_path: Path) -> None:
+    wanted = [tiny.revisions()[0], tiny.revisions()[-1]]
+    output = run("card", "mechrep-tiny", "--prompts", 8, "--revisions", ",".join(wanted), "--out", tmp_path).output
+    card = CardResult.load(tmp_path / "card")
+    for row in card.card_rows():
+        assert row.measure in output and f"{row.value:.3f}" in output
+    history = pd.read_json(tmp_path / "history.jsonl", lines=True)
+    assert history["revision"].unique().tolist() == wanted
+    assert "plotly" in (tmp_path / "history.html").read_text(encoding="utf-8")
+    assert str(tmp_path) in output
+
+
+def test_card_of_all_checkpoints_needs_a_model_that_has_them(tmp_path: Path, shared: Path) -> None:
+    folder = shared / "models" / "stories260K"
+    refused = run("card", folder, "--prompts", 8, "--revisions", "all", "--out", tmp_path, code=2)
+    assert "embedded models only" in refused.output
+    refused = run("card", "mechrep-tiny", "--prompts", 8, "--revision", "step3", "--out", tmp_path, code=1)
+    assert "step3" in refused.output and tiny.revisions()[1] in refused.output

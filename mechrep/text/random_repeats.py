@@ -66,7 +66,7 @@ def random_repeats(
             f"at most n_ctx = {model.anatomy.n_ctx} tokens",
             "choose a smaller n or fewer copies",
         )
-    ordinary = _ordinary_ids(model)
+    ordinary = ordinary_ids(model)
     if n > len(ordinary):
         raise InputError(
             f"n={n} different ids",
@@ -81,7 +81,7 @@ def random_repeats(
     return Corpus.from_tokens(texts, model=model, source="random_repeats", frame=frame, bos_policy=policy)
 
 
-def _ordinary_ids(model: Model) -> np.ndarray:
+def ordinary_ids(model: Model) -> np.ndarray:
     """Ids that stand for a piece of text, ascending."""
     d_vocab = model.anatomy.d_vocab
     known = range(d_vocab) if model.tokenizer is None else model.tokenizer.get_vocab().values()

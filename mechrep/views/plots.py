@@ -1,7 +1,17 @@
 """All figures by name; each takes a result, returns a plotly figure, and shows nothing by itself."""
 
+from mechrep.views.ablation_plots import ablation_curves_figure as ablation_curves_figure
+from mechrep.views.ablation_plots import ablation_figure as ablation_figure
+from mechrep.views.attention_plots import attention_map_figure as attention_map_figure
+from mechrep.views.attention_plots import attention_maps_figure as attention_maps_figure
+from mechrep.views.card_plots import history_figure as history_figure
+from mechrep.views.head_plots import head_scores_figure as head_scores_figure
+from mechrep.views.head_plots import layer_profile_figure as layer_profile_figure
 from mechrep.views.neuron_plots import plot_layer_distribution as plot_layer_distribution
 from mechrep.views.neuron_plots import plot_onset_profile as plot_onset_profile
 from mechrep.views.neuron_plots import plot_sorted_delta as plot_sorted_delta
+from mechrep.views.sink_plots import norms_by_layer_figure as norms_by_layer_figure
+from mechrep.views.sink_plots import norms_vs_repeats_figure as norms_vs_repeats_figure
+from mechrep.views.sink_plots import sink_heads_figure as sink_heads_figure
 from mechrep.views.sweep_plots import plot_perplexity as plot_perplexity
 from mechrep.views.sweep_plots import plot_sweep as plot_sweep

@@ -52,6 +52,17 @@ STYLES = {
     "layer_matched": Style("layer-matched neurons", "#7a74e6", "dot", "diamond-open"),
     "activation_matched": Style("activation-matched neurons", "#c0706e", "dashdot", "triangle-up-open"),
 }
+AXIS = {
+    "gridcolor": GRID,
+    "gridwidth": 1,
+    "zeroline": False,
+    "linecolor": INK,
+    "ticks": "outside",
+    "ticklen": 4,
+    "tickcolor": GRID,
+    "automargin": True,
+    "title": {"standoff": 12},
+}
 _OTHERS = ("#5d8a3a", "#b0862a", "#c455b8", "#3b82c4")
 
 
@@ -105,17 +116,6 @@ def styled(figure: go.Figure, *, title: str, subtitle: str, x: str, y: str) -> g
         >>> figure.layout.title.subtitle.text, figure.layout.height
         ('a &lt; b', 420)
     """
-    axis = {
-        "gridcolor": GRID,
-        "gridwidth": 1,
-        "zeroline": False,
-        "linecolor": INK,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": GRID,
-        "automargin": True,
-        "title": {"standoff": 12},
-    }
     # "none" is plotly's own empty template: what other code has made the default does not shine through.
     return figure.update_layout(
         template="none",
@@ -144,8 +144,8 @@ def styled(figure: go.Figure, *, title: str, subtitle: str, x: str, y: str) -> g
         },
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": ACCENT},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},
-        xaxis=axis | {"title": {"text": plain(x), "standoff": 12}, "showgrid": False, "showline": True},
-        yaxis=axis | {"title": {"text": plain(y), "standoff": 12}},
+        xaxis=AXIS | {"title": {"text": plain(x), "standoff": 12}, "showgrid": False, "showline": True},
+        yaxis=AXIS | {"title": {"text": plain(y), "standoff": 12}},
         bargap=0.35,
     )
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from mechrep.errors import ModelError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMES = ("mechrep-tiny",)
 FOLDER = Path(__file__).parent / "weights"
@@ -35,6 +38,13 @@ def history() -> list[dict[str, Any]]:
     """Step, tokens seen and losses at each kept checkpoint of the training run."""
     lines = (FOLDER / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def phenomena() -> pd.DataFrame:
+    """The model's card at every kept checkpoint, as measured when this edition was published."""
+    import pandas as pd
+
+    return pd.read_json(FOLDER / "phenomena.jsonl", orient="records", lines=True)
 
 
 def ngram_losses() -> list[float]:

@@ -36,7 +36,7 @@ class Optimizers:
         """Update the weights and clear the gradients."""
         recipe = self.recipe
         factor = recipe.learning_rate_factor(step)
-        rates = [(self.rest, recipe.learning_rate * factor)]
+        rates: list[tuple[torch.optim.Optimizer, float]] = [(self.rest, recipe.learning_rate * factor)]
         if step < recipe.muon_steps:
             rates.append((self.muon, recipe.muon_learning_rate * factor))
         else:

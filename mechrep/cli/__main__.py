@@ -1,0 +1,5 @@
+"""``python -m mechrep.cli``."""
+
+from mechrep.cli import app
+
+app()

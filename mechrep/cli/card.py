@@ -1,0 +1,81 @@
+"""``mechrep card``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechrep.cli.app import app
+from mechrep.cli.options import (
+    Device,
+    DtypeOption,
+    ModelName,
+    Revision,
+    Seed,
+    existing_file,
+    load_named,
+    make_folder,
+    read_text,
+)
+from mechrep.errors import StoreError
+
+
+@app.command(short_help="Which phenomena a model shows, as one table.")
+def card(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Folder for the card's table and figure.")] = Path("card"),
+    revisions: Annotated[
+        str | None, typer.Option(help="Measure checkpoints too: step0,step512,... or, for an embedded model, all.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=8, help="Sampled prompts for the share that loops.")] = 256,
+    held_out: Annotated[Path | None, existing_file("Text for losses and sinks (UTF-8).")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    revision: Revision = None,
+) -> None:
+    """Measure loops, induction, attention sinks, BOS norm and repeated tokens, each beside the bar it is held to."""
+    text = None if held_out is None else read_text(held_out)
+    wanted = None if revisions is None else _revisions(model, revisions)
+    make_folder(out)
+    loaded = load_named(model, revision, device, dtype)
+    from mechrep.studies.card import measure_card
+    from mechrep.views.terminal import card_table
+
+    result = measure_card(loaded, held_out_text=text, prompts=prompts, seed=seed)
+    result.save(out / "card")
+    typer.echo(card_table(result))
+    if wanted is not None:
+        _card_history(model, wanted, prompts, seed, out)
+    typer.echo(out)
+
+
+def _revisions(model: str, text: str) -> list[str]:
+    """Names of checkpoints, first to last."""
+    from mechrep.models import tiny
+
+    if text != "all":
+        return [name.strip() for name in text.split(",")]
+    if model not in tiny.NAMES:
+        raise typer.BadParameter("all is known for embedded models only; name the revisions", param_hint="--revisions")
+    return tiny.revisions()
+
+
+def _card_history(model: str, revisions: list[str], prompts: int, seed: int, out: Path) -> None:
+    from mechrep.models import tiny
+    from mechrep.studies.card_history import appearances, card_history
+    from mechrep.views.card_plots import history_figure
+    from mechrep.views.terminal import text_table
+
+    history = card_history(model, revisions, prompts=prompts, seed=seed)
+    tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history()} if model in tiny.NAMES else None
+    try:
+        history.to_json(out / "history.jsonl", orient="records", lines=True)
+        history_figure(history, model, tokens).write_html(out / "history.html", include_plotlyjs=True)
+    except OSError as error:
+        raise StoreError(
+            f"folder {out} ({error.strerror})", "a place to write", "free space or choose another"
+        ) from error
+    typer.echo(text_table(appearances(history)))

@@ -1,0 +1,188 @@
+"""The card: its numbers against plain forward passes, on planted models, and against what the package says."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import mechrep
+from mechrep.models import tiny
+from mechrep.models.model import Model
+from mechrep.studies.card import SINK_LENGTH, loss_windows, measure_card
+from mechrep.studies.card_history import appearances
+from mechrep.studies.card_result import CardResult, CardRow
+from mechrep.text.random_repeats import random_repeats
+from mechrep.text.repeated import repeated_tokens
+from mechrep.text.windows import windows_of_text
+from tests.planted.circuits import induction_circuit
+from tests.planted.sinks import sink_model
+from tests.studies import card_by_hand as by_hand
+
+PERIOD = 50
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return mechrep.load_model("mechrep-tiny")
+
+
+@pytest.fixture(scope="module")
+def card(model: Model) -> CardResult:
+    return measure_card(model, prompts=32)
+
+
+@pytest.fixture(scope="module")
+def published() -> pd.DataFrame:
+    return tiny.phenomena()
+
+
+@pytest.fixture(scope="module")
+def eager(model: Model) -> Any:
+    twin = copy.deepcopy(model.plain)
+    assert twin is not None
+    twin.set_attn_implementation("eager")
+    return twin
+
+
+def row_of(card: CardResult, measure: str) -> CardRow:
+    (row,) = [row for row in card.card_rows() if row.measure.startswith(measure)]
+    return row
+
+
+def text_windows(model: Model) -> Tensor:
+    return windows_of_text(model, tiny.held_out_text(), length=SINK_LENGTH, limit=100).tokens
+
+
+def test_losses(model: Model, card: CardResult, eager: Any) -> None:
+    tokens = loss_windows(model, tiny.held_out_text()).tokens
+    loss = by_hand.losses(by_hand.look(eager, tokens), tokens).mean(1)
+    assert card.value("held-out loss") == pytest.approx(loss.mean().item(), abs=1e-4)
+    gain = torch.tensor(tiny.ngram_losses()) - loss
+    assert card.value("5-gram") == pytest.approx(gain.mean().item(), abs=1e-4)
+
+
+def test_copying_heads(model: Model, card: CardResult, eager: Any) -> None:
+    tokens = random_repeats(model, n=PERIOD, sequences=32, seed=0).tokens
+    seen = by_hand.look(eager, tokens)
+    for measure, scores in (
+        ("best head: prefix matching", by_hand.induction(seen, PERIOD)),
+        ("best head: mean attention to the token before", by_hand.previous_token(seen)),
+    ):
+        row = row_of(card, measure)
+        layer, head = divmod(int(scores.argmax()), scores.shape[1])
+        assert row.value == pytest.approx(scores.max().item(), abs=1e-5)
+        assert row.note == f"layer {layer}, head {head}"
+    loss = by_hand.losses(seen, tokens)
+    gain = loss[:, :PERIOD].mean() - loss[:, PERIOD + 1 :].mean()
+    assert card.value("loss on the first copy") == pytest.approx(gain.item(), abs=1e-4)
+
+
+def test_sinks_and_norms(model: Model, card: CardResult, eager: Any) -> None:
+    seen = by_hand.look(eager, text_windows(model))
+    alpha = by_hand.first_token(seen)
+    assert card.value("share of heads") == pytest.approx((alpha > 0.3).float().mean().item(), abs=1e-6)
+    assert card.value("best head: mean attention to the first") == pytest.approx(alpha.max().item(), abs=1e-5)
+    layer = int(row_of(card, "norm at the first").note.removeprefix("layer "))
+    assert card.value("norm at the first") == pytest.approx(by_hand.norm_ratio(seen)[layer].item(), rel=1e-4)
+
+
+def test_the_neurons_named_make_the_norm(model: Model, card: CardResult, eager: Any) -> None:
+    layer = int(row_of(card, "norm at the first").note.removeprefix("layer "))
+    row = row_of(card, "share of the excess")
+    names = [int(name) for name in row.note.removeprefix("neurons ").split(";")[0].split(",")]
+
+    def cut(_module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        values = args[0].clone()
+        values[..., names] = 0
+        return (values,)
+
+    tokens = text_windows(model)
+    whole = by_hand.norm_ratio(by_hand.look(eager, tokens))[layer].item()
+    handle = eager.model.layers[layer].mlp.down_proj.register_forward_pre_hook(cut)
+    rest = by_hand.norm_ratio(by_hand.look(eager, tokens))[layer].item()
+    handle.remove()
+    assert row.value == pytest.approx(1 - (rest - 1) / (whole - 1), abs=1e-3)
+
+
+def test_repeated_tokens(model: Model, card: CardResult, eager: Any) -> None:
+    row = row_of(card, "share of tokens whose norm")
+    layer = int(row_of(card, "norm at the first").note.removeprefix("layer "))
+    norms = by_hand.look(eager, text_windows(model)).norms[layer]
+    typical, bos = norms[:, 1:].mean().log(), norms[:, 0].mean().log()
+    ordinary = [token for token in range(model.anatomy.d_vocab) if token not in model.special_ids]
+    tokens = repeated_tokens(model, ordinary[::40], model.anatomy.n_ctx - 1, bos=True).tokens
+    moved = (by_hand.look(eager, tokens).norms[layer, :, -1].log() - typical) / (bos - typical)
+    low, high = row.low, row.high
+    share = (moved >= 0.5).float().mean().item()
+    assert low - 0.25 <= share <= high + 0.25, "another sample of the same tokens"
+
+
+def test_the_package_states_what_is_measured(card: CardResult, published: pd.DataFrame) -> None:
+    last = published[published["revision"] == tiny.revisions()[-1]].set_index("measure")["value"]
+    for row in card.card_rows():
+        if row.phenomenon != "greedy loops":  # measured there on more prompts
+            assert row.value == pytest.approx(float(last[row.measure]), abs=0.01, nan_ok=True), row.measure
+
+
+def test_the_untrained_model_shows_nothing(published: pd.DataFrame) -> None:
+    first = published[published["revision"] == "step0"]
+    barred = first[first["least"].notna() & (first["phenomenon"] != "greedy loops")]
+    assert len(barred) >= 8
+    assert not barred["shown"].fillna(value=False).any()
+
+
+def test_twelve_checkpoints_over_all_of_training(published: pd.DataFrame) -> None:
+    revisions = published["revision"].unique().tolist()
+    assert revisions == tiny.revisions()
+    assert len(revisions) >= 12
+    assert revisions[0] == "step0"
+    assert {f"step{line['step']}" for line in tiny.history()} >= set(revisions)
+
+
+def test_a_planted_circuit_is_perfect_and_a_planted_sink_is_found() -> None:
+    copier = measure_card(induction_circuit("llama_gqa").model, held_out_text=word_text(), prompts=8)
+    assert copier.value("best head: prefix matching") > 0.99
+    assert copier.value("best head: mean attention to the token before") > 0.99
+    sink = measure_card(sink_model("llama").model, held_out_text=word_text(), prompts=8)
+    assert sink.value("norm at the first position") > 20
+    assert sink.value("share of the excess") > 0.9
+    assert sink.value("best head: mean attention to the first") > 0.9
+    assert sink.value("share of tokens whose norm") == 1.0
+
+
+def word_text() -> str:
+    """A text of the planted models' words, each in a place of its own."""
+    generator = torch.Generator().manual_seed(0)
+    return " ".join(f"w{3 + int(torch.randint(60, (1,), generator=generator))}" for _ in range(4000))
+
+
+def test_rows_know_whether_they_reach_their_bars() -> None:
+    assert CardRow("a", "b", 0.5).shown is None
+    assert [CardRow("a", "b", value, least=0.25, most=0.85).shown for value in (0.2, 0.25, 0.85, 0.9)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert CardRow("a", "b", math.nan, least=0.3).shown is False
+
+
+def test_appearances_are_where_half_of_the_way_is_done() -> None:
+    values = {"flat": [0.5, 0.5, 0.5], "late": [0.0, 0.2, 1.0], "falls": [1.0, 0.5, 0.2], "nan": [math.nan, 0.9, 1.0]}
+    rows = [(name, f"step{i}", value) for name, column in values.items() for i, value in enumerate(column)]
+    found = appearances(pd.DataFrame(rows, columns=["measure", "revision", "value"])).set_index("measure")["revision"]
+    assert found["late"] == "step2"
+    assert found["nan"] == "step1"
+    assert found[["flat", "falls"]].isna().all()
+
+
+def test_a_card_is_saved_and_read_back(card: CardResult, tmp_path: Any) -> None:
+    card.save(tmp_path / "card")
+    again = CardResult.load(tmp_path / "card")
+    pd.testing.assert_frame_equal(again.to_frame(), card.to_frame())
