@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -140,7 +141,7 @@ def finished(figure: go.Figure, *, title: str, subtitle: str, x: str, y: str, sh
     Returns:
         The same figure.
     """
-    height = figure.layout.height
+    height: Any = figure.layout["height"]
     styled(figure, title=title, subtitle=subtitle, x=x, y=y)
     axis = AXIS | {"showgrid": False}
     figure.update_xaxes(axis | {"title": {"text": plain(x), "standoff": 8}, "showline": True})
