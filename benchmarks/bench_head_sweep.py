@@ -25,7 +25,7 @@ from torch import Tensor
 
 import mechrep
 from mechrep.generation import collect_loops
-from mechrep.studies.ablation_heads import single_head_sweep
+from mechrep.studies.ablation.heads import single_head_sweep
 from mechrep.text.random_repeats import random_repeats
 
 Head = tuple[int, int]

@@ -21,7 +21,7 @@ import torch
 from transformer_lens.head_detector import detect_head
 
 import mechrep
-from mechrep.analyzers.heads import HeadScores, score_heads
+from mechrep.analyzers.heads.scores import HeadScores, score_heads
 from mechrep.text.random_repeats import random_repeats
 
 NAMED = ("induction_head", "duplicate_token_head", "previous_token_head")

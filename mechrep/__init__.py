@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrep import studies as studies
-    from mechrep.analyzers.attention_sinks import AttentionSinks as AttentionSinks
-    from mechrep.analyzers.find_sink import find_sink as find_sink
-    from mechrep.analyzers.head_composition import head_composition as head_composition
-    from mechrep.analyzers.head_copying import HeadCopying as HeadCopying
-    from mechrep.analyzers.head_copying import score_copying as score_copying
-    from mechrep.analyzers.head_induction import induction_heads as induction_heads
-    from mechrep.analyzers.head_ov import ov_scores as ov_scores
-    from mechrep.analyzers.head_suppression import CopySuppression as CopySuppression
-    from mechrep.analyzers.heads import HeadScoreResult as HeadScoreResult
-    from mechrep.analyzers.heads import HeadScores as HeadScores
-    from mechrep.analyzers.heads import score_heads as score_heads
-    from mechrep.analyzers.known_sinks import known_sinks as known_sinks
+    from mechrep.analyzers.heads.composition import head_composition as head_composition
+    from mechrep.analyzers.heads.copying import HeadCopying as HeadCopying
+    from mechrep.analyzers.heads.copying import score_copying as score_copying
+    from mechrep.analyzers.heads.induction import induction_heads as induction_heads
+    from mechrep.analyzers.heads.ov import ov_scores as ov_scores
+    from mechrep.analyzers.heads.qk_attribution import qk_attribution as qk_attribution
+    from mechrep.analyzers.heads.qk_attribution import target_edges as target_edges
+    from mechrep.analyzers.heads.scores import HeadScoreResult as HeadScoreResult
+    from mechrep.analyzers.heads.scores import HeadScores as HeadScores
+    from mechrep.analyzers.heads.scores import score_heads as score_heads
+    from mechrep.analyzers.heads.suppression import CopySuppression as CopySuppression
     from mechrep.analyzers.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.analyzers.neurons import RepetitionNeurons as RepetitionNeurons
-    from mechrep.analyzers.qk_attribution import qk_attribution as qk_attribution
-    from mechrep.analyzers.qk_attribution import target_edges as target_edges
-    from mechrep.analyzers.repeat_norms import RepeatNorms as RepeatNorms
-    from mechrep.analyzers.sink_norms import SinkNorms as SinkNorms
+    from mechrep.analyzers.sinks.attention_sinks import AttentionSinks as AttentionSinks
+    from mechrep.analyzers.sinks.find_sink import find_sink as find_sink
+    from mechrep.analyzers.sinks.known_sinks import known_sinks as known_sinks
+    from mechrep.analyzers.sinks.norms import SinkNorms as SinkNorms
+    from mechrep.analyzers.sinks.repeat_norms import RepeatNorms as RepeatNorms
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
     from mechrep.generation.generate import generate as generate
     from mechrep.interventions.heads import Heads as Heads
@@ -44,35 +44,35 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Anatomy": "mechrep.models.anatomy",
-    "AttentionSinks": "mechrep.analyzers.attention_sinks",
+    "AttentionSinks": "mechrep.analyzers.sinks.attention_sinks",
     "Circuit": "mechrep.studies.circuit",
-    "CopySuppression": "mechrep.analyzers.head_suppression",
+    "CopySuppression": "mechrep.analyzers.heads.suppression",
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
-    "HeadCopying": "mechrep.analyzers.head_copying",
-    "HeadScoreResult": "mechrep.analyzers.heads",
-    "HeadScores": "mechrep.analyzers.heads",
+    "HeadCopying": "mechrep.analyzers.heads.copying",
+    "HeadScoreResult": "mechrep.analyzers.heads.scores",
+    "HeadScores": "mechrep.analyzers.heads.scores",
     "Heads": "mechrep.interventions.heads",
     "Model": "mechrep.models.model",
     "Neurons": "mechrep.interventions.neurons",
-    "RepeatNorms": "mechrep.analyzers.repeat_norms",
+    "RepeatNorms": "mechrep.analyzers.sinks.repeat_norms",
     "RepetitionNeuronResult": "mechrep.analyzers.neurons",
     "RepetitionNeurons": "mechrep.analyzers.neurons",
-    "SinkNorms": "mechrep.analyzers.sink_norms",
+    "SinkNorms": "mechrep.analyzers.sinks.norms",
     "Site": "mechrep.models.anatomy",
     "detect_cycle": "mechrep.text.cycles",
-    "find_sink": "mechrep.analyzers.find_sink",
+    "find_sink": "mechrep.analyzers.sinks.find_sink",
     "generate": "mechrep.generation.generate",
-    "head_composition": "mechrep.analyzers.head_composition",
-    "induction_heads": "mechrep.analyzers.head_induction",
-    "known_sinks": "mechrep.analyzers.known_sinks",
+    "head_composition": "mechrep.analyzers.heads.composition",
+    "induction_heads": "mechrep.analyzers.heads.induction",
+    "known_sinks": "mechrep.analyzers.sinks.known_sinks",
     "load_model": "mechrep.models.load",
-    "ov_scores": "mechrep.analyzers.head_ov",
-    "qk_attribution": "mechrep.analyzers.qk_attribution",
-    "score_copying": "mechrep.analyzers.head_copying",
-    "score_heads": "mechrep.analyzers.heads",
-    "target_edges": "mechrep.analyzers.qk_attribution",
+    "ov_scores": "mechrep.analyzers.heads.ov",
+    "qk_attribution": "mechrep.analyzers.heads.qk_attribution",
+    "score_copying": "mechrep.analyzers.heads.copying",
+    "score_heads": "mechrep.analyzers.heads.scores",
+    "target_edges": "mechrep.analyzers.heads.qk_attribution",
 }
 _FLOORS = {"studies"}
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from mechrep.analyzers.heads import HeadScoreResult
+from mechrep.analyzers.heads.scores import HeadScoreResult
 from mechrep.cli import app
-from mechrep.studies.ablation_result import AblationResult
+from mechrep.studies.ablation.result import AblationResult
 from mechrep.studies.circuit import Circuit
 
 

@@ -62,10 +62,10 @@ def ablate(
     circuits = [Circuit.load(path) for path in circuit]
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers.heads import score_heads
+    from mechrep.analyzers.heads.scores import score_heads
     from mechrep.generation.loops import collect_loops
-    from mechrep.studies.ablation import ablation_study
-    from mechrep.studies.ablation_plan import CHEAP_OUTCOMES
+    from mechrep.studies.ablation.plan import CHEAP_OUTCOMES
+    from mechrep.studies.ablation.study import ablation_study
     from mechrep.views.ablation_plots import ablation_figure
     from mechrep.views.terminal import text_table
 

@@ -11,7 +11,7 @@ from mechrep.cli.app import app
 from mechrep.cli.options import Device, DtypeOption, ModelName, Revision, Seed, load_named, make_folder, save_frame
 
 if TYPE_CHECKING:
-    from mechrep.analyzers.heads import HeadScoreResult
+    from mechrep.analyzers.heads.scores import HeadScoreResult
 
 _CLEAR = 0.3  # adjusted for chance: what mechrep calls an induction head's prefix matching
 
@@ -34,7 +34,7 @@ def heads(
     """
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers import heads as analyzer
+    from mechrep.analyzers.heads import scores as analyzer
     from mechrep.cache.corpus_cache import CorpusCache
     from mechrep.generation.loops import collect_loops
     from mechrep.studies.circuit import Circuit

@@ -1,10 +1,10 @@
 """Floor 4: studies, which put the floors below together: what changes when a part is cut or boosted?"""
 
-from mechrep.studies.ablation import ablation_study as ablation_study
-from mechrep.studies.ablation_heads import HeadSweepResult as HeadSweepResult
-from mechrep.studies.ablation_heads import single_head_sweep as single_head_sweep
-from mechrep.studies.ablation_profiles import layer_profiles as layer_profiles
-from mechrep.studies.ablation_result import AblationResult as AblationResult
+from mechrep.studies.ablation.heads import HeadSweepResult as HeadSweepResult
+from mechrep.studies.ablation.heads import single_head_sweep as single_head_sweep
+from mechrep.studies.ablation.profiles import layer_profiles as layer_profiles
+from mechrep.studies.ablation.result import AblationResult as AblationResult
+from mechrep.studies.ablation.study import ablation_study as ablation_study
 from mechrep.studies.card import measure_card as measure_card
 from mechrep.studies.card_result import CardResult as CardResult
 from mechrep.studies.circuit import Circuit as Circuit

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.analyzers.attention_sinks import AttentionSinkResult, AttentionSinks
-from mechrep.analyzers.heads import HeadScoreResult, HeadScores
-from mechrep.analyzers.repeat_norms import RepeatNormResult, RepeatNorms
-from mechrep.analyzers.sink_ablation import sink_neuron_ablation
-from mechrep.analyzers.sink_neurons import sink_neurons
-from mechrep.analyzers.sink_norms import SinkNormResult, SinkNorms
+from mechrep.analyzers.heads.scores import HeadScoreResult, HeadScores
+from mechrep.analyzers.sinks.ablation import sink_neuron_ablation
+from mechrep.analyzers.sinks.attention_sinks import AttentionSinkResult, AttentionSinks
+from mechrep.analyzers.sinks.neurons import sink_neurons
+from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms
+from mechrep.analyzers.sinks.repeat_norms import RepeatNormResult, RepeatNorms
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.models import tiny
 from mechrep.models.model import Model

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mechrep.analyzers.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.head_result import HeadScoreResult
+from mechrep.analyzers.heads.result import HeadScoreResult
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult, Score
+from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
 from mechrep.errors import InputError, StoreError
 from mechrep.interventions.base import Combined, Intervention, When
 from mechrep.interventions.heads import Heads
 from mechrep.interventions.neurons import Neurons
 from mechrep.models.anatomy import Anatomy
-from mechrep.studies import ablation_components as components
-from mechrep.studies.ablation_components import KINDS
-from mechrep.studies.ablation_ops import Cut, WholeLayers, as_ops
+from mechrep.studies import components
+from mechrep.studies.ablation.ops import Cut, WholeLayers, as_ops
+from mechrep.studies.components import KINDS
 
 Unit = tuple[int, int]
 LayerPart = tuple[str, int]
@@ -43,7 +43,7 @@ class Circuit:
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.heads import score_heads
+        >>> from mechrep.analyzers.heads.scores import score_heads
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> heads = Circuit.from_heads(score_heads(model, n=10, sequences=4), 2)
         >>> both = heads + Circuit("amplifiers", neurons=[(3, 7), (3, 9)], found="by hand")

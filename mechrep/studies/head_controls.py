@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.analyzers.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.head_result import HeadScoreResult
+from mechrep.analyzers.heads.result import HeadScoreResult
+from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
 from mechrep.errors import InputError
 
 HEAD_CONTROLS = ("random", "layer_matched", "bos_matched")

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechrep.errors import NothingFoundError
-from mechrep.studies.ablation_result import AblationResult
+from mechrep.studies.ablation.result import AblationResult
 from mechrep.views.theme import AXIS, INK, counted, plain, style_of, styled, translucent
 
 _TITLES = {
@@ -31,11 +31,11 @@ def ablation_figure(result: AblationResult) -> go.Figure:
     The draws of a control are one point: their mean, with the interval over draws.
 
     Args:
-        result: of :func:`mechrep.studies.ablation.ablation_study` or ``single_head_sweep``.
+        result: of :func:`mechrep.studies.ablation.study.ablation_study` or ``single_head_sweep``.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.studies.ablation_heads import single_head_sweep
+        >>> from mechrep.studies.ablation.heads import single_head_sweep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> row = [0, *range(30, 50), *[9, 8, 7, 6, 5] * 4]
         >>> corpus = mechrep.Corpus.from_tokens([row, row], model=model).with_cycles()

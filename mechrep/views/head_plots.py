@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.analyzers.head_result import HeadScoreResult
+from mechrep.analyzers.heads.result import HeadScoreResult
 from mechrep.analyzers.neuron_result import RepetitionNeuronResult
 from mechrep.errors import InputError
 from mechrep.views.attention_plots import COLUMNS, finished, panels, place_of, tick_step
@@ -47,11 +47,11 @@ def head_scores_figure(result: HeadScoreResult, score: str | None = None) -> go.
     Raises:
         InputError: a score that is not in this result.
 
-    Source: the scores are those of :mod:`mechrep.analyzers.heads`.
+    Source: the scores are those of :mod:`mechrep.analyzers.heads.scores`.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.heads import score_heads
+        >>> from mechrep.analyzers.heads.scores import score_heads
         >>> result = score_heads(mechrep.load_model("mechrep-tiny"), n=10, sequences=2)
         >>> len(head_scores_figure(result).data)
         5
@@ -102,7 +102,7 @@ def layer_profile_figure(
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.heads import score_heads
+        >>> from mechrep.analyzers.heads.scores import score_heads
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, *range(9, 49), *[40, 41, 42, 43] * 9]], model=model).with_cycles()
         >>> (neurons,) = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.analyzers.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.repeat_norms_result import RepeatNormResult
-from mechrep.analyzers.sink_norms_result import SinkNormResult
+from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
+from mechrep.analyzers.sinks.norms_result import SinkNormResult
+from mechrep.analyzers.sinks.repeat_norms_result import RepeatNormResult
 from mechrep.errors import InputError
 from mechrep.views.attention_plots import finished, panels, shown_token, tick_step
 from mechrep.views.head_plots import add_heads, panel_height
@@ -36,7 +36,7 @@ def sink_heads_figure(result: AttentionSinkResult) -> go.Figure:
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.attention_sinks import AttentionSinks
+        >>> from mechrep.analyzers.sinks.attention_sinks import AttentionSinks
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
         >>> (result,) = mechrep.CorpusCache(model, corpus).run(AttentionSinks())
@@ -71,7 +71,7 @@ def norms_by_layer_figure(result: SinkNormResult) -> go.Figure:
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.sink_norms import SinkNorms
+        >>> from mechrep.analyzers.sinks.norms import SinkNorms
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
         >>> (result,) = mechrep.CorpusCache(model, corpus).run(SinkNorms())
@@ -128,8 +128,8 @@ def norms_vs_repeats_figure(
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.repeat_norms import RepeatNorms
-        >>> from mechrep.analyzers.sink_norms import SinkNorms
+        >>> from mechrep.analyzers.sinks.repeat_norms import RepeatNorms
+        >>> from mechrep.analyzers.sinks.norms import SinkNorms
         >>> from mechrep.text.repeated import repeated_tokens
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> (norms,) = mechrep.CorpusCache(model, repeated_tokens(model, [300, 301], 40)).run(RepeatNorms())

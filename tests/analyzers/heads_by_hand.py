@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.analyzers.head_result import HeadScoreResult
-from mechrep.analyzers.heads import HeadScores
+from mechrep.analyzers.heads.result import HeadScoreResult
+from mechrep.analyzers.heads.scores import HeadScores
 from mechrep.cache import Batch
 from mechrep.models.anatomy import Site
 from mechrep.text.corpus import Corpus

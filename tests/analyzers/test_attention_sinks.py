@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.analyzers.attention_sinks import AttentionSinkResult, AttentionSinks
+from mechrep.analyzers.sinks.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Site

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.head_composition import head_composition
-from mechrep.analyzers.head_composition_result import MODES, HeadCompositionResult
+from mechrep.analyzers.heads.composition import head_composition
+from mechrep.analyzers.heads.composition_result import MODES, HeadCompositionResult
 from mechrep.errors import InputError, ModelError
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model

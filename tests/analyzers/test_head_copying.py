@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.analyzers.head_copying import HeadCopying, HeadCopyingResult, permutation_moments, score_copying
-from mechrep.analyzers.head_induction import induction_heads
-from mechrep.analyzers.head_logits import DirectLogits
-from mechrep.analyzers.head_ov import OVScoreResult, check_settings, embedded_tokens, ov_scores
-from mechrep.analyzers.head_result import HeadScoreResult
-from mechrep.analyzers.heads import score_heads
+from mechrep.analyzers.heads.copying import HeadCopying, HeadCopyingResult, permutation_moments, score_copying
+from mechrep.analyzers.heads.induction import induction_heads
+from mechrep.analyzers.heads.logits import DirectLogits
+from mechrep.analyzers.heads.ov import OVScoreResult, check_settings, embedded_tokens, ov_scores
+from mechrep.analyzers.heads.result import HeadScoreResult
+from mechrep.analyzers.heads.scores import score_heads
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.models.anatomy import Site

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.analyzers.head_ov import ov_scores
-from mechrep.analyzers.head_suppression import CopySuppression, CopySuppressionResult, predicted_keys
+from mechrep.analyzers.heads.ov import ov_scores
+from mechrep.analyzers.heads.suppression import CopySuppression, CopySuppressionResult, predicted_keys
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.models.anatomy import Site

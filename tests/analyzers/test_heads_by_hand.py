@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.head_targets import Loops
-from mechrep.analyzers.heads import HeadScores
+from mechrep.analyzers.heads.scores import HeadScores
+from mechrep.analyzers.heads.targets import Loops
 from mechrep.cache import Batch
 from mechrep.errors import InputError, NothingFoundError
 from tests.analyzers.by_hand import anatomy

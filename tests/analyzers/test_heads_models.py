@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.analyzers.head_result import HeadScoreResult
-from mechrep.analyzers.heads import HeadScores, score_heads
+from mechrep.analyzers.heads.result import HeadScoreResult
+from mechrep.analyzers.heads.scores import HeadScores, score_heads
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError
 from mechrep.models.anatomy import Site

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechrep.analyzers.head_result import HeadScoreResult
+from mechrep.analyzers.heads.result import HeadScoreResult
 from mechrep.errors import InputError
 from tests.analyzers.by_hand import PROVENANCE
 from tests.analyzers.heads_by_hand import NAMES, induction_key, mixed_texts, repeated, result_of, text

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformer_lens import head_detector
 
 import mechrep
-from mechrep.analyzers.head_rules import PRESETS
-from mechrep.analyzers.head_targets import earlier_copies, one_later
-from mechrep.analyzers.head_variants import PROTOCOLS, VARIANTS, diagonal, doan2025, song2025, tl_abs, tl_mul
-from mechrep.analyzers.heads import HeadScores, score_heads
+from mechrep.analyzers.heads.rules import PRESETS
+from mechrep.analyzers.heads.scores import HeadScores, score_heads
+from mechrep.analyzers.heads.targets import earlier_copies, one_later
+from mechrep.analyzers.heads.variants import PROTOCOLS, VARIANTS, diagonal, doan2025, song2025, tl_abs, tl_mul
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Site
 from mechrep.text.random_repeats import random_repeats

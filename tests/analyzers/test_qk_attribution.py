@@ -13,9 +13,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from mechrep.analyzers.qk_attribution import qk_attribution, target_edges
-from mechrep.analyzers.qk_attribution_result import QKAttributionResult
-from mechrep.analyzers.qk_components import Edge, component_names
+from mechrep.analyzers.heads.qk_attribution import qk_attribution, target_edges
+from mechrep.analyzers.heads.qk_attribution_result import QKAttributionResult
+from mechrep.analyzers.heads.qk_components import Edge, component_names
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from mechrep.analyzers.find_sink import find_sink
-from mechrep.analyzers.known_sinks import known_sinks, matches_known
-from mechrep.analyzers.sink_result import SinkResult
+from mechrep.analyzers.sinks.find_sink import find_sink
+from mechrep.analyzers.sinks.known_sinks import known_sinks, matches_known
+from mechrep.analyzers.sinks.result import SinkResult
 from mechrep.errors import InputError
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.analyzers.sink_ablation import SinkAblationResult, sink_neuron_ablation
-from mechrep.analyzers.sink_neurons import SinkNeuronResult, row_norms, sink_neurons, spike_weights
+from mechrep.analyzers.sinks.ablation import SinkAblationResult, sink_neuron_ablation
+from mechrep.analyzers.sinks.neurons import SinkNeuronResult, row_norms, sink_neurons, spike_weights
 from mechrep.errors import InputError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

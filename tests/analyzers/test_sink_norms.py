@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.analyzers.sink_norms import SinkNormResult, SinkNorms
+from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Site

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.analyzers.repeat_norms import RepeatNormResult, RepeatNorms, limit_norms, repeat_grid
+from mechrep.analyzers.sinks.repeat_norms import RepeatNormResult, RepeatNorms, limit_norms, repeat_grid
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Site

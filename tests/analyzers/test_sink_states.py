@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.analyzers.massive_activations import MassiveActivationResult, MassiveActivations, massive
-from mechrep.analyzers.sink_states import SinkStateResult, SinkStates
+from mechrep.analyzers.sinks.massive_activations import MassiveActivationResult, MassiveActivations, massive
+from mechrep.analyzers.sinks.states import SinkStateResult, SinkStates
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Site

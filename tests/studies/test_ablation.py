@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.analyzers.heads import HeadScoreResult, score_heads
+from mechrep.analyzers.heads.scores import HeadScoreResult, score_heads
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import Heads, mean
@@ -23,11 +23,12 @@ from mechrep.models import tiny as embedded
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.stats import paired_bootstrap_interval
-from mechrep.studies import ablation_plan, token_losses
-from mechrep.studies.ablation import ablation_study
-from mechrep.studies.ablation_heads import HeadSweepResult, single_head_sweep
-from mechrep.studies.ablation_outcomes import LoopLogProbability
-from mechrep.studies.ablation_result import AblationResult
+from mechrep.studies import token_losses
+from mechrep.studies.ablation import plan as ablation_plan
+from mechrep.studies.ablation.heads import HeadSweepResult, single_head_sweep
+from mechrep.studies.ablation.outcomes import LoopLogProbability
+from mechrep.studies.ablation.result import AblationResult
+from mechrep.studies.ablation.study import ablation_study
 from mechrep.studies.circuit import Circuit
 from mechrep.text.corpus import Corpus
 from mechrep.text.random_repeats import random_repeats

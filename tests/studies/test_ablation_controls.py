@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.analyzers.attention_sinks import AttentionSinks
-from mechrep.analyzers.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.heads import HeadScoreResult, score_heads
+from mechrep.analyzers.heads.scores import HeadScoreResult, score_heads
+from mechrep.analyzers.sinks.attention_sinks import AttentionSinks
+from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.stats import paired_bootstrap_interval
-from mechrep.studies.ablation_profiles import layer_profiles
-from mechrep.studies.ablation_statistics import benjamini_hochberg, bootstrap_intervals, holm, paired_p_values
+from mechrep.studies.ablation.profiles import layer_profiles
+from mechrep.studies.ablation.statistics import benjamini_hochberg, bootstrap_intervals, holm, paired_p_values
 from mechrep.studies.head_controls import HEAD_CONTROLS, control_heads, induction_heads
 from mechrep.text.random_repeats import random_repeats
 from tests.tiny_models import D_MLP, N_HEADS, N_LAYERS, fresh, tiny

@@ -17,9 +17,9 @@ import mechrep
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
 from mechrep.studies import deactivation_sweep
-from mechrep.studies.ablation import ablation_study
-from mechrep.studies.ablation_heads import single_head_sweep
-from mechrep.studies.ablation_result import AblationResult
+from mechrep.studies.ablation.heads import single_head_sweep
+from mechrep.studies.ablation.result import AblationResult
+from mechrep.studies.ablation.study import ablation_study
 from mechrep.studies.circuit import Circuit
 from mechrep.text.corpus import Corpus
 from mechrep.text.random_repeats import random_repeats

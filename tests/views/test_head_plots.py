@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.head_result import HeadScoreResult
-from mechrep.analyzers.head_targets import SCORES
+from mechrep.analyzers.heads.result import HeadScoreResult
+from mechrep.analyzers.heads.targets import SCORES
 from mechrep.errors import InputError
 from mechrep.views.head_plots import UNKNOWN, head_scores_figure, layer_profile_figure
 from tests.views import study_by_hand as by_hand

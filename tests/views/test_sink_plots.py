@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.repeat_norms_result import RepeatNormResult
-from mechrep.analyzers.sink_norms_result import SinkNormResult
+from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
+from mechrep.analyzers.sinks.norms_result import SinkNormResult
+from mechrep.analyzers.sinks.repeat_norms_result import RepeatNormResult
 from mechrep.errors import InputError
 from mechrep.views.attention_plots import shown_token
 from mechrep.views.sink_plots import norms_by_layer_figure, norms_vs_repeats_figure, sink_heads_figure

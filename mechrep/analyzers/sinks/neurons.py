@@ -1,0 +1,160 @@
+"""Which neurons of the sink layer make the first position large: four published ways to tell, which should agree.
+
+Three are scores of the neurons of a given layer (:func:`sink_neurons`); the fourth (:func:`spike_weights`) looks for
+a layer whose output matrix has both a huge input and a huge output, and names the weight between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrep.analyzers.sinks.neurons_result import SinkNeuronResult as SinkNeuronResult
+from mechrep.errors import InputError
+from mechrep.models.anatomy import Site
+from mechrep.models.model import Model
+from mechrep.models.reading import read_activations
+from mechrep.provenance import provenance_of
+from mechrep.text.corpus import Corpus
+
+_ROWS_PER_BATCH = 16
+SPIKE_PROMPT = "Apple Inc. is a worldwide tech company."
+_SPIKE = 50.0
+
+
+def row_norms(model: Model, layer: int) -> Float[Tensor, " neuron"]:
+    """Norm of each neuron's row of ``W_out``: what one unit of its activation adds to the residual stream."""
+    model.anatomy.check_layer(layer)
+    weight = model.blocks[layer].mlp.W_out.detach()
+    return torch.linalg.vector_norm(weight.float(), dim=1).cpu().double()
+
+
+@torch.no_grad()
+def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
+    """Scores the neurons of a layer at the first position of every text, and at the last copy of repeated tokens.
+
+    Averages over texts of the absolute activation, times the norm of the neuron's row of ``W_out``::
+
+        contribution_n = |hook_post_n| |W_out[n]|     authors_n = |hook_pre_n| |W_out[n]|     bos_only_n = |hook_post_n|
+
+    Args:
+        model: the model.
+        corpus: texts whose first position is of interest (BOS, by habit).  Of a corpus of
+            :func:`~mechrep.text.repeated.repeated_tokens` the last position is scored too.
+        layer: the sink layer.
+
+    Returns:
+        Scores per place and neuron.
+
+    Raises:
+        InputError: a layer that the model does not have, or a corpus of another model.
+
+    Source: ``authors`` at the last of 1500 repeats is Yona et al. 2025 (arXiv 2503.08908); ``bos_only`` at BOS alone
+    is Oh et al. 2024 (arXiv 2410.01866), and a causal model's first position does not know what follows.
+    ``contribution`` is mechrep's default, and at the first position: where repeats do not become a sink, their last
+    copy is in no special state, and its scores say nothing about the sink.
+
+    Limits: large activations are a correlate; what the neurons carry is shown by
+    :func:`mechrep.analyzers.sinks.ablation.sink_neuron_ablation`.  ``authors`` ranks a neuron with a huge negative gate
+    high although it adds nothing.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.text.repeated import repeated_tokens
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> result = sink_neurons(model, repeated_tokens(model, [300], 50), 0)
+        >>> len(result.top(5)), sorted(result.agreement())[0]
+        (5, 'authors at first')
+    """
+    corpus.check_model(model)
+    repeated = "repeats" in corpus.frame
+    sums = torch.zeros(2, 2, model.anatomy.d_mlp, dtype=torch.float64)  # [post or pre, place, neuron]
+    for rows in torch.arange(len(corpus)).split(_ROWS_PER_BATCH):
+        lengths = corpus.lengths[rows]
+        last = (lengths - 1) if repeated else torch.zeros_like(lengths)
+        width = int(last.max()) + 1  # without repeats only the first position is needed, and nothing before it exists
+        tokens = corpus.tokens[rows, :width].to(model.device)
+
+        def add(activation: Tensor, kind: int, last: Tensor = last) -> None:
+            sizes = activation.abs()
+            ends = sizes[torch.arange(len(sizes)), last.to(sizes.device)]
+            sums[kind] += torch.stack([sizes[:, 0].sum(0), ends.sum(0)]).cpu().double()
+
+        _read_neurons(model, tokens, layer, add)
+    sums /= len(corpus)
+    norms = row_norms(model, layer)
+    if not repeated:
+        sums[:, 1] = torch.nan
+    if not model.anatomy.gated:
+        sums[1] = torch.nan
+    return SinkNeuronResult(
+        provenance_of(model, corpus, {"layer": layer}),
+        layer=layer,
+        contribution=(sums[0] * norms).float(),
+        authors=(sums[1] * norms).float(),
+        bos_only=sums[0].float(),
+        repeats=int(corpus.frame["repeats"].max()) if repeated else 0,
+    )
+
+
+def _read_neurons(model: Model, tokens: Tensor, layer: int, add: Callable[[Tensor, int], None]) -> None:
+    """Hand over ``MLP_POST`` (kind 0) and, of a gated MLP, the gate before its activation function (kind 1)."""
+
+    def hook_of(kind: int) -> Callable[..., None]:
+        def hook(activation: Tensor, hook: Any = None) -> None:  # noqa: ARG001 - TransformerLens passes its hook point
+            add(activation.float(), kind)
+
+        return hook
+
+    anatomy = model.anatomy
+    hooks = [(anatomy.hook_name(Site.MLP_POST, layer), hook_of(0))]
+    if anatomy.gated:  # there GATE_ACT's hook lies before the activation function
+        hooks.append((anatomy.hook_name(Site.GATE_ACT, layer), hook_of(1)))
+    stop = {"stop_at_layer": layer + 1} if layer + 1 < anatomy.n_layers else {}
+    model.run_with_hooks(tokens, fwd_hooks=hooks, **stop)
+
+
+def spike_weights(model: Model, text: str = SPIKE_PROMPT) -> list[tuple[int, int, int]]:
+    """The "super weights": layers whose MLP output matrix has both an input and an output entry above 50.
+
+    Args:
+        model: the model.
+        text: one prompt; the published one by default.
+
+    Returns:
+        ``(layer, row, neuron)`` of each such layer: ``row`` is the residual dimension of the largest output entry,
+        ``neuron`` the largest input entry.  Empty where no layer qualifies.
+
+    Raises:
+        InputError: a model without a tokenizer, or a text without tokens.
+
+    Source: Yu et al. 2024 (arXiv 2411.07191).
+
+    Limits: 50 is a fixed threshold, made for models of billions of parameters.
+
+    Example:
+        >>> import mechrep
+        >>> spike_weights(mechrep.load_model("mechrep-tiny"))
+        []
+    """
+    ids = model.encode(text)
+    if not ids:
+        raise InputError(f"the text {text!r}", "at least one token", "use another")
+    largest: dict[tuple[Site, int], tuple[float, int]] = {}
+
+    def receive(activation: Tensor, site: Site, layer: int) -> None:
+        sizes = activation[0].abs().amax(0)
+        largest[site, layer] = (float(sizes.max()), int(sizes.argmax()))
+
+    layers = range(model.anatomy.n_layers)
+    tokens = torch.tensor([ids], device=model.device)
+    read_activations(model, tokens, {Site.MLP_POST: layers, Site.MLP_OUT: layers}, receive)
+    return [
+        (layer, largest[Site.MLP_OUT, layer][1], largest[Site.MLP_POST, layer][1])
+        for layer in layers
+        if min(largest[Site.MLP_OUT, layer][0], largest[Site.MLP_POST, layer][0]) > _SPIKE
+    ]
