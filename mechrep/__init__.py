@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrep import studies as studies
+    from mechrep.analyzers.first_token.find_first_token import find_first_token as find_first_token
+    from mechrep.analyzers.first_token.other_tokens import FirstTokenDetection as FirstTokenDetection
     from mechrep.analyzers.heads.composition import head_composition as head_composition
     from mechrep.analyzers.heads.copying import HeadCopying as HeadCopying
     from mechrep.analyzers.heads.copying import score_copying as score_copying
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from mechrep.analyzers.sinks.repeat_norms import RepeatNorms as RepeatNorms
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
     from mechrep.generation.generate import generate as generate
+    from mechrep.generation.patched_model import PatchedModel as PatchedModel
     from mechrep.interventions.heads import Heads as Heads
     from mechrep.interventions.neurons import Neurons as Neurons
+    from mechrep.interventions.sink_patch import SinkPatch as SinkPatch
     from mechrep.models.anatomy import Anatomy as Anatomy
     from mechrep.models.anatomy import Site as Site
     from mechrep.models.load import load_model as load_model
@@ -50,18 +54,22 @@ _HOME = {
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
+    "FirstTokenDetection": "mechrep.analyzers.first_token.other_tokens",
     "HeadCopying": "mechrep.analyzers.heads.copying",
     "HeadScoreResult": "mechrep.analyzers.heads.scores",
     "HeadScores": "mechrep.analyzers.heads.scores",
     "Heads": "mechrep.interventions.heads",
     "Model": "mechrep.models.model",
     "Neurons": "mechrep.interventions.neurons",
+    "PatchedModel": "mechrep.generation.patched_model",
     "RepeatNorms": "mechrep.analyzers.sinks.repeat_norms",
     "RepetitionNeuronResult": "mechrep.analyzers.neurons",
     "RepetitionNeurons": "mechrep.analyzers.neurons",
     "SinkNorms": "mechrep.analyzers.sinks.norms",
+    "SinkPatch": "mechrep.interventions.sink_patch",
     "Site": "mechrep.models.anatomy",
     "detect_cycle": "mechrep.text.cycles",
+    "find_first_token": "mechrep.analyzers.first_token.find_first_token",
     "find_sink": "mechrep.analyzers.sinks.find_sink",
     "generate": "mechrep.generation.generate",
     "head_composition": "mechrep.analyzers.heads.composition",

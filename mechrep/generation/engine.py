@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mechrep.errors import InputError
+from mechrep.generation.patched_model import is_patched
 from mechrep.generation.requests import Continuation, Decoding, Request, check_requests
 from mechrep.generation.sampling import choose_tokens
 from mechrep.generation.slots import SlotCache
@@ -37,8 +39,16 @@ def decode(
     progress: bool | None = None,
     what: str = "generating",
 ) -> list[Continuation]:
-    """Continue every request on the plain view; answers in the order of the requests."""
+    """Continue every request on the plain view; answers in the order of the requests.
+
+    Raises:
+        InputError: requests that cannot be decoded, or a model that a ``PatchedModel`` is at work in.
+    """
     check_requests(model, requests, decoding)
+    if is_patched(model.plain):  # its rows would come and go unseen
+        raise InputError(
+            f"{model.name} inside a PatchedModel", "the model as it is", "remove the patch and pass interventions=patch"
+        )
     with progress_bar(len(requests), what, "text", progress) as bar:
         run = _SlotRun(model, requests, decoding, min(batch_size, len(requests)))
         with run.edits.applied():
@@ -63,7 +73,9 @@ class _SlotRun:
         self.uniforms = np.stack([decoding.uniforms(r.text) for r in requests]) if decoding.temperature > 0 else None
         # Taken from the end, so longest prefixes first: later rows then always fit to the left of the current column.
         # Equal prefixes are neighbours, so that those entering together are computed once.
-        self.prefix_lengths = [_prefix_length(request) for request in requests]
+        self.prefix_lengths = [
+            min(_prefix_length(request), self.edits.caught_at(row)) for row, request in enumerate(requests)
+        ]
         self.waiting = sorted(
             range(len(requests)), key=lambda i: (self.prefix_lengths[i], requests[i].prompt[: self.prefix_lengths[i]])
         )
@@ -86,7 +98,10 @@ class _SlotRun:
         edited = torch.tensor(
             [row is not None and positions[i] >= self.answers[row].request.start for i, row in enumerate(self.rows)]
         )
-        self.edits.aim(rows, edited.to(self.model.device)[:, None])
+        places = [-1 if row is None else position for row, position in zip(self.rows, positions, strict=True)]
+        self.edits.aim(
+            rows, edited.to(self.model.device)[:, None], torch.tensor(places, device=self.model.device)[:, None]
+        )
         options: dict[str, Any] = {}
         if self.takes_positions:
             options["position_ids"] = torch.tensor(positions, device=self.model.device)[:, None]

@@ -17,3 +17,4 @@ from mechrep.interventions.ops import resample as resample
 from mechrep.interventions.ops import scale as scale
 from mechrep.interventions.ops import to_bos as to_bos
 from mechrep.interventions.ops import zero as zero
+from mechrep.interventions.sink_patch import SinkPatch as SinkPatch

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from mechrep.models.model import Model
 
 When = Literal["all", "last", "from_onset"]
+WHENS: tuple[When, ...] = ("all", "last", "from_onset")
 Place = tuple[Site, int]
+Holds = dict[int, tuple[int, ...]]  # neurons by layer
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,35 @@ class Intervention(ABC):
     def differs_by_text(self) -> bool:
         """Whether two texts get different edits."""
 
+    def holds(self, anatomy: Anatomy) -> Holds:
+        """Neurons whose up-projection is held at the level of the text's first token after BOS; most hold none."""
+        return {}
+
     def __add__(self, other: Intervention) -> Intervention:
         """Both interventions, this one first."""
         return Combined((self, other))
 
-    def hooks(self, model: Model, starts: Int[Tensor, " batch"] | None = None) -> list[tuple[str, Callable[..., Any]]]:
+    def hooks(
+        self,
+        model: Model,
+        starts: Int[Tensor, " batch"] | None = None,
+        anchors: Int[Tensor, " batch"] | None = None,
+    ) -> list[tuple[str, Callable[..., Any]]]:
         """TransformerLens hooks for ``run_with_hooks``, for full forward passes (no cache).
 
         Args:
             model: the model that will run.
             starts: first edited position of each row; not needed for ``when="all"``.  Without it, ``"last"`` edits
                 the last position of every call, which is right only where each call brings one new token.
+            anchors: for neurons held at the level of the first token after BOS: its position in each row.  By
+                default 1 in rows whose first token is BOS and 0 in others; give them where rows are padded on the left.
 
         Raises:
             InputError: ``when="from_onset"`` without ``starts``, or units that the model does not have.
         """
         from mechrep.interventions.edits import transformer_lens_hooks
 
-        return transformer_lens_hooks(self, model, starts)
+        return transformer_lens_hooks(self, model, starts, anchors=anchors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +101,8 @@ class Combined(Intervention):
     """Several interventions applied one after the other; all must begin at the same place.
 
     Parts that meet at one site take effect in the order given.  At different sites each takes effect where the model
-    computes it, whichever was named first: attention is moved before ``z`` is edited, ``GATE_ACT`` before ``MLP_POST``.
+    computes it, whichever was named first: attention is moved before ``z`` is edited, up-projections are held before
+    ``GATE_ACT`` is edited, and that before ``MLP_POST``.
 
     Raises:
         InputError: parts that differ in ``when``.
@@ -120,3 +134,11 @@ class Combined(Intervention):
             for place, edit in part.edits(anatomy, text).items():
                 composed[place] = composed[place].then(edit) if place in composed else edit
         return composed
+
+    def holds(self, anatomy: Anatomy) -> Holds:
+        """The parts' held neurons together."""
+        together: dict[int, set[int]] = {}
+        for part in self.parts:
+            for layer, neurons in part.holds(anatomy).items():
+                together.setdefault(layer, set()).update(neurons)
+        return {layer: tuple(sorted(neurons)) for layer, neurons in together.items()}

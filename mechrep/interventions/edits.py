@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.interventions.base import Edit, Intervention, Place, When, in_order
+from mechrep.interventions.holding import hold_hooks
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import product_bias
@@ -35,6 +36,7 @@ def transformer_lens_hooks(
     model: Model,
     starts: Int[Tensor, " batch"] | None,
     texts: Sequence[int] | None = None,
+    anchors: Int[Tensor, " batch"] | None = None,
 ) -> list[Hook]:
     """Hooks that apply an intervention to rows, each from its own start on.
 
@@ -49,9 +51,10 @@ def transformer_lens_hooks(
             raise InputError("resampling without starts", "the number of rows, through starts", "pass starts=")
         numbers = texts if texts is not None else range(len(starts))  # pyright: ignore[reportArgumentType]
     per_text = [intervention.edits(model.anatomy, text) for text in numbers]
-    hooks: list[Hook] = []
+    where = _Mask(intervention.when, starts)
+    hooks: list[Hook] = hold_hooks(model, intervention.holds(model.anatomy), where.choose, anchors)
     for place in in_order(per_text[0]):
-        hooks += _site_hooks(model, place, [edits[place] for edits in per_text], _Mask(intervention.when, starts))
+        hooks += _site_hooks(model, place, [edits[place] for edits in per_text], where)
     return hooks
 
 

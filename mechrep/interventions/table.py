@@ -8,6 +8,7 @@ So ``z(t) <- z(0)`` of the same text.  Position 0 depends on nothing but the fir
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,9 +19,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.interventions.base import Edits, Intervention, Place, in_order
+from mechrep.interventions.base import Edits, Holds, Intervention, Place, in_order
+from mechrep.interventions.holding import HeldLevels
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.models.up_projections import find_up_projections
 
 _FIRST_TOKENS_PER_BATCH = 256
 Change = Callable[[Tensor], Tensor]
@@ -35,7 +38,8 @@ class EditTable:
         model: the model whose plain view will be edited.
         interventions: one per row, or ``None`` for an untouched row.
         texts: number of the text in each row (for resampling).
-        first_tokens: the id at position 0 of each row; needed where attention is moved there.
+        first_tokens: the id at position 0 of each row; needed where attention is moved there, and where neurons are
+            held at the level of the first token after BOS.
         starts: first edited position of each row, which must be where the masks of :meth:`aim` begin; needed with
             ``first_tokens``, because an edit of position 0 changes what is attended to there.
 
@@ -56,6 +60,7 @@ class EditTable:
         self.model = model
         keys: dict[tuple[int, int], int] = {}
         chosen: list[Edits] = []
+        holds: list[Holds] = []
         conditions = []
         for intervention, text in zip(interventions, texts, strict=True):
             if intervention is None:
@@ -64,10 +69,12 @@ class EditTable:
             key = (id(intervention), text if intervention.differs_by_text else -1)
             if key not in keys:
                 chosen.append(intervention.edits(model.anatomy, text))
+                holds.append(intervention.holds(model.anatomy))
                 keys[key] = len(chosen)
             conditions.append(keys[key])
         self.conditions: Int[Tensor, " row"] = torch.tensor(conditions, device=model.device)
         self.tables: dict[Place, tuple[Tensor, Tensor]] = self._tables(chosen)
+        self.held = HeldLevels(model, holds, self.conditions, first_tokens)
         self._condition: Tensor = self.conditions[:0]
         self._first: Tensor = self.conditions[:0]
         self._mask: Bool[Tensor, "batch pos"] | None = None
@@ -124,11 +131,29 @@ class EditTable:
         self.rest()
 
     def __bool__(self) -> bool:
-        return bool(self.tables)
+        return bool(self.tables or self.held.layers)
 
-    def aim(self, rows: Int[Tensor, " batch"], mask: Bool[Tensor, "batch pos"]) -> None:
-        """Say which rows the next forward pass holds and at which of its positions their edits are active."""
+    def aim(
+        self,
+        rows: Int[Tensor, " batch"],
+        mask: Bool[Tensor, "batch pos"],
+        positions: Int[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        """Say which rows the next forward pass holds and at which of its positions their edits are active.
+
+        Args:
+            rows: the row of the table that is in each row of the batch.
+            mask: where edits are active.
+            positions: place of every token in its text, -1 where there is none; needed where neurons are held at the
+                level of the first token after BOS, which must have been in this pass or an earlier one.
+        """
         self._condition, self._first, self._mask = self.conditions[rows], self._first_numbers[rows], mask
+        self.held.aim(rows, mask, positions)
+
+    def caught_at(self, row: int) -> int:
+        """The position whose pass must be aimed, because the row's level is caught there; no position: infinite."""
+        holds = bool(self.held.layers) and bool(self.held.holding[self.conditions[row]])
+        return int(self.held.anchors[row]) if holds else sys.maxsize
 
     def rest(self) -> None:
         """Edit nothing until :meth:`aim` is called again."""
@@ -148,15 +173,30 @@ class EditTable:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """While open, forward passes of the plain view are edited as :meth:`aim` last said."""
-        with self._hooked(self._at):
+        with ExitStack() as stack:
+            if self.held.layers:
+                self._check_view()
+                assert self.model.plain is not None and self.model.handles is not None
+                up_projections = find_up_projections(self.model.plain, self.model.handles)
+                # First, so that without a gate the activation is held before it is edited.
+                for layer in self.held.layers:
+                    stack.callback(up_projections[layer].edit(partial(self._hold, layer=layer)).remove)
+            stack.enter_context(self._hooked(self._at))
             yield
 
-    @contextmanager
-    def _hooked(self, change_at: Callable[[Place], Change]) -> Iterator[None]:
-        if self.tables and self.model.handles is None:
+    def _hold(self, up: Float[Tensor, "batch pos d_mlp"], layer: int) -> Tensor:
+        return up if self._mask is None else self.held.apply(up, layer)
+
+    def _check_view(self) -> None:
+        if self.model.handles is None:
             raise InputError(
                 "the plain view of " + self.model.name, "a model that has one", "use view='transformer_lens'"
             )
+
+    @contextmanager
+    def _hooked(self, change_at: Callable[[Place], Change]) -> Iterator[None]:
+        if self.tables:
+            self._check_view()
         with ExitStack() as stack:
             for place in self.tables:
                 stack.callback(self._register(place, change_at(place)).remove)

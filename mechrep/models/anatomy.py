@@ -17,7 +17,7 @@ class Site(enum.StrEnum):
 
     ``GATE_ACT`` is *the neuron activation of the literature*: the output of the activation function.  In a gated
     MLP that is ``act(gate)`` before the product with the up-projection, while ``MLP_POST`` is the product; in a
-    plain MLP the two are the same tensor.
+    plain MLP the two are the same tensor.  ``GATE_PRE`` is what goes into the activation function.
 
     Example:
         >>> Site("gate_act") is Site.GATE_ACT
@@ -31,6 +31,7 @@ class Site(enum.StrEnum):
     ATTN_OUT = "attn_out"
     MLP_OUT = "mlp_out"
     MLP_INPUT_NORMALIZED = "mlp_input_normalized"
+    GATE_PRE = "gate_pre"
     GATE_ACT = "gate_act"
     MLP_POST = "mlp_post"
     UP_PROJ = "up_proj"
@@ -50,6 +51,7 @@ _HOOKS: dict[Site, str] = {
     Site.ATTN_OUT: "blocks.{layer}.hook_attn_out",
     Site.MLP_OUT: "blocks.{layer}.hook_mlp_out",
     Site.MLP_INPUT_NORMALIZED: "blocks.{layer}.ln2.hook_normalized",
+    Site.GATE_PRE: "blocks.{layer}.mlp.hook_pre",
     Site.MLP_POST: "blocks.{layer}.mlp.hook_post",
     Site.UP_PROJ: "blocks.{layer}.mlp.hook_pre_linear",
     Site.Q: "blocks.{layer}.attn.hook_q",
@@ -59,9 +61,9 @@ _HOOKS: dict[Site, str] = {
     Site.SCORES: "blocks.{layer}.attn.hook_attn_scores",
     Site.PATTERN: "blocks.{layer}.attn.hook_pattern",
 }
-_GATE_PRE = "blocks.{layer}.mlp.hook_pre"
+_GATE_PRE = _HOOKS[Site.GATE_PRE]
 
-NEURON_SITES = frozenset({Site.GATE_ACT, Site.MLP_POST, Site.UP_PROJ})
+NEURON_SITES = frozenset({Site.GATE_PRE, Site.GATE_ACT, Site.MLP_POST, Site.UP_PROJ})
 RESIDUAL_MID_SUFFIX = "hook_resid_mid"
 
 

@@ -30,7 +30,9 @@ View = Literal["auto", "plain", "transformer_lens"]
 Receiver = Callable[[Tensor, Site, int], None]
 
 # PATTERN only where patterns_agree(model).
-PLAIN_SITES = frozenset({Site.RESID_PRE, Site.RESID_POST, Site.GATE_ACT, Site.MLP_POST, Site.Z, Site.PATTERN})
+PLAIN_SITES = frozenset(
+    {Site.RESID_PRE, Site.RESID_POST, Site.GATE_PRE, Site.GATE_ACT, Site.MLP_POST, Site.Z, Site.PATTERN}
+)
 
 # Half of the summed difference between two rows of a pattern: the share of attention that lies elsewhere.
 _PATTERN_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
@@ -39,7 +41,7 @@ _HALF_PRECISION_TOLERANCE = 0.1
 _patterns_agree: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 
 
-class _AllRead(Exception):
+class AllRead(Exception):
     """Raised in the hook that hands over the last activation asked for: a signal that ends the pass, no error."""
 
 
@@ -93,14 +95,22 @@ def _compare_patterns(model: Model) -> bool:
         seen[layer] = pattern.float()
 
     def compare(pattern: Tensor, _site: Site, layer: int) -> None:
-        same_shape = seen[layer].shape == pattern.shape
-        apart = (seen[layer] - pattern.float()).abs().sum(-1).max().item() / 2 if same_shape else torch.inf
-        moved.append(apart)
+        moved.append(pattern_distance(seen[layer], pattern.float()))
 
     if _read_plain(model, tokens, pairs, keep):
         return False
     _read_transformer_lens(model, tokens, pairs, compare)
-    return max(moved) <= _PATTERN_TOLERANCE.get(model.dtype, _HALF_PRECISION_TOLERANCE)
+    return max(moved) <= pattern_tolerance(model.dtype)
+
+
+def pattern_distance(one: Tensor, other: Tensor) -> float:
+    """The largest share of a row's attention that lies elsewhere in the other pattern; infinite for other shapes."""
+    return (one - other).abs().sum(-1).max().item() / 2 if one.shape == other.shape else torch.inf
+
+
+def pattern_tolerance(dtype: torch.dtype) -> float:
+    """How far two computations of one pattern may lie apart."""
+    return _PATTERN_TOLERANCE.get(dtype, _HALF_PRECISION_TOLERANCE)
 
 
 @torch.no_grad()
@@ -149,21 +159,21 @@ def _read_plain(
         receive(activation, site, layer)
         left.discard((site, layer))
         if not left:
-            raise _AllRead
+            raise AllRead
 
     with ExitStack() as stack:
         if any(site is Site.PATTERN for site, _ in pairs):
-            stack.enter_context(_attention_step_by_step(model.plain))
+            stack.enter_context(attention_computed(model.plain, "eager"))
         for site, layer in pairs:
             stack.callback(_register(model, site, layer, partial(hand_over, site=site, layer=layer)).remove)
-        with suppress(_AllRead):
+        with suppress(AllRead):
             model.plain(input_ids=tokens, use_cache=False)
     return left
 
 
 @contextmanager
-def _attention_step_by_step(module: nn.Module) -> Iterator[None]:
-    """Attention that computes its pattern inside the block, and whatever the model had set after it.
+def attention_computed(module: nn.Module, implementation: str) -> Iterator[None]:
+    """Attention as transformers' ``implementation`` computes it inside the block; as the model had it set after it.
 
     Set on the configurations themselves: ``set_attn_implementation`` would pass a value on to sub-configurations, and
     restoring it would make them all alike.
@@ -173,11 +183,11 @@ def _attention_step_by_step(module: nn.Module) -> Iterator[None]:
     before = [(config, config._attn_implementation_internal) for config in configs.values()]
     try:
         for config, _ in before:
-            config._attn_implementation_internal = "eager"
+            config._attn_implementation_internal = implementation
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
+        for config, usual in before:
+            config._attn_implementation_internal = usual
 
 
 def _register(model: Model, site: Site, layer: int, hand_over: Callable[[Tensor], None]) -> Any:
@@ -206,9 +216,13 @@ def _register(model: Model, site: Site, layer: int, hand_over: Callable[[Tensor]
     if site in (Site.RESID_POST, Site.GATE_ACT):
         module = (handles.layers if site is Site.RESID_POST else handles.activations)[layer]
         return module.register_forward_hook(output_hook)
-    module = {Site.RESID_PRE: handles.layers, Site.MLP_POST: handles.mlp_outputs, Site.Z: handles.attention_outputs}[
-        site
-    ][layer]
+    modules = {
+        Site.RESID_PRE: handles.layers,
+        Site.GATE_PRE: handles.activations,
+        Site.MLP_POST: handles.mlp_outputs,
+        Site.Z: handles.attention_outputs,
+    }
+    module = modules[site][layer]
     return module.register_forward_pre_hook(input_hook, with_kwargs=True)
 
 

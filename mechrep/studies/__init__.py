@@ -5,6 +5,8 @@ from mechrep.studies.ablation.heads import single_head_sweep as single_head_swee
 from mechrep.studies.ablation.profiles import layer_profiles as layer_profiles
 from mechrep.studies.ablation.result import AblationResult as AblationResult
 from mechrep.studies.ablation.study import ablation_study as ablation_study
+from mechrep.studies.benchmarks.result import BenchmarkResult as BenchmarkResult
+from mechrep.studies.benchmarks.study import benchmark_study as benchmark_study
 from mechrep.studies.card import measure_card as measure_card
 from mechrep.studies.card_result import CardResult as CardResult
 from mechrep.studies.circuit import Circuit as Circuit
@@ -14,6 +16,8 @@ from mechrep.studies.head_controls import control_heads as control_heads
 from mechrep.studies.loss import LossResult as LossResult
 from mechrep.studies.loss import loss_sweep as loss_sweep
 from mechrep.studies.loss import token_losses as token_losses
+from mechrep.studies.patch_result import PatchStudyResult as PatchStudyResult
+from mechrep.studies.patch_study import run_patch_study as run_patch_study
 from mechrep.studies.repetition_study import RepetitionStudy as RepetitionStudy
 from mechrep.studies.repetition_study import run_repetition_study as run_repetition_study
 from mechrep.studies.sweep_result import SweepResult as SweepResult

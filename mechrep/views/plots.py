@@ -4,7 +4,14 @@ from mechrep.views.ablation_plots import ablation_curves_figure as ablation_curv
 from mechrep.views.ablation_plots import ablation_figure as ablation_figure
 from mechrep.views.attention_plots import attention_map_figure as attention_map_figure
 from mechrep.views.attention_plots import attention_maps_figure as attention_maps_figure
+from mechrep.views.benchmark_plots import benchmark_figure as benchmark_figure
+from mechrep.views.benchmark_plots import benchmark_table as benchmark_table
 from mechrep.views.card_plots import history_figure as history_figure
+from mechrep.views.first_token_plots import convergence_figure as convergence_figure
+from mechrep.views.first_token_plots import detector_figure as detector_figure
+from mechrep.views.first_token_plots import first_token_figure as first_token_figure
+from mechrep.views.first_token_plots import head_cuts_figure as head_cuts_figure
+from mechrep.views.first_token_plots import other_token_mass_figure as other_token_mass_figure
 from mechrep.views.head_plots import head_scores_figure as head_scores_figure
 from mechrep.views.head_plots import layer_profile_figure as layer_profile_figure
 from mechrep.views.neuron_plots import plot_layer_distribution as plot_layer_distribution

@@ -1,0 +1,162 @@
+"""``mechrep eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mechrep.cli.app import app
+from mechrep.cli.options import (
+    Device,
+    DtypeOption,
+    ModelName,
+    Revision,
+    Seed,
+    existing_file,
+    load_named,
+    make_folder,
+    parse_units,
+    read_text,
+    save_frame,
+)
+from mechrep.errors import InputError, NothingFoundError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from mechrep.interventions.sink_patch import SinkPatch
+    from mechrep.models.model import Model
+
+_AUTO = "auto"
+
+
+@app.command("eval", short_help="Benchmarks with and without a patch or a cut.")
+def evaluate(
+    model: ModelName,
+    data: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder of question files: mmlu*.jsonl.gz and so on.")
+    ],
+    patch: Annotated[
+        str | None, typer.Option(metavar="FILE|auto", help="Sink neurons to hold: auto, L:N,L:N, or a .json file.")
+    ] = None,
+    circuit: Annotated[Path | None, existing_file("A circuit to cut, as `mechrep heads` writes it.")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Benchmarks, separated by commas.")
+    ] = "mmlu,arc_challenge,hellaswag,winogrande,truthfulqa",
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions of each.")] = None,
+    controls: Annotated[int, typer.Option(min=0, help="Draws of layer-matched other units for each (0: none).")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for the result, its tables and its figure.")] = Path("eval"),
+    seed: Seed = 0,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    revision: Revision = None,
+) -> None:
+    """Ask benchmark questions through lm-evaluation-harness: original, patched, and their paired difference.
+
+    Needs `pip install mechrep[evals]`. Finished benchmarks are kept in OUT; the same command goes on where it stopped.
+    """
+    from mechrep.studies.benchmarks.harness import require_harness
+
+    require_harness()
+    from mechrep.interventions.base import Intervention
+    from mechrep.studies.benchmarks.study import benchmark_study
+    from mechrep.studies.benchmarks.tasks import as_tasks, read_documents
+    from mechrep.studies.circuit import Circuit
+    from mechrep.views.benchmark_plots import benchmark_figure, benchmark_table
+    from mechrep.views.terminal import text_table
+
+    names = [name.strip() for name in tasks.split(",")]
+    for task in as_tasks(names):
+        read_documents(task, data, 1)  # what is missing is said before the long work
+    make_folder(out)
+    cut = None if circuit is None else Circuit.load(circuit)
+    loaded = load_named(model, revision, device, dtype)
+    interventions: dict[str, Intervention | Circuit] = {}
+    if patch is not None:
+        interventions["patched"] = _find_patch(loaded, seed) if patch == _AUTO else _read_patch(patch)
+    if cut is not None:
+        interventions[cut.name] = cut
+    result = benchmark_study(
+        loaded,
+        interventions,
+        data=data,
+        tasks=names,
+        limit=limit,
+        controls=("layer_matched",) if controls else (),
+        seeds=range(seed, seed + max(1, controls)),
+        batch_size=batch_size,
+        store=out / "store",
+    )
+    result.save(out / "result")
+    save_frame(result.to_frame(), out / "conditions.parquet")
+    save_frame(result.question_frame(), out / "questions.parquet")
+    for condition in result.conditions:
+        if condition["selection"] == "intervention":
+            typer.echo(f"{condition['condition']}: {condition['done']}")
+    if interventions:
+        benchmark_figure(result).write_html(out / "eval.html", include_plotlyjs=True)
+        save_frame(result.summary(), out / "summary.parquet")
+        typer.echo(text_table(_in_per_cent(result.summary())))
+        typer.echo()
+        typer.echo(text_table(benchmark_table(result)))
+    else:
+        typer.echo(text_table(_in_per_cent(result.to_frame(), "value", "low", "high", "n", "truncated", "chance")))
+    typer.echo(out)
+
+
+def _in_per_cent(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The columns of a table that fit a screen; shares in per cent, differences in percentage points."""
+    chosen = columns or (
+        "condition",
+        "original",
+        "patched",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "gained",
+        "lost",
+        "p_value",
+        *(name for name in ("layer_matched", "layer_matched_low", "layer_matched_high") if name in frame),
+        "n",
+        "truncated",
+        "chance",
+    )
+    kept = {"condition", "gained", "lost", "p_value", "n", "truncated"}
+    table = frame[frame["metric"].isin(("acc", "acc_norm"))][["task", *(() if not columns else ("metric",)), *chosen]]
+    return table.assign(**{name: 100 * table[name] for name in chosen if name not in kept})
+
+
+def _find_patch(model: Model, seed: int) -> SinkPatch:
+    """The patch on the sink neurons that are found in the model itself."""
+    from mechrep.analyzers.sinks.find_sink import find_sink
+    from mechrep.interventions.sink_patch import SinkPatch
+
+    sink = find_sink(model, seed=seed)
+    if sink.layer is None or not sink.neurons:
+        raise NothingFoundError(
+            f"--patch auto for {model.name}: {sink.reason}", "a model with a norm sink", "name its neurons yourself"
+        )
+    return SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])
+
+
+def _read_patch(text: str) -> SinkPatch:
+    """The patch in a file, or on the neurons of a list."""
+    import json
+
+    from mechrep.interventions.sink_patch import SinkPatch
+
+    if text.endswith(".json"):
+        try:
+            values = json.loads(read_text(Path(text)))
+        except ValueError as error:
+            raise InputError(f"{text} ({error})", "what SinkPatch.to_dict() gives, as JSON", "correct it") from error
+        if isinstance(values, dict):
+            return SinkPatch.from_dict(values)
+    units = parse_units(text)
+    layers = {layer for layer, _ in units}
+    if len(layers) != 1:
+        raise InputError(f"--patch {text}, neurons of layers {sorted(layers)}", "neurons of one layer", "choose one")
+    return SinkPatch(layers.pop(), [neuron for _, neuron in units])

@@ -1,0 +1,102 @@
+"""Attention by rows: those of transformers' step-by-step attention, in every family, and nothing left changed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mechrep.errors import InputError
+from mechrep.models.attention_rows import read_attention_rows, rows_agree
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
+from tests.tiny_models import FAMILIES, N_HEADS, N_LAYERS, SLIDING_WINDOW, fresh, random_tokens, tiny
+
+pytestmark = pytest.mark.contract
+
+LENGTH = 41
+
+
+def loaded(family: str) -> Model:
+    return load_model(copy.deepcopy(tiny(family)))
+
+
+def blocks(model: Model, tokens: Tensor, queries: int, layers: list[int] | None = None) -> dict[int, Tensor]:
+    """Patterns put together from their rows; blocks come in order and end with their last query."""
+    size = tokens.shape[1]
+    seen: dict[int, Tensor] = {}
+    nexts: dict[int, int] = {}
+
+    def keep(rows: Tensor, layer: int, first: int) -> None:
+        assert first == nexts.get(layer, 0) and rows.shape[2] <= queries
+        assert rows.shape[3] == first + rows.shape[2]
+        seen.setdefault(layer, torch.zeros(len(tokens), N_HEADS, size, size))
+        seen[layer][:, :, first : first + rows.shape[2], : rows.shape[3]] = rows
+        nexts[layer] = first + rows.shape[2]
+
+    read_attention_rows(model, tokens, keep, layers=layers, queries=queries)
+    assert set(nexts.values()) == {size}
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_those_of_step_by_step_attention(family: str) -> None:
+    tokens, witness = random_tokens(2, LENGTH), copy.deepcopy(tiny(family))
+    witness.set_attn_implementation("eager")
+    expected = witness(tokens, output_attentions=True).attentions
+    seen = blocks(loaded(family), tokens, 16)
+    assert list(seen) == list(range(N_LAYERS))
+    for layer, pattern in seen.items():
+        torch.testing.assert_close(pattern, expected[layer], rtol=1e-5, atol=1e-6)
+    if family == "mistral":
+        assert LENGTH > 2 * SLIDING_WINDOW and (seen[0][:, :, SLIDING_WINDOW:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("queries", [1, 40, 41, 1000])
+def test_the_size_of_blocks_changes_nothing(queries: int) -> None:
+    model, tokens = loaded("llama_gqa"), random_tokens(2, LENGTH)
+    whole, parts = blocks(model, tokens, LENGTH), blocks(model, tokens, queries, [2, 0])
+    assert list(parts) == [0, 2]
+    for layer, pattern in parts.items():
+        torch.testing.assert_close(pattern, whole[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, tokens = loaded("gemma2"), random_tokens(1, LENGTH)
+    plain: Any = model.plain
+    before, logits = plain.config._attn_implementation, model.plain_logits(tokens)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_attention_rows(model, tokens, stop)
+    assert plain.config._attn_implementation == before != "mechrep_rows"
+    assert torch.equal(model.plain_logits(tokens), logits)
+
+
+def test_families_that_compute_attention_on_their_own_are_refused() -> None:
+    bloom = loaded("bloom")
+    assert not rows_agree(bloom)
+    with pytest.raises(InputError, match="attention interface"):
+        read_attention_rows(bloom, random_tokens(1, 4), lambda *_: None)
+
+
+def test_rows_that_disagree_with_the_reference_are_refused() -> None:
+    """A family whose attention module is given more than the function knows about."""
+    module: Any = fresh("llama")
+    model = load_model(module)
+    attention: Any = model.plain.model.layers[1].self_attn  # pyright: ignore
+    attention.scaling = attention.scaling * 3
+    assert not rows_agree(model)
+
+
+def test_bad_questions_are_refused() -> None:
+    model, tokens = loaded("llama"), random_tokens(1, 4)
+    with pytest.raises(InputError, match="queries=0"):
+        read_attention_rows(model, tokens, lambda *_: None, queries=0)
+    with pytest.raises(InputError, match="layer 3"):
+        read_attention_rows(model, tokens, lambda *_: None, layers=[3])
