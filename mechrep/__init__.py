@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from mechrep.analyzers.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.analyzers.neurons import RepetitionNeurons as RepetitionNeurons
     from mechrep.analyzers.sinks.attention_sinks import AttentionSinks as AttentionSinks
+    from mechrep.analyzers.sinks.cluster import ov_cluster as ov_cluster
     from mechrep.analyzers.sinks.find_sink import find_sink as find_sink
+    from mechrep.analyzers.sinks.first_position import attention_sinks as attention_sinks
+    from mechrep.analyzers.sinks.first_position import first_position_attention as first_position_attention
     from mechrep.analyzers.sinks.known_sinks import known_sinks as known_sinks
     from mechrep.analyzers.sinks.norms import SinkNorms as SinkNorms
     from mechrep.analyzers.sinks.repeat_norms import RepeatNorms as RepeatNorms
@@ -68,14 +71,17 @@ _HOME = {
     "SinkNorms": "mechrep.analyzers.sinks.norms",
     "SinkPatch": "mechrep.interventions.sink_patch",
     "Site": "mechrep.models.anatomy",
+    "attention_sinks": "mechrep.analyzers.sinks.first_position",
     "detect_cycle": "mechrep.text.cycles",
     "find_first_token": "mechrep.analyzers.first_token.find_first_token",
     "find_sink": "mechrep.analyzers.sinks.find_sink",
+    "first_position_attention": "mechrep.analyzers.sinks.first_position",
     "generate": "mechrep.generation.generate",
     "head_composition": "mechrep.analyzers.heads.composition",
     "induction_heads": "mechrep.analyzers.heads.induction",
     "known_sinks": "mechrep.analyzers.sinks.known_sinks",
     "load_model": "mechrep.models.load",
+    "ov_cluster": "mechrep.analyzers.sinks.cluster",
     "ov_scores": "mechrep.analyzers.heads.ov",
     "qk_attribution": "mechrep.analyzers.heads.qk_attribution",
     "score_copying": "mechrep.analyzers.heads.copying",

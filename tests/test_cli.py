@@ -20,7 +20,6 @@ from mechrep.models.load import load_model
 from mechrep.studies.card_result import CardResult
 from mechrep.text.corpus import Corpus
 from mechrep.views.terminal import marked_text, printable
-from tests.views import study_by_hand
 
 LOOP = " the sea, the sea, the sea, the sea"
 
@@ -111,30 +110,6 @@ def test_neurons_prints_and_writes(tmp_path: Path, few_loops: None) -> None:
     run("generate", "mechrep-tiny", "--prompt", "a", "--max-new-tokens", 2, "--cut", tmp_path / "top.json")
 
 
-def test_report_hands_its_options_on_and_prints_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    def study(model, **options: object):
-        asked.update(options, model=model.name)
-        return study_by_hand.study()
-
-    monkeypatch.setattr("mechrep.studies.repetition_study.run_repetition_study", study)
-    (tmp_path / "text.txt").write_text("words", encoding="utf-8")
-    out = tmp_path / "out"
-    options = ["--texts", 7, "--others", 3, "--ks", "0,5", "--seeds", 2, "--seed", 9, "--preset", "hiraoka2025"]
-    output = run("report", "mechrep-tiny", "--out", out, *options, "--held-out", tmp_path / "text.txt").output
-    assert output.splitlines()[-1] == str(out / "report.html") and (out / "report.html").stat().st_size > 1_000_000
-    assert (out / "tables" / "neurons.parquet").exists() and (out / "provenance.json").exists()
-    expected = {"model": "mechrep-tiny", "n_loops": 7, "n_others": 3, "ks": [0, 5], "seeds": 2, "seed": 9}
-    assert expected | {"preset": "hiraoka2025", "held_out_text": "words", "store": out / "store"} == asked
-
-
-@pytest.mark.slow
-def test_report_from_end_to_end(tmp_path: Path) -> None:
-    arguments = ["report", "mechrep-tiny", "--out", tmp_path, "--texts", 6, "--others", 2, "--ks", "0,5", "--seeds", 1]
-    assert run(*arguments).output.splitlines()[-1] == str(tmp_path / "report.html")
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -143,6 +118,7 @@ def test_report_from_end_to_end(tmp_path: Path) -> None:
         ["report", "mechrep-tiny", "--texts", "0"],
         ["report", "mechrep-tiny", "--preset", "other"],
         ["report", "mechrep-tiny", "--held-out", "/no/such/file"],
+        ["report", "mechrep-tiny", "--only", "neurons,noses"],
         ["report"],
         ["neurons", "mechrep-tiny"],
         ["generate", "mechrep-tiny"],

@@ -11,5 +11,6 @@ from mechrep.cli import (  # noqa: F401 - each adds its command
     neurons,
     patch,
     report,
+    sinks,
 )
 from mechrep.cli.app import app as app

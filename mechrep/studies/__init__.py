@@ -18,6 +18,9 @@ from mechrep.studies.loss import loss_sweep as loss_sweep
 from mechrep.studies.loss import token_losses as token_losses
 from mechrep.studies.patch_result import PatchStudyResult as PatchStudyResult
 from mechrep.studies.patch_study import run_patch_study as run_patch_study
+from mechrep.studies.repeat_behaviour import repeat_behaviour as repeat_behaviour
+from mechrep.studies.repeat_behaviour import sink_conditions as sink_conditions
+from mechrep.studies.repeat_behaviour_result import RepeatBehaviourResult as RepeatBehaviourResult
 from mechrep.studies.repetition_study import RepetitionStudy as RepetitionStudy
 from mechrep.studies.repetition_study import run_repetition_study as run_repetition_study
 from mechrep.studies.sweep_result import SweepResult as SweepResult

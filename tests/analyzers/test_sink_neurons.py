@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from mechrep.analyzers.sinks.ablation import SinkAblationResult, sink_neuron_ablation
-from mechrep.analyzers.sinks.neurons import SinkNeuronResult, row_norms, sink_neurons, spike_weights
-from mechrep.errors import InputError
+from mechrep.analyzers.sinks.neurons import (
+    SinkNeuronResult,
+    row_norms,
+    sink_neurons,
+    sink_neurons_yona2025,
+    spike_weights,
+)
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
@@ -24,7 +30,7 @@ from tests.analyzers.sinks_by_hand import check_equal
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS, SINK_MINUS, SINK_PLUS
-from tests.tiny_models import D_MLP, PARTS, random_tokens, tiny
+from tests.tiny_models import D_MLP, PARTS, fresh, random_tokens, tiny
 
 
 @functools.cache
@@ -76,13 +82,30 @@ def test_scores_beside_torch_hooks(family: str, tmp_path: Path) -> None:
         pre = torch.stack([text["pre"][position].abs() for text in seen]).double().mean(0)
         torch.testing.assert_close(result.bos_only[place].double(), post, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(result.contribution[place].double(), post * rows, rtol=1e-3, atol=1e-5)
-        if family == "llama_gqa":
-            torch.testing.assert_close(result.authors[place].double(), pre * rows, rtol=1e-3, atol=1e-5)
-        else:
-            assert result.authors.isnan().all()
+        torch.testing.assert_close(result.authors[place].double(), pre * rows, rtol=1e-3, atol=1e-5)
     assert result.repeats == 10 and result.to_frame()["neuron"].tolist() == result.ranking()
     result.save(tmp_path / "r")
     check_equal(SinkNeuronResult.load(tmp_path / "r"), result)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2"])
+def test_the_published_search_beside_torch_hooks(family: str) -> None:
+    """One layer's MLP writes fifty times as much as it did; eight layers, of which the first seven are looked at."""
+    names = {"llama_gqa": "num_hidden_layers", "gpt2": "n_layer"}
+    module: Any = fresh(family, **{names[family]: 8})
+    for layer in range(8):
+        out: Any = PARTS[family].of(module, "mlp_output", layer)
+        out.weight.data *= 50 if layer == 5 else 1
+    model, ids = load_model(module), [0, *[30] * 40]
+    seen = hooked(family, module, ids, 5)
+    weight: Any = PARTS[family].of(module, "mlp_output", 5).weight
+    rows = (weight if family == "gpt2" else weight.T).norm(dim=1)
+    best = (seen["pre"][-1].abs() * rows).topk(3).indices.tolist()
+    assert sink_neurons_yona2025(model, 30, repeats=40, layers=7, k=3) == [(5, neuron) for neuron in best]
+    with pytest.raises(NothingFoundError):
+        sink_neurons_yona2025(load_model(fresh(family, **{names[family]: 8})), 30, repeats=40, layers=6)
+    with pytest.raises(InputError, match="at least 6"):
+        sink_neurons_yona2025(model, 30, repeats=40, layers=5)
 
 
 def test_ordinary_texts_are_scored_at_their_first_position_only() -> None:

@@ -10,12 +10,13 @@ still has 1/T.  With the first query left out, a perfect sink is 1 and alpha_0 =
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult as AttentionSinkResult
@@ -43,7 +44,8 @@ class AttentionSinks(Analyzer):
     Limits: every score falls with T (a uniform head has ``alpha~_0 = (H_T - 1) / (T - 1)``, H_T the harmonic number)
     and none is zero in a model that knows nothing: compare with :func:`mechrep.models.nulls.shuffled`.  Heads with a
     sliding window cannot see position 0 from far away.  Patterns are T x T per head: cut texts to T = 64
-    (:func:`mechrep.text.windows.windows_of_text`).
+    (:func:`mechrep.text.windows.windows_of_text`), or use
+    :func:`~mechrep.analyzers.sinks.first_position.attention_sinks`, which reads long texts by rows.
 
     Example:
         >>> import mechrep
@@ -78,27 +80,40 @@ class AttentionSinks(Analyzer):
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
         """Add one layer of one batch."""
-        wide = torch.float32 if activation.device.type == "mps" else torch.float64
-        lengths = batch.lengths.to(activation.device)
-        real = _real_pairs(lengths, activation.shape[-1])
-        # Padded queries attend too, and nothing of them may count.  Half precision is too coarse for entropies.
-        exact = activation.to(torch.promote_types(activation.dtype, torch.float32))
-        pattern = exact.masked_fill(~real[:, None], 0)
-        below = pattern.tril(-1)  # a position's attention to itself is no attention to a sink
+        self.observe_rows(activation, layer, batch, 0)
+
+    def observe_rows(
+        self, rows: Float[Tensor, "batch head query_pos key_pos"], layer: int, batch: Batch, first: int
+    ) -> None:
+        """Add some rows of one layer of one batch, in order; those with the batch's last query complete the layer.
+
+        Args:
+            rows: of the pattern; keys after the last of these queries may be left out.
+            layer: the layer.
+            batch: the texts.
+            first: position of the first of these queries.
+        """
+        lengths, width = batch.lengths.to(rows.device), batch.tokens.shape[1]
+        if first == 0:
+            self._sums = _Sums.empty(rows, width)
+        self._sums.add(rows, lengths, first)
+        if first + rows.shape[2] == width:
+            self._add_layer(layer, self._sums, lengths)
+
+    def _add_layer(self, layer: int, sums: _Sums, lengths: Tensor) -> None:
+        published = (sums.to_first + sums.first_to_itself) / lengths[:, None]
         later = (lengths - 1).clamp_min(1)[:, None]
-        to_first = below[..., 0].sum(-1, dtype=wide)  # [text head]
-        published = (to_first + pattern[:, :, 0, 0]) / lengths[:, None]
-        width = min(self.keys, pattern.shape[-1])
         added = {
-            "alpha_sum": to_first / later,
+            "alpha_sum": sums.to_first / later,
             "published_sum": published,
-            "above": (published > self.epsilon).to(wide),
-            "row_entropy_sum": _row_entropy(pattern, lengths).to(wide),
-            "column_entropy_sum": _column_entropy(pattern, lengths).to(wide),
+            "above": (published > self.epsilon).to(published.dtype),
+            "row_entropy_sum": sums.row_entropies / later,
+            "column_entropy_sum": sums.column_entropy(lengths),
         }
         for name, values in added.items():
             self.state[name][layer] += values.sum(0).cpu()
-        self.state["key_sum"][layer, :, :width] += below[..., :width].sum((0, 2), dtype=wide).cpu()
+        width = min(self.keys, sums.columns_below.shape[-1])
+        self.state["key_sum"][layer, :, :width] += sums.columns_below[..., :width].sum(0).cpu()
 
     def finish_batch(self, batch: Batch) -> None:
         """Count texts, queries and lengths, once for all layers."""
@@ -126,30 +141,60 @@ class AttentionSinks(Analyzer):
         return AttentionSinkResult.load(folder)
 
 
-def _real_pairs(lengths: Int[Tensor, " batch"], width: int) -> Bool[Tensor, "batch query_pos key_pos"]:
-    """True where query and key are both inside the text."""
-    real = torch.arange(width, device=lengths.device) < lengths[:, None]
-    return real[:, :, None] & real[:, None, :]
+@dataclass
+class _Sums:
+    """What is added up over the rows of one layer, text by text and head by head.
 
-
-def _row_entropy(
-    pattern: Float[Tensor, "batch head query_pos key_pos"], lengths: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch head"]:
-    """Mean over queries t > 0 of the entropy of their row, over the largest possible, log(t + 1); 0 for one token."""
-    most = torch.arange(1, pattern.shape[-1] + 1, device=pattern.device).log()
-    entropy = torch.special.entr(pattern).sum(-1)[..., 1:] / most[1:]
-    return entropy.sum(-1) / (lengths - 1).clamp_min(1)[:, None]
-
-
-def _column_entropy(
-    pattern: Float[Tensor, "batch head query_pos key_pos"], lengths: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch head"]:
-    """Largest entropy of a column as shares of its sum, over the largest possible, log(T - k); 0 for one token.
-
-    With S the column's sum, the entropy of A / S is log S + (entropy of A) / S, so no second pattern is made.
+    Attributes:
+        to_first: attention of the queries after the first to the first key.
+        first_to_itself: of the first query; 1 in every model.
+        row_entropies: entropy of row t over the largest possible, log(t + 1), over t > 0.
+        columns: attention to each key.
+        columns_below: the same without that of the key's own position.
+        column_entropies: sum of -A log A over the queries.
     """
-    total = pattern.sum(-2).clamp_min(torch.finfo(pattern.dtype).tiny)
-    entropy = total.log() + torch.special.entr(pattern).sum(-2) / total
-    queries = lengths[:, None] - torch.arange(pattern.shape[-1], device=pattern.device)
-    shares = entropy / queries.clamp_min(2)[:, None].log()
-    return shares.masked_fill((queries < 2)[:, None], 0).clamp(0, 1).amax(-1)
+
+    to_first: Float[Tensor, "batch head"]
+    first_to_itself: Float[Tensor, "batch head"]
+    row_entropies: Float[Tensor, "batch head"]
+    columns: Float[Tensor, "batch head key_pos"]
+    columns_below: Float[Tensor, "batch head key_pos"]
+    column_entropies: Float[Tensor, "batch head key_pos"]
+
+    @classmethod
+    def empty(cls, rows: Tensor, width: int) -> _Sums:
+        """Zeros for as many texts and heads as ``rows`` has, and ``width`` keys."""
+        wide = torch.float32 if rows.device.type == "mps" else torch.float64
+        texts = rows.new_zeros(3, *rows.shape[:2], dtype=wide)
+        return cls(*texts, *rows.new_zeros(3, *rows.shape[:2], width, dtype=wide))
+
+    def add(self, rows: Tensor, lengths: Int[Tensor, " batch"], first: int) -> None:
+        """Add rows from query ``first`` on."""
+        queries = torch.arange(first, first + rows.shape[2], device=rows.device)
+        inside = torch.arange(rows.shape[3], device=rows.device) < lengths[:, None]
+        real = (queries < lengths[:, None])[:, :, None] & inside[:, None]
+        # Padded queries attend too, and nothing of them may count.  Half precision is too coarse for entropies.
+        exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        pattern = exact.masked_fill(~real[:, None], 0)
+        below = pattern.tril(first - 1)  # a position's attention to itself is no attention to a sink
+        terms, wide, keys = torch.special.entr(pattern), self.columns.dtype, rows.shape[3]
+        if first == 0:
+            self.first_to_itself += pattern[:, :, 0, 0]
+        most = (queries + 1).log()
+        most[queries == 0] = 1  # the first row's entropy is 0
+        self.row_entropies += (terms.sum(-1) / most).sum(-1, dtype=wide)
+        self.to_first += below[..., 0].sum(-1, dtype=wide)
+        self.columns[..., :keys] += pattern.sum(-2, dtype=wide)
+        self.columns_below[..., :keys] += below.sum(-2, dtype=wide)
+        self.column_entropies[..., :keys] += terms.sum(-2, dtype=wide)
+
+    def column_entropy(self, lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch head"]:
+        """Largest entropy of a column as shares of its sum, over the largest possible, log(T - k); 0 for one token.
+
+        With S the column's sum, the entropy of A / S is log S + (entropy of A) / S, so no second pattern is made.
+        """
+        total = self.columns.clamp_min(torch.finfo(torch.float32).tiny)
+        entropy = total.log() + self.column_entropies / total
+        queries = lengths[:, None] - torch.arange(total.shape[-1], device=total.device)
+        shares = entropy / queries.clamp_min(2)[:, None].log()
+        return shares.masked_fill((queries < 2)[:, None], 0).clamp(0, 1).amax(-1)

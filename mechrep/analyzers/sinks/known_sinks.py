@@ -64,6 +64,16 @@ def known_sinks() -> pd.DataFrame:
     return frame.astype({"repeats": "Int64"})
 
 
+def is_known(model_name: str) -> bool:
+    """Whether a sink of this model is published, as far as the table knows.
+
+    Example:
+        >>> is_known("meta-llama/Llama-2-7b-hf"), is_known("mechrep-tiny")
+        (True, False)
+    """
+    return any(_plain(row.model) == _plain(model_name) for row in _TABLE)
+
+
 def matches_known(model_name: str, result: SinkResult) -> bool:
     """Whether a finding agrees with a published one: the same layer, and a published neuron comes first.
 

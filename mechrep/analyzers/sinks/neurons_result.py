@@ -27,7 +27,7 @@ class SinkNeuronResult(Result):
         layer: the layer.
         contribution: ``|hook_post| * |W_out row|``, the length of what the neuron adds to the residual stream.
         authors: ``|gate pre-activation| * |W_out row|``, the published score; it ignores activation function and
-            up-projection.  NaN for a model without a gate.
+            up-projection.  In a model without a gate: of what goes into the activation function.
         bos_only: ``|hook_post|``, without the row.
         repeats: copies of the token in the second place; 0 where nothing was repeated, whose scores are then NaN.
     """
@@ -56,7 +56,7 @@ class SinkNeuronResult(Result):
         if bool(values.isnan().all()):
             raise InputError(
                 f"score {score!r} at {place!r}, which was not measured",
-                "'authors' on a model with a gated MLP, 'repeat' on a corpus of repeated tokens",
+                "'repeat' on a corpus of repeated tokens",
                 "choose another score or place, or measure again with such a corpus",
             )
         return values

@@ -24,13 +24,16 @@ from mechrep.errors import InputError
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.provenance import Provenance
 
+_POSITIONS = 256  # of which norms are taken at a time
 _SMALLEST = 1e-30  # a state of exactly zero has no logarithm
 
 
 def norms_of(activation: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos"]:
     """Euclidean norms, added up in float64 whatever the model computes in (float32 on Apple's GPUs)."""
     wide = torch.float32 if activation.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(activation, dim=-1, dtype=wide)
+    # Some positions at a time: on a CPU the wide copy of a long text would be twice the text.
+    parts = [torch.linalg.vector_norm(part, dim=-1, dtype=wide) for part in activation.split(_POSITIONS, dim=1)]
+    return torch.cat(parts, dim=1)
 
 
 def other_positions(lengths: Int[Tensor, " batch"], width: int) -> Bool[Tensor, "batch pos"]:
