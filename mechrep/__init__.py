@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mechrep import studies as studies
+    from mechrep.analyzers.conditions.contrast import ConditionContrast as ConditionContrast
     from mechrep.analyzers.first_token.find_first_token import find_first_token as find_first_token
     from mechrep.analyzers.first_token.other_tokens import FirstTokenDetection as FirstTokenDetection
     from mechrep.analyzers.heads.composition import head_composition as head_composition
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
     from mechrep.analyzers.sinks.known_sinks import known_sinks as known_sinks
     from mechrep.analyzers.sinks.norms import SinkNorms as SinkNorms
     from mechrep.analyzers.sinks.repeat_norms import RepeatNorms as RepeatNorms
+    from mechrep.analyzers.token_information.attention import TokenInformation as TokenInformation
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
+    from mechrep.generation.conditions.builders import control_condition as control_condition
+    from mechrep.generation.conditions.builders import induced_condition as induced_condition
+    from mechrep.generation.conditions.builders import natural_condition as natural_condition
     from mechrep.generation.generate import generate as generate
     from mechrep.generation.patched_model import PatchedModel as PatchedModel
     from mechrep.interventions.heads import Heads as Heads
@@ -53,6 +58,7 @@ _HOME = {
     "Anatomy": "mechrep.models.anatomy",
     "AttentionSinks": "mechrep.analyzers.sinks.attention_sinks",
     "Circuit": "mechrep.studies.circuit",
+    "ConditionContrast": "mechrep.analyzers.conditions.contrast",
     "CopySuppression": "mechrep.analyzers.heads.suppression",
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
@@ -71,16 +77,20 @@ _HOME = {
     "SinkNorms": "mechrep.analyzers.sinks.norms",
     "SinkPatch": "mechrep.interventions.sink_patch",
     "Site": "mechrep.models.anatomy",
+    "TokenInformation": "mechrep.analyzers.token_information.attention",
     "attention_sinks": "mechrep.analyzers.sinks.first_position",
+    "control_condition": "mechrep.generation.conditions.builders",
     "detect_cycle": "mechrep.text.cycles",
     "find_first_token": "mechrep.analyzers.first_token.find_first_token",
     "find_sink": "mechrep.analyzers.sinks.find_sink",
     "first_position_attention": "mechrep.analyzers.sinks.first_position",
     "generate": "mechrep.generation.generate",
     "head_composition": "mechrep.analyzers.heads.composition",
+    "induced_condition": "mechrep.generation.conditions.builders",
     "induction_heads": "mechrep.analyzers.heads.induction",
     "known_sinks": "mechrep.analyzers.sinks.known_sinks",
     "load_model": "mechrep.models.load",
+    "natural_condition": "mechrep.generation.conditions.builders",
     "ov_cluster": "mechrep.analyzers.sinks.cluster",
     "ov_scores": "mechrep.analyzers.heads.ov",
     "qk_attribution": "mechrep.analyzers.heads.qk_attribution",

@@ -3,6 +3,8 @@
 from mechrep.cli import (  # noqa: F401 - each adds its command
     ablate,
     card,
+    checkpoints,
+    contrast,
     eval,
     first_token,
     generate,

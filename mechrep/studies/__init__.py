@@ -9,7 +9,13 @@ from mechrep.studies.benchmarks.result import BenchmarkResult as BenchmarkResult
 from mechrep.studies.benchmarks.study import benchmark_study as benchmark_study
 from mechrep.studies.card import measure_card as measure_card
 from mechrep.studies.card_result import CardResult as CardResult
+from mechrep.studies.checkpoints import CheckpointResult as CheckpointResult
+from mechrep.studies.checkpoints import over_checkpoints as over_checkpoints
 from mechrep.studies.circuit import Circuit as Circuit
+from mechrep.studies.contrast import ablation_contrast as ablation_contrast
+from mechrep.studies.contrast import head_dissociation as head_dissociation
+from mechrep.studies.contrast import patching_contrast as patching_contrast
+from mechrep.studies.contrast import regenerated_contrast as regenerated_contrast
 from mechrep.studies.controls import CONTROLS as CONTROLS
 from mechrep.studies.controls import control_units as control_units
 from mechrep.studies.head_controls import control_heads as control_heads

@@ -7,6 +7,11 @@ from mechrep.views.attention_plots import attention_maps_figure as attention_map
 from mechrep.views.benchmark_plots import benchmark_figure as benchmark_figure
 from mechrep.views.benchmark_plots import benchmark_table as benchmark_table
 from mechrep.views.card_plots import history_figure as history_figure
+from mechrep.views.checkpoint_plots import flow_figure as flow_figure
+from mechrep.views.checkpoint_plots import mechanisms_figure as mechanisms_figure
+from mechrep.views.contrast_plots import confidence_figure as confidence_figure
+from mechrep.views.contrast_plots import head_contrast_figure as head_contrast_figure
+from mechrep.views.contrast_plots import lens_figure as lens_figure
 from mechrep.views.first_token_plots import convergence_figure as convergence_figure
 from mechrep.views.first_token_plots import detector_figure as detector_figure
 from mechrep.views.first_token_plots import first_token_figure as first_token_figure
@@ -24,3 +29,5 @@ from mechrep.views.sink_plots import norms_vs_repeats_figure as norms_vs_repeats
 from mechrep.views.sink_plots import sink_heads_figure as sink_heads_figure
 from mechrep.views.sweep_plots import plot_perplexity as plot_perplexity
 from mechrep.views.sweep_plots import plot_sweep as plot_sweep
+from mechrep.views.token_information_plots import head_information_figure as head_information_figure
+from mechrep.views.token_information_plots import information_figure as information_figure

@@ -1,0 +1,222 @@
+"""What kind of token each token of a text is: newline, sentence end, punctuation, bracket, word, number, or other.
+
+The class is that of the *word in the text* that a token is part of, not of the token by itself: the piece ``and`` of
+``thousand`` is part of a content word, the ``,`` of ``3,000`` of a number.  The text is decoded once; a token that ends
+inside a character takes the class of that character.
+
+English words are told apart by a list of function words.  Japanese has no blanks: kanji and katakana are content; of a
+stretch of hiragana the longest ending that splits into function words is function, and what stands before it belongs to
+the word in front (in 食べました, べ is content and ました function).  This is a rule of thumb, without a dictionary: a
+content word in hiragana that happens to split into particles (はな, flower) is taken for them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from mechrep.errors import InputError
+from mechrep.models.model import Model
+from mechrep.text.corpus import Corpus
+from mechrep.text.function_words import CLITICS, english_function_words, japanese_function_words
+
+CLASSES = ("newline", "sentence_end", "punctuation", "bracket", "function_word", "content_word", "number", "other")
+PADDING = -1  # class of what is no token
+
+_SENTENCE_END = frozenset(".!?…。\uff01\uff1f｡\uff0e‼⁇⁈⁉")
+_JAPANESE = "々〆ヶー\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uff66-\uff9f"
+_LETTER = rf"(?:(?![{_JAPANESE}])\w)"
+_WORDS = re.compile(
+    rf"(?P<japanese>[{_JAPANESE}]+)"
+    rf"|(?P<number>\d+(?:[.,:/]\d+)*(?!{_LETTER}))"
+    rf"|(?P<word>{_LETTER}+(?:['’]{_LETTER}+)*)"
+)
+_HIRAGANA = re.compile("[\u3041-\u309f]+")
+_LONGEST_CHARACTER = 4  # bytes, so at most so many tokens
+_UNFINISHED = "\ufffd"  # what decoders write for bytes that are no character yet
+
+
+def token_classes(corpus: Corpus, model: Model, *, on: str = "word") -> Int64[Tensor, "text pos"]:
+    """The class of every token, as its number in :data:`CLASSES`; padding is -1, special tokens are ``other``.
+
+    Args:
+        corpus: the texts.
+        model: whose tokenizer they are in.
+        on: ``"word"``: the class of the word in the text; ``"piece"``: of the token decoded alone, as published.
+
+    Raises:
+        InputError: a model without a tokenizer, or with another than the corpus has; an unknown ``on``.
+
+    Source: the classes are those of Mahaut & Franzon 2025 (arXiv 2504.01100), whose code decides on the piece; what it
+    calls programming is ``other`` here.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea."], model=model)
+        >>> [CLASSES[number] for number in token_classes(corpus, model)[0].tolist()][-1]
+        'sentence_end'
+    """
+    if on not in ("word", "piece"):
+        raise InputError(f"on={on!r}", "'word' or 'piece'", "choose one of these")
+    if model.tokenizer is None:
+        raise InputError(f"{model.name}, which has no tokenizer", "texts that can be decoded", "use another model")
+    corpus.check_model(model)
+    known: dict[tuple[int, ...], str] = {}  # loops repeat the same few tokens over and over
+
+    def decode(ids: Sequence[int]) -> str:
+        key = tuple(ids)
+        if key not in known:
+            known[key] = model.decode(ids)
+        return known[key]
+
+    classes = torch.full(corpus.tokens.shape, PADDING, dtype=torch.int64)
+    for text in range(len(corpus)):
+        ids = corpus.row(text)
+        names = classes_of_tokens(ids, decode, model.special_ids, on=on)
+        classes[text, : len(ids)] = torch.tensor([CLASSES.index(name) for name in names])
+    return classes
+
+
+def classes_of_tokens(
+    ids: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    special_ids: Collection[int] = (),
+    *,
+    on: str = "word",
+) -> list[str]:
+    """The class of every token of one text.
+
+    Args:
+        ids: the text.
+        decode: from ids to text.
+        special_ids: ids that are no text; words do not reach across them.
+        on: see :func:`token_classes`.
+
+    Example:
+        >>> pieces = ["a", " thous", "and", " sea", "s", ".", "\\n"]
+        >>> decode = lambda ids: "".join(pieces[i] for i in ids)
+        >>> classes_of_tokens(range(7), decode)[1:]
+        ['content_word', 'content_word', 'content_word', 'content_word', 'sentence_end', 'newline']
+        >>> classes_of_tokens(range(7), decode, on="piece")[2]
+        'function_word'
+    """
+    names: list[str] = []
+    for special, group in itertools.groupby(ids, key=lambda token: token in special_ids):
+        part = list(group)
+        if special:
+            names += ["other"] * len(part)
+        elif on == "piece":
+            names += [_class_at(text := decode([token]), 0, len(text), character_classes(text)) for token in part]
+        else:
+            text, spans = token_spans(part, decode)
+            classes = character_classes(text)
+            names += [_class_at(text, begin, end, classes) for begin, end in spans]
+    return names
+
+
+def token_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of some ids, and the characters that each of them writes.
+
+    Tokens that are parts of one character have the span of that character.  Each piece is decoded behind the one before
+    it, because many tokenizers drop the blank in front of a piece that stands alone.
+
+    Args:
+        ids: without special ones.
+        decode: from ids to text.
+
+    Example:
+        >>> token_spans([0, 1], lambda ids: "".join(["the", " sea"][i] for i in ids))
+        ('the sea', [(0, 3), (3, 7)])
+    """
+    text, spans = "", []
+    context, done = 0, 0
+    for end in range(1, len(ids) + 1):
+        before, now = decode(ids[context:done]) if done else "", decode(ids[context:end])
+        unfinished = now.endswith(_UNFINISHED) and end < len(ids) and end - done < _LONGEST_CHARACTER
+        if unfinished:
+            continue
+        piece = now[len(before) :]
+        spans += [(len(text), len(text) + len(piece))] * (end - done)
+        text += piece
+        context, done = done, end
+    return text, spans
+
+
+def character_classes(text: str) -> list[str]:
+    """The class of every character of a text; blanks are ``other``.
+
+    Example:
+        >>> character_classes("It's 3,5!")
+        ['function_word', 'function_word', 'function_word', 'function_word', 'other',
+         'number', 'number', 'number', 'sentence_end']
+    """
+    classes = [_sign_class(character) for character in text]
+    for match in _WORDS.finditer(text):
+        begin, end, word = match.start(), match.end(), match.group()
+        if match.lastgroup == "number":
+            classes[begin:end] = ["number"] * len(word)
+        elif match.lastgroup == "word":
+            classes[begin:end] = ["function_word" if is_english_function_word(word) else "content_word"] * len(word)
+        else:
+            classes[begin:end] = _japanese_classes(word)
+    return classes
+
+
+def is_english_function_word(word: str) -> bool:
+    """Whether a word, contractions among them, is a function word.
+
+    Example:
+        >>> [is_english_function_word(word) for word in ("The", "don't", "it’s", "John's", "sea")]
+        [True, True, True, False, False]
+    """
+    known = english_function_words()
+    word = word.casefold().replace("’", "'")
+    stem, apostrophe, rest = word.partition("'")
+    if not apostrophe:
+        return word in known
+    return word in ("can't", "won't", "shan't") or (
+        rest in CLITICS and (stem in known or stem.removesuffix("n") in known)
+    )
+
+
+def _class_at(text: str, begin: int, end: int, classes: Sequence[str]) -> str:
+    """The first character that is no blank decides; of blanks, a newline."""
+    for place in range(begin, end):
+        if not text[place].isspace():
+            return classes[place]
+    return "newline" if "newline" in classes[begin:end] else "other"
+
+
+def _sign_class(character: str) -> str:
+    """The class of a character that is in no word."""
+    category = unicodedata.category(character)
+    if character in "\n\r\u2028\u2029":
+        return "newline"
+    if character in _SENTENCE_END:
+        return "sentence_end"
+    if category in ("Ps", "Pe"):
+        return "bracket"
+    return "punctuation" if category.startswith("P") else "other"
+
+
+def _japanese_classes(run: str) -> list[str]:
+    """Kanji and katakana are content; so is hiragana up to the longest ending that splits into function words."""
+    classes = ["content_word"] * len(run)
+    for match in _HIRAGANA.finditer(run):
+        stretch, begin = match.group(), match.start()
+        splits = [False] * len(stretch) + [True]
+        for place in reversed(range(len(stretch))):
+            splits[place] = any(
+                splits[end] and stretch[place:end] in japanese_function_words()
+                for end in range(place + 1, len(stretch) + 1)
+            )
+        first = splits.index(True)
+        classes[begin + first : match.end()] = ["function_word"] * (len(stretch) - first)
+    return classes

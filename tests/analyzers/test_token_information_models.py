@@ -1,0 +1,189 @@
+"""Facts, the whole chain and the causal check on real models: bare Hugging Face code beside mechrep's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import DynamicCache
+
+import mechrep
+from mechrep.analyzers.token_information import GROUPS, information_cut, token_facts, token_information
+from mechrep.analyzers.token_information.cuts import _masked_logits, paired_tokens
+from mechrep.analyzers.token_information.facts import lowest, token_surprisal
+from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.text.corpus import Corpus
+from mechrep.text.random_repeats import random_repeats
+from mechrep.text.windows import windows_of_text
+from tests.tiny_models import random_tokens, tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> mechrep.Model:
+    return mechrep.load_model("mechrep-tiny")
+
+
+@pytest.fixture(scope="module")
+def loops(model: mechrep.Model) -> Corpus:
+    """Six texts: a beginning, a cycle three times and a bit of a fourth."""
+    rng = np.random.default_rng(0)
+    rows, frame = [], []
+    for text in range(6):
+        start, period = 5 + text, 6 + text
+        ids = rng.choice(np.arange(20, model.anatomy.d_vocab), start + period, replace=False).tolist()
+        cycle = ids[start:]
+        rows.append([model.bos_id, *ids[1:start], *cycle * 3, *cycle[:2]])
+        name = "natural" if text % 2 else "induced"
+        frame.append({"start": start, "onset": start + period, "period": period, "prompt_length": 3, "condition": name})
+    return Corpus.from_tokens(rows, model=model, frame=pd.DataFrame(frame))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_surprisal_is_the_models_own(family: str) -> None:
+    module: Any = tiny(family)
+    tokens = random_tokens(2, 9)
+    corpus = Corpus.from_tokens([tokens[0].tolist(), tokens[1, :6].tolist()])
+    found = token_surprisal(mechrep.load_model(module), corpus)
+    for text, length in enumerate((9, 6)):
+        logits = module(tokens[text : text + 1, :length]).logits[0].double()
+        for j in range(1, length):
+            expected = -float(logits[j - 1].log_softmax(-1)[tokens[text, j]])
+            assert float(found[text, j]) == pytest.approx(expected, abs=1e-4)
+        assert math.isnan(float(found[text, 0]))
+    assert bool(found[1, 6:].isnan().all())
+
+
+def test_every_copy_has_the_surprisal_of_the_first(model: mechrep.Model, loops: Corpus) -> None:
+    facts = token_facts(model, loops, reference=loops)
+    own = token_surprisal(model, loops)
+    for text, (start, period) in enumerate(loops.frame[["start", "period"]].itertuples(index=False)):
+        for j in range(1, int(loops.lengths[text])):
+            place = j if j < start + period else start + (j - start) % period
+            assert float(facts.values[0, text, j]) == float(own[text, place])
+            assert int(facts.source[text, j]) == place
+        queries = np.flatnonzero(facts.queries[text])
+        assert queries[0] == start + period and queries[-1] == int(loops.lengths[text]) - 1
+        ends = [start + k * period - 1 for k in (1, 2, 3)]
+        assert np.flatnonzero(facts.ends[text]).tolist() == ends
+        low = facts.groups[GROUPS.index("low_surprisal"), text, 1 : start + period]
+        assert int(low.sum()) == pytest.approx((start + period - 1) / 4, abs=1)
+
+
+def test_without_a_cycle_the_continuation_asks(model: mechrep.Model) -> None:
+    corpus = Corpus.from_texts(["The sea was calm and the wind was still."], model=model)
+    whole = token_facts(model, corpus, reference=corpus)
+    assert whole.queries[0].sum() == corpus.lengths[0] - 1
+    part = token_facts(model, corpus.with_columns(prompt_length=[4]), reference=corpus)
+    assert np.flatnonzero(part.queries[0])[0] == 4
+    assert bool((part.source[0] == torch.arange(int(corpus.lengths[0]))).all())
+
+
+def test_the_lowest_quartile_counts_a_cycle_once() -> None:
+    values = torch.tensor([[math.nan, 1.0, 2.0, 3.0, 4.0, 1.0, 1.0, 1.0]])
+    source = torch.tensor([[0, 1, 2, 3, 4, 1, 1, 1]])
+    assert lowest(values, source, 0.25)[0].tolist() == [False, True, False, False, False, True, True, True]
+    with pytest.raises(InputError, match="share"):
+        lowest(values, source, 1.0)
+
+
+def test_the_whole_chain(model: mechrep.Model, loops: Corpus, tmp_path: Any) -> None:
+    reference = windows_of_text(model, "The sea was calm. " * 60, length=48, limit=3)
+    result = token_information(model, loops, reference=reference, store=tmp_path)
+    assert result.attended.shape[:3] == (6, model.anatomy.n_layers, model.anatomy.n_heads)
+    # Classes part the visible keys, so their shares add up to 1 on both sides.
+    n_classes = len(GROUPS) - 2
+    for share in (result.share_att(), result.share_vis(), result.share_vis(matched=True)):
+        np.testing.assert_allclose(share[..., :n_classes].sum(-1), 1.0, rtol=1e-6)
+    # Position 0 by bare Hugging Face code.
+    plain: Any = model.plain
+    on_first = torch.zeros(model.anatomy.n_layers, model.anatomy.n_heads, dtype=torch.float64)
+    before = plain.config._attn_implementation
+    plain.set_attn_implementation("eager")
+    with torch.no_grad():
+        for text in range(6):
+            ids = torch.tensor([loops.row(text)])
+            for layer, pattern in enumerate(plain(ids, output_attentions=True).attentions):
+                on_first[layer] += pattern[0, :, int(loops.frame["onset"][text]) :, 0].double().sum(-1)
+    plain.set_attn_implementation(before)
+    np.testing.assert_allclose(result.on_first.sum(0), on_first, rtol=1e-4)
+    published = token_information(model, loops, reference=reference, preset="mahaut2025")
+    assert bool((published.queries.sum(0) == 18).all())  # three ends of copies in each of six texts
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
+def test_hidden_keys_are_those_of_a_padding_mask(family: str) -> None:
+    """The same with a cache: the beginning unmasked, then the rest with transformers' own mask of keys."""
+    module: Any = tiny(family)
+    tokens = random_tokens(3, 14)
+    hidden = torch.zeros(3, 14, dtype=torch.bool)
+    hidden[1, [2, 5]], hidden[2, [1, 8]] = True, True
+    first = 10
+    found = _masked_logits(mechrep.load_model(module), tokens, hidden, first)
+    with torch.no_grad():
+        for row in range(3):
+            cache = DynamicCache()
+            module(tokens[row : row + 1, :first], past_key_values=cache, use_cache=True)
+            mask = (~hidden[row : row + 1]).long()
+            rest = module(
+                tokens[row : row + 1, first:],
+                past_key_values=cache,
+                attention_mask=mask,
+                position_ids=torch.arange(first, 14)[None],
+            ).logits[0]
+            torch.testing.assert_close(found[row, first:], rest, rtol=1e-3, atol=1e-3)
+    assert float((found[1, first:] - module(tokens[1:2]).logits[0, first:]).abs().max()) > 0.01
+
+
+def test_partners_are_near_of_the_same_part_and_used_once() -> None:
+    low = np.zeros(40, dtype=bool)
+    low[[3, 4, 5, 20, 22, 30]] = True
+    pairs = paired_tokens(low, 12, np.random.default_rng(1))
+    assert sorted(pairs[:, 0].tolist()) == [3, 4, 5, 20, 22, 30]
+    assert len(set(pairs[:, 1].tolist())) == 6 and not low[pairs[:, 1]].any()
+    assert bool((((pairs[:, 0] < 12) == (pairs[:, 1] < 12)) & (np.abs(pairs[:, 0] - pairs[:, 1]) <= 16)).all())
+    assert 0 not in pairs
+    crowded = paired_tokens(np.array([False, True, True, True, False]), 5, np.random.default_rng(0))
+    assert len(crowded) == 1
+
+
+@pytest.mark.parametrize("way", ["mask", "swap"])
+def test_a_cut_is_compared_with_as_many_others(model: mechrep.Model, loops: Corpus, way: Any) -> None:
+    facts = token_facts(model, loops, reference=loops)
+    cut = information_cut(model, loops, facts, way=way, draws=2)
+    assert len(cut.ids) + cut.left_out == 6 and cut.way == way
+    assert bool((cut.pairs >= 1).all()) and bool((cut.distance <= 16).all())
+    table = cut.summary()
+    assert set(table["condition"]) == {"natural", "induced"}
+    for _, part in table.groupby("condition"):
+        changes = part.set_index("cut")["change"]
+        assert changes["low - others"] == pytest.approx(changes["low"] - changes["others"], abs=1e-9)
+    again = information_cut(model, loops, facts, way=way, draws=2)
+    assert torch.equal(cut.low, again.low)
+
+
+def test_an_untouched_text_has_its_own_log_probability(model: mechrep.Model, loops: Corpus) -> None:
+    facts = token_facts(model, loops, reference=loops)
+    cut = information_cut(model, loops, facts, way="mask", draws=1)
+    own = -token_surprisal(model, loops)
+    for place, name in enumerate(cut.ids):
+        text = loops.frame["id"].tolist().index(name)
+        start, period = int(loops.frame["start"][text]), int(loops.frame["period"][text])
+        last = own[text, start + 2 * period : start + 3 * period].double().mean()
+        assert float(cut.untouched[place]) == pytest.approx(float(last), abs=1e-4)
+
+
+def test_what_cannot_be_cut(model: mechrep.Model) -> None:
+    corpus = random_repeats(model, n=1, copies=4, sequences=2)  # a loop of one token has no other tokens
+    facts = token_facts(model, corpus, reference=corpus)
+    with pytest.raises(NothingFoundError, match="partner"):
+        information_cut(model, corpus, facts)
+    with pytest.raises(InputError, match="draw"):
+        information_cut(model, corpus, facts, draws=0)
+    one_view = mechrep.load_model("mechrep-tiny")
+    one_view.plain = None
+    with pytest.raises(ModelError, match="plain view"):
+        information_cut(one_view, corpus, facts)
