@@ -6,10 +6,12 @@ The slow way is what a notebook does: for every head and every text one run of t
 Texts that still loop are written again with Hugging Face ``generate`` and a hook at the last position of every call;
 log-probabilities and copied tokens come from TransformerLens' ``run_with_hooks`` on the whole text.  For random
 repeats, which are equally long, there is also the way of one batch of all texts per head.  Both ways run in this
-process, one after the other, on the same cores; counts must agree.
+process, one after the other, on one thread; counts must agree.  Seconds are those of the processor: what else the
+machine does makes them no longer, and on an idle machine they are seconds on the wall.
 
 Writing texts again gains most.  Scores of given texts are bound by arithmetic as soon as a batch fills the processor:
-on one core that is soon, and what is saved then is the beginnings of texts, which no edit touches.
+on one core that is soon, and what is saved then is the beginnings of texts, which no edit touches, and for every head
+the layers below it.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from mechrep.studies.ablation.heads import single_head_sweep
 from mechrep.text.random_repeats import random_repeats
 
 Head = tuple[int, int]
+OUTCOMES = ("loop_log_probability", "copy_accuracy", "still_looping")
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call gives, and the seconds it takes."""
-    begin = time.perf_counter()
-    return work(), time.perf_counter() - begin
+    """What a call gives, and the seconds that it keeps the processor busy."""
+    begin = time.process_time()
+    return work(), time.process_time() - begin
 
 
 def all_heads(model: mechrep.Model) -> list[Head]:
@@ -105,37 +108,63 @@ def copied(model: mechrep.Model, corpus: mechrep.Corpus, *, batched: bool) -> li
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--texts", type=int, default=30)
+    parser.add_argument("--texts", type=int, default=100)
+    parser.add_argument("--outcomes", nargs="+", choices=OUTCOMES, default=OUTCOMES)
     parser.add_argument("--new-tokens", type=int, default=160)
     parser.add_argument("--copies", type=int, default=3)
     parser.add_argument("--period", type=int, default=50)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     model = mechrep.load_model("mechrep-tiny")
     corpus = collect_loops(model, arguments.texts, n_others=0, preset="hiraoka2025", progress=False)
-    repeats = random_repeats(model, n=arguments.period, sequences=arguments.texts)
-    common: dict[str, Any] = {"copies": arguments.copies, "preset": "hiraoka2025", "progress": False}
-    rows = len(all_heads(model)) * len(corpus)
-    print(f"{len(all_heads(model))} heads x {len(corpus)} texts = {rows} rows")
+    print(
+        f"{len(all_heads(model))} heads x {len(corpus)} texts = {len(all_heads(model)) * len(corpus)} rows", flush=True
+    )
+    compare = {
+        "loop_log_probability": lambda: compare_log_probabilities(model, corpus, arguments.copies),
+        "copy_accuracy": lambda: compare_copying(model, corpus, arguments.period),
+        "still_looping": lambda: compare_looping(model, corpus, arguments.new_tokens),
+    }
+    for outcome in arguments.outcomes:
+        compare[outcome]()
 
-    def sweep(outcome: str, **options: Any) -> Any:
-        return timed(lambda: single_head_sweep(model, corpus, outcomes=[outcome], **common, **options))
 
-    fast, seconds = sweep("still_looping", max_new_tokens=arguments.new_tokens)
-    counts, slow = timed(lambda: still_looping(model, corpus, arguments.new_tokens))
+def sweep(model: mechrep.Model, corpus: mechrep.Corpus, outcome: str, **options: Any) -> tuple[Any, float]:
+    """mechrep's way."""
+    common: dict[str, Any] = {"outcomes": [outcome], "preset": "hiraoka2025", "progress": False}
+    return timed(lambda: single_head_sweep(model, corpus, **common, **options))
+
+
+def report(what: str, slow: float, seconds: float, agreement: str) -> None:
+    """One line."""
+    print(f"{what}: {slow:.2f} s; sweep {seconds:.2f} s: {slow / seconds:.1f}x; {agreement}", flush=True)
+
+
+def compare_looping(model: mechrep.Model, corpus: mechrep.Corpus, new_tokens: int) -> None:
+    """Texts that still loop, written again."""
+    fast, seconds = sweep(model, corpus, "still_looping", max_new_tokens=new_tokens)
+    counts, slow = timed(lambda: still_looping(model, corpus, new_tokens))
     same = fast.values[0, 1:].sum(-1).int().tolist() == counts
-    print(f"still looping: {slow:.2f} s; sweep {seconds:.2f} s: {slow / seconds:.1f}x; counts agree: {same}")
+    report("still looping", slow, seconds, f"counts {counts} agree: {same}")
 
-    fast, seconds = sweep("loop_log_probability")
-    found, slow = timed(lambda: log_probabilities(model, corpus, arguments.copies))
+
+def compare_log_probabilities(model: mechrep.Model, corpus: mechrep.Corpus, copies: int) -> None:
+    """Log-probability of the loop's continuation."""
+    fast, seconds = sweep(model, corpus, "loop_log_probability", copies=copies)
+    found, slow = timed(lambda: log_probabilities(model, corpus, copies))
     error = (fast.values[1, 1:] - torch.tensor(found)).abs().nan_to_num().max().item()
-    print(f"loop log-probability: {slow:.2f} s; sweep {seconds:.2f} s: {slow / seconds:.1f}x; differ by {error:.0e}")
+    report("loop log-probability", slow, seconds, f"differ by {error:.0e}")
 
-    fast, seconds = sweep("copy_accuracy", repeats=repeats)
+
+def compare_copying(model: mechrep.Model, corpus: mechrep.Corpus, period: int) -> None:
+    """Tokens of random repeats that are copied."""
+    repeats = random_repeats(model, n=period, sequences=len(corpus))
+    fast, seconds = sweep(model, corpus, "copy_accuracy", repeats=repeats)
     counts, slow = timed(lambda: copied(model, repeats, batched=False))
     _, by_head = timed(lambda: copied(model, repeats, batched=True))
-    same = (fast.values[0, 1:].sum(-1) * (arguments.period - 1)).round().int().tolist() == counts
-    print(f"copied tokens: {slow:.2f} s; sweep {seconds:.2f} s: {slow / seconds:.1f}x; counts agree: {same}")
-    print(f"  one batch of all texts per head: {by_head:.2f} s: {by_head / seconds:.1f}x")
+    same = (fast.values[0, 1:].sum(-1) * (period - 1)).round().int().tolist() == counts
+    report("copied tokens", slow, seconds, f"counts agree: {same}")
+    print(f"  one batch of all texts per head: {by_head:.2f} s: {by_head / seconds:.1f}x", flush=True)
 
 
 if __name__ == "__main__":

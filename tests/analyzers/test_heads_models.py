@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from mechrep.errors import InputError, ModelError
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.nulls import reinitialised, shuffled
+from mechrep.studies.head_controls import INDUCTION
 from mechrep.text.corpus import Corpus
 from mechrep.text.random_repeats import random_repeats
 from tests.analyzers.by_hand import anatomy
@@ -132,6 +135,15 @@ def test_random_models_do_not_match_prefixes(family: str) -> None:
     band = 2.576 * (found.standard_errors[0].square() + null.standard_errors[0].square()).sqrt()
     assert (band > 1e-4).all() and (apart.abs() <= band).float().mean() >= 0.9  # 12 heads: at most one beyond 99 %
     assert (apart.abs() <= 2 * band).all()
+
+
+@pytest.mark.parametrize("null", [shuffled, reinitialised])
+def test_no_induction_head_is_found_where_nothing_was_learned(null: Callable[[Model, int], Model]) -> None:
+    """Twenty seeds and the other kinds: ``benchmarks/false_positives_heads.py``."""
+    for trained in (mechrep.load_model("mechrep-tiny"), induction_circuit("llama_gqa").model):
+        for seed in range(3):
+            scores = score_heads(null(trained, seed), n=20, sequences=8, seed=seed)
+            assert (scores.adjusted[NAMES.index("induction")] < INDUCTION).all()
 
 
 # -- planted circuits --------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def single_head_sweep(
     """Cut every head alone and measure what changes.
 
     Each (head, text) is one row of a batch; what lies before a text's first edited position is computed once for all
-    heads.
+    heads, and so are, where given texts are scored, the layers below each head.
 
     Args:
         model: the model.

@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens under many interventions at once: the rows of a batch are (text, intervention).
 
 The tokens before a text's first edited position are computed once for all of its interventions; from there on each
-intervention is a row, edited through one :class:`~mechrep.interventions.table.EditTable`.  Texts of one shape share
+intervention is a row, edited through one :class:`~mechrep.interventions.table.EditTable`, and below the first layer
+that it edits it is one row with all others (:mod:`~mechrep.studies.ablation.branches`).  Texts of one shape share
 batches, so nothing is padded.
 """
 
@@ -20,6 +21,7 @@ from mechrep.interventions.edits import transformer_lens_hooks
 from mechrep.interventions.table import EditTable
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
+from mechrep.studies.ablation.branches import Branches, first_edited_layers
 
 _TOKENS_PER_BATCH = 2048
 _LOGITS_PER_BATCH = 2**27  # half a GiB in single precision: a large vocabulary makes batches smaller
@@ -112,6 +114,8 @@ Scored = tuple[list[tuple[int, int]], Tensor, Tensor]  # (text, intervention) of
 def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Intervention | None]) -> Iterator[Scored]:
     """Plain view; all texts have one shape."""
     length, first, begin = texts[0].shape
+    if any(one is not None and one.holds(model.anatomy) for one in interventions):
+        begin = 0  # levels are caught at a text's first token after BOS, which therefore must go by
     tokens = torch.tensor([text.tokens for text in texts], device=model.device)
     pairs = [(text, condition) for text in range(len(texts)) for condition in range(len(interventions))]
     table = EditTable(
@@ -122,22 +126,32 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
         starts=[texts[text].start for text, _ in pairs],
     )
     starts = torch.tensor([texts[text].start for text, _ in pairs], device=model.device)
-    positions = torch.arange(begin, length - 1, device=model.device)
-    size = min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.anatomy.d_vocab) // len(positions)
+    positions = torch.arange(begin, length - 1, device=model.device)[None]
+    first_layers = first_edited_layers(table, model.anatomy.n_layers)
+    size = min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.anatomy.d_vocab) // positions.shape[1]
     with table.applied():
         for rows in torch.arange(len(pairs), device=model.device).split(max(1, size)):
             here = [pairs[row] for row in rows.tolist()]
+            branches = Branches.of([text for text, _ in here], first_layers[rows].tolist(), model.anatomy.n_layers)
+
+            def aim(some: Tensor, rows: Tensor = rows) -> None:
+                chosen = rows[some]
+                table.aim(chosen, positions >= starts[chosen, None], positions.expand(len(chosen), -1))
+
             distinct = sorted({text for text, _ in here})
+            place = torch.tensor([distinct.index(text) for text, _ in here], device=model.device)
             table.rest()
             prefixes = _prefixes(model, tokens[distinct, :begin])
-            place = torch.tensor([distinct.index(text) for text, _ in here], device=model.device)
-            table.aim(rows, positions[None] >= starts[rows, None])
             chosen = tokens[distinct][place]
-            assert model.plain is not None
-            logits = model.plain(
-                input_ids=chosen[:, begin:-1], logits_to_keep=length - first, **_from(prefixes, place)
-            ).logits
-            yield here, *_judge(logits, chosen[:, first:])
+            with branches.applied(model, aim):
+                assert model.plain is not None
+                logits = model.plain(
+                    input_ids=chosen[branches.rows[0], begin:-1],
+                    logits_to_keep=length - first,
+                    **_from(prefixes, [place[some] for some in branches.rows]),
+                ).logits
+            log_probability, correct = _judge(logits, chosen[branches.rows[-1], first:])
+            yield here, log_probability[branches.result], correct[branches.result]
 
 
 def _prefixes(model: Model, tokens: Int[Tensor, "text pos"]) -> Any:
@@ -152,15 +166,15 @@ def _prefixes(model: Model, tokens: Int[Tensor, "text pos"]) -> Any:
     return cache
 
 
-def _from(prefixes: Any, rows: Int[Tensor, " row"]) -> dict[str, Any]:
-    """Options that let a forward pass go on from these prefixes, one per row."""
+def _from(prefixes: Any, rows: Sequence[Int[Tensor, " _"]]) -> dict[str, Any]:
+    """Options that let a forward pass go on from these prefixes; for every layer, the prefix of each of its rows."""
     from transformers import DynamicCache
 
     if prefixes is None:
         return {"use_cache": False}
     cache = DynamicCache()
-    for number, layer in enumerate(prefixes.layers):
-        cache.update(layer.keys[rows], layer.values[rows], number)
+    for number, (layer, some) in enumerate(zip(prefixes.layers, rows, strict=True)):
+        cache.update(layer.keys[some], layer.values[some], number)
     return {"past_key_values": cache, "use_cache": True}
 
 
