@@ -6,9 +6,9 @@ apart, as if one token were repeated.  So tokens are looked for whose output-val
 
     e(x) = sum over heads h of v_x^h W_O^h        at layer 0, in the residual stream
 
-lie close together: a cluster is grown from one token, always by the token that keeps its diameter, ``max |e(i) - e(j)|``,
-smallest.  Then texts are built of the cluster's tokens in random order, each as often as the others, none twice in a
-row, and compared with texts of random sets of the same size and with plain repeats.
+lie close together: a cluster is grown from one token, always by the token that keeps its diameter,
+``max |e(i) - e(j)|``, smallest.  Then texts are built of the cluster's tokens in random order, each as often as the
+others, none twice in a row, and compared with texts of random sets of the same size and with plain repeats.
 """
 
 from __future__ import annotations
