@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,11 @@ from mechrep.cli.options import (
     read_text,
 )
 
+if TYPE_CHECKING:
+    from mechrep.models.model import Model
+
+_PARTS = ("neurons", "heads")
+
 
 @app.command(short_help="The whole study, as one HTML page.")
 def report(
@@ -31,6 +36,9 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for the report, the tables and the unfinished work.")] = Path(
         "report"
     ),
+    only: Annotated[
+        str | None, typer.Option(help=f"Parts to study, of {','.join(_PARTS)}; all by default.", metavar="PART,...")
+    ] = None,
     preset: PresetOption = Preset.mechrep,
     texts: Texts = 200,
     others: Annotated[int, typer.Option(min=0, help="Loop-free texts to collect.")] = 40,
@@ -44,27 +52,54 @@ def report(
     dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
-    """Find repetition neurons, cut and boost them beside controls, and write one HTML report.
+    """Find repetition neurons and copying heads, cut them beside controls, and write one HTML report.
 
     Stopped runs go on where they were when the same command is given again.
     """
-    numbers = parse_numbers(ks)
+    numbers, parts = parse_numbers(ks), _parts(only)
     held_out_text = None if held_out is None else read_text(held_out)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.studies.repetition_study import run_repetition_study
     from mechrep.views.report import save_tables, write_report
 
-    study = run_repetition_study(
-        loaded,
-        preset=preset.value,
-        n_loops=texts,
-        n_others=others,
-        ks=numbers,
-        seeds=seeds,
-        held_out_text=held_out_text,
-        store=out / "store",
-        seed=seed,
-    )
-    save_tables(study, out)
-    typer.echo(write_report(study, out / "report.html"))
+    common = {
+        "preset": preset.value,
+        "n_loops": texts,
+        "n_others": others,
+        "seeds": seeds,
+        "held_out_text": held_out_text,
+        "store": out / "store",
+        "seed": seed,
+    }
+    studies = _run(loaded, parts, numbers, common)
+    save_tables(studies, out)
+    typer.echo(write_report(studies, out / "report.html"))
+
+
+def _run(model: Model, parts: list[str], ks: list[int] | None, common: dict[str, Any]) -> list[Any]:
+    """The studies of these parts, one after the other; what the first one found serves the next."""
+    from mechrep.progress import progress_bar
+    from mechrep.studies.head_study import run_head_study
+    from mechrep.studies.repetition_study import run_repetition_study
+
+    studies: list[Any] = []
+    known: dict[str, Any] = {}
+    with progress_bar(len(parts), "report", "part") as bar:
+        if "neurons" in parts:
+            found = run_repetition_study(model, ks=ks, **common)
+            studies.append(found)
+            known = {"corpus": found.corpus, "neurons": found.neurons}
+            bar.update()
+        if "heads" in parts:
+            studies.append(run_head_study(model, **known, **common))
+            bar.update()
+    return studies
+
+
+def _parts(text: str | None) -> list[str]:
+    """The parts that were asked for, in the order of the report."""
+    asked = list(_PARTS) if text is None else [part.strip() for part in text.split(",")]
+    unknown = [part for part in asked if part not in _PARTS]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(_PARTS)}", param_hint="--only")
+    return [part for part in _PARTS if part in asked]

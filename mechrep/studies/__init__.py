@@ -19,6 +19,8 @@ from mechrep.studies.contrast import regenerated_contrast as regenerated_contras
 from mechrep.studies.controls import CONTROLS as CONTROLS
 from mechrep.studies.controls import control_units as control_units
 from mechrep.studies.head_controls import control_heads as control_heads
+from mechrep.studies.head_study import HeadStudy as HeadStudy
+from mechrep.studies.head_study import run_head_study as run_head_study
 from mechrep.studies.loss import LossResult as LossResult
 from mechrep.studies.loss import loss_sweep as loss_sweep
 from mechrep.studies.loss import token_losses as token_losses

@@ -25,7 +25,7 @@ BOOSTED = {"top": (2, 25), "random": (0, 3), "layer_matched": (1, 6), "activatio
 
 def provenance(name: str = "hand", **config: Any) -> Provenance:
     """Where a number made by hand comes from."""
-    return Provenance({"name": name, "revision": None}, {"texts": 3}, config)
+    return Provenance({"name": name, "revision": None, "fingerprint": "made by hand"}, {"texts": 3}, config)
 
 
 def neurons(name: str = "hand", n_layers: int = N_LAYERS, d_mlp: int = D_MLP) -> RepetitionNeuronResult:

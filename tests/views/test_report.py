@@ -81,7 +81,8 @@ def test_tags_balance(page: Page) -> None:
 def test_nothing_is_loaded(source: str, page: Page) -> None:
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "img", "object", "embed", "base")
-        assert not {"src", "href", "srcset", "action", "data"} & attributes.keys()
+        assert not {"src", "srcset", "action", "data"} & attributes.keys()
+        assert str(attributes.get("href", "#")).startswith("#"), "links lead to places in this page"
         assert not any(name.startswith("on") for name in attributes)
     style = source[source.index("<style>") : source.index("</style>")]
     assert "url(" not in style and "@import" not in style
@@ -125,18 +126,19 @@ def test_every_table_is_there(page: Page) -> None:
 
 def test_parts_stand_in_their_order(page: Page) -> None:
     parts = [
-        "Repetition neurons in",
+        "repeat itself?",
         "cutting the 100 neurons",
         "What was asked",
         "of prompts loop",
-        "Which neurons rise",
-        "What happens when they are changed",
-        "The numbers",
+        "Activation of the top",
+        "Texts that still repeat when",
+        "The 20 neurons that rise most",
         "What it looks like",
-        "Methods and limits",
-        "Provenance",
+        "How it was measured",
+        "What this cannot say",
+        "Provenance: model",
     ]
-    places = [page.text.index(part) for part in parts[1:]]
+    places = [page.text.index(part) for part in parts]
     assert places == sorted(places)
 
 
@@ -186,6 +188,7 @@ def test_save_tables_can_be_read_back(tmp_path: Path) -> None:
     assert SweepResult.load(folder / "results" / "deactivation").outcomes == study.deactivation.outcomes
     assert LossResult.load(folder / "results" / "activation_loss").op == "add(1)"
     assert Corpus.load(folder / "corpus.parquet").fingerprint() == study.corpus.fingerprint()
-    assert json.loads((folder / "provenance.json").read_text())["config"]["study"] == "repetition"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["repetition"]["config"]["study"] == "repetition"
     assert html.unescape(json.loads((folder / "examples.json").read_text())[0]["loop"]) == study.examples[0]["loop"]
     assert len(pd.read_parquet(folder / "tables" / "deactivation_outcomes.parquet")) == len(study.deactivation.outcomes)

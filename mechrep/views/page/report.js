@@ -70,7 +70,9 @@
 
   const fromAddress = () => {
     const asked = location.hash.slice(1);
-    if (asked === "dark" || asked === "light") root.dataset.theme = asked;
+    if (asked !== "dark" && asked !== "light") return false; // a section
+    root.dataset.theme = asked;
+    return true;
   };
 
   document.getElementById("theme").addEventListener("click", () => {
@@ -79,8 +81,7 @@
   });
   wantsDark.addEventListener("change", () => draw());
   window.addEventListener("hashchange", () => {
-    fromAddress();
-    draw();
+    if (fromAddress()) draw();
   });
 
   let narrow = window.innerWidth < NARROW;

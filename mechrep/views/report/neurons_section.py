@@ -1,17 +1,14 @@
-"""The report's words: question, key numbers, examples, methods and provenance.  Text from models is escaped here."""
+"""The section on repetition neurons: which rise when a loop begins, and what cutting and boosting them does."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
 from typing import Any
 
-from mechrep.results import Result
 from mechrep.studies.repetition_study import RepetitionStudy
 from mechrep.studies.sweep_result import SweepResult
 from mechrep.views.finding import (
-    Verdict,
     activation_finding,
     cost_sentence,
     deactivation_finding,
@@ -19,6 +16,9 @@ from mechrep.views.finding import (
     percent,
     percent_range,
 )
+from mechrep.views.report.neuron_figures import neuron_figures
+from mechrep.views.report.neuron_tables import neuron_table, perplexity_table, sweep_table
+from mechrep.views.report.section import Badge, Section
 from mechrep.views.theme import counted
 
 escape = html.escape
@@ -28,31 +28,45 @@ _CONTROLS = {
     "layer_matched": "drawn within the same layers",
     "activation_matched": "drawn within the same layers with nearly the same activity in normal text",
 }
-_BADGES: dict[Verdict, tuple[str, str]] = {
-    "beyond controls": ("good", "beyond every control"),
-    "beyond controls, few texts": ("open", "beyond controls, but few texts"),
-    "not beyond controls": ("none", "not beyond controls"),
-    "no controls": ("open", "no controls"),
+_DETECTORS = {
+    "hiraoka2025": "one sequence of 10 tokens occurs three times, equally spaced (published detector)",
+    "mechrep": "the text ends in at least three copies of one block, of any length (mechrep’s detector)",
 }
+_SOURCE = (
+    "After T. Hiraoka and K. Inui, Repetition Neurons: How Do Language Models Produce Repetitions?, NAACL 2025, "
+    "arXiv 2410.13497."
+)
 
 
-def header(study: RepetitionStudy) -> str:
-    """Title line, the finding, and what the same change does elsewhere."""
+def neurons_section(study: RepetitionStudy) -> Section:
+    """Which neurons rise when the model begins to repeat itself, and what changing them does."""
     finding = deactivation_finding(study.deactivation, study.model_name)
-    kind, badge = _BADGES[finding.verdict]
     more = [
         escape_sentence(study.deactivation),
         activation_finding(study.activation).sentence,
         cost_sentence(study.deactivation_loss),
     ]
-    return (
-        f'<header><p class="kicker">Repetition neurons in <span class="model">{escape(study.model_name)}</span></p>'
-        f'<h1>{escape(finding.sentence)}</h1><p class="verdict {kind}">{escape(badge)}</p>'
-        f"<p>{escape(' '.join(more))}</p></header>"
+    tables = [neuron_table(study.neurons), sweep_table(study.deactivation)]
+    if study.activation is not None:
+        tables.append(sweep_table(study.activation))
+    tables += [perplexity_table(study.deactivation_loss), perplexity_table(study.activation_loss)]
+    return Section(
+        title="Which neurons rise when it repeats, and what changing them does",
+        anchor="neurons",
+        finding=finding.sentence,
+        answer=[" ".join(part for part in more if part)],
+        badges=[Badge.of(finding.verdict)],
+        figures=neuron_figures(study),
+        tables=tables,
+        notes=_notes(study),
+        limits=_limits(study),
+        source=_SOURCE,
+        opening=[_question(study), _key_numbers(study)],
+        closing=[_examples(study)],
     )
 
 
-def question(study: RepetitionStudy) -> str:
+def _question(study: RepetitionStudy) -> str:
     """What was asked and what was done."""
     test = _texts(study.deactivation)
     if study.preset == "hiraoka2025":
@@ -63,19 +77,19 @@ def question(study: RepetitionStudy) -> str:
         "" if study.activation is None else f" and boosted in {counted(_texts(study.activation), 'loop-free text')}"
     )
     return (
-        '<section class="box"><div><h2>What was asked</h2><p>Which neurons become more active when this model begins '
+        '<div class="box"><div><h3>What was asked</h3><p>Which neurons become more active when this model begins '
         "to "
         "repeat itself? Does the repetition stop when they are switched off, does it begin when they are switched "
         "on, and "
-        "is that more than any other neurons would do?</p></div><div><h2>What was done</h2><p>"
+        "is that more than any other neurons would do?</p></div><div><h3>What was done</h3><p>"
         f"The model continued {study.prompts:,} prompts of its own greedily. Neurons were ranked by how much they rise "
         f"when a loop begins. {split} They were cut from the onset on{boosted}, beside as many control neurons, and "
         f"the "
-        "same changes were priced on held-out text.</p></div></section>"
+        "same changes were priced on held-out text.</p></div></div>"
     )
 
 
-def key_numbers(study: RepetitionStudy) -> str:
+def _key_numbers(study: RepetitionStudy) -> str:
     """The few numbers that say how large the study is."""
     conditions = study.corpus.frame["condition"].value_counts()
     looping, free = int(conditions.get("looping", 0)), int(conditions.get("loop_free", 0))
@@ -106,16 +120,16 @@ def key_numbers(study: RepetitionStudy) -> str:
     )
 
 
-def examples(study: RepetitionStudy) -> str:
+def _examples(study: RepetitionStudy) -> str:
     """A few looping texts with their onset, and what the model writes when the top neurons are cut."""
     if not study.examples:
         return ""
     shown = "".join(_example(example, first=i == 0) for i, example in enumerate(study.examples[:_EXAMPLES]))
     return (
-        "<section><h2>What it looks like</h2>"
+        "<h3>What it looks like</h3>"
         '<p class="legend"><span class="prompt">prompt</span> · what the model wrote · '
         '<span class="copy">first copy</span><span class="onset">onset</span><mark>the loop</mark></p>'
-        f"{shown}</section>"
+        f"{shown}"
     )
 
 
@@ -136,26 +150,33 @@ def _example(example: dict[str, Any], *, first: bool) -> str:
     )
 
 
-def methods(study: RepetitionStudy) -> str:
-    """How the numbers were made, and what they cannot say."""
+def _notes(study: RepetitionStudy) -> list[tuple[str, str]]:
+    """How the numbers were made."""
     config = study.neurons.provenance.config
-    r, window, site = study.neurons.r, config.get("window", "?"), config.get("site", "?")
-    detectors = {
-        "hiraoka2025": "one sequence of 10 tokens occurs three times, equally spaced (published detector)",
-        "mechrep": "the text ends in at least three copies of one block, of any length (mechrep’s detector)",
-    }
-    how = [
-        f"<b>Loop.</b> {escape(detectors.get(study.preset, study.preset))}; the onset is where the second copy begins.",
-        "<b>Texts.</b> Begin-of-text and 10 sampled tokens, then greedy decoding, until enough texts loop.",
-        f"<b>Activation.</b> Site {escape(str(site))}: the output of the activation function, before the product "
-        f"with the "
-        "up-projection in gated MLPs.",
-        f"<b>Score.</b> Δ = mean activation in the {r} positions from the onset minus the mean in the normal window "
-        f"({escape(str(window))}), pooled over positions, signed.",
-        "<b>Cut and boost.</b> a ← 0 from the position that predicts the onset token; a ← a + 1 after 50 tokens of a "
-        "loop-free text. At most 160 new tokens, greedy.",
-        f"<b>Controls.</b> {escape(_controls(study.deactivation))}",
+    return [
+        ("Loop", f"{_DETECTORS.get(study.preset, study.preset)}; the onset is where the second copy begins."),
+        ("Texts", "Begin-of-text and 10 sampled tokens, then greedy decoding, until enough texts loop."),
+        (
+            "Activation",
+            f"Site {config.get('site', '?')}: the output of the activation function, before the product with the "
+            "up-projection in gated MLPs.",
+        ),
+        (
+            "Score",
+            f"Δ = mean activation in the {study.neurons.r} positions from the onset minus the mean in the normal "
+            f"window ({config.get('window', '?')}), pooled over positions, signed.",
+        ),
+        (
+            "Cut and boost",
+            "a ← 0 from the position that predicts the onset token; a ← a + 1 after 50 tokens of a loop-free text. At "
+            "most 160 new tokens, greedy.",
+        ),
+        ("Controls", _controls(study.deactivation)),
     ]
+
+
+def _limits(study: RepetitionStudy) -> list[str]:
+    """What the numbers cannot say."""
     limits = [
         "That a neuron rises is a correlation. Only the sweeps, against their controls, speak about causes.",
         "Zero is not what a neuron does on ordinary text; the mean or a resampled value is a gentler cut and may "
@@ -171,34 +192,7 @@ def methods(study: RepetitionStudy) -> str:
         )
     if study.activation is None:
         limits.append("There was no loop-free text long enough for the activation sweep.")
-    return (
-        f"<section><h2>Methods and limits</h2><ul>{''.join(f'<li>{line}</li>' for line in how)}</ul>"
-        f"<h3>What this cannot say</h3><ul>{''.join(f'<li>{escape(line)}</li>' for line in limits)}</ul>"
-        '<p class="note">After T. Hiraoka and K. Inui, Repetition Neurons: How Do Language Models Produce '
-        "Repetitions?, "
-        "NAACL 2025, arXiv 2410.13497.</p></section>"
-    )
-
-
-def provenance(study: RepetitionStudy) -> str:
-    """Model, texts, versions and settings as folded JSON."""
-    parts: dict[str, Result | None] = {
-        "deactivation": study.deactivation,
-        "activation": study.activation,
-        "deactivation_loss": study.deactivation_loss,
-        "activation_loss": study.activation_loss,
-    }
-    record: dict[str, Any] = {"study": study.provenance.to_dict(), "neurons": study.neurons.provenance.to_dict()}
-    for name, part in parts.items():
-        if part is not None:
-            record[name] = part.provenance.to_dict()
-            # The drawn neurons of every condition are long, and stand whole in the saved results.
-            record[name]["config"] = {
-                key: value for key, value in record[name]["config"].items() if key != "conditions"
-            }
-    text = escape(json.dumps(record, indent=2, ensure_ascii=False, default=str))
-    summary = "<summary>Provenance: model, texts, versions, settings</summary>"
-    return f"<section><details>{summary}<pre>{text}</pre></details></section>"
+    return limits
 
 
 def _tiles(tiles: list[tuple[str, str, str]]) -> str:

@@ -1,13 +1,8 @@
-"""The report's figures: what is drawn, how to read it, and where it misleads."""
+"""The figures of the section on repetition neurons, in the order of the argument: find, place, test, price."""
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import plotly.graph_objects as go
 
 from mechrep.studies.repetition_study import RepetitionStudy
 from mechrep.views.plots import (
@@ -17,38 +12,11 @@ from mechrep.views.plots import (
     plot_sorted_delta,
     plot_sweep,
 )
+from mechrep.views.report.figures import ReportFigure
 
 
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure with its place in the report.
-
-    Attributes:
-        name: id of its element.
-        figure: the figure.
-        reading: how to read it.
-        pitfall: where it misleads.
-    """
-
-    name: str
-    figure: go.Figure
-    reading: str
-    pitfall: str
-
-    def to_html(self) -> str:
-        """Heading, an empty box that the page's script draws into, and the caption."""
-        words = self.figure.to_plotly_json()["layout"]["title"]
-        title, subtitle = words["text"], words["subtitle"]["text"]  # both were escaped when the figure was made
-        return (
-            f'<figure id="figure-{self.name}"><h3>{title}</h3><p class="subtitle">{subtitle}</p>'
-            f'<div class="plot" id="{self.name}" role="img" aria-label="{html.escape(html.unescape(title))}"></div>'
-            f"<figcaption>{html.escape(self.reading)} <strong>Mind:</strong> "
-            f"{html.escape(self.pitfall)}</figcaption></figure>"
-        )
-
-
-def report_figures(study: RepetitionStudy) -> list[ReportFigure]:
-    """The figures of a study, in the order of the argument: find, place, test, price."""
+def neuron_figures(study: RepetitionStudy) -> list[ReportFigure]:
+    """The figures of a study."""
     return [*_of_neurons(study), *_of_sweeps(study)]
 
 
@@ -122,22 +90,3 @@ def _of_sweeps(study: RepetitionStudy) -> Iterator[ReportFigure]:
         reading,
         "one English text at one window length: the level cannot be compared between models with different tokenizers.",
     )
-
-
-def figures_json(figures: list[ReportFigure]) -> str:
-    """The figures without their titles (the page sets them), as JSON that can stand inside a ``<script>`` element.
-
-    ``<``, ``>`` and ``&`` are written as escapes, so no text from a model can end the element.
-
-    Example:
-        >>> figure = go.Figure().update_layout(title={"text": "</script>", "subtitle": {"text": ""}})
-        >>> "<" in figures_json([ReportFigure("one", figure, "", "")])
-        False
-    """
-    parts = {}
-    for part in figures:
-        record = json.loads(str(go.Figure(part.figure).update_layout(margin={"t": 60}).to_json()))
-        del record["layout"]["title"]
-        parts[part.name] = record
-    text = json.dumps(parts, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

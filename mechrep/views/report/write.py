@@ -1,0 +1,77 @@
+"""``write_report``: one study or several as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mechrep.errors import InputError, StoreError
+from mechrep.studies.head_study import HeadStudy
+from mechrep.studies.repetition_study import RepetitionStudy
+from mechrep.views.report.contents import provenance_html
+from mechrep.views.report.figures import figures_json
+from mechrep.views.report.page import header_html, navigation_html, page_html
+from mechrep.views.report.sections import sections_of
+
+Study = RepetitionStudy | HeadStudy
+
+
+def write_report(studies: Study | Sequence[Study], path: str | Path) -> Path:
+    """Write one self-contained HTML page: findings, and a section for each question.
+
+    It opens from disk, loads nothing, prints, and is light or dark by the reader's setting (or ``#light``, ``#dark``).
+
+    Args:
+        studies: of :func:`mechrep.studies.run_repetition_study` or
+            :func:`mechrep.studies.head_study.run_head_study`; or several, one of each kind, of one model.
+        path: the file; folders above it are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no study, two of one kind, or of two models.
+        StoreError: the file cannot be written.
+    """
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    page = report_html(studies)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(page, encoding="utf-8", newline="\n")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)  # left only by a failure
+    except OSError as error:
+        raise StoreError(
+            f"report {target} ({error.strerror})", "a place to write", "free space or choose another"
+        ) from error
+    return target
+
+
+def report_html(studies: Study | Sequence[Study]) -> str:
+    """The page as text.
+
+    Raises:
+        InputError: as :func:`write_report`.
+    """
+    from plotly.offline import get_plotlyjs
+
+    given = list(studies) if isinstance(studies, Sequence) else [studies]
+    names = {study.model_name for study in given}
+    sections = [section for study in given for section in sections_of(study)]
+    anchors = [section.anchor for section in sections]
+    ids = [*anchors, *(figure.name for section in sections for figure in section.figures)]
+    if len(names) != 1 or len(set(ids)) < len(ids):
+        raise InputError(
+            f"{len(given)} studies of {sorted(names)} with the sections {anchors}",
+            "at least one study, one of each kind, all of one model",
+            "write a report for each model",
+        )
+    (name,) = names
+    body = "\n".join(
+        [header_html(name, sections), *(section.to_html() for section in sections), provenance_html(given)]
+    )
+    figures = figures_json(figure for section in sections for figure in section.figures)
+    return page_html(f"Repetition in {name}", navigation_html(sections), body, figures, get_plotlyjs())
