@@ -114,6 +114,8 @@ def test_tables_say_how_many_draws_differ_and_what_could_not_be_drawn() -> None:
     text = words(ablation_section(by_hand.study()))
     assert "random 2 draws, 2 different" in text and "Could not be drawn: layer-matched (2 heads" in text
     assert "random: L0 H0" in text  # the control that came nearest, by name
+    shared = by_hand.study(controls={"random": [by_hand.PREVIOUS]})
+    assert "(farthest random: L2 H3, where L2 H3 is of the induction circuit)" in words(ablation_section(shared))
     same = words(ablation_section(by_hand.study(controls={"layer_matched": [(4, 0), (4, 0)]})))
     assert "layer-matched 2 draws, 1 different" in same
 

@@ -19,7 +19,7 @@ from mechrep.views.theme import counted
 _HEADLINE = {"copy_accuracy": "copying", "still_looping": "loops", "loss": "perplexity"}
 _WORDS: dict[Verdict, str] = {
     "beyond controls": "beyond every control",
-    "beyond controls, few texts": "beyond the controls, but the interval over texts reaches them or texts are few",
+    "beyond controls, few texts": "beyond every control, but in few texts",
     "not beyond controls": "no more than controls explain",
     "no controls": "without controls this says nothing about these heads",
 }
@@ -78,7 +78,7 @@ def _effects(cut: CircuitCut, part: str = "whole") -> list[Effect]:
 def _finding(study: HeadStudy) -> str:
     if not study.cuts:
         return f"No head of {study.model_name} qualifies as an induction or self-finding head, so no circuit was cut."
-    parts = [f"{one.short_sentence}: {_WORDS[one.verdict]}" for one in _headline(study)]
+    parts = [f"{one.short_sentence}: {_judged(study, one)}" for one in _headline(study)]
     return f"With {_what(study.cuts[0])} cut, {'; '.join(parts)}."
 
 
@@ -95,17 +95,20 @@ def _what(cut: CircuitCut) -> str:
 def _circuits(study: HeadStudy) -> Iterable[str]:
     for cut in study.cuts:
         found = {(one.outcome, one.copy): one for one in _effects(cut)}
-        parts = [f"{found[key].sentence}: {_judged(found[key])}" for key in _TOLD if key in found]
+        parts = [f"{found[key].sentence}: {_judged(study, found[key])}" for key in _TOLD if key in found]
         yield f"Without {_what(cut)}: {'; '.join(parts)}."
     if not study.heads_of("self_finding"):
         yield "No self-finding head was found, so none was cut; every head alone was (below)."
 
 
-def _judged(effect: Effect) -> str:
-    """The verdict in words; where a control did as much, which."""
-    by_control = effect.verdict == "not beyond controls" and effect.nearest is not None and effect.change != 0
-    farthest = f" ({_farthest(effect.nearest)})" if by_control and effect.nearest is not None else ""
-    return _WORDS[effect.verdict] + farthest
+def _judged(study: HeadStudy, effect: Effect) -> str:
+    """The verdict in words; where a control did as much, which, and whether it is itself part of the circuit."""
+    if effect.verdict != "not beyond controls" or effect.nearest is None or effect.change == 0:
+        return _WORDS[effect.verdict]
+    circuit = {*study.heads_of("induction"), *study.heads_of("previous_token")}
+    shared = [tuple(unit) for unit in effect.nearest["heads"] if tuple(unit) in circuit]
+    part = f", where {listed(shared)} {'is' if len(shared) == 1 else 'are'} of the induction circuit" if shared else ""
+    return f"{_WORDS[effect.verdict]} (farthest {_farthest(effect.nearest)}{part})"
 
 
 def _single(study: HeadStudy) -> str:
@@ -142,7 +145,8 @@ def _figures(study: HeadStudy) -> Iterable[ReportFigure]:
             "Filled points are cuts with their 95 % interval over texts, open ones single draws of controls: as many "
             "other heads (or neurons). The dotted line is the untouched model. A cut means something where its bar "
             "clears all open points.",
-            "each panel has its own scale, and loops, repeats and held-out text are different texts.",
+            "each panel has its own scale, and loops, repeats and held-out text are different texts; loop-free texts "
+            "were written again under the first cut alone.",
         )
     yield ReportFigure(
         "single-heads",

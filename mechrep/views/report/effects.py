@@ -60,7 +60,8 @@ class Effect:
         n: texts.
         controls: name of each control with the changes of its draws.
         nearest: what the control that went farthest in the same direction cut, as cells of the result.
-        verdict: ``"beyond controls"`` when the interval lies beyond every draw of every control, and does not touch 0.
+        verdict: ``"beyond controls"`` when the interval lies beyond every draw of every control, and beyond 0 (with
+            ``"few texts"`` when there are fewer than eight).
     """
 
     outcome: str
@@ -170,10 +171,7 @@ def _effect(frame: pd.DataFrame, result: AblationResult, measure: dict, circuit:
 def _verdict(cut: pd.Series, draws: Sequence[float]) -> Verdict:
     if not draws:
         return "no controls"
-    down = cut["effect"] < 0
-    limit = min(0.0, *draws) if down else max(0.0, *draws)
-    end = cut["effect_high"] if down else cut["effect_low"]
-    if not (cut["effect"] < limit if down else cut["effect"] > limit):
+    beyond = cut["effect_high"] < min(0.0, *draws) or cut["effect_low"] > max(0.0, *draws)
+    if not beyond:
         return "not beyond controls"
-    clear = end < limit if down else end > limit
-    return "beyond controls" if clear and cut["texts"] >= _FEW else "beyond controls, few texts"
+    return "beyond controls" if cut["texts"] >= _FEW else "beyond controls, few texts"

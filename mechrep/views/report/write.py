@@ -59,16 +59,14 @@ def report_html(studies: Study | Sequence[Study]) -> str:
     from plotly.offline import get_plotlyjs
 
     given = list(studies) if isinstance(studies, Sequence) else [studies]
-    names = {study.model_name for study in given}
-    sections = [section for study in given for section in sections_of(study)]
-    anchors = [section.anchor for section in sections]
-    ids = [*anchors, *(figure.name for section in sections for figure in section.figures)]
-    if len(names) != 1 or len(set(ids)) < len(ids):
+    names, kinds = {study.model_name for study in given}, {type(study) for study in given}
+    if len(names) != 1 or len(kinds) < len(given):
         raise InputError(
-            f"{len(given)} studies of {sorted(names)} with the sections {anchors}",
+            f"{len(given)} studies of {sorted(names)}",
             "at least one study, one of each kind, all of one model",
             "write a report for each model",
         )
+    sections = [section for study in given for section in sections_of(study)]
     (name,) = names
     body = "\n".join(
         [header_html(name, sections), *(section.to_html() for section in sections), provenance_html(given)]
