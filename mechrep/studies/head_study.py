@@ -27,7 +27,7 @@ from mechrep.studies.ablation.result import AblationResult
 from mechrep.studies.controls import as_seeds
 from mechrep.studies.head_cuts import CircuitCut, CutSettings, cut_circuit, cut_ranking, planned_circuits
 from mechrep.studies.head_kinds import ON_REPEATS, HeadKind, head_kinds, heads_of
-from mechrep.studies.repetition_study import _collect, _split
+from mechrep.studies.repetition_study import collect_texts, split_texts
 from mechrep.studies.sweeps import ACTIVATION_PROMPT
 from mechrep.text.corpus import Corpus
 from mechrep.text.random_repeats import random_repeats
@@ -160,7 +160,7 @@ def run_head_study(
     single heads are.
     """
     if corpus is None:
-        corpus = _collect(model, n_loops, n_others, preset, seed, store, progress)
+        corpus = collect_texts(model, n_loops, n_others, preset, seed, store, progress)
     find, test = _texts(corpus, preset, seed)
     scores, copying = _score_repeats(model, period, sequences, seed, store)
     natural, found = _read_loops(model, find, preset, neurons, store, progress)
@@ -203,7 +203,7 @@ def _texts(corpus: Corpus, preset: str, seed: int) -> tuple[Corpus, Corpus]:
     splits = set(looping.frame["split"]) if "split" in looping.frame else set()
     if {"find", "test"} <= splits:
         return looping.where(split="find"), looping.where(split="test")
-    return _split(looping, preset, seed)
+    return split_texts(looping, preset, seed)
 
 
 def _with_split(corpus: Corpus, find: Corpus, test: Corpus) -> Corpus:

@@ -110,9 +110,9 @@ def run_repetition_study(
         NothingFoundError: the model wrote no looping text.
         InputError: fewer than two looping texts, or ``ks`` that the model cannot serve.
     """
-    corpus = _collect(model, n_loops, n_others, preset, seed, store, progress)
+    corpus = collect_texts(model, n_loops, n_others, preset, seed, store, progress)
     looping = corpus.where(condition="looping")
-    find, test = _split(looping, preset, seed)
+    find, test = split_texts(looping, preset, seed)
     (neurons,) = CorpusCache(model, find, store=store, progress=progress).run(RepetitionNeurons(preset))
     assert isinstance(neurons, RepetitionNeuronResult)
     chosen = default_ks(model.anatomy.n_neurons) if ks is None else list(ks)
@@ -153,7 +153,7 @@ def run_repetition_study(
     )
 
 
-def _collect(
+def collect_texts(
     model: Model, n_loops: int, n_others: int, preset: str, seed: int, store: str | Path | None, progress: bool | None
 ) -> Corpus:
     """The corpus, read back from the store when the same model has written it before."""
@@ -170,7 +170,8 @@ def _collect(
     return corpus
 
 
-def _split(looping: Corpus, preset: str, seed: int) -> tuple[Corpus, Corpus]:
+def split_texts(looping: Corpus, preset: str, seed: int) -> tuple[Corpus, Corpus]:
+    """Looping texts to find with and to test with; the published protocol does both on the same ones."""
     if preset == "hiraoka2025":
         return looping, looping
     if len(looping) < 2:
