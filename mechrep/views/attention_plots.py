@@ -164,7 +164,7 @@ def tick_step(n: int, most: int = 16) -> int:
 
 
 def _maps(
-    patterns: Sequence[Float[Tensor, "query_pos key_pos"]],
+    patterns: Sequence[Float[Tensor, "_ _"]],
     titles: Sequence[str],
     tokens: Sequence[str],
     *,

@@ -76,7 +76,7 @@ def _add_line(
 
 
 def text_against_repeats_figure(
-    patterns: Sequence[Float[Tensor, "query_pos key_pos"]],
+    patterns: Sequence[Float[Tensor, "_ _"]],
     tokens: Sequence[Sequence[str]],
     *,
     head: tuple[int, int],
