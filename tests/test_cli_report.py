@@ -46,7 +46,7 @@ def test_all_parts_are_studied_and_the_second_takes_what_the_first_found(
     output = run("report", "mechrep-tiny", "--out", out, *options, "--held-out", tmp_path / "text.txt").output
     assert output.splitlines()[-1] == str(out / "report.html") and (out / "report.html").stat().st_size > 1_000_000
     common = {"model": "mechrep-tiny", "n_loops": 7, "n_others": 3, "seeds": 2, "seed": 9, "preset": "hiraoka2025"}
-    common |= {"held_out_text": "words", "store": out / "store"}
+    common |= {"held_out_text": "words", "store": out / "store", "progress": None}
     assert asked["neurons"] == common | {"ks": [0, 5]}
     handed_on = {name: asked["heads"].pop(name) for name in ("corpus", "neurons")}
     assert asked["heads"] == common

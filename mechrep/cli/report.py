@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,10 +24,7 @@ from mechrep.cli.options import (
     read_text,
 )
 
-if TYPE_CHECKING:
-    from mechrep.models.model import Model
-
-_PARTS = ("neurons", "heads")
+_PARTS = ("neurons", "heads")  # of mechrep.studies.full_study, which would take seconds to import
 
 
 @app.command(short_help="The whole study, as one HTML page.")
@@ -54,46 +51,32 @@ def report(
 ) -> None:
     """Find repetition neurons and copying heads, cut them beside controls, and write one HTML report.
 
+    The page is written after every part, and grows.
     Stopped runs go on where they were when the same command is given again.
     """
     numbers, parts = parse_numbers(ks), _parts(only)
     held_out_text = None if held_out is None else read_text(held_out)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
+    from mechrep.studies.full_study import StudySettings, run_studies
     from mechrep.views.report import save_tables, write_report
 
-    common = {
-        "preset": preset.value,
-        "n_loops": texts,
-        "n_others": others,
-        "seeds": seeds,
-        "held_out_text": held_out_text,
-        "store": out / "store",
-        "seed": seed,
-    }
-    studies = _run(loaded, parts, numbers, common)
-    save_tables(studies, out)
-    typer.echo(write_report(studies, out / "report.html"))
-
-
-def _run(model: Model, parts: list[str], ks: list[int] | None, common: dict[str, Any]) -> list[Any]:
-    """The studies of these parts, one after the other; what the first one found serves the next."""
-    from mechrep.progress import progress_bar
-    from mechrep.studies.head_study import run_head_study
-    from mechrep.studies.repetition_study import run_repetition_study
-
-    studies: list[Any] = []
-    known: dict[str, Any] = {}
-    with progress_bar(len(parts), "report", "part") as bar:
-        if "neurons" in parts:
-            found = run_repetition_study(model, ks=ks, **common)
-            studies.append(found)
-            known = {"corpus": found.corpus, "neurons": found.neurons}
-            bar.update()
-        if "heads" in parts:
-            studies.append(run_head_study(model, **known, **common))
-            bar.update()
-    return studies
+    settings = StudySettings(
+        preset=preset.value,
+        n_loops=texts,
+        n_others=others,
+        ks=numbers,
+        seeds=seeds,
+        held_out_text=held_out_text,
+        store=out / "store",
+        seed=seed,
+    )
+    studies, target = [], out / "report.html"
+    for study in run_studies(loaded, parts, settings):
+        studies.append(study)  # the page is there, and grows, from the first part on
+        save_tables(studies, out)
+        write_report(studies, target)
+    typer.echo(target)
 
 
 def _parts(text: str | None) -> list[str]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mechrep.errors import InputError, StoreError
-from mechrep.studies.head_study import HeadStudy
-from mechrep.studies.repetition_study import RepetitionStudy
 from mechrep.views.report.contents import provenance_html
 from mechrep.views.report.figures import figures_json
 from mechrep.views.report.page import header_html, navigation_html, page_html
 from mechrep.views.report.sections import sections_of
 
-Study = RepetitionStudy | HeadStudy
 
-
-def write_report(studies: Study | Sequence[Study], path: str | Path) -> Path:
+def write_report(studies: Any, path: str | Path) -> Path:
     """Write one self-contained HTML page: findings, and a section for each question.
 
     It opens from disk, loads nothing, prints, and is light or dark by the reader's setting (or ``#light``, ``#dark``).
 
     Args:
-        studies: of :func:`mechrep.studies.run_repetition_study` or
-            :func:`mechrep.studies.head_study.run_head_study`; or several, one of each kind, of one model.
+        studies: one study, or several of different kinds and of one model, in the order of the page;
+            :mod:`mechrep.views.report.sections` lists the kinds.
         path: the file; folders above it are made.
 
     Returns:
@@ -50,7 +47,7 @@ def write_report(studies: Study | Sequence[Study], path: str | Path) -> Path:
     return target
 
 
-def report_html(studies: Study | Sequence[Study]) -> str:
+def report_html(studies: Any) -> str:
     """The page as text.
 
     Raises:
