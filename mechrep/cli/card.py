@@ -60,7 +60,7 @@ def _revisions(model: str, text: str) -> list[str]:
         return [name.strip() for name in text.split(",")]
     if model not in tiny.NAMES:
         raise typer.BadParameter("all is known for embedded models only; name the revisions", param_hint="--revisions")
-    return tiny.revisions()
+    return tiny.revisions(model)
 
 
 def _card_history(model: str, revisions: list[str], prompts: int, seed: int, out: Path) -> None:
@@ -70,7 +70,7 @@ def _card_history(model: str, revisions: list[str], prompts: int, seed: int, out
     from mechrep.views.terminal import text_table
 
     history = card_history(model, revisions, prompts=prompts, seed=seed)
-    tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history()} if model in tiny.NAMES else None
+    tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history(model)} if model in tiny.NAMES else None
     try:
         history.to_json(out / "history.jsonl", orient="records", lines=True)
         history_figure(history, model, tokens).write_html(out / "history.html", include_plotlyjs=True)

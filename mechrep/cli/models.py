@@ -13,10 +13,10 @@ def models() -> None:
     from mechrep.models import tiny
 
     for name in tiny.NAMES:
-        kept = tiny.revisions()
+        kept = tiny.revisions(name)
         typer.echo(f"{name}: embedded, no network; {len(kept)} checkpoints for --revision, the last by default")
         typer.echo(f"  {'revision':>10} {'tokens seen':>13} {'held-out loss':>14}")
-        for line in tiny.history():
+        for line in tiny.history(name):
             revision = f"step{line['step']}"
             label = revision if revision in kept else f"({line['step']})"
             typer.echo(f"  {label:>10} {line['tokens']:>13,} {line['held_out_loss']:>14.3f}")

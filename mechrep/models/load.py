@@ -107,7 +107,7 @@ def _load_named(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
     if name in tiny.NAMES:
-        module, tokenizer = tiny.load(revision, dtype=dtype or torch.float32)
+        module, tokenizer = tiny.load(name, revision, dtype=dtype or torch.float32)
         return _two_views(module.to(device), tokenizer, name, revision)
     source = _local_or_hub(name)
     if revision is not None and source.startswith("/"):

@@ -193,7 +193,7 @@ def test_the_loss_approaches_the_entropy_of_a_markov_chain() -> None:
 
 
 def test_more_context_helps_on_text() -> None:
-    _, tokenizer = tiny.load(None, dtype=torch.float32)
+    _, tokenizer = tiny.load(tiny.DEFAULT, None, dtype=torch.float32)
     ids = np.array(tokenizer(tiny.held_out_text(), add_special_tokens=False)["input_ids"], dtype=np.uint16)
     stream, rows = ids[:-2048], ids[-2048:].reshape(8, 256)
     losses = [NgramModel.fit(stream, order).mean_loss(rows) for order in (1, 2, 5)]

@@ -87,6 +87,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     assert steps[0] == steps[1] == sorted(kept_steps(SMALL.steps))
 
 
+def test_a_run_can_go_on_from_the_weights_of_another(texts: Path, tmp_path: Path) -> None:
+    train([texts], tmp_path / "first", SMALL)
+    kept = tmp_path / "first" / "revisions" / "step32.safetensors"
+    branch = dataclasses.replace(SMALL, first_step=32)
+    train([texts], tmp_path / "branch", branch, start=kept)
+    lines = (tmp_path / "branch" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [32, 40]
+    for name, value in load_file(tmp_path / "branch" / "revisions" / "step32.safetensors").items():
+        assert torch.equal(value, load_file(kept)[name])
+    assert json.loads((tmp_path / "branch" / "recipe.json").read_text())["start"] == kept.name
+    for recipe, start in ((SMALL, kept), (branch, None)):
+        with pytest.raises(InputError, match="both a file of weights and the step"):
+            train([texts], tmp_path / "refused", recipe, start=start)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_what_it_leaves_is_a_model_that_learned_something(texts: Path, tmp_path: Path) -> None:
     train([texts], tmp_path, SMALL)
     model = load_model(str(tmp_path))

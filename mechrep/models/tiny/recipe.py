@@ -31,6 +31,7 @@ class Recipe:
         bos_shares: share of sequences whose position 0 is BOS; the others start in mid-text.
         muon_steps: steps for which Muon trains the attention matrices; AdamW afterwards.  Muon makes induction heads
             form within a few million tokens; as long as it runs, attention sinks hardly grow.
+        first_step: the step to begin with: 0, or that of the weights that the run goes on from.
         shortest_document: documents are paragraphs, or several together until they have so many characters.  The
             model thus learns to end its texts, and does not loop for ever.
         decay_from: share of the steps after which the learning rate falls linearly to zero.
@@ -54,6 +55,7 @@ class Recipe:
     muon_learning_rate: float = 0.015
     weight_decay: float = 0.1
     warmup_steps: int = 100
+    first_step: int = 0
     decay_from: float = 0.6
     held_out_share: float = 0.02
     shortest_document: int = 200

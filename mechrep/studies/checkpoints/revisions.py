@@ -73,14 +73,14 @@ def list_checkpoints(
     if not names or len(set(names)) < len(names):
         raise InputError(f"revisions {names[:5]}", "at least one, each once", "correct the list")
     if name in tiny.NAMES:
-        missing = [revision for revision in names if revision not in tiny.revisions()]
+        missing = [revision for revision in names if revision not in tiny.revisions(name)]
         if missing:
             raise InputError(
                 f"revision {missing[0]!r} of {name}",
-                f"kept checkpoints: {', '.join(tiny.revisions())}",
+                f"kept checkpoints: {', '.join(tiny.revisions(name))}",
                 "choose among these, or revisions='all'",
             )
-    seen = {f"step{line['step']}": float(line["tokens"]) for line in tiny.history()} if name in tiny.NAMES else {}
+    seen = {f"step{line['step']}": float(line["tokens"]) for line in tiny.history(name)} if name in tiny.NAMES else {}
     return [
         Checkpoint(
             revision,
@@ -88,7 +88,7 @@ def list_checkpoints(
             revision,
             _number(_STEP, revision),
             seen.get(revision, _tokens_seen(name, revision)),
-            _embedded_identity(revision) if name in tiny.NAMES else f"{name}@{revision}",
+            _embedded_identity(name, revision) if name in tiny.NAMES else f"{name}@{revision}",
         )
         for revision in names
     ]
@@ -105,7 +105,7 @@ def all_revisions(name: str) -> list[str]:
         154
     """
     if name in tiny.NAMES:
-        return tiny.revisions()
+        return tiny.revisions(name)
     if name.startswith("EleutherAI/pythia"):
         return [f"step{step}" for step in _PYTHIA_STEPS]
     from huggingface_hub import list_repo_refs
@@ -154,10 +154,8 @@ def _folders(revisions: Mapping[str, str | Path]) -> list[Checkpoint]:
     return found
 
 
-def _embedded_identity(revision: str) -> str:
-    final = revision == tiny.revisions()[-1]
-    path = tiny.FOLDER / "model.safetensors" if final else tiny.FOLDER / "revisions" / f"{revision}.safetensors"
-    with path.open("rb") as file:
+def _embedded_identity(name: str, revision: str) -> str:
+    with tiny.weights(name, revision).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:24]
 
 
