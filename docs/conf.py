@@ -31,17 +31,17 @@ def copy_notebooks() -> None:
     (GALLERY / "index.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def draw_training_history() -> None:
-    """The embedded model's card over its training, as the page that docs/mechrep-tiny.md shows in a frame."""
-    history = tiny.phenomena()
-    tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history()}
+def draw_training_histories() -> None:
+    """The embedded models' cards over their training, as the pages that docs/mechrep-tiny*.md show in frames."""
     STATIC.mkdir(exist_ok=True)
-    figure = history_figure(history, "mechrep-tiny", tokens)
-    figure.write_html(STATIC / "mechrep-tiny-history.html", include_plotlyjs=True)
+    for name in tiny.NAMES:
+        tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history(name)}
+        figure = history_figure(tiny.phenomena(name), name, tokens)
+        figure.write_html(STATIC / f"{name}-history.html", include_plotlyjs=True)
 
 
 copy_notebooks()
-draw_training_history()
+draw_training_histories()
 
 project = "mechrep"
 author = "the mechrep authors"

@@ -1,8 +1,8 @@
 """Put a finished training run into the package: ``python -m mechrep.studies.publish_tiny --run DIR --data FILE``.
 
-Copies weights, configuration, tokenizer, recipe and history, cuts a held-out text from documents that the run never
-saw (books in the public domain only), measures on it what a 5-gram model of the same tokens can do, and measures the
-card at every published checkpoint.
+Copies weights, configuration, tokenizer, recipe and history, and measures the card at every published checkpoint.  For
+the first embedded model it also cuts a held-out text from documents that the run never saw (books in the public domain
+only), and measures on it what a 5-gram model of the same tokens can do; the others share both.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mechrep.studies.card import loss_windows, measure_card
 from mechrep.studies.card_history import card_history
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.json", "history.jsonl")
-MARKS = ("<!-- measured by `mechrep card mechrep-tiny` -->", "<!-- end -->")
+MARKS = ("<!-- measured by `mechrep card` -->", "<!-- end -->")
 PROMPTS = 256
 PUBLIC_DOMAIN = ("standardebooks/", "gitenberg/")
 
 
-def copy_run(run: Path, steps: Sequence[int], folder: Path = tiny.FOLDER) -> None:
+def copy_run(run: Path, steps: Sequence[int], folder: Path) -> None:
     """Copy a run's files and the weights of some steps."""
     shutil.rmtree(folder / "revisions", ignore_errors=True)
     (folder / "revisions").mkdir(parents=True)
@@ -50,12 +50,20 @@ def held_out_text(data: Path, recipe: Recipe, characters: int = 60_000) -> str:
     return "\n\n".join(text[:each].rsplit("\n", 1)[0] for text in books)[:characters]
 
 
-def ngram_losses(run: Path, folder: Path = tiny.FOLDER) -> list[float]:
+def ngram_losses(run: Path, folder: Path) -> list[float]:
     """Mean loss of a 5-gram model of the run's training tokens on each of the card's windows of the published text."""
     stream = load_file(run / "streams.safetensors")["training"].numpy().astype(np.uint16)
     model = load_model(str(folder))
     rows = loss_windows(model, (folder / "held_out.txt").read_text(encoding="utf-8")).tokens.numpy()
     return (-NgramModel.fit(stream, d_vocab=model.anatomy.d_vocab).log_probabilities(rows).mean(1)).tolist()
+
+
+def publish_text(run: Path, data: Path, folder: Path) -> None:
+    """Write the held-out text, and what counts of the training tokens make of it."""
+    stored = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    recipe = Recipe.from_dict({name: stored[name] for name in ("seed", "held_out_share")})
+    (folder / "held_out.txt").write_text(held_out_text(data, recipe), encoding="utf-8")
+    (folder / "ngram_losses.json").write_text(json.dumps(ngram_losses(run, folder)), encoding="utf-8")
 
 
 def write_table(card: Path, table: str) -> None:
@@ -68,19 +76,18 @@ def write_table(card: Path, table: str) -> None:
 def main() -> None:
     """Command line of the publishing script."""
     parser = argparse.ArgumentParser(prog="python -m mechrep.studies.publish_tiny", description=__doc__)
+    parser.add_argument("--name", choices=tiny.NAMES, default=tiny.DEFAULT, help="the embedded model to replace")
     parser.add_argument("--run", type=Path, required=True, help="--out folder of a finished training run")
     parser.add_argument("--data", type=Path, required=True, help="the run's .jsonl.gz with fields source and text")
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="kept steps to publish as revisions")
     arguments = parser.parse_args()
-    folder = tiny.FOLDER
-    copy_run(arguments.run, arguments.steps)
-    stored = json.loads((arguments.run / "recipe.json").read_text(encoding="utf-8"))
-    recipe = Recipe.from_dict({name: stored[name] for name in ("seed", "held_out_share")})
-    (folder / "held_out.txt").write_text(held_out_text(arguments.data, recipe), encoding="utf-8")
-    (folder / "ngram_losses.json").write_text(json.dumps(ngram_losses(arguments.run)), encoding="utf-8")
-    history = card_history("mechrep-tiny", tiny.revisions(), prompts=PROMPTS)
+    name, folder = arguments.name, tiny.folder(arguments.name)
+    copy_run(arguments.run, arguments.steps, folder)
+    if name == tiny.DEFAULT:
+        publish_text(arguments.run, arguments.data, folder)
+    history = card_history(name, tiny.revisions(name), prompts=PROMPTS)
     history.to_json(folder / "phenomena.jsonl", orient="records", lines=True)
-    write_table(folder / "MODEL_CARD.md", measure_card(load_model("mechrep-tiny"), prompts=PROMPTS).to_markdown())
+    write_table(folder / "MODEL_CARD.md", measure_card(load_model(name), prompts=PROMPTS).to_markdown())
 
 
 if __name__ == "__main__":
