@@ -36,8 +36,13 @@ _AUTO = "auto"
 def evaluate(
     model: ModelName,
     data: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Folder of question files: mmlu*.jsonl.gz and so on.")
-    ],
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of question files: mmlu*.jsonl.gz and so on. Not needed for continuation and recall.",
+        ),
+    ] = None,
     patch: Annotated[
         str | None, typer.Option(metavar="FILE|auto", help="Sink neurons to hold: auto, L:N,L:N, or a .json file.")
     ] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from torch import Tensor
 from mechrep.errors import InputError
 from mechrep.results import Result, check_count
 from mechrep.stats import paired_bootstrap_interval, percentile_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 ORIGINAL, PATCHED = "original", "patched"
 
@@ -137,3 +141,9 @@ class PatchStudyResult(Result):
         if not found:
             raise InputError(f"selection {selection!r}", f"one of {sorted(set(self.selections))}", "choose among these")
         return found
+
+    def plot(self) -> go.Figure:
+        """What the patch changes, beside the same patch on other neurons (:mod:`mechrep.views.patch_plots`)."""
+        from mechrep.views.patch_plots import patch_figure
+
+        return patch_figure(self)

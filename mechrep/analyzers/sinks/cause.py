@@ -40,17 +40,16 @@ def begins_with_bos(model: Model, corpus: Corpus) -> bool:
     return corpus.bos_policy == "prepended"
 
 
-def sink_cause(model: Model, corpus: Corpus, norms: SinkNormResult, seed: int) -> dict[str, Any]:
+def sink_cause(model: Model, corpus: Corpus, norms: SinkNormResult, layer: int, seed: int) -> dict[str, Any]:
     """Everything of a :class:`~mechrep.analyzers.sinks.result.SinkResult` that needs a sink layer, by field.
 
     Args:
         model: the model.
         corpus: the texts in which the sink was found.
         norms: what was found in them.
+        layer: the sink layer.
         seed: of the random neurons that are cut as a control.
     """
-    layer = norms.layer
-    assert layer is not None
     moved, repeats, stimulus = _repeat(model, corpus, norms, layer)
     neurons = sink_neurons(model, corpus if stimulus is None else stimulus, layer)
     top = min(_TOP, model.anatomy.d_mlp // 2)

@@ -18,6 +18,7 @@ from mechrep.analyzers.sinks.attention_sinks import AttentionSinkResult, Attenti
 from mechrep.analyzers.sinks.cause import NO_CAUSE, begins_with_bos, sink_cause
 from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms
 from mechrep.analyzers.sinks.norms_result import SINK_RATIO
+from mechrep.analyzers.sinks.repeat_norms_result import CLEARLY_ABOVE
 from mechrep.analyzers.sinks.result import SinkResult as SinkResult
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
@@ -32,20 +33,26 @@ _LENGTH, _WINDOWS = 64, 100  # of Gu et al. 2025
 _SHUFFLES = 3
 
 
-def find_sink(model: Model, *, texts: Corpus | Sequence[str] | None = None, seed: int = 0) -> SinkResult:
+def find_sink(
+    model: Model, *, texts: Corpus | Sequence[str] | None = None, layer: int | None = None, seed: int = 0
+) -> SinkResult:
     """Looks for an attention sink at the first position, and for what makes it.
 
     Args:
         model: the model, unprocessed where its norm is LayerNorm.
         texts: a corpus, or texts.  By default up to 100 windows of 64 tokens of held-out English, with BOS by the
             model's habit; without that habit the first position is the first token, and the result says so.
+        layer: a layer to take as the sink layer, where you have a reason to (several layers may write, and the one of
+            the largest jump need not be the one that repeated tokens excite).  After a layer that was named, twice the
+            norm of the others is enough, where the search asks for 5 times; the null models have to be exceeded either
+            way.
         seed: of the null models and the controls.
 
     Returns:
         A result whose ``found`` is False where nothing clears the null.
 
     Raises:
-        InputError: a corpus of another model, no tokenizer and no corpus, or centred weights.
+        InputError: a corpus of another model, no tokenizer and no corpus, centred weights, or no such layer.
 
     Source: the chain first position -> neuron -> norm -> attention is Yona et al. 2025 (arXiv 2503.08908); attention
     scores and their threshold are Gu et al. 2025 (arXiv 2410.10781).  The null models, the decision and the repeated
@@ -70,24 +77,35 @@ def find_sink(model: Model, *, texts: Corpus | Sequence[str] | None = None, seed
             "the raw model: centred weights have other norms",
             "load it again and do not enable compatibility mode",
         )
+    if layer is not None and not 0 <= layer < model.anatomy.n_layers:
+        raise InputError(
+            f"layer {layer} of {model.name}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count from 0"
+        )
     corpus = _corpus_of(model, texts)
     seen = _measure(model, corpus)
     copies = [lambda i=i: shuffled(model, seed + i) for i in range(_SHUFFLES)]
     nulls = [_measure(copy(), corpus) for copy in [*copies, lambda: reinitialised(model, seed + 1)]]
     null_ratios = [null.norms.largest_ratio for null in nulls]
     null_alphas = [float(null.heads.alpha.max()) for null in nulls]
-    norm_found = bool(seen.norms.layer is not None and seen.norms.largest_ratio > max(null_ratios))
+    ratio, needed = seen.norms.largest_ratio, SINK_RATIO
+    if layer is not None:
+        ratio, needed = float(seen.norms.ratio[layer + 1]), CLEARLY_ABOVE
+    norm_found = ratio > max(needed, *null_ratios)
+    where = seen.norms.ranking()[0] if layer is None else layer
     sink_heads = _sink_heads(seen.heads, max(null_alphas))
-    made = sink_cause(model, corpus, seen.norms, seed) if norm_found else NO_CAUSE
-    config = {"seed": seed, "shuffles": _SHUFFLES, "length": _LENGTH, "ratio": SINK_RATIO, "texts_given": bool(texts)}
+    made = sink_cause(model, corpus, seen.norms, where, seed) if norm_found else NO_CAUSE
+    config = {"seed": seed, "shuffles": _SHUFFLES, "length": _LENGTH, "ratio": needed, "texts_given": bool(texts)}
+    config |= {} if layer is None else {"layer": layer}
     return SinkResult(
         provenance_of(model, corpus, config),
         norm_found=norm_found,
         heads_found=bool(sink_heads),
-        reason=_in_words(seen, begins_with_bos(model, corpus), norm_found, len(sink_heads), null_ratios, null_alphas),
+        reason=_in_words(
+            seen, (ratio, needed), begins_with_bos(model, corpus), norm_found, len(sink_heads), null_ratios, null_alphas
+        ),
         first_is_bos=begins_with_bos(model, corpus),
         mean_length=seen.heads.mean_length,
-        layer=seen.norms.layer if norm_found else None,
+        layer=where if norm_found else None,
         profile=seen.norms.jump,
         excess_profile=seen.norms.excess_jump,
         profile_z=seen.norms.jump_z,
@@ -139,17 +157,18 @@ def _sink_heads(heads: AttentionSinkResult, null: float) -> list[list[int]]:
 
 def _in_words(
     seen: _Measured,
+    norm: tuple[float, float],
     bos: bool,
     norm_found: bool,
     heads: int,
     null_ratios: Sequence[float],
     null_alphas: Sequence[float],
 ) -> str:
-    ratio, alpha = seen.norms.largest_ratio, float(seen.heads.alpha.max())
+    (ratio, needed), alpha = norm, float(seen.heads.alpha.max())
     about_norm = (
         f"the norm at the first position ({'BOS' if bos else 'no BOS, so the first token'}) is {ratio:.3g} times that "
         "of the others "
-        f"(null models at most {max(null_ratios):.3g}, needed more than {SINK_RATIO:g})"
+        f"(null models at most {max(null_ratios):.3g}, needed more than {needed:g})"
     )
     about_heads = (
         f"{heads} of {seen.heads.alpha.numel()} heads attend to it as a sink, the best with {alpha:.2f} "

@@ -17,13 +17,15 @@ class SinkResult(Result):
     """Everything that :func:`mechrep.analyzers.sinks.find_sink.find_sink` found, beside the same scores of null models.
 
     Attributes:
-        norm_found: the first position's norm exceeds 5 times that of the others, and every null model's ratio.
+        norm_found: the first position's norm exceeds 5 times that of the others (twice after a layer that was named),
+            and every null model's ratio.
         heads_found: some head attends to the first position as far above a uniform head as the published threshold
             (0.3) is at T = 64, and more than any head of a null model.
         reason: in words, what was found, or why nothing counts as found.
         first_is_bos: whether the first position is BOS; otherwise it is the first token of each text.
         mean_length: tokens per text, T; attention scores fall with it.
-        layer: the sink layer (largest excess jump of the norm); ``None`` without a norm sink.
+        layer: the sink layer (largest excess jump of the norm, or the one that was named); ``None`` without a norm
+            sink.
         neurons: ``[layer, neuron]`` of the sink neurons: the fewest, in the order of their contribution, that remove
             80 % of the excess norm, five where five do not; empty without a norm sink.
         agreement: share of ``neurons`` that the other scores have among as many first ones; under ``"spike"``, the

@@ -1,6 +1,7 @@
 """``benchmark_study``: what does a patch or a cut cost on ordinary benchmarks?
 
-1. The questions of each benchmark are read from files and fixed: every condition gets the same ones in the same order.
+1. The questions of each benchmark are read from files, or made from the embedded text, and fixed: every condition gets
+   the same ones in the same order.
 2. The untouched model, the model under each intervention, and under the same intervention on matched other units, is
    handed to lm-evaluation-harness as a plain Hugging Face module.
 3. Question by question: the verdict, the choice, the margin.  Differences are paired, so the spread between questions,
@@ -35,7 +36,7 @@ def benchmark_study(
     model: Model,
     interventions: Changes = None,
     *,
-    data: str | Path,
+    data: str | Path | None = None,
     tasks: Sequence[str] = POSTER_TASKS,
     limit: int | None = None,
     controls: Sequence[str] = ("layer_matched",),
@@ -55,7 +56,8 @@ def benchmark_study(
         model: a model with a tokenizer and a plain view.
         interventions: one, or several by name, all with ``when="all"``; circuits are cut to zero.  None: the model as
             it is.
-        data: folder of the files of questions, see :func:`mechrep.studies.benchmarks.tasks.read_documents`.
+        data: folder of the files of questions, see :func:`mechrep.studies.benchmarks.tasks.read_documents`; the
+            benchmarks of :data:`mechrep.studies.benchmarks.tasks.EMBEDDED_TASKS` are made here and need none.
         tasks: names of benchmarks, see :data:`mechrep.studies.benchmarks.tasks.TASKS`.
         limit: ask only so many questions of each.
         controls: the same operation on as many other units: ``"layer_matched"`` in the same layers, ``"random"``

@@ -1,4 +1,5 @@
-"""The benchmarks: files of questions on this machine, as documents that lm-evaluation-harness can ask.
+"""The benchmarks: files of questions on this machine, or questions made from the embedded text, as documents that
+lm-evaluation-harness can ask.
 
 A document has an ``id``, a ``text``, ``choices`` and a ``target``.  Where the choices are continuations of one text,
 ``target`` is the number of the right one.  Where they are beginnings of one continuation (WinoGrande), ``text`` is the
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrep.errors import InputError
+from mechrep.studies.benchmarks.embedded import continuation_questions, recall_questions
 
 Row = Mapping[str, Any]
 Document = dict[str, Any]
@@ -31,10 +33,11 @@ class BenchmarkTask:
     Attributes:
         name: on the command line and in tables.
         title: in figures.
-        file: what the name of its file begins with.
+        file: what the name of its file begins with; empty where the questions are made.
         document: makes a document of a row of the file.
         metrics: of the harness; the first is the one of the tables.
         graded: every choice counts, by a label in ``"true"``, and the metric is a share of probability.
+        made: makes the rows from the embedded text, which needs no file.
     """
 
     name: str
@@ -43,6 +46,7 @@ class BenchmarkTask:
     document: Callable[[Row], Document]
     metrics: tuple[str, ...] = ("acc",)
     graded: bool = False
+    made: Callable[[], Sequence[Row]] | None = None
 
 
 def _mmlu(row: Row) -> Document:
@@ -82,8 +86,11 @@ TASKS = {
         BenchmarkTask("winogrande", "WinoGrande", "winogrande", _winogrande),
         BenchmarkTask("truthfulqa", "TruthfulQA (MC1)", "truthfulqa", _truthfulqa("mc1_targets")),
         BenchmarkTask("truthfulqa_mc2", "TruthfulQA (MC2)", "truthfulqa", _truthfulqa("mc2_targets"), graded=True),
+        BenchmarkTask("continuation", "Continuation", "", _query, made=continuation_questions),
+        BenchmarkTask("recall", "Recall", "", _query, made=recall_questions),
     )
 }
+EMBEDDED_TASKS = tuple(task.name for task in TASKS.values() if task.made)
 POSTER_TASKS = ("mmlu", "hellaswag", "truthfulqa", "winogrande", "arc_challenge")
 
 
@@ -102,18 +109,19 @@ def as_tasks(names: Sequence[str]) -> list[BenchmarkTask]:
     return [TASKS[name] for name in names]
 
 
-def read_documents(task: BenchmarkTask, folder: str | Path, limit: int | None = None) -> list[Document]:
+def read_documents(task: BenchmarkTask, folder: str | Path | None, limit: int | None = None) -> list[Document]:
     """The first ``limit`` questions of a benchmark, all of them by default.
 
     The order is that of the file; subjects of MMLU take turns, so that few questions are about many subjects.
 
     Args:
         task: the benchmark.
-        folder: where its file ``<task.file>*.jsonl`` or ``.jsonl.gz`` is, one JSON object per line.
+        folder: where its file ``<task.file>*.jsonl`` or ``.jsonl.gz`` is, one JSON object per line; benchmarks made
+            from the embedded text need none.
         limit: how many.
 
     Raises:
-        InputError: no such file or several, a row that is none of this benchmark, a limit below 1.
+        InputError: no folder or no such file or several, a row that is none of this benchmark, a limit below 1.
 
     Example:
         >>> import tempfile
@@ -126,7 +134,9 @@ def read_documents(task: BenchmarkTask, folder: str | Path, limit: int | None = 
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit = {limit}", "at least one question", "leave it out for all")
-    path = _find(task, Path(folder))
+    if task.made is not None:
+        return [task.document(row) for row in task.made()][:limit]
+    path = _find(task, folder)
     documents: list[Document] = []
     turns: dict[str, Iterator[int]] = {}
     places = []
@@ -145,7 +155,14 @@ def read_documents(task: BenchmarkTask, folder: str | Path, limit: int | None = 
     return [documents[number] for _, number in sorted(places)][:limit]
 
 
-def _find(task: BenchmarkTask, folder: Path) -> Path:
+def _find(task: BenchmarkTask, folder: str | Path | None) -> Path:
+    if folder is None:
+        raise InputError(
+            f"no folder for {task.name}, whose questions are a file",
+            f"the folder of that file, or only {', '.join(EMBEDDED_TASKS)}, which are made here",
+            "name the folder with data=, or --data",
+        )
+    folder = Path(folder)
     found = [path for path in sorted(folder.glob(f"{task.file}*")) if path.name.endswith(_ENDINGS)]
     if len(found) != 1:
         listed = ", ".join(path.name for path in found) or "no such file"
