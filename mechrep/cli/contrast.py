@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,11 +25,9 @@ from mechrep.cli.options import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechrep.analyzers.conditions.effects import HeadEffects
     from mechrep.models.model import Model
-    from mechrep.text.corpus import Corpus
+    from mechrep.studies.condition_study import BuilderContrast, ConditionStudy
 
-_LEVEL = 0.05
 _CONFIDENCE = ["probability", "entropy", "rank"]
 
 
@@ -83,130 +80,107 @@ def contrast(
 ) -> None:
     """Build natural loops and induced copies from one list of prompts, and measure both with one estimator.
 
-    Direct attribution and single-head ablation of all heads, their contrast with intervals and corrected tests, and
-    the answer: do the two conditions use different heads?
+    Direct attribution, single-head ablation and patching of all heads, their contrast with intervals, corrected tests
+    and the placebo of swapped labels, and the answer: do the two conditions use different heads?
+    Stopped runs go on where they were when the same command is given again.
     """
     written = None if text is None else read_text(text)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.errors import NothingFoundError
-    from mechrep.generation.conditions import condition_flow, control_condition, induced_condition, natural_condition
-    from mechrep.models import tiny
-    from mechrep.text.windows import windows_of_text
+    from mechrep.studies.condition_study import BUILDERS, run_condition_study
 
-    begin = 1 if loaded.default_prepend_bos and loaded.bos_id is not None else 0
-    listed = windows_of_text(loaded, written or tiny.held_out_text(), length=length + begin, limit=prompts)
-    common: dict[str, Any] = {"preset": preset.value, "max_new_tokens": new_tokens}
-    natural = natural_condition(loaded, listed, **common)
-    control = _or_say(functools.partial(control_condition, loaded, listed, **common), NothingFoundError)
-    answers = []
-    wanted: list[Literal["text", "cycle"]] = ["text", "cycle"]
-    for shown in wanted:
-        if builder.value not in (shown, "both"):
-            continue
-        flow = condition_flow(loaded, listed, copies=copies, builder=shown, **common)
-        make = functools.partial(induced_condition, loaded, listed, copies, shown, **common)
-        induced = _or_say(make, NothingFoundError)
-        if induced is None:
-            if builder is not Shown.both:
-                raise typer.Exit(1)
-            continue
-        typer.echo(f"\n== {flow.builder} against natural, {len(listed)} prompts ==")
-        _table(flow.counts(), out / f"flow-{shown}.parquet")
-        save_frame(flow.frame, out / f"texts-{shown}.parquet")
-        conditions = [natural, induced, *([control] if control is not None else [])]
-        answers.append(
-            _one_contrast(
-                loaded, conditions, control, out, shown, k=k, op=op.value, regenerate=regenerate, seed=seed,
-                generated=flow.new_tokens,
-            )
-        )  # fmt: skip
+    study = run_condition_study(
+        loaded,
+        prompts=prompts,
+        length=length,
+        preset=preset.value,
+        builders=[shown for shown in BUILDERS if builder.value in (shown, "both")],
+        copies=copies,
+        max_new_tokens=new_tokens,
+        k=k,
+        op=op.value,
+        held_out_text=written,
+        store=out / "store",
+        seed=seed,
+    )
+    for reason in study.left_out.values():
+        typer.echo(f"left out: {reason}")
+    for shown, found in study.contrasts.items():
+        typer.echo(f"\n== {found.builder} against natural, {study.prompts} prompts ==")
+        _table(study.flow[shown], out / f"flow-{shown}.parquet")
+        save_frame(study.texts[shown], out / f"texts-{shown}.parquet")
+        _report(study, found, out, shown)
+        if regenerate:
+            _check_by_writing(loaded, study, found, regenerate, seed)
+    typer.echo(f"\ntokens generated: {study.new_tokens} for all conditions, none for the heads that were cut alone")
+    if not study.contrasts:
+        raise typer.Exit(1)
     typer.echo("")
-    for answer in answers:
-        typer.echo(answer)
+    for found in study.contrasts.values():
+        typer.echo(_answer(found, study.k))
     typer.echo(out)
 
 
-def _or_say(make: Any, kind: type[Exception]) -> Any:
-    """What was made, or ``None`` after saying why there is nothing."""
-    try:
-        return make()
-    except kind as error:
-        typer.echo(f"left out: {error}")
-        return None
-
-
-def _one_contrast(
-    model: Model,
-    conditions: list[Corpus],
-    control: Corpus | None,
-    out: Path,
-    name: str,
-    *,
-    k: int,
-    op: str,
-    regenerate: int,
-    seed: int,
-    generated: int,
-) -> str:
-    """Measure, print and write one builder's contrast; returns the answer in words."""
-    from mechrep.analyzers.conditions import contrast_conditions
-    from mechrep.analyzers.heads.scores import score_heads
-    from mechrep.studies.contrast import ablation_contrast, head_dissociation
+def _report(study: ConditionStudy, found: BuilderContrast, out: Path, name: str) -> None:
+    """Print and write one builder's contrast."""
     from mechrep.views.contrast_plots import confidence_figure, head_contrast_figure, lens_figure
 
-    seen = contrast_conditions(model, conditions)
-    seen.save(out / f"seen-{name}")
-    frame = seen.to_frame()
+    for part, why in found.left_out.items():
+        typer.echo(f"left out, {part}: {why}")
+    results = {"seen": found.seen, "cut": found.cut, "patched": found.patched}
+    for label, result in results.items():
+        if result is not None:
+            result.save(out / f"{label}-{name}")
+    frame = found.seen.to_frame()
     save_frame(frame, out / f"confidence-{name}.parquet")
     _show("confidence by cycles shown", frame[frame["measure"].isin(_CONFIDENCE)])
-    cut = ablation_contrast(model, conditions, ops=[op], reference=control, seed=seed)
-    cut.save(out / f"cut-{name}")
-    scores, k = score_heads(model, seed=seed), min(k, model.anatomy.n_layers * model.anatomy.n_heads // 2)
-    tables = {}
-    for measure, effects in (("attribution", seen.head_effects()), ("ablation", cut.head_effects())):
-        tables[measure] = effects.contrast()
-        save_frame(tables[measure], out / f"heads-{measure}-{name}.parquet")
-        _show(f"{effects.measure}: heads that differ most (D > 0: larger when induced)", tables[measure].head(6))
-        head_contrast_figure(effects).write_html(out / f"heads-{measure}-{name}.html", include_plotlyjs=True)
-        _table(effects.specialisation(), out / f"specialisation-{measure}-{name}.parquet")
-        _table(effects.overlap(scores, k), out / f"overlap-{measure}-{name}.parquet")
-    sets = head_dissociation(model, conditions[:2], k=k, op=op, reference=control, seed=seed)
-    save_frame(sets, out / f"sets-{name}.parquet")
-    means = sets.groupby(["heads_of", "selection", "condition"], sort=False)[["effect", "low", "high", "n"]].mean()
-    _show(f"{k} heads cut together, in texts on which they were not found", means.reset_index())
-    confidence_figure(seen).write_html(out / f"confidence-{name}.html", include_plotlyjs=True)
-    lens_figure(seen).write_html(out / f"lens-{name}.html", include_plotlyjs=True)
-    heads = model.anatomy.n_layers * model.anatomy.n_heads
-    typer.echo(f"\ntokens generated: {generated} for all conditions, {cut.new_tokens} for {heads} heads cut alone")
-    if regenerate:
-        _check_by_writing(model, conditions[:2], control, cut, op, regenerate, seed, k)
-    return _answer(set(conditions[1].frame["builder"]).pop(), tables["ablation"], cut.head_effects(), k)
+    effects = {"attribution": found.seen.head_effects(), "ablation": found.cut.head_effects()}
+    if found.patched is not None:
+        effects["patching"] = found.patched.head_effects()
+    for measure, one in effects.items():
+        table = found.heads[measure]
+        save_frame(table, out / f"heads-{measure}-{name}.parquet")
+        _show(f"{one.measure}: heads that differ most (D > 0: larger when induced)", table.head(6))
+        head_contrast_figure(one).write_html(out / f"heads-{measure}-{name}.html", include_plotlyjs=True)
+        _table(found.specialisation[measure], out / f"specialisation-{measure}-{name}.parquet")
+        _table(found.overlap[measure], out / f"overlap-{measure}-{name}.parquet")
+        _table(found.comparison[measure], out / f"comparison-{measure}-{name}.parquet")
+    if found.sets is not None:
+        save_frame(found.sets, out / f"sets-{name}.parquet")
+        groups = found.sets.groupby(["heads_of", "selection", "condition"], sort=False)
+        means = groups[["effect", "low", "high", "n"]].mean()
+        _show(f"{study.k} heads cut together, in texts on which they were not found", means.reset_index())
+    confidence_figure(found.seen).write_html(out / f"confidence-{name}.html", include_plotlyjs=True)
+    lens_figure(found.seen).write_html(out / f"lens-{name}.html", include_plotlyjs=True)
 
 
-def _check_by_writing(
-    model: Model, conditions: list[Corpus], control: Corpus | None, cut: Any, op: str, texts: int, seed: int, k: int
-) -> None:
+def _check_by_writing(model: Model, study: ConditionStudy, found: BuilderContrast, texts: int, seed: int) -> None:
     from mechrep.studies.contrast import agreement, regenerated_contrast
 
-    dear = regenerated_contrast(model, conditions, op=op, reference=control, texts=texts, seed=seed)
-    _show("the same from texts that were written again", agreement(cut, dear, k=k))
+    dear = regenerated_contrast(
+        model, [study.natural, found.induced], op=study.op, reference=study.control, texts=texts, seed=seed
+    )
+    _show("the same from texts that were written again", agreement(found.cut, dear, k=study.k))
     typer.echo(f"tokens generated to write {len(dear.ids)} texts again under every cut: {dear.new_tokens}")
 
 
-def _answer(builder: str, table: pd.DataFrame, effects: HeadEffects, k: int) -> str:
+def _answer(found: BuilderContrast, k: int) -> str:
     """Do the two conditions use different heads?  With intervals, numbers of texts and what was corrected for."""
-    shared, first = effects.shared_top(k), table.iloc[0]
-    differ = int((table["fdr"] < _LEVEL).sum())
-    same = int(shared["shared"])
+    shared, ranks = found.compared("shared_top"), found.compared("rank_correlation")
+    common = found.compared("common")
+    differing, first = found.compared("differing_heads"), found.heads["ablation"].iloc[0]
+    same = int(shared["value"])
     which = {0: f"yes, none of the first {k} is the same", k: f"no, the same {k} lead in both"}
     return (
-        f"Do {builder} and natural loops use different heads?\n"
+        f"Do {found.builder} and natural loops use different heads?\n"
         f"  which: {which.get(same, f'in part, {same} of the first {k} are the same')} "
-        f"(95 % {shared['low']:.0f} to {shared['high']:.0f}; chance {shared['chance']:.1f}); "
-        f"rank correlation {shared['rank_correlation']:.2f} "
-        f"[{shared['rank_correlation_low']:.2f}, {shared['rank_correlation_high']:.2f}]\n"
-        f"  how much: {differ} of {len(table)} heads matter to a different degree (FDR {_LEVEL:g}); most of all "
+        f"(95 % {shared['low']:.0f} to {shared['high']:.0f}; with swapped labels {shared['null']:.1f}); "
+        f"rank correlation {ranks['value']:.2f} [{ranks['low']:.2f}, {ranks['high']:.2f}] "
+        f"(swapped {ranks['null']:.2f})\n"
+        f"  in common: the same heads carry {common['value']:.2f} [{common['low']:.2f}, {common['high']:.2f}] of the "
+        f"effect in both (swapped {common['null']:.2f}, p = {common['p']:.3f})\n"
+        f"  how much: {differing['value']:.0f} of {len(found.heads['ablation'])} heads matter to a different degree "
+        f"(FDR 0.05; swapped {differing['null_low']:.0f} to {differing['null_high']:.0f}); most of all "
         f"{first['layer']:.0f}.{first['head']:.0f}, D = {first['D']:.3f} [{first['D_low']:.3f}, {first['D_high']:.3f}] "
         f"nats\n"
         f"  n = {first['n_induced']:.0f} induced, {first['n_natural']:.0f} natural texts"

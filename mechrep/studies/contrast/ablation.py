@@ -7,8 +7,8 @@ batch of teacher-forced scores (:mod:`mechrep.studies.ablation.scores`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from mechrep.errors import InputError
@@ -18,10 +18,10 @@ from mechrep.interventions.base import Intervention, When
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
-from mechrep.studies.ablation.scores import score_tokens
 from mechrep.studies.contrast.reference import OPS, HeadReference, head_reference
 from mechrep.studies.contrast.result import HeadContrastResult
-from mechrep.studies.contrast.texts import copy_means, cyclic_texts, labels_of, scored_texts
+from mechrep.studies.contrast.shards import copy_scores
+from mechrep.studies.contrast.texts import cyclic_texts, labels_of
 from mechrep.text.corpus import Corpus
 from mechrep.text.windows import windows_of_text
 
@@ -48,6 +48,7 @@ def ablation_contrast(
     when: When = "all",
     copies: int = COPIES,
     seed: int = 0,
+    store: str | Path | None = None,
     progress: bool | None = None,
 ) -> HeadContrastResult:
     """Cut every head alone and see what each condition loses.
@@ -67,10 +68,12 @@ def ablation_contrast(
             previous-token head does); ``"from_onset"``: from the position that predicts the second copy on.
         copies: copies beyond the first.
         seed: of ``resample``.
+        store: folder in which finished shards of texts are kept, so that a stopped run goes on.
         progress: show a progress bar.
 
     Raises:
         InputError: conditions that cannot be joined, none with a cycle, an unknown operation.
+        StoreError: the store cannot be read or written.
 
     Source: cutting heads in both conditions is Mahaut & Franzon 2025's (arXiv 2504.01100), who write every text again
     under every cut and count loops.  A natural prompt loops by construction before the cut, so counts have a ceiling
@@ -99,15 +102,17 @@ def ablation_contrast(
     for name in ops:
         op = name if known is None else known.op(name, seed)
         cuts += [Heads([unit], op, when) for unit in heads]
-    scored = score_tokens(model, scored_texts(corpus, when), cuts, progress=progress, what="cutting heads")
-    values = np.stack([copy_means(corpus, i, one.log_probability, copies) for i, one in enumerate(scored)])
-    shape = (len(corpus), len(ops), model.anatomy.n_layers, model.anatomy.n_heads, copies)
-    effects = (values[:, 1:] - values[:, :1]).reshape(shape).transpose(1, 0, 4, 2, 3)
     config = {"study": "ablation contrast", "ops": list(ops), "when": when, "copies": copies, "seed": seed}
     if known is not None:
         config["reference"] = [float(known.mean.double().sum()), len(known.samples)]
+    provenance = provenance_of(model, corpus, config)
+    values = copy_scores(
+        model, corpus, cuts, when=when, copies=copies, provenance=provenance, store=store, progress=progress
+    )
+    shape = (len(corpus), len(ops), model.anatomy.n_layers, model.anatomy.n_heads, copies)
+    effects = (values[:, 1:] - values[:, :1]).reshape(shape).transpose(1, 0, 4, 2, 3)
     return HeadContrastResult(
-        provenance_of(model, corpus, config),
+        provenance,
         effects=torch.from_numpy(effects.copy()),
         untouched=torch.from_numpy(values[:, 0].copy()),
         ops=list(ops),

@@ -6,24 +6,27 @@ Heads are found on one half of the prompts and cut on the other, beside as many 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from jaxtyping import Float
 
 from mechrep.errors import InputError
 from mechrep.generation.conditions.joined import COPIES, joined_conditions
 from mechrep.interventions import Heads
 from mechrep.interventions.base import Intervention, When
 from mechrep.models.model import Model
+from mechrep.provenance import provenance_of
 from mechrep.stats import paired_bootstrap_interval
-from mechrep.studies.ablation.scores import score_tokens
 from mechrep.studies.contrast.ablation import ablation_contrast, reference_of
-from mechrep.studies.contrast.texts import copy_means, cyclic_texts, labels_of, scored_texts
+from mechrep.studies.contrast.shards import copy_scores
+from mechrep.studies.contrast.texts import cyclic_texts, labels_of
 from mechrep.studies.head_controls import control_heads
 from mechrep.text.corpus import Corpus
 
 Unit = tuple[int, int]
+HeadSet = tuple[str, str, int, list[Unit]]  # condition that they matter in, selection, draw, heads
 
 
 def head_dissociation(
@@ -37,7 +40,9 @@ def head_dissociation(
     reference: Corpus | None = None,
     when: When = "all",
     copies: int = COPIES,
+    strict: bool = True,
     seed: int = 0,
+    store: str | Path | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
     """Cut the ``k`` heads that matter most in each condition, together, in texts on which they were not found.
@@ -52,7 +57,10 @@ def head_dissociation(
         reference: as there.
         when: as there.
         copies: as there.
+        strict: refuse controls that cannot be drawn; otherwise they are left out, and ``attrs["left_out"]`` of the
+            table says why.
         seed: of the split and the draws.
+        store: folder in which finished shards of texts are kept.
         progress: show a progress bar.
 
     Returns:
@@ -79,24 +87,21 @@ def head_dissociation(
     find, test = halves(joined, seed)
     known = reference_of(model, reference) if op in ("mean", "resample") else None
     effects = ablation_contrast(
-        model, [find], ops=[op], reference=reference, when=when, copies=copies, seed=seed, progress=progress
-    ).head_effects()
-    anatomy = model.anatomy
-    sets: list[tuple[str, str, int, list[Unit]]] = []
-    for condition in dict.fromkeys(labels_of(find)):
-        top = effects.top(k, condition)
-        sets.append((condition, "top", 0, top))
-        for control in controls:
-            for draw in range(draws):
-                drawn = control_heads(
-                    control, top, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, seed=seed + draw
-                )
-                sets.append((condition, control, draw, drawn))
+        model, [find], ops=[op], reference=reference, when=when, copies=copies, seed=seed, store=store,
+        progress=progress,
+    ).head_effects()  # fmt: skip
+    tops = {condition: effects.top(k, condition) for condition in dict.fromkeys(labels_of(find))}
+    sets, left_out = _head_sets(model, tops, controls, range(seed, seed + draws), strict)
     cut = op if known is None else known.op(op, seed)
     cuts: list[Intervention | None] = [None, *(Heads(units, cut, when) for *_, units in sets)]
-    scored = score_tokens(model, scored_texts(test, when), cuts, progress=progress, what="cutting sets of heads")
-    means = [torch.from_numpy(copy_means(test, i, s.log_probability, copies)) for i, s in enumerate(scored)]
-    values = torch.stack([mean.nanmean(1) for mean in means]).numpy()
+    config = {"study": "head dissociation", "sets": [list(one) for one in sets], "op": op, "when": when}
+    if known is not None:
+        config["reference"] = [float(known.mean.double().sum()), len(known.samples)]
+    by_copy = copy_scores(
+        model, test, cuts, when=when, copies=copies, store=store, progress=progress, what="cutting sets of heads",
+        provenance=provenance_of(model, test, config | {"copies": copies, "seed": seed}),
+    )  # fmt: skip
+    values = _known_mean(by_copy)
     changes, labels = values[:, 1:] - values[:, :1], np.array(labels_of(test), dtype=object)
     rows = []
     for number, (owner, selection, draw, units) in enumerate(sets):
@@ -107,7 +112,37 @@ def head_dissociation(
             names = " ".join(f"{layer}.{head}" for layer, head in units)
             rows.append((owner, selection, draw, names, condition, here.mean(), *ends, len(here)))
     columns = ["heads_of", "selection", "draw", "heads", "condition", "effect", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def _head_sets(
+    model: Model, tops: dict[str, list[Unit]], controls: Sequence[str], seeds: Sequence[int], strict: bool
+) -> tuple[list[HeadSet], dict[str, str]]:
+    """Sets to cut, and why some control is not among them."""
+    anatomy, sets, left_out = model.anatomy, [], {}
+    for condition, top in tops.items():
+        sets.append((condition, "top", 0, top))
+        for control in controls:
+            try:
+                drawn = [
+                    control_heads(control, top, n_layers=anatomy.n_layers, n_heads=anatomy.n_heads, seed=one)
+                    for one in seeds
+                ]
+            except InputError as error:
+                if strict:
+                    raise
+                left_out[f"{control}, {condition}"] = str(error)
+                continue
+            sets += [(condition, control, draw, units) for draw, units in enumerate(drawn)]
+    return sets, left_out
+
+
+def _known_mean(values: Float[np.ndarray, "text cut copy"]) -> Float[np.ndarray, "text cut"]:
+    """Mean over the copies that a text has; NaN where it has none."""
+    counts = (~np.isnan(values)).sum(-1)
+    return np.divide(np.nansum(values, -1), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
 
 def halves(corpus: Corpus, seed: int) -> tuple[Corpus, Corpus]:

@@ -9,6 +9,7 @@ so that heads which attend by position see the same distances.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,11 +22,11 @@ from mechrep.generation.conditions.joined import joined_conditions
 from mechrep.interventions import Heads, mean
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
-from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.studies.ablation.scores import ScoredText, score_tokens
 from mechrep.studies.contrast.ablation import all_heads
 from mechrep.studies.contrast.result import HeadContrastResult
+from mechrep.studies.contrast.shards import in_shards
 from mechrep.studies.contrast.texts import cyclic_texts, labels_of
 from mechrep.text.corpus import Corpus
 
@@ -37,6 +38,7 @@ def patching_contrast(
     *,
     copy: int = 1,
     seed: int = 0,
+    store: str | Path | None = None,
     progress: bool | None = None,
 ) -> HeadContrastResult:
     """Patch every head alone, from donor texts into the texts of conditions.
@@ -50,6 +52,7 @@ def patching_contrast(
         donors: a condition, whose texts give ``z``; its own texts are not patched.
         copy: copy whose first token is predicted, from 1, the second copy, on.
         seed: of the choice of donors.
+        store: folder in which finished shards of texts are kept.
         progress: show a progress bar.
 
     Returns:
@@ -81,23 +84,28 @@ def patching_contrast(
     for corpus in (joined, giving):
         corpus.check_model(model)
     corpus, heads, cache = cyclic_texts(joined), all_heads(model), CorpusCache(model, giving, progress=False)
-    generator = np.random.default_rng(seed)
+    config = {"study": "patching contrast", "donors": donors.fingerprint(), "copy": copy, "seed": seed}
+    provenance = provenance_of(model, corpus, config)
+
+    def patched(text: int) -> np.ndarray:
+        place = _place(corpus, text, copy)
+        chosen = (
+            None if place is None else _donor(corpus, text, place, giving, copy, np.random.default_rng([seed, text]))
+        )
+        if place is None or chosen is None:
+            return np.full(len(heads) + 1, np.nan)
+        table = _outputs(cache, *chosen)
+        asked = ScoredText(tuple(corpus.row(text)[: place + 1]), place, place - 1, text)
+        (scores,) = score_tokens(model, [asked], [None, *(Heads([one], mean(table)) for one in heads)], progress=False)
+        return scores.log_probability[:, 0].numpy()
+
+    found = in_shards(
+        corpus.frame["id"].astype(str).tolist(), lambda texts: [patched(text) for text in texts],
+        provenance=provenance, store=store, what="patching heads", progress=progress,
+    )  # fmt: skip
+    values = torch.from_numpy(np.stack(found))
     size = (1, len(corpus), 1, model.anatomy.n_layers, model.anatomy.n_heads)
-    effects, untouched = torch.zeros(size, dtype=torch.float64), torch.zeros(len(corpus), 1, dtype=torch.float64)
-    with progress_bar(len(corpus), "patching heads", "text", progress) as bar:
-        for text in range(len(corpus)):
-            place = _place(corpus, text, copy)
-            chosen = None if place is None else _donor(corpus, text, place, giving, copy, generator)
-            bar.update(1)
-            if place is None or chosen is None:
-                effects[0, text], untouched[text] = torch.nan, torch.nan
-                continue
-            table = _outputs(cache, *chosen)
-            asked = ScoredText(tuple(corpus.row(text)[: place + 1]), place, place - 1, text)
-            cuts = [None, *(Heads([unit], mean(table)) for unit in heads)]
-            (scores,) = score_tokens(model, [asked], cuts, progress=False)
-            values = scores.log_probability[:, 0]
-            effects[0, text, 0], untouched[text, 0] = (values[1:] - values[0]).view(size[3:]), values[0]
+    effects, untouched = (values[:, 1:] - values[:, :1]).view(size), values[:, :1].clone()
     if untouched.isnan().all():
         raise NothingFoundError(
             f"{len(giving)} donors, none as long as any of {len(corpus)} texts at the position asked about",
@@ -105,10 +113,9 @@ def patching_contrast(
             "build controls with more max_new_tokens, or patch from another condition",
         )
     name = "+".join(sorted(set(donors.frame["builder"])))
-    config = {"study": "patching contrast", "donors": donors.fingerprint(), "copy": copy, "seed": seed}
     return HeadContrastResult(
-        provenance_of(model, corpus, config),
-        effects=effects,
+        provenance,
+        effects=effects.contiguous(),
         untouched=untouched,
         ops=[f"patched from {name}"],
         ids=corpus.frame["id"].tolist(),
