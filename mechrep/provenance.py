@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import platform
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -13,12 +14,17 @@ _PACKAGES = ("mechrep", "transformer-lens", "transformers", "torch", "numpy")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that can change a number.
+    """Versions of the packages that can change a number; every caller has a record of its own.
 
     Example:
         >>> "torch" in package_versions()
         True
     """
+    return dict(_versions())
+
+
+@functools.cache  # installed packages do not change while a program runs, and looking them up reads files
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -56,7 +62,7 @@ class Provenance:
 
 
 def provenance_of(model: Any, corpus: Any, config: dict[str, Any]) -> Provenance:
-    """Provenance of a result measured with ``model`` on ``corpus`` (any two objects of mechrep's own kinds)."""
+    """Provenance of a result measured with ``model`` on ``corpus`` (mechrep's own kinds; ``None`` without texts)."""
     facts = {
         "name": model.name,
         "revision": model.revision,
@@ -66,10 +72,14 @@ def provenance_of(model: Any, corpus: Any, config: dict[str, Any]) -> Provenance
         "device": str(model.device),
         "processed": model.processed,
     }
-    texts = {
-        "fingerprint": corpus.fingerprint(),
-        "texts": len(corpus),
-        "bos_policy": corpus.bos_policy,
-        "tokenizer": corpus.tokenizer,
-    }
+    texts = (
+        {}
+        if corpus is None
+        else {
+            "fingerprint": corpus.fingerprint(),
+            "texts": len(corpus),
+            "bos_policy": corpus.bos_policy,
+            "tokenizer": corpus.tokenizer,
+        }
+    )
     return Provenance(facts, texts, config)

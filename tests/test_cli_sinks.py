@@ -13,6 +13,7 @@ from mechrep.analyzers.sinks.repeat_norms_result import RepeatNormResult
 from mechrep.analyzers.sinks.result import SinkResult
 from mechrep.cli import app
 from mechrep.studies.repeat_behaviour_result import RepeatBehaviourResult
+from mechrep.studies.sink_ablation_result import MEASURES, SinkCutResult
 
 FIGURES = ("norms-by-layer", "norms-vs-repeats", "sink-heads", "attention")
 
@@ -34,9 +35,12 @@ def test_a_model_with_a_sink(tmp_path: Path) -> None:
     assert RepeatNormResult.load(tmp_path / "repeats").repeats[-1] == 60
     behaviour = RepeatBehaviourResult.load(tmp_path / "behaviour")
     assert list(behaviour.conditions) == ["none", "sink", "matched", "random 0", "random 1", "random 2"]
-    for name in ("layers", "norms", "repeats", "heads", "behaviour"):
+    cut = SinkCutResult.load(tmp_path / "ablation")
+    assert [list(unit) for unit in cut.units[1]] == [list(unit) for unit in sink.neurons] and "layer_matched" in output
+    assert all(measure in output for measure in MEASURES)
+    for name in ("layers", "norms", "repeats", "heads", "ablation", "behaviour"):
         assert len(pd.read_parquet(tmp_path / f"{name}.parquet"))
-    for name in (*FIGURES, "behaviour"):
+    for name in (*FIGURES, "cause", "behaviour"):
         assert "plotly" in (tmp_path / f"{name}.html").read_text(encoding="utf-8")
 
 
@@ -52,4 +56,5 @@ def test_a_model_without_a_sink(tmp_path: Path, shared: Path) -> None:
     assert largest < 5, "no repeat is as large as a sink would be"
     assert f"{largest:.3g} times the typical norm" in output
     assert not (tmp_path / "behaviour").exists()
+    assert "no neurons to set to zero" in output and not (tmp_path / "ablation").exists()
     assert all((tmp_path / f"{name}.html").is_file() for name in FIGURES)

@@ -9,6 +9,7 @@ from mechrep.cli import (  # noqa: F401 - each adds its command
     first_token,
     generate,
     heads,
+    information,
     models,
     neurons,
     patch,

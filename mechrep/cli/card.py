@@ -14,6 +14,7 @@ from mechrep.cli.options import (
     ModelName,
     Revision,
     Seed,
+    SinkLayer,
     existing_file,
     load_named,
     make_folder,
@@ -30,6 +31,7 @@ def card(
         str | None, typer.Option(help="Measure checkpoints too: step0,step512,... or, for an embedded model, all.")
     ] = None,
     prompts: Annotated[int, typer.Option(min=8, help="Sampled prompts for the share that loops.")] = 256,
+    sink_layer: SinkLayer = None,
     held_out: Annotated[Path | None, existing_file("Text for losses and sinks (UTF-8).")] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -44,11 +46,11 @@ def card(
     from mechrep.studies.card import measure_card
     from mechrep.views.terminal import card_table
 
-    result = measure_card(loaded, held_out_text=text, prompts=prompts, seed=seed)
+    result = measure_card(loaded, held_out_text=text, prompts=prompts, sink_layer=sink_layer, seed=seed)
     result.save(out / "card")
     typer.echo(card_table(result))
     if wanted is not None:
-        _card_history(model, wanted, prompts, seed, out)
+        _card_history(model, wanted, prompts, sink_layer, seed, out)
     typer.echo(out)
 
 
@@ -63,13 +65,13 @@ def _revisions(model: str, text: str) -> list[str]:
     return tiny.revisions(model)
 
 
-def _card_history(model: str, revisions: list[str], prompts: int, seed: int, out: Path) -> None:
+def _card_history(model: str, revisions: list[str], prompts: int, sink_layer: int | None, seed: int, out: Path) -> None:
     from mechrep.models import tiny
     from mechrep.studies.card_history import appearances, card_history
     from mechrep.views.card_plots import history_figure
     from mechrep.views.terminal import text_table
 
-    history = card_history(model, revisions, prompts=prompts, seed=seed)
+    history = card_history(model, revisions, prompts=prompts, sink_layer=sink_layer, seed=seed)
     tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history(model)} if model in tiny.NAMES else None
     try:
         history.to_json(out / "history.jsonl", orient="records", lines=True)

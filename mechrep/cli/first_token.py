@@ -14,6 +14,7 @@ from mechrep.cli.options import (
     ModelName,
     Revision,
     Seed,
+    SinkLayer,
     existing_file,
     load_named,
     make_folder,
@@ -31,6 +32,7 @@ def first_token(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder for results, tables and figures.")] = Path("first-token"),
     texts: Annotated[Path | None, existing_file("A text to measure on; held-out English by default.")] = None,
+    layer: SinkLayer = None,
     triples: Annotated[int, typer.Option(min=20, help="Triples of consecutive tokens.")] = 1000,
     repeats: Annotated[int | None, typer.Option(min=8, help="Copies of a token; 500 or what fits by default.")] = None,
     seed: Seed = 0,
@@ -44,7 +46,7 @@ def first_token(
     from mechrep.analyzers.first_token.find_first_token import first_token_parts
 
     given = None if texts is None else [read_text(texts)]
-    parts = first_token_parts(loaded, texts=given, triples=triples, repeats=repeats, seed=seed)
+    parts = first_token_parts(loaded, texts=given, layer=layer, triples=triples, repeats=repeats, seed=seed)
     result = parts.summary()
     result.save(out / "result")
     _save(parts, out)

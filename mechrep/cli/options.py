@@ -31,6 +31,9 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+SinkLayer = Annotated[
+    int | None, typer.Option(min=0, help="A layer to take as the sink layer; that of the largest jump by default.")
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="mechrep-tiny, a hub name, or a local folder.")]
 Revision = Annotated[str | None, typer.Option(help="Checkpoint of the model, e.g. step512.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")]

@@ -16,6 +16,7 @@ from mechrep.cli.options import (
     PresetOption,
     Revision,
     Seed,
+    SinkLayer,
     Texts,
     existing_file,
     load_named,
@@ -24,7 +25,8 @@ from mechrep.cli.options import (
     read_text,
 )
 
-_PARTS = ("neurons", "heads")  # of mechrep.studies.full_study, which would take seconds to import
+_PARTS = ("neurons", "heads", "sinks", "first-layer", "patch", "conditions", "information", "training")
+# Those of mechrep.studies.full_study, which would take seconds to import.
 
 
 @app.command(short_help="The whole study, as one HTML page.")
@@ -44,14 +46,17 @@ def report(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of each control.")] = 3,
     seed: Seed = 0,
+    sink_layer: SinkLayer = None,
     held_out: Annotated[Path | None, existing_file("Text for the perplexity (UTF-8).")] = None,
     device: Device = None,
     dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
-    """Find repetition neurons and copying heads, cut them beside controls, and write one HTML report.
+    """Ask every question of mechrep of one model, beside controls, and write the answers as one HTML page.
 
-    The page is written after every part, and grows.
+    Repetition neurons, copying heads, attention sinks, the first layer, the sink patch with benchmarks, natural loops
+    against copying, attention to low-information tokens, and mechanisms over training.  The page is written after every
+    part, and grows.
     Stopped runs go on where they were when the same command is given again.
     """
     numbers, parts = parse_numbers(ks), _parts(only)
@@ -68,6 +73,7 @@ def report(
         ks=numbers,
         seeds=seeds,
         held_out_text=held_out_text,
+        sink_layer=sink_layer,
         store=out / "store",
         seed=seed,
     )

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mechrep.cli.app import app
-from mechrep.cli.options import Device, DtypeOption, ModelName, Revision, Seed, load_named, make_folder, save_frame
+from mechrep.cli.options import (
+    Device,
+    DtypeOption,
+    ModelName,
+    Revision,
+    Seed,
+    SinkLayer,
+    load_named,
+    make_folder,
+    save_frame,
+)
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from mechrep.analyzers.sinks.result import SinkResult
-    from mechrep.models.model import Model
+    from mechrep.studies.sink_study import SinkStudy
     from mechrep.studies.sink_tables import SinkTables
 
 
@@ -24,7 +32,9 @@ def sinks(
     out: Annotated[Path, typer.Option(help="Folder for results, tables and figures.")] = Path("sinks"),
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to repeat.")] = 32,
     repeats: Annotated[int | None, typer.Option(min=2, help="Copies of each; up to 512 by default.")] = None,
+    layer: SinkLayer = None,
     behaviour: Annotated[bool, typer.Option(help="Also ask whether the model can repeat these tokens.")] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of each control.")] = 3,
     seed: Seed = 0,
     device: Device = None,
     dtype: DtypeOption = None,
@@ -33,32 +43,45 @@ def sinks(
     """Look for an attention sink at the first position, beside models that know nothing; then for its cause.
 
     Prints norms, sink layer, sink neurons and whether the ways to find them agree, heads that rest on the first
-    position, what repeated tokens do, and whether published findings are met.
+    position, what repeated tokens do, whether published findings are met, and what is lost without the sink neurons.
     """
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers.sinks.find_sink import find_sink
-    from mechrep.studies.sink_tables import measure_tables
+    from mechrep.studies.sink_study import run_sink_study
 
-    result = find_sink(loaded, seed=seed)
-    result.save(out / "sink")
-    save_frame(result.to_frame(), out / "layers.parquet")
-    tables = measure_tables(loaded, result, tokens=tokens, repeats=repeats, seed=seed)
-    for name, part in (("norms", tables.norms), ("repeats", tables.repeats), ("heads", tables.heads)):
-        part.save(out / name)
-        save_frame(part.to_frame(), out / f"{name}.parquet")
-    _print_finding(loaded, result, tables)
-    _draw(loaded, result, tables, out)
-    if behaviour:
-        _behaviour(loaded, result, tables, out, seed)
+    options = {
+        "layer": layer,
+        "seeds": seeds,
+        "tokens": tokens,
+        "repeats": repeats,
+        "behaviour": behaviour,
+        "seed": seed,
+    }
+    study = run_sink_study(loaded, **options)
+    _save(study, out)
+    _print_finding(study)
+    _print_causes(study)
+    _draw(study, out)
+    _print_behaviour(study)
     typer.echo(out)
 
 
-def _print_finding(model: Model, result: SinkResult, tables: SinkTables) -> None:
+def _save(study: SinkStudy, out: Path) -> None:
+    tables = study.tables
+    parts = {"sink": study.sink, "norms": tables.norms, "repeats": tables.repeats, "heads": tables.heads}
+    parts |= {"ablation": study.ablation, "behaviour": study.behaviour}
+    for name, part in parts.items():
+        if part is not None:
+            part.save(out / name)
+            save_frame(part.to_frame(), out / f"{'layers' if name == 'sink' else name}.parquet")
+
+
+def _print_finding(study: SinkStudy) -> None:
     import pandas as pd
 
     from mechrep.views.terminal import text_table
 
+    result, tables = study.sink, study.tables
     typer.echo(result.reason)
     typer.echo(f"null models: norm ratios {_numbers(result.null_ratios)}, best heads {_numbers(result.null_alphas)}")
     typer.echo("\nnorms of the residual stream after each layer")
@@ -76,7 +99,7 @@ def _print_finding(model: Model, result: SinkResult, tables: SinkTables) -> None
     sink = [(layer, head) in resting for layer, head in zip(shown["layer"], shown["head"], strict=True)]
     typer.echo(f"\nheads that attend most to the first position ({len(resting)} of {len(heads)} rest on it)")
     typer.echo(text_table(shown.assign(sink=sink)))
-    typer.echo(f"\n{_published(model.name, result)}")
+    typer.echo(f"\n{_published(study)}")
 
 
 def _numbers(values: object) -> str:
@@ -95,48 +118,63 @@ def _repeats(result: SinkResult, tables: SinkTables) -> str:
     return f"{about}; {moved.share:.0%} come at least half-way (log scale) to the norm of BOS"
 
 
-def _published(name: str, result: SinkResult) -> str:
-    from mechrep.analyzers.sinks.known_sinks import is_known, matches_known
+def _published(study: SinkStudy) -> str:
+    if study.known == "unknown":
+        return f"nothing is published on {study.model_name} as far as known_sinks() knows"
+    met = "met" if study.known == "met" else "NOT met"
+    return f"published sinks of {study.model_name}: {met}; see known_sinks()"
 
-    if not is_known(name):
-        return f"nothing is published on {name} as far as known_sinks() knows"
-    return f"published sinks of {name}: {'met' if matches_known(name, result) else 'NOT met'}; see known_sinks()"
+
+def _print_causes(study: SinkStudy) -> None:
+    from mechrep.views.terminal import text_table
+
+    if study.ablation is None:
+        typer.echo("\nno neurons to set to zero")
+        return
+    frame = study.ablation.summary()
+    columns = ["cut", "measure", "untouched", "value", "change", "low", "high", "n", "beyond"]
+    columns += [name for name in frame if name in set(study.ablation.selections)]
+    cut = ", ".join(f"{name}: {len(study.ablation.neurons_of(name))}" for name in study.ablation.cut_names)
+    typer.echo(
+        f"\nsink neurons set to zero ({cut}), 95 % intervals of the change; mean change with as many other neurons; "
+        "beyond: the interval lies beyond every draw of them and beyond 0"
+    )
+    typer.echo(text_table(frame[columns]))
 
 
-def _draw(model: Model, result: SinkResult, tables: SinkTables, out: Path) -> None:
-    from mechrep.views.repeat_plots import text_against_repeats_figure
+def _draw(study: SinkStudy, out: Path) -> None:
+    from mechrep.views.repeat_plots import repeat_behaviour_figure, text_against_repeats_figure
+    from mechrep.views.sink_cause_plots import sink_cause_figure
     from mechrep.views.sink_plots import norms_by_layer_figure, norms_vs_repeats_figure, sink_heads_figure
 
+    result, tables = study.sink, study.tables
     layer = tables.layer(result)
-    names = {token: model.decode([token]) for token in tables.repeats.token_ids}
     figures = {
         "norms-by-layer": norms_by_layer_figure(tables.norms),
-        "norms-vs-repeats": norms_vs_repeats_figure(tables.repeats, layer, tables.norms.other_norm, names=names),
+        "norms-vs-repeats": norms_vs_repeats_figure(tables.repeats, layer, tables.norms.other_norm, names=study.names),
         "sink-heads": sink_heads_figure(tables.heads),
         "attention": text_against_repeats_figure(
             [tables.text_pattern, tables.repeat_pattern],
-            [[model.decode([token]) for token in ids] for ids in (tables.text_ids, tables.repeat_ids)],
+            [study.text_tokens, study.repeat_tokens],
             head=result.best_head,
-            name=model.name,
+            name=study.model_name,
         ),
     }
+    if study.ablation is not None:
+        figures["cause"] = sink_cause_figure(study.ablation)
+    if study.behaviour is not None:
+        figures["behaviour"] = repeat_behaviour_figure(study.behaviour)
     for name, figure in figures.items():
         figure.write_html(out / f"{name}.html", include_plotlyjs=True)
 
 
-def _behaviour(model: Model, result: SinkResult, tables: SinkTables, out: Path, seed: int) -> None:
-    from mechrep.studies.repeat_behaviour import repeat_behaviour, sink_conditions
-    from mechrep.views.repeat_plots import repeat_behaviour_figure
+def _print_behaviour(study: SinkStudy) -> None:
     from mechrep.views.terminal import text_table
 
-    conditions = None
-    if tables.neurons is not None:
-        conditions = sink_conditions(tables.neurons, max(1, len(result.neurons)), seed=seed)
-    found = repeat_behaviour(model, list(tables.repeats.token_ids), interventions=conditions, seed=seed)
-    found.save(out / "behaviour")
-    frame: pd.DataFrame = found.to_frame()
-    save_frame(frame, out / "behaviour.parquet")
-    repeat_behaviour_figure(found).write_html(out / "behaviour.html", include_plotlyjs=True)
+    found = study.behaviour
+    if found is None:
+        return
+    frame = found.to_frame()
     last = frame[frame["repeats"] == found.repeats[-1]]
     columns = ["condition", "p_next", "p_low", "p_high", "run", "diverged", "diverged_low", "diverged_high"]
     typer.echo(f"\nafter {found.repeats[-1]} copies, {found.new_tokens} more asked for")

@@ -14,10 +14,12 @@ from torch import Tensor
 from mechrep.analyzers.heads.scores import HeadScoreResult, HeadScores
 from mechrep.analyzers.sinks.ablation import sink_neuron_ablation
 from mechrep.analyzers.sinks.attention_sinks import AttentionSinkResult, AttentionSinks
+from mechrep.analyzers.sinks.first_position import attention_sinks
 from mechrep.analyzers.sinks.neurons import sink_neurons
 from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms
 from mechrep.analyzers.sinks.repeat_norms import RepeatNormResult, RepeatNorms
 from mechrep.cache.corpus_cache import CorpusCache
+from mechrep.errors import InputError
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.stats import paired_bootstrap_interval, proportion_interval
@@ -38,13 +40,22 @@ _REPEATED_TOKENS = 96
 _LONGEST = 1024  # positions, where the context would allow more
 
 
-def measure_card(model: Model, *, held_out_text: str | None = None, prompts: int = 256, seed: int = 0) -> CardResult:
+def measure_card(
+    model: Model,
+    *,
+    held_out_text: str | None = None,
+    prompts: int = 256,
+    sink_layer: int | None = None,
+    seed: int = 0,
+) -> CardResult:
     """Measure every phenomenon that mechrep studies on one model.
 
     Args:
         model: the model.
         held_out_text: English by default (public-domain books that mechrep-tiny was not trained on).
         prompts: sampled prompts for the share that loops.
+        sink_layer: where norms are compared, for a model whose sink more than one layer makes; that of the largest jump
+            by default.
         seed: of prompts, random repeats and draws.
 
     Returns:
@@ -66,13 +77,16 @@ def measure_card(model: Model, *, held_out_text: str | None = None, prompts: int
     attention, norms = CorpusCache(model, windows, progress=False).run(AttentionSinks(SINK_ATTENTION), SinkNorms())
     assert isinstance(attention, AttentionSinkResult)
     assert isinstance(norms, SinkNormResult)
+    layer = norms.ranking()[0] if sink_layer is None else sink_layer
+    if not 0 <= layer < model.anatomy.n_layers:
+        raise InputError(f"layer {layer}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count layers from 0")
     rows = [
         *_language(model, text, default_text=held_out_text is None),
         _loops(model, prompts, seed),
         *_copying(model, seed),
         *_sinks(attention),
-        *_norms(model, windows, norms, seed),
-        *_repeated_tokens(model, text, norms, attention, seed),
+        *_norms(model, windows, norms, layer, seed),
+        *_repeated_tokens(model, text, norms, layer, attention, seed),
     ]
     return card_of(rows, model, windows, study="card", prompts=prompts, seed=seed)
 
@@ -169,15 +183,14 @@ def _sinks(attention: AttentionSinkResult) -> list[CardRow]:
     ]
 
 
-def _norms(model: Model, windows: Corpus, norms: SinkNormResult, seed: int) -> list[CardRow]:
-    layer = norms.ranking()[0]
+def _norms(model: Model, windows: Corpus, norms: SinkNormResult, layer: int, seed: int) -> list[CardRow]:
     ratio = float(norms.ratio[layer + 1])
     n = f"{norms.n_texts} windows"
     scores = sink_neurons(model, windows, layer)
     cut = sink_neuron_ablation(model, windows, scores, k=_CUT, seed=seed)
     removed, random = float(cut.removed_by(f"top {_CUT}")), float(cut.removed_by("random").mean())
     names = ", ".join(str(neuron) for neuron in scores.ranking()[:_CUT])
-    measure = "norm at the first position over the mean elsewhere, after the layer of its jump"
+    measure = "norm at the first position over the mean elsewhere, after the sink layer"
     return [
         CardRow("BOS norm", measure, ratio, n=n, least=5.0, note=f"layer {layer}"),
         CardRow(
@@ -192,18 +205,18 @@ def _norms(model: Model, windows: Corpus, norms: SinkNormResult, seed: int) -> l
 
 
 def _repeated_tokens(
-    model: Model, text: str, norms: SinkNormResult, attention: AttentionSinkResult, seed: int
+    model: Model, text: str, norms: SinkNormResult, layer: int, attention: AttentionSinkResult, seed: int
 ) -> list[CardRow]:
     """One token over and over, up to the context length: does its norm move to that of BOS, does the sink spread?"""
-    layer, length = norms.ranking()[0], min(model.anatomy.n_ctx, _LONGEST)
+    length = min(model.anatomy.n_ctx, _LONGEST)
     ordinary = sorted(set(range(model.anatomy.d_vocab)) - set(model.special_ids))
     chosen = np.random.default_rng(seed).choice(ordinary, min(_REPEATED_TOKENS, len(ordinary)), replace=False)
     corpus = repeated_tokens(model, sorted(chosen.tolist()), length - 1, bos=True)
-    repeats, on_repeats = CorpusCache(model, corpus, progress=False).run(RepeatNorms(), AttentionSinks(SINK_ATTENTION))
+    (repeats,) = CorpusCache(model, corpus, progress=False).run(RepeatNorms())
     assert isinstance(repeats, RepeatNormResult)
-    assert isinstance(on_repeats, AttentionSinkResult)
-    (on_text,) = CorpusCache(model, loss_windows(model, text), progress=False).run(AttentionSinks(SINK_ATTENTION))
-    assert isinstance(on_text, AttentionSinkResult)
+    # By rows of the pattern where texts are long: whole patterns would be positions x positions numbers per head.
+    on_repeats = attention_sinks(model, corpus, epsilon=SINK_ATTENTION)
+    on_text = attention_sinks(model, loss_windows(model, text), epsilon=SINK_ATTENTION)
     moved = repeats.moved(layer, norms.other_norm)
     count = 0 if np.isnan(moved.share) else round(moved.share * len(corpus))
     low, high = proportion_interval(count, len(corpus)) if not moved.reason else (float("nan"), float("nan"))

@@ -15,7 +15,13 @@ HALF = 0.5  # of the way from the untrained model to the largest value: "has app
 
 
 def card_history(
-    name: str, revisions: Sequence[str], *, prompts: int = 128, seed: int = 0, progress: bool | None = None
+    name: str,
+    revisions: Sequence[str],
+    *,
+    prompts: int = 128,
+    sink_layer: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Measure the card at every revision, one model in memory at a time.
 
@@ -23,6 +29,7 @@ def card_history(
         name: a model with revisions, ``"mechrep-tiny"`` or a hub name.
         revisions: in the order of training.
         prompts: sampled prompts for the share that loops.
+        sink_layer: see :func:`~mechrep.studies.card.measure_card`.
         seed: of prompts, random repeats and draws.
         progress: show a progress bar.
 
@@ -37,7 +44,7 @@ def card_history(
     frames = []
     with progress_bar(len(revisions), "measuring checkpoints", "checkpoint", progress) as bar:
         for revision in revisions:
-            card = measure_card(load_model(name, revision=revision), prompts=prompts, seed=seed)
+            card = measure_card(load_model(name, revision=revision), prompts=prompts, sink_layer=sink_layer, seed=seed)
             frames.append(card.to_frame().assign(revision=revision))
             bar.update(1)
     return pd.concat(frames, ignore_index=True)

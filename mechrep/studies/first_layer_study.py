@@ -79,6 +79,7 @@ def run_first_layer_study(
     texts: Corpus | Sequence[str] | None = None,
     token_ids: Sequence[int] | None = None,
     prefix: Sequence[int] | None = None,
+    layer: int | None = None,
     triples: int = 1000,
     repeats: int | None = None,
     store: str | Path | None = None,
@@ -92,6 +93,7 @@ def run_first_layer_study(
         texts: a corpus, or texts; held-out English by default.
         token_ids: tokens that are repeated; the most frequent of held-out English by default.
         prefix: ids in front of the copies; ``"some prefix: "`` by default.
+        layer: whose MLP reads the mark; the first that sees layer 0 by default.
         triples: at most so many triples of consecutive tokens.
         repeats: number of copies; by default 500, or what the model reads.
         store: folder in which the measurements are kept, so that the same study is read and not made again.
@@ -112,7 +114,7 @@ def run_first_layer_study(
         ('mechrep-tiny', True)
     """
     corpus = corpus_of(model, texts)
-    config = {"study": "first-layer", "triples": triples, "repeats": repeats, "seed": seed}
+    config = {"study": "first-layer", "layer": layer, "triples": triples, "repeats": repeats, "seed": seed}
     given = {"token_ids": _listed(token_ids), "prefix": _listed(prefix)}
     provenance = provenance_of(model, corpus, config | given)
     journal = None if store is None else Journal(Path(store), provenance)
@@ -120,7 +122,14 @@ def run_first_layer_study(
         parts = _find(journal)
         if parts is None:
             parts = first_token_parts(
-                model, texts=corpus, token_ids=token_ids, prefix=prefix, triples=triples, repeats=repeats, seed=seed
+                model,
+                texts=corpus,
+                token_ids=token_ids,
+                prefix=prefix,
+                layer=layer,
+                triples=triples,
+                repeats=repeats,
+                seed=seed,
             )
             _keep(journal, parts)
         bar.update()

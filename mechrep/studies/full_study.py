@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
-from mechrep.studies import head_study, repetition_study
+from mechrep.provenance import Provenance, provenance_of
+from mechrep.studies import (
+    condition_study,
+    first_layer_study,
+    head_study,
+    information_study,
+    repair_study,
+    repetition_study,
+    sink_study,
+    training_study,
+)
+from mechrep.text.windows import windows_of_text
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class StudySettings:
         ks: numbers of neurons to cut; by default up to 7 % of the model.
         seeds: draws of each control.
         held_out_text: English by default.
+        sink_layer: a layer to take as the sink layer, see :func:`mechrep.find_sink`.
         store: folder that lets a stopped study go on.
         seed: of prompts, splits and draws.
         progress: show progress bars.
@@ -39,14 +51,36 @@ class StudySettings:
     ks: Sequence[int] | None = None
     seeds: int = 3
     held_out_text: str | None = None
+    sink_layer: int | None = None
     store: Path | None = None
     seed: int = 0
     progress: bool | None = None
 
+    def common(self) -> dict[str, Any]:
+        """What every study takes."""
+        return {"store": self.store, "seed": self.seed, "progress": self.progress}
+
     def loops(self) -> dict[str, Any]:
-        """The arguments of studies of looping texts."""
-        names = ("preset", "n_loops", "n_others", "seeds", "held_out_text", "store", "seed", "progress")
-        return {name: getattr(self, name) for name in names}
+        """The arguments of the studies of looping texts."""
+        names = ("preset", "n_loops", "n_others", "seeds", "held_out_text")
+        return {name: getattr(self, name) for name in names} | self.common()
+
+
+@dataclass(frozen=True)
+class MissingStudy:
+    """A part for which this model has nothing to study, as its own answer on the page.
+
+    Attributes:
+        model_name: how the model was named.
+        part: name of the part.
+        reason: what was looked for and not found.
+        provenance: of the attempt.
+    """
+
+    model_name: str
+    part: str
+    reason: str
+    provenance: Provenance
 
 
 def _neurons(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
@@ -59,14 +93,56 @@ def _heads(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) ->
     return head_study.run_head_study(model, **known, **settings.loops())
 
 
+def _sinks(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    options = {"layer": settings.sink_layer, "seeds": settings.seeds, "held_out_text": settings.held_out_text}
+    return sink_study.run_sink_study(model, **options, **settings.common())
+
+
+def _first_layer(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    texts = None if settings.held_out_text is None else [settings.held_out_text]
+    return first_layer_study.run_first_layer_study(model, texts=texts, layer=settings.sink_layer, **settings.common())
+
+
+def _patch(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    text = settings.held_out_text
+    windows = None if text is None else windows_of_text(model, text, length=64, limit=100)
+    options = {"layer": settings.sink_layer, "seeds": settings.seeds, "texts": windows}
+    return repair_study.run_repair_study(model, **options, **settings.common())
+
+
+def _conditions(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    options = {"seeds": settings.seeds, "held_out_text": settings.held_out_text}
+    return condition_study.run_condition_study(model, **options, **settings.common())
+
+
+def _information(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) -> Any:
+    corpus = None if "neurons" not in earlier else earlier["neurons"].corpus
+    return information_study.run_information_study(model, corpus=corpus, **settings.loops())
+
+
+def _training(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    return training_study.run_training_study(model, **settings.common())
+
+
 Part = Callable[[Model, StudySettings, Mapping[str, Any]], Any]
-PARTS: Mapping[str, Part] = {"neurons": _neurons, "heads": _heads}
+PARTS: Mapping[str, Part] = {
+    "neurons": _neurons,
+    "heads": _heads,
+    "sinks": _sinks,
+    "first-layer": _first_layer,
+    "patch": _patch,
+    "conditions": _conditions,
+    "information": _information,
+    "training": _training,
+}
 
 
 def run_studies(
     model: Model, parts: Sequence[str] | None = None, settings: StudySettings | None = None
 ) -> Iterator[Any]:
     """Run the parts in the order of :data:`PARTS`, and hand over each study as soon as it is done.
+
+    A part that finds nothing to study gives a :class:`MissingStudy` with the reason, and the others go on.
 
     Args:
         model: the model.
@@ -75,6 +151,7 @@ def run_studies(
 
     Raises:
         InputError: an unknown part; and whatever a part raises.
+        NothingFoundError: what the last part raised, where none found anything.
 
     Example:
         >>> list(PARTS)[:2]
@@ -84,9 +161,15 @@ def run_studies(
     if unknown:
         raise InputError(f"part {unknown[0]!r}", f"some of {', '.join(PARTS)}", "choose among these")
     chosen = [name for name in PARTS if parts is None or name in parts]
-    shared, done = settings or StudySettings(), {}
+    shared, done, missing = settings or StudySettings(), {}, []
     with progress_bar(len(chosen), "report", "part", shared.progress) as bar:
         for name in chosen:
-            done[name] = PARTS[name](model, shared, done)
+            try:
+                done[name] = study = PARTS[name](model, shared, done)
+            except NothingFoundError as error:
+                missing.append(name)
+                if len(missing) == len(chosen):
+                    raise
+                study = MissingStudy(model.name, name, str(error), provenance_of(model, None, {"study": name}))
             bar.update()
-            yield done[name]
+            yield study

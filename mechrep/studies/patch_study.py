@@ -7,44 +7,41 @@ condition the same ordinary texts and the same repeated tokens are read, on the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.analyzers.sinks.attention_sinks import AttentionSinkResult, AttentionSinks
-from mechrep.analyzers.sinks.cause import begins_with_bos
 from mechrep.analyzers.sinks.find_sink import find_sink
-from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms, other_positions
+from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms
 from mechrep.analyzers.sinks.repeat_norms import RepeatNormResult, RepeatNorms
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.patched_model import PatchedModel
 from mechrep.interventions.base import Combined, Intervention
 from mechrep.interventions.sink_patch import SinkPatch
-from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
-from mechrep.models.reading import choose_view, read_activations
+from mechrep.models.reading import choose_view
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
-from mechrep.studies.controls import CONTROLS, Unit, _nearest, as_seeds, control_units
+from mechrep.studies.controls import CONTROLS, Unit, as_seeds
 from mechrep.studies.patch_result import ORIGINAL, PATCHED
 from mechrep.studies.patch_result import PatchStudyResult as PatchStudyResult
+from mechrep.studies.sink_measures import (
+    Cell,
+    control_cells,
+    ordinary_texts,
+    predictions,
+    repeated_stimulus,
+    second_half,
+    text_losses,
+)
 from mechrep.text.corpus import Corpus
-from mechrep.text.repeated import repeated_tokens
-from mechrep.text.windows import windows_of_text
-
-_LENGTH, _WINDOWS = 64, 100
-_TOKENS, _REPEATS = 16, 512
-_LOGITS_PER_BATCH = 2**24
-_TOKENS_PER_BATCH = 4096
 
 
 def run_patch_study(
@@ -100,9 +97,9 @@ def run_patch_study(
         >>> list(result.selections), result.summary()["measure"].tolist()[-1]
         (['original', 'patched', 'random'], 'perplexity')
     """
-    corpus = _corpus_of(model, texts)
+    corpus = ordinary_texts(model, texts)
     chosen = _found_patch(model, corpus, seed) if patch is None else _checked(model, patch)
-    stimulus = _stimulus(model, corpus, tokens, repeats)
+    stimulus = repeated_stimulus(model, corpus, tokens, repeats)
     view = choose_view(model, {Site.RESID_PRE, Site.RESID_POST, Site.MLP_POST, Site.PATTERN})
     cells = _conditions(model, chosen, controls, as_seeds(seeds), corpus, view)
     measured = []
@@ -131,24 +128,6 @@ class _Measured:
     losses: Tensor
 
 
-def _corpus_of(model: Model, texts: Corpus | Sequence[str] | None) -> Corpus:
-    if isinstance(texts, Corpus):
-        texts.check_model(model)
-        corpus = texts
-    elif model.tokenizer is None:
-        raise InputError(
-            f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
-        )
-    elif texts is not None:
-        corpus = Corpus.from_texts(texts, model=model)
-    else:
-        length = min(_LENGTH, model.anatomy.n_ctx)
-        corpus = windows_of_text(model, tiny.held_out_text(), length=length, limit=_WINDOWS)
-    if int(corpus.lengths.min()) < 2:
-        raise InputError("a text of one token", "at least two, one of them to predict", "leave it out")
-    return corpus
-
-
 def _found_patch(model: Model, corpus: Corpus, seed: int) -> SinkPatch:
     sink = find_sink(model, texts=corpus, seed=seed)
     if sink.layer is None:
@@ -167,59 +146,12 @@ def _checked(model: Model, patch: SinkPatch) -> SinkPatch:
     return patch
 
 
-def _stimulus(model: Model, corpus: Corpus, tokens: Sequence[int | str] | None, repeats: int | None) -> Corpus:
-    """Repeated tokens, with BOS where the texts have it."""
-    bos = begins_with_bos(model, corpus)
-    n = min(model.anatomy.n_ctx - bos, _REPEATS) if repeats is None else repeats
-    if n < 2:
-        raise InputError(f"repeats={n}", "at least 2", "raise it")
-    if tokens is None:
-        counted = Counter(token for text in range(len(corpus)) for token in corpus.row(text))
-        tokens = [token for token, _ in counted.most_common() if token not in model.special_ids][:_TOKENS]
-    if not tokens:
-        raise InputError("no token to repeat", "at least one", "pass tokens=, or texts that are not all special tokens")
-    return repeated_tokens(model, tokens, n, bos)
-
-
-Cell = tuple[str, int, tuple[Unit, ...]]
-
-
 def _conditions(
     model: Model, patch: SinkPatch, controls: Sequence[str], seeds: Sequence[int], corpus: Corpus, view: Any
 ) -> list[Cell]:
     """The untouched model, the patch, and every control from every seed."""
-    unknown = set(controls) - set(CONTROLS)
-    if unknown or len(set(controls)) < len(controls):
-        raise InputError(f"controls={list(controls)}", f"some of {CONTROLS}, each once", "choose among these")
-    cells: list[Cell] = [(ORIGINAL, 0, ()), (PATCHED, 0, patch.units)]
-    sizes = _sizes(model, corpus, patch.layer, view) if "activation_matched" in controls else np.zeros(0)
-    shape: dict[str, Any] = {"n_layers": model.anatomy.n_layers, "d_mlp": model.anatomy.d_mlp}
-    for control in controls:
-        for seed in seeds:
-            if control != "activation_matched":
-                drawn = control_units(control, patch.units, **shape, seed=seed)
-            else:
-                # Asked first, because it refuses a layer in which too few neurons are left.
-                control_units("layer_matched", patch.units, **shape, seed=seed)
-                free = np.setdiff1d(np.arange(shape["d_mlp"]), patch.neurons)
-                generator = np.random.default_rng([seed, CONTROLS.index(control), len(patch.neurons)])
-                drawn = [(patch.layer, n) for n in sorted(_nearest(sizes, patch.neurons, free, generator))]
-            cells.append((control, seed, tuple(drawn)))
-    return cells
-
-
-def _sizes(model: Model, corpus: Corpus, layer: int, view: Any) -> np.ndarray:
-    """Mean absolute activation of every neuron of the layer, after the product, at all positions but the first."""
-    total = torch.zeros(model.anatomy.d_mlp, dtype=torch.float64)
-    for rows in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])):
-        inside = other_positions(corpus.lengths[rows], corpus.tokens.shape[1])
-
-        def add(activation: Tensor, _site: Site, _layer: int, inside: Tensor = inside) -> None:
-            nonlocal total
-            total += activation[inside.to(activation.device)].abs().double().sum(0).cpu()
-
-        read_activations(model, corpus.tokens[rows].to(model.device), {Site.MLP_POST: [layer]}, add, view=view)
-    return (total / (corpus.lengths - 1).sum()).numpy()
+    drawn = control_cells(model, patch.layer, patch.neurons, controls, seeds, corpus, view)
+    return [(ORIGINAL, 0, ()), (PATCHED, 0, patch.units), *drawn]
 
 
 def _patch_of(units: Sequence[Unit]) -> Intervention | None:
@@ -248,24 +180,9 @@ def _measure(model: Model, corpus: Corpus, stimulus: Corpus, view: Any) -> _Meas
     (repeats,) = CorpusCache(model, stimulus, view=view, progress=False).run(RepeatNorms())
     assert isinstance(norms, SinkNormResult) and isinstance(heads, AttentionSinkResult)
     assert isinstance(repeats, RepeatNormResult)
-    half = int(stimulus.lengths[0]) - repeats.repeats[-1] // 2 - 1
-    continued = [hits[:, half:].float().mean(1) for _, hits, _ in _predictions(model, stimulus, view)]
-    losses = []
-    for lengths, _, scores in _predictions(model, corpus, view):
-        inside = torch.arange(scores.shape[1]) < (lengths - 1)[:, None]
-        losses.append(-(scores * inside).sum(1) / inside.sum(1))
-    return _Measured(norms, heads, repeats, torch.cat(continued), torch.cat(losses))
-
-
-def _predictions(model: Model, corpus: Corpus, view: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches: lengths; whether each next token is the most probable one; its log-probability ``[text pos]``."""
-    width = corpus.tokens.shape[1]
-    for rows in torch.arange(len(corpus)).split(max(1, _LOGITS_PER_BATCH // (width * model.anatomy.d_vocab))):
-        tokens = corpus.tokens[rows].to(model.device)
-        logits: Float[Tensor, "text pos d_vocab"] = model.plain_logits(tokens) if view == "plain" else model(tokens)
-        logits, following = logits[:, :-1].float(), tokens[:, 1:].to(logits.device)
-        scores = logits.gather(-1, following[..., None]).squeeze(-1) - logits.logsumexp(-1)
-        yield corpus.lengths[rows], (logits.argmax(-1) == following).cpu(), scores.cpu()
+    half = second_half(stimulus)
+    continued = [hits[:, half:].float().mean(1) for _, hits, _ in predictions(model, stimulus, view)]
+    return _Measured(norms, heads, repeats, torch.cat(continued), text_losses(model, corpus, view))
 
 
 def _result(

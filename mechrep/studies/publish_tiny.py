@@ -80,14 +80,18 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="--out folder of a finished training run")
     parser.add_argument("--data", type=Path, required=True, help="the run's .jsonl.gz with fields source and text")
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="kept steps to publish as revisions")
+    parser.add_argument(
+        "--sink-layer", type=int, help="where the card compares norms; that of the largest jump otherwise"
+    )
     arguments = parser.parse_args()
     name, folder = arguments.name, tiny.folder(arguments.name)
     copy_run(arguments.run, arguments.steps, folder)
     if name == tiny.DEFAULT:
         publish_text(arguments.run, arguments.data, folder)
-    history = card_history(name, tiny.revisions(name), prompts=PROMPTS)
+    options = {"prompts": PROMPTS, "sink_layer": arguments.sink_layer}
+    history = card_history(name, tiny.revisions(name), **options)
     history.to_json(folder / "phenomena.jsonl", orient="records", lines=True)
-    write_table(folder / "MODEL_CARD.md", measure_card(load_model(name), prompts=PROMPTS).to_markdown())
+    write_table(folder / "MODEL_CARD.md", measure_card(load_model(name), **options).to_markdown())
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ class SinkTables:
     neurons: SinkNeuronResult | None
     text_ids: list[int]
     repeat_ids: list[int]
-    text_pattern: Float[Tensor, "query_pos key_pos"]
-    repeat_pattern: Float[Tensor, "query_pos key_pos"]
+    text_pattern: Float[Tensor, "_ _"]
+    repeat_pattern: Float[Tensor, "_ _"]
 
     def layer(self, result: SinkResult) -> int:
         """The sink layer, or where there is none that of the largest excess jump."""
@@ -84,15 +84,22 @@ class SinkTables:
 
 
 def measure_tables(
-    model: Model, result: SinkResult, *, tokens: int = 32, repeats: int | None = None, seed: int = 0
+    model: Model,
+    result: SinkResult,
+    *,
+    tokens: int = 32,
+    repeats: int | None = None,
+    texts: Corpus | None = None,
+    seed: int = 0,
 ) -> SinkTables:
     """Measure what goes with a finding.
 
     Args:
         model: the model.
-        result: of :func:`~mechrep.analyzers.sinks.find_sink.find_sink`, with its default texts.
+        result: of :func:`~mechrep.analyzers.sinks.find_sink.find_sink`, on the same texts.
         tokens: how many ordinary tokens are repeated, drawn at random (all where there are fewer).
         repeats: copies of each; by default 512, or as many as the context holds.
+        texts: ordinary texts; by default those of ``find_sink``.
         seed: of the tokens.
 
     Raises:
@@ -111,7 +118,9 @@ def measure_tables(
     ordinary = ordinary_ids(model)
     chosen = np.random.default_rng(seed).choice(ordinary, min(tokens, len(ordinary)), replace=False)
     stimulus = repeated_tokens(model, sorted(chosen.tolist()), copies, bos)
-    text = windows_of_text(model, tiny.held_out_text(), length=min(_LENGTH, model.anatomy.n_ctx), limit=_WINDOWS)
+    text = texts
+    if text is None:
+        text = windows_of_text(model, tiny.held_out_text(), length=min(_LENGTH, model.anatomy.n_ctx), limit=_WINDOWS)
     norms, heads = CorpusCache(model, text, progress=False).run(SinkNorms(), AttentionSinks())
     (moved,) = CorpusCache(model, stimulus, progress=False).run(RepeatNorms())
     assert isinstance(norms, SinkNormResult) and isinstance(heads, AttentionSinkResult)

@@ -22,8 +22,10 @@ from mechrep.views.head_plots import layer_profile_figure as layer_profile_figur
 from mechrep.views.neuron_plots import plot_layer_distribution as plot_layer_distribution
 from mechrep.views.neuron_plots import plot_onset_profile as plot_onset_profile
 from mechrep.views.neuron_plots import plot_sorted_delta as plot_sorted_delta
+from mechrep.views.patch_plots import patch_figure as patch_figure
 from mechrep.views.repeat_plots import repeat_behaviour_figure as repeat_behaviour_figure
 from mechrep.views.repeat_plots import text_against_repeats_figure as text_against_repeats_figure
+from mechrep.views.sink_cause_plots import sink_cause_figure as sink_cause_figure
 from mechrep.views.sink_plots import norms_by_layer_figure as norms_by_layer_figure
 from mechrep.views.sink_plots import norms_vs_repeats_figure as norms_vs_repeats_figure
 from mechrep.views.sink_plots import sink_heads_figure as sink_heads_figure

@@ -12,6 +12,7 @@ import torch
 from mechrep.analyzers.sinks.neurons import sink_neurons
 from mechrep.errors import InputError
 from mechrep.interventions.neurons import Neurons
+from mechrep.interventions.sink_patch import SinkPatch
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.studies.repeat_behaviour import RepeatBehaviourResult, repeat_behaviour, sink_conditions
@@ -163,3 +164,22 @@ def test_a_planted_copier_repeats_what_it_has_seen_often() -> None:
     result = repeat_behaviour(model, [9, 20], [1, 2, 6], new_tokens=3)
     assert (result.run[0, :, 1:] == 3).all() and not result.diverged[0, :, 1:].any()
     assert (result.p_next[0, :, 0] < result.p_next[0, :, 1]).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_sink_patch_can_be_a_condition(family: str) -> None:
+    """Both views, and the patch by hand: the up-projection held at its level at the first token after BOS."""
+    model = load_model(repeater(family))
+    patch = SinkPatch(1, range(0, 40, 2))
+    fast = repeat_behaviour(model, [5, 17], [1, 6], {"patched": patch}, new_tokens=3)
+    for t, token in enumerate((5, 17)):
+        for place, n in enumerate((1, 6)):
+            tokens = torch.tensor([[0, *[token] * n]])
+            logits = model.run_with_hooks(tokens, fwd_hooks=patch.hooks(model)).detach()
+            share = logits[0, -1].softmax(-1)[token]
+            assert float(fast.p_next[1, t, place]) == pytest.approx(float(share), rel=1e-3)
+    # With learned positions the copies differ, so that holding them changes something; one copy is its own level.
+    torch.testing.assert_close(fast.p_next[1, :, 0], fast.p_next[0, :, 0], rtol=1e-4, atol=1e-7)
+    assert (fast.p_next[1, :, 1] - fast.p_next[0, :, 1]).abs().max() > 1e-5
+    model.plain = None
+    check_equal(repeat_behaviour(model, [5, 17], [1, 6], {"patched": patch}, new_tokens=3), fast, rtol=1e-3)

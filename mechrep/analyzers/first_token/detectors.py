@@ -34,6 +34,7 @@ def first_token_detectors(
     model: Model,
     texts: Corpus | Sequence[str] | None = None,
     *,
+    layer: int | None = None,
     triples: int = 1000,
     k: int = 10,
     shuffles: int = 20,
@@ -44,6 +45,8 @@ def first_token_detectors(
     Args:
         model: the model.
         texts: a corpus, or texts; held-out English by default.
+        layer: whose MLP is read; by default the first that sees the attention of layer 0, as published.  A model may
+            need the attention of more layers to tell.
         triples: at most so many triples of consecutive tokens.
         k: neurons that are kept with intervals and values.
         shuffles: how often the places are shuffled for the null.
@@ -53,8 +56,8 @@ def first_token_detectors(
         Areas per neuron, with nulls; ``found`` is False where the best neuron does not clear them.
 
     Raises:
-        InputError: too few texts, another model's corpus, no neurons or shuffles asked for, or a parallel model of one
-            layer.
+        InputError: no such layer, too few texts, another model's corpus, no neurons or shuffles asked for, or a
+            parallel model of one layer.
 
     Source: the published score, ``mean((Q_0 - Q_1) W_gate)`` over 1000 triples, is Yona et al. 2025 (arXiv 2503.08908).
     Held-out halves, areas, intervals and nulls are mechrep's own.
@@ -74,9 +77,12 @@ def first_token_detectors(
         raise InputError(
             f"k={k}, shuffles={shuffles}", f"1 to {model.anatomy.d_mlp} neurons, at least one shuffle", "correct them"
         )
+    read = detector_layer(model.anatomy) if layer is None else layer
+    if not 0 <= read < model.anatomy.n_layers:
+        raise InputError(f"layer {read}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count layers from 0")
     corpus = corpus_of(model, texts)
     stimulus = triples_of(model, corpus, limit=triples, seed=seed)
-    seen = read_triples(model, stimulus.tokens)
+    seen = read_triples(model, stimulus.tokens, layer=read)
     places, ids = stimulus.places, stimulus.ids
     selection, test, first = stimulus.selection, stimulus.test, stimulus.places == 0
     chosen = aurocs(seen.neurons[selection], first[selection])
@@ -89,9 +95,10 @@ def first_token_detectors(
     blind = generator.choice(len(chosen), min(_RANDOM, len(chosen)), replace=False)
     state = state_scores(seen, stimulus)
     config = {"triples": len(stimulus.tokens), "k": k, "shuffles": shuffles, "seed": seed}
+    config |= {} if layer is None else {"layer": layer}
     return FirstDetectorResult(
         provenance_of(model, corpus, config),
-        layer=detector_layer(model.anatomy),
+        layer=read,
         score=torch.from_numpy((seen.neurons[places == 0] - seen.neurons[places == 1]).mean(0)),
         selection_auroc=torch.from_numpy(chosen).float(),
         auroc=torch.from_numpy(areas).float(),

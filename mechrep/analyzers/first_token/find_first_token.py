@@ -101,6 +101,7 @@ def first_token_parts(
     texts: Corpus | Sequence[str] | None = None,
     token_ids: Sequence[int] | None = None,
     prefix: Sequence[int] | None = None,
+    layer: int | None = None,
     triples: int = 1000,
     repeats: int | None = None,
     seed: int = 0,
@@ -112,13 +113,13 @@ def first_token_parts(
     assert isinstance(mass, OtherTokenResult)
     copies = [lambda i=i: shuffled(model, seed + i) for i in range(_SHUFFLES)]
     nulls = [
-        first_token_detectors(c(), corpus, triples=triples, k=1, shuffles=1, seed=seed)
+        first_token_detectors(c(), corpus, layer=layer, triples=triples, k=1, shuffles=1, seed=seed)
         for c in [*copies, lambda: reinitialised(model, seed + 1)]
     ]
     return FirstTokenParts(
         mass,
-        first_token_detectors(model, corpus, triples=triples, seed=seed, k=min(10, model.anatomy.d_mlp)),
-        first_layer_head_cuts(model, corpus, triples=triples, seed=seed),
+        first_token_detectors(model, corpus, layer=layer, triples=triples, seed=seed, k=min(10, model.anatomy.d_mlp)),
+        first_layer_head_cuts(model, corpus, layer=layer, triples=triples, seed=seed),
         first_layer_convergence(model, token_ids, prefix=prefix, repeats=repeats),
         [null.best_auroc for null in nulls],
         provenance_of(model, corpus, {"seed": seed, "shuffles": _SHUFFLES, "triples": triples}),
@@ -131,6 +132,7 @@ def find_first_token(
     texts: Corpus | Sequence[str] | None = None,
     token_ids: Sequence[int] | None = None,
     prefix: Sequence[int] | None = None,
+    layer: int | None = None,
     triples: int = 1000,
     repeats: int | None = None,
     seed: int = 0,
@@ -142,6 +144,8 @@ def find_first_token(
         texts: a corpus, or texts; held-out English by default.  BOS takes no part: it is told by its identity.
         token_ids: tokens that are repeated; the most frequent of held-out English by default.
         prefix: ids in front of the copies; ``"some prefix: "`` by default.
+        layer: whose MLP reads the mark; by default the first that sees the attention of layer 0, as published.  A model
+            may read it later: name the layer of its sink.
         triples: at most so many triples of consecutive tokens.
         repeats: number of copies; by default 500, or what the model reads.
         seed: of halves, nulls and bootstrap samples.
@@ -167,4 +171,5 @@ def find_first_token(
         (False, 'power')
     """
     given = {"texts": texts, "token_ids": token_ids, "prefix": prefix, "triples": triples, "repeats": repeats}
+    given |= {"layer": layer}
     return first_token_parts(model, **given, seed=seed).summary()  # pyright: ignore[reportArgumentType]

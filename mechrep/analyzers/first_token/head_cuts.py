@@ -28,6 +28,7 @@ from mechrep.analyzers.first_token.reading import Hooks, detector_layer, read_tr
 from mechrep.analyzers.first_token.triples import Triples, corpus_of, triples_of
 from mechrep.analyzers.first_token.windows import windows
 from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms, norms_of
+from mechrep.analyzers.sinks.repeat_norms_result import CLEARLY_ABOVE
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.interventions.heads import Heads
 from mechrep.interventions.ops import mean, zero
@@ -42,13 +43,20 @@ _TEXTS_PER_BATCH = 64
 
 
 def first_layer_head_cuts(
-    model: Model, texts: Corpus | Sequence[str] | None = None, *, triples: int = 1000, seed: int = 0
+    model: Model,
+    texts: Corpus | Sequence[str] | None = None,
+    *,
+    layer: int | None = None,
+    triples: int = 1000,
+    seed: int = 0,
 ) -> HeadCutResult:
     """Cuts every head of layer 0 in turn, and all together, and measures what is left of the first token's mark.
 
     Args:
         model: the model.
         texts: a corpus, or texts; held-out English by default.
+        layer: whose MLP reads the mark, and after which norms are read; by default the first MLP that sees layer 0, and
+            the layer of the largest jump.
         triples: at most so many triples of consecutive tokens for detector and state.
         seed: of halves and bootstrap samples.
 
@@ -77,11 +85,12 @@ def first_layer_head_cuts(
     corpus = corpus_of(model, texts)
     stimulus = triples_of(model, corpus, limit=triples, seed=seed)
     text = windows(model, corpus)
-    layer, reason = _sink_layer(model, text)
+    sink_layer, reason = _sink_layer(model, text, layer)
+    read = detector_layer(model.anatomy) if layer is None else layer
     sets = [[head] for head in range(model.anatomy.n_heads)] + [list(range(model.anatomy.n_heads))]
-    marks = _Marks.choose(model, stimulus, seed)
+    marks = _Marks.choose(model, stimulus, read, seed)
     whole = marks.under(model, ())
-    log_ratio = _log_ratios(model, text, layer, ()) if layer is not None else None
+    log_ratio = _log_ratios(model, text, sink_layer, ()) if sink_layer is not None else None
     places = [(op, heads) for op in range(len(OPS)) for heads in range(len(sets))]
     shape = (len(OPS), len(sets))
     losses = {name: torch.full(shape, torch.nan) for name in ("detector", "state", "norm")}
@@ -98,16 +107,16 @@ def first_layer_head_cuts(
             before, after = getattr(whole, name), getattr(left, name)
             losses[name][place] = before.area - after.area
             intervals[name][place] = torch.tensor(_finite_interval(before.draws - after.draws))
-        if layer is not None and log_ratio is not None:
-            lost = (log_ratio - _log_ratios(model, text, layer, cut(*place, text))).tolist()
+        if sink_layer is not None and log_ratio is not None:
+            lost = (log_ratio - _log_ratios(model, text, sink_layer, cut(*place, text))).tolist()
             losses["norm"][place] = float(np.mean(lost))
             intervals["norm"][place] = torch.tensor(paired_bootstrap_interval(lost, seed=seed))
     return HeadCutResult(
-        provenance_of(model, corpus, {"triples": len(stimulus.tokens), "seed": seed}),
-        detector=[detector_layer(model.anatomy), marks.neuron],
+        provenance_of(model, corpus, {"triples": len(stimulus.tokens), "layer": layer, "seed": seed}),
+        detector=[read, marks.neuron],
         detector_auroc=whole.detector.area,
         state_auroc=whole.state.area,
-        sink_layer=layer,
+        sink_layer=sink_layer,
         sink_reason=reason,
         log_ratio=float("nan") if log_ratio is None else float(log_ratio.mean()),
         **{f"{name}_loss": value for name, value in losses.items()},
@@ -131,19 +140,20 @@ class _Marks(NamedTuple):
     """The best detector of the whole model, to be judged under every cut."""
 
     stimulus: Triples
+    layer: int
     neuron: int
     sign: float
     seed: int
 
     @classmethod
-    def choose(cls, model: Model, stimulus: Triples, seed: int) -> _Marks:
-        seen, first = read_triples(model, stimulus.tokens), stimulus.places == 0
+    def choose(cls, model: Model, stimulus: Triples, layer: int, seed: int) -> _Marks:
+        seen, first = read_triples(model, stimulus.tokens, layer=layer), stimulus.places == 0
         areas = aurocs(seen.neurons[stimulus.selection], first[stimulus.selection])
         best = int(np.abs(areas - 0.5).argmax())
-        return cls(stimulus, best, -1.0 if areas[best] < 0.5 else 1.0, seed)
+        return cls(stimulus, layer, best, -1.0 if areas[best] < 0.5 else 1.0, seed)
 
     def under(self, model: Model, cuts: Hooks) -> _Left:
-        seen, test = read_triples(model, self.stimulus.tokens, cuts), self.stimulus.test
+        seen, test = read_triples(model, self.stimulus.tokens, cuts, self.layer), self.stimulus.test
         first, ids = (self.stimulus.places == 0)[test], self.stimulus.ids[test]
 
         def area(values: Float[np.ndarray, " token"]) -> _Area:
@@ -152,12 +162,14 @@ class _Marks(NamedTuple):
         return _Left(area(self.sign * seen.neurons[test, self.neuron]), area(state_scores(seen, self.stimulus)))
 
 
-def _sink_layer(model: Model, text: Tensor) -> tuple[int | None, str]:
+def _sink_layer(model: Model, text: Tensor, named: int | None) -> tuple[int | None, str]:
     """The layer after which the first position is large without BOS, or why there is none."""
     bare = Corpus.from_tokens(text, model=model, bos_policy="absent")
     (norms,) = CorpusCache(model, bare, progress=False).run(SinkNorms())
     assert isinstance(norms, SinkNormResult)
-    if norms.layer is not None:
+    if named is not None and float(norms.ratio[named + 1]) >= CLEARLY_ABOVE:
+        return named, ""
+    if named is None and norms.layer is not None:
         return norms.layer, ""
     return None, f"without BOS the first position is at most {norms.largest_ratio:.3g} times as large as the others"
 

@@ -45,15 +45,17 @@ def detector_layer(anatomy: Anatomy) -> int:
 
 
 @torch.no_grad()
-def read_triples(model: Model, tokens: Int[Tensor, "triple 3"], cuts: Hooks = ()) -> Seen:
+def read_triples(model: Model, tokens: Int[Tensor, "triple 3"], cuts: Hooks = (), layer: int | None = None) -> Seen:
     """Run the triples, each a text of its own without BOS, and read the first MLP that sees layer 0.
 
     Args:
         model: the model.
         tokens: the triples.
         cuts: TransformerLens hooks that edit something before.
+        layer: of the MLP, where it is not the first that sees layer 0.
     """
-    anatomy, layer = model.anatomy, detector_layer(model.anatomy)
+    anatomy = model.anatomy
+    layer = detector_layer(anatomy) if layer is None else layer
     seen: dict[Site, list[Tensor]] = {Site.GATE_PRE: [], Site.MLP_INPUT_NORMALIZED: []}
 
     def reader(site: Site) -> tuple[str, Callable[..., None]]:

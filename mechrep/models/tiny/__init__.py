@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT = "mechrep-tiny"
-_FOLDERS = {DEFAULT: "weights"}
+_FOLDERS = {DEFAULT: "weights", "mechrep-tiny-repeats": "weights_repeats"}
 NAMES = tuple(_FOLDERS)
 
 
