@@ -14,7 +14,7 @@ from mechrep.errors import StoreError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechrep.studies.checkpoints import CheckpointResult
+    from mechrep.studies.training_study import TrainingStudy
 
 
 @app.command(short_help="Each mechanism over training: when it appears, and in which order.")
@@ -26,7 +26,7 @@ def checkpoints(
     revisions: Annotated[
         str, typer.Option(help="all, grid, or names in the order of training: step0,step512,...")
     ] = "all",
-    measures: Annotated[str, typer.Option(help="all, or some of heads,sinks,loops.")] = "all",
+    measures: Annotated[str, typer.Option(help="all, or some of heads,sinks,loops,head_effects.")] = "all",
     prompts: Annotated[int, typer.Option(min=4, help="Prompts whose loops are counted, the same everywhere.")] = 64,
     device: Device = None,
     dtype: DtypeOption = None,
@@ -34,39 +34,77 @@ def checkpoints(
     """Measure heads, sinks and loops at every checkpoint, one model in memory at a time.
 
     A run that was stopped goes on where it was.  Prints the values, the change point of each measure with its interval,
-    and which comes first.
+    which comes first, and whether the same heads carry natural loops and induced copying.
     """
     make_folder(out)
     import torch
 
-    from mechrep.studies.checkpoints import MEASURES, measure_named, over_checkpoints
+    from mechrep.studies.training_study import TRAINING_MEASURES, training_study
     from mechrep.views.terminal import text_table
 
-    names = list(MEASURES) if measures == "all" else [name.strip() for name in measures.split(",")]
-    chosen = [measure_named(name, **({"prompts": prompts} if name == "loops" else {})) for name in names]
-    result = over_checkpoints(
-        chosen,
-        model=model,
+    study = training_study(
+        model,
         revisions=revisions if revisions in ("all", "grid") else [name.strip() for name in revisions.split(",")],
+        measures=TRAINING_MEASURES if measures == "all" else [name.strip() for name in measures.split(",")],
+        prompts=prompts,
         store=out / "store",
         device=device,
         dtype=None if dtype is None else getattr(torch, dtype.value),
     )
-    points, order = result.change_points(), result.order()
-    result.save(out / "result")
-    for title, table in (("values", result.wide()), ("change points", points), ("order of appearance", order)):
-        typer.echo(f"\n{title}")
-        typer.echo(text_table(table) if len(table) else "no clear step in any two measures")
-    _write(result, {"checkpoints": result.to_frame(), "change-points": points, "order": order}, out)
+    study.checkpoints.save(out / "result")
+    if study.heads is not None:
+        study.heads.history.save(out / "heads")
+    shown = {"values": study.checkpoints.wide(), "change points": study.points, "order of appearance": study.order}
+    if study.heads is not None:
+        columns = ["revision", "first", "second", "value", "low", "high", "n_first", "n_second", "verdict"]
+        shown["do the same heads carry both (overlap of what they do)"] = study.heads.agreement[columns]
+    for title, table in shown.items():
+        if table.shape[1] > 1:  # heads' effects alone have no values of their own
+            typer.echo(f"\n{title}")
+            typer.echo(text_table(table) if len(table) else "nothing to compare")
+    _write(study, out)
     typer.echo(out)
 
 
-def _write(result: CheckpointResult, tables: dict[str, pd.DataFrame], out: Path) -> None:
-    from mechrep.views.checkpoint_plots import flow_figure, mechanisms_figure
+def _write(study: TrainingStudy, out: Path) -> None:
+    tables = {
+        "checkpoints": study.values,
+        "change-points": study.points,
+        "order": study.order,
+        "starts": study.starts,
+    }
+    if study.heads is not None:
+        heads = study.heads
+        tables |= {
+            "heads": heads.history.to_frame(),
+            "heads-specialisation": heads.specialisation,
+            "heads-agreement": heads.agreement,
+            "heads-change-points": heads.points,
+        }
+    _write_files(tables, _figures(study), out)
 
-    figures: dict[str, Any] = {"mechanisms": mechanisms_figure(result)}
+
+def _figures(study: TrainingStudy) -> dict[str, Any]:
+    from mechrep.views.checkpoint_plots import flow_figure, mechanisms_figure
+    from mechrep.views.training_plots import agreement_figure, head_maps_figure, specialisation_figure
+
+    result = study.checkpoints
+    figures: dict[str, Any] = {"mechanisms": mechanisms_figure(result)} if result.measures else {}
     if "loops_naturally" in result.measures and len(result.revisions) > 1:
         figures["flow"] = flow_figure(result)
+    if study.heads is not None:
+        figures["head-maps"] = head_maps_figure(study.heads.history)
+        figures["heads-specialisation"] = specialisation_figure(study.heads.specialisation, study.model_name)
+        figures["heads-agreement"] = agreement_figure(study.heads.agreement, study.model_name)
+    return figures
+
+
+def _write_files(tables: dict[str, pd.DataFrame], figures: dict[str, Any], out: Path) -> None:
+    """Write tables as CSV and figures as HTML.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
     try:
         for name, table in tables.items():
             table.to_csv(out / f"{name}.csv", index=False)

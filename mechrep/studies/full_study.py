@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
@@ -121,6 +122,12 @@ def _information(model: Model, settings: StudySettings, earlier: Mapping[str, An
 
 
 def _training(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    if model.name not in tiny.NAMES:  # others have to be fetched or named, a dozen models: not without being asked
+        raise NothingFoundError(
+            f"{model.name}, whose checkpoints are not embedded",
+            "checkpoints at hand",
+            f"run mechrep checkpoints {model.name} --revisions ...",
+        )
     return training_study.run_training_study(model, **settings.common())
 
 

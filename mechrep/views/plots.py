@@ -33,3 +33,6 @@ from mechrep.views.sweep_plots import plot_perplexity as plot_perplexity
 from mechrep.views.sweep_plots import plot_sweep as plot_sweep
 from mechrep.views.token_information_plots import head_information_figure as head_information_figure
 from mechrep.views.token_information_plots import information_figure as information_figure
+from mechrep.views.training_plots import agreement_figure as agreement_figure
+from mechrep.views.training_plots import head_maps_figure as head_maps_figure
+from mechrep.views.training_plots import specialisation_figure as specialisation_figure

@@ -169,7 +169,7 @@ def test_the_numbers_are_those_of_each_checkpoint() -> None:
     revisions = [embedded.revisions()[0], embedded.revisions()[-1]]
     result = over_checkpoints({"size": embedding_size}, revisions=revisions)
     for revision, value in zip(revisions, result.wide()["size"], strict=True):
-        module: Any = embedded.load(revision, dtype=torch.float32)[0]
+        module: Any = embedded.load("mechrep-tiny", revision, dtype=torch.float32)[0]
         assert value == pytest.approx(float(module.get_input_embeddings().weight.detach().double().abs().mean()))
     assert result.steps[0] == 0 and result.tokens[1] == embedded.history()[-1]["tokens"]
 

@@ -11,7 +11,7 @@ these.  It says how sure the units make us, on this grid: between two neighbouri
 gradual rise is placed near its middle; a measure that rises and falls has one change point, the sharper of the two.
 
 The step is *clear* if the difference of the levels has an interval without 0 and the two levels leave less than half of
-the variance over checkpoints.
+the variance over checkpoints.  Its control is the order of the checkpoints (:func:`order_p_value`).
 """
 
 from __future__ import annotations
@@ -82,15 +82,83 @@ def change_point(
             f"values at {len(places)} of {len(units)} checkpoints", "values at two at least", "measure more checkpoints"
         )
     known = units[places]
-    after, size, explained = _step(bootstrap_means(known, np.ones((1, known.shape[1]))))
+    (means,) = bootstrap_means(known, np.ones((1, known.shape[1])))
     counts = draw_counts(known.shape[1], draws, seed)
-    drawn_after, drawn_size, _ = _step(bootstrap_means(known, counts))
-    if known.shape[1] == 1:
-        low = high = float(after[0])
-        size_low, size_high = float("nan"), float("nan")
-    else:
+    drawn = bootstrap_means(known, counts)
+    point, steps = _estimate(means, drawn if known.shape[1] > 1 else None, places)
+    return point, np.full(draws, point.after) if steps is None else steps
+
+
+def change_point_of_draws(
+    values: Float[np.ndarray, " checkpoint"], drawn: Float[np.ndarray, "draw checkpoint"]
+) -> tuple[ChangePoint, Int[np.ndarray, " draw"]]:
+    """The step of a curve that is no mean over units, and its place in every draw of the units behind it.
+
+    Args:
+        values: the curve; NaN where it is not known.
+        drawn: the same curve of every draw; a draw that has no number at a checkpoint takes the curve's own.
+
+    Raises:
+        InputError: values at fewer than two checkpoints.
+
+    Example:
+        >>> values = np.array([0.1, 0.1, 0.8, float("nan"), 0.9])
+        >>> point, _ = change_point_of_draws(values, np.tile(values, (5, 1)))
+        >>> point.after, round(point.size, 2)
+        (1, 0.75)
+    """
+    places = np.flatnonzero(~np.isnan(values))
+    if len(places) < 2:
+        raise InputError(
+            f"values at {len(places)} of {len(values)} checkpoints",
+            "values at two at least",
+            "measure more checkpoints, or more texts at each",
+        )
+    known = drawn[:, places]
+    point, steps = _estimate(values[places], np.where(np.isnan(known), values[places], known), places)
+    assert steps is not None
+    return point, steps
+
+
+def order_p_value(values: Float[np.ndarray, " checkpoint"], *, orders: int = 1000, seed: int = 0) -> float:
+    """Share of shuffled orders of the checkpoints in which one step explains as much as in the true order.
+
+    The control of every change point: some split of any list of numbers explains something.  The observed order counts
+    as one of the shuffled ones.  With fewer than five checkpoints the share cannot be small.
+
+    Args:
+        values: one per checkpoint; NaN is left out.
+        orders: how many are shuffled.
+        seed: of the shuffling.
+
+    Returns:
+        The share; NaN for fewer than two values, and 1 for values that are all the same.
+
+    Example:
+        >>> order_p_value(np.array([0.0] * 6 + [1.0] * 6)) < 0.01
+        True
+    """
+    known = values[~np.isnan(values)]
+    if len(known) < 2:
+        return float("nan")
+    shuffled = np.random.default_rng(seed).permuted(np.tile(known, (orders, 1)), axis=1)
+    _, _, explained = _step(np.vstack([known[None], shuffled]))
+    return float((1 + (explained[1:] >= explained[0] - 1e-9).sum()) / (1 + orders))
+
+
+def _estimate(
+    means: Float[np.ndarray, " known"], drawn: Float[np.ndarray, "draw known"] | None, places: Int[np.ndarray, " known"]
+) -> tuple[ChangePoint, Int[np.ndarray, " draw"] | None]:
+    """The step of a curve without gaps, with intervals where there are draws; ``places`` are its checkpoints."""
+    after, size, explained = _step(means[None])
+    low = high = float(after[0])
+    size_low = size_high = float("nan")
+    steps = None
+    if drawn is not None:
+        drawn_after, drawn_size, _ = _step(drawn)
         low, high = percentile_interval(drawn_after.astype(float).tolist())
-        size_low, size_high = percentile_interval(drawn_size[~np.isnan(drawn_size)].tolist())
+        size_low, size_high = percentile_interval(drawn_size.tolist())
+        steps = places[drawn_after]
     point = ChangePoint(
         int(places[after[0]]),
         int(places[int(np.floor(low))]),
@@ -100,7 +168,7 @@ def change_point(
         size_high,
         float(explained[0]),
     )
-    return point, places[drawn_after]
+    return point, steps
 
 
 def draw_counts(units: int, draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:

@@ -12,9 +12,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from mechrep.analyzers.heads.scores import HeadScoreResult, HeadScores
 from mechrep.analyzers.sinks.attention_sinks import AttentionSinkResult, AttentionSinks
@@ -30,7 +32,7 @@ from mechrep.text.windows import windows_of_text
 
 Numbers = Mapping[str, float | Sequence[float]]
 
-_PERIOD, _SEQUENCES, _GROUPS = 50, 32, 16  # random repeats; in groups of two, the units of head scores
+PERIOD, SEQUENCES, _GROUPS = 50, 32, 16  # random repeats; in groups of two, the units of head scores
 _SINK_LENGTH, _SINK_WINDOWS = 64, 96  # attention to a sink falls with the length
 _PROMPT_LENGTH, _NEW_TOKENS = 32, 200
 
@@ -51,10 +53,11 @@ class Measure:
 
     def identity(self) -> dict[str, Any]:
         """What the store files the numbers under: name, settings, and the function's source where there is one."""
+        function = self.function.function if isinstance(self.function, _Bound) else self.function
         try:
-            source = inspect.getsource(self.function)
+            source = inspect.getsource(function)
         except (OSError, TypeError):
-            source = repr(type(self.function))
+            source = repr(type(function))
         text = hashlib.sha256(source.encode()).hexdigest()[:24]
         return {"name": self.name, "function": text, "config": dict(self.config)}
 
@@ -149,7 +152,12 @@ def measure_named(name: str, **settings: int) -> Measure:
     allowed = set(inspect.signature(function).parameters) - {"model"}
     if not set(settings) <= allowed:
         raise InputError(f"settings {sorted(settings)} of {name!r}", f"some of {sorted(allowed)}", "correct them")
-    return _Bound.measure(name, function, settings)
+    return named_measure(name, function, settings)
+
+
+def named_measure(name: str, function: Callable[..., Numbers], settings: Mapping[str, int]) -> Measure:
+    """A function with its settings as a measure; the store knows it by its own source, its name and the settings."""
+    return Measure(name, _Bound(function, dict(settings)), dict(settings))
 
 
 @dataclass(frozen=True)
@@ -162,12 +170,8 @@ class _Bound:
     def __call__(self, model: Model) -> Numbers:
         return self.function(model, **self.settings)
 
-    @classmethod
-    def measure(cls, name: str, function: Callable[..., Numbers], settings: Mapping[str, int]) -> Measure:
-        return Measure(name, cls(function, dict(settings)), dict(settings))
 
-
-def head_mechanisms(model: Model, sequences: int = _SEQUENCES, seed: int = 0) -> Numbers:
+def head_mechanisms(model: Model, sequences: int = SEQUENCES, seed: int = 0) -> Numbers:
     """Best head of each kind on random repeats, and what copying saves.
 
     ``induction``, ``self_finding`` and ``previous_token`` are the attention on targets of the head that is best over
@@ -179,17 +183,38 @@ def head_mechanisms(model: Model, sequences: int = _SEQUENCES, seed: int = 0) ->
         sequences: texts.
         seed: of the draw.
     """
-    period = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
+    period = min(PERIOD, (model.anatomy.n_ctx - 1) // 2)
     corpus = random_repeats(model, n=period, sequences=sequences, seed=seed)
     names = ("induction", "self_finding", "previous_token")
-    by_group: list[dict[str, torch.Tensor]] = []
-    for texts in _groups(len(corpus)):
-        (result,) = CorpusCache(model, corpus.select(texts), progress=False).run(HeadScores(bos_id=model.bos_id))
-        assert isinstance(result, HeadScoreResult)
-        by_group.append({name: result.of(name) for name in names})
-    tables = {name: torch.stack([group[name] for group in by_group]).flatten(1) for name in names}
+    tables = {name: table.flatten(1) for name, table in scores_by_group(model, corpus, names).items()}
     best = {name: table[:, int(table.mean(0).nan_to_num(-1).argmax())].tolist() for name, table in tables.items()}
     return best | {"copying": copying_gain(model, corpus, period)}
+
+
+_SCORED: WeakKeyDictionary[Model, dict[tuple[str, str], list[HeadScoreResult]]] = WeakKeyDictionary()
+
+
+def scores_by_group(
+    model: Model, corpus: Corpus, names: Sequence[str]
+) -> dict[str, Float[torch.Tensor, "group layer head"]]:
+    """Scores of all heads on groups of texts of equal size, the units of everything that is said of heads' attention.
+
+    Several measures ask for them; they are remembered for as long as the model lives.
+
+    Args:
+        model: the model.
+        corpus: random repeats.
+        names: of the scores.
+    """
+    known, key = _SCORED.setdefault(model, {}), (model.fingerprint(), corpus.fingerprint())
+    if key not in known:
+        by_group: list[HeadScoreResult] = []
+        for texts in _groups(len(corpus)):
+            (result,) = CorpusCache(model, corpus.select(texts), progress=False).run(HeadScores(bos_id=model.bos_id))
+            assert isinstance(result, HeadScoreResult)
+            by_group.append(result)
+        known[key] = by_group
+    return {name: torch.stack([result.of(name) for result in known[key]]) for name in names}
 
 
 @torch.no_grad()
@@ -224,10 +249,27 @@ def sink_share(model: Model, windows: int = _SINK_WINDOWS) -> Numbers:
 
 
 def loop_flags(model: Model, prompts: int = 64) -> Numbers:
-    """What becomes of fixed prompts: ``loops_naturally`` and ``copies_in_icl`` (NaN where a text loops by itself).
+    """What becomes of fixed prompts, see :func:`fixed_prompts`; units: prompts.
 
-    Prompts of 32 tokens of the embedded held-out text, the same at every checkpoint; units: prompts.  Copying is that
-    of texts shown twice.
+    ``loops_naturally``; ``phrase_loops``, the same with a cycle of two tokens or more, because a model that has learned
+    little repeats single tokens; ``copies_in_icl``, copying of texts shown twice (NaN where a text loops by itself).
+
+    Args:
+        model: the model.
+        prompts: how many.
+    """
+    corpus, limit = fixed_prompts(model, prompts)
+    flow = condition_flow(model, corpus, max_new_tokens=limit, progress=False)
+    flags = {
+        name: flow.frame[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan).tolist()
+        for name in ("loops_naturally", "copies_in_icl")
+    }
+    periods = flow.texts.written.frame["period"].astype("Float64").to_numpy(dtype=float, na_value=0.0)
+    return flags | {"phrase_loops": (periods > 1).astype(float).tolist()}
+
+
+def fixed_prompts(model: Model, prompts: int) -> tuple[Corpus, int]:
+    """Prompts of 32 tokens of the embedded held-out text, the same at every checkpoint, and how far to continue them.
 
     Args:
         model: the model.
@@ -236,12 +278,7 @@ def loop_flags(model: Model, prompts: int = 64) -> Numbers:
     begin = 1 if model.default_prepend_bos and model.bos_id is not None else 0
     length = min(_PROMPT_LENGTH, model.anatomy.n_ctx // 8) + begin
     corpus = windows_of_text(model, tiny.held_out_text(), length=length, limit=prompts)
-    limit = min(_NEW_TOKENS, model.anatomy.n_ctx - 3 * length)
-    frame = condition_flow(model, corpus, max_new_tokens=limit, progress=False).frame
-    return {
-        name: frame[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan).tolist()
-        for name in ("loops_naturally", "copies_in_icl")
-    }
+    return corpus, min(_NEW_TOKENS, model.anatomy.n_ctx - 3 * length)
 
 
 MEASURES: dict[str, Callable[..., Numbers]] = {"heads": head_mechanisms, "sinks": sink_share, "loops": loop_flags}

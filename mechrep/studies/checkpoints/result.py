@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,13 @@ from jaxtyping import Float, Int
 from mechrep.errors import InputError
 from mechrep.results import Result
 from mechrep.stats import percentile_interval
-from mechrep.studies.checkpoints.change_points import ChangePoint, bootstrap_means, change_point, draw_counts
+from mechrep.studies.checkpoints.change_points import (
+    ChangePoint,
+    bootstrap_means,
+    change_point,
+    draw_counts,
+    order_p_value,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -85,17 +91,30 @@ class CheckpointResult(Result):
         """One row per checkpoint, one column per measure."""
         frame = pd.DataFrame({"revision": list(self.revisions)})
         for measure in self.measures:
-            means = [row[~np.isnan(row)] for row in self.of(measure)]
-            frame[measure] = [float(known.mean()) if len(known) else float("nan") for known in means]
+            frame[measure] = self._means(measure)
         return frame
+
+    def part(self, sources: Sequence[str]) -> CheckpointResult:
+        """The measures of some sources alone.
+
+        Args:
+            sources: names of :attr:`sources`; what none of them made is left out.
+        """
+        chosen = [name for name in self.measures if self.sources[name] in sources]
+        return replace(
+            self,
+            units={name: self.units[name] for name in chosen},
+            sources={name: self.sources[name] for name in chosen},
+        )
 
     def change_points(self, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
         """When each measure changes; see :mod:`mechrep.studies.checkpoints.change_points` for the estimator.
 
         One row per measure: the step lies between ``before`` and ``after``, with 95 % between ``earliest`` (the last
         checkpoint surely before it) and ``latest`` (the first surely behind it); ``size`` of the step with its
-        interval; ``explained`` share of the variance over checkpoints; ``clear``.  Measures known at fewer than two
-        checkpoints are left out.
+        interval; ``explained`` share of the variance over checkpoints; ``p``, the share of shuffled orders of the
+        checkpoints in which a step explains as much; ``clear``.  Measures known at fewer than two checkpoints are left
+        out.
 
         Args:
             draws: of the bootstrap.
@@ -107,10 +126,10 @@ class CheckpointResult(Result):
             rows.append(
                 (
                     measure, *(names[place] for place in places), point.size, point.size_low, point.size_high,
-                    point.explained, point.clear,
+                    point.explained, order_p_value(self._means(measure), seed=seed), point.clear,
                 )
             )  # fmt: skip
-        columns = ["measure", "before", "after", "earliest", "latest", "size", "low", "high", "explained", "clear"]
+        columns = ["measure", "before", "after", "earliest", "latest", "size", "low", "high", "explained", "p", "clear"]
         return pd.DataFrame(rows, columns=columns)
 
     def order(self, measures: Sequence[str] | None = None, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -136,9 +155,8 @@ class CheckpointResult(Result):
         rows = []
         for one, other in itertools.combinations(chosen, 2):
             a, b = points[one][1], points[other][1]
-            earlier, later = float((a < b).mean()), float((a > b).mean())
-            pair = (one, other, earlier, 1 - earlier - later, later)
-            rows.append(pair if earlier >= later else (other, one, later, 1 - earlier - later, earlier))
+            earlier, same, later = (float(share.mean()) for share in (a < b, a == b, a > b))
+            rows.append((one, other, earlier, same, later) if earlier >= later else (other, one, later, same, earlier))
         return pd.DataFrame(rows, columns=["first", "second", "earlier", "same", "later"])
 
     def plot(self) -> go.Figure:
@@ -146,6 +164,11 @@ class CheckpointResult(Result):
         from mechrep.views.checkpoint_plots import mechanisms_figure
 
         return mechanisms_figure(self)
+
+    def _means(self, measure: str) -> Float[np.ndarray, " checkpoint"]:
+        """Mean over the units that have a value; NaN at a checkpoint without any."""
+        known = [row[~np.isnan(row)] for row in self.of(measure)]
+        return np.array([row.mean() if len(row) else np.nan for row in known])
 
     def _points(self, draws: int, seed: int) -> dict[str, tuple[ChangePoint, Int[np.ndarray, " draw"]]]:
         found = {}
