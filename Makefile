@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing mechrep into $(VENV); the first time this takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e .
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[evals]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -194,6 +194,32 @@ behaviour = repeat_behaviour(model, tokens, [1, 8, 64], conditions, new_tokens=8
 behaviour.to_frame()[["condition", "repeats", "p_next", "p_low", "p_high", "diverged", "p_change"]].round(3)
 
 # %% [markdown]
+# ## A model in which repeats turn into a first token
+#
+# `mechrep-tiny` knows BOS by name, so copies of another token mean nothing to it. `mechrep-tiny-repeats` knows a first
+# token by its place. Two of its layers write at BOS; the one that repeats excite is the second, so it is named. The
+# patch holds one neuron at the level of the first token after BOS; the placebo holds another one of the same layer.
+
+# %%
+by_place = mechrep.load_model("mechrep-tiny-repeats")
+found = mechrep.find_sink(by_place, layer=1)
+patched = mechrep.studies.run_patch_study(
+    by_place,
+    mechrep.SinkPatch(1, [found.neurons[0][1]]),
+    repeats=200,
+    controls=["layer_matched"],
+    seeds=2,
+    progress=False,
+)
+patched.summary().set_index("measure")[["original", "patched", "low", "high", "layer_matched"]].round(3)
+
+# %%
+drift = dict(zip(patched.selections, patched.drifted.mean(1).tolist(), strict=True))
+assert found.moved_share > 0.5, "most repeated tokens come half-way to BOS"
+assert drift["patched"] < drift["original"] - 0.2, "fewer do with the neuron held"
+assert abs(drift["layer_matched"] - drift["original"]) < 0.2, "and another neuron does not do it"
+
+# %% [markdown]
 # ## What this notebook claims
 
 # %%

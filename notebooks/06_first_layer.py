@@ -188,6 +188,35 @@ print(
 )
 
 # %% [markdown]
+# ## A model that knows its first token by its place
+#
+# `mechrep-tiny` has always had BOS in front and can tell it by name. `mechrep-tiny-repeats` went on from one of its
+# checkpoints with BOS taken off. The same search, one layer later, where its sink is made; before and after.
+
+# %%
+LATER = 1
+places = {}
+for revision in (tiny.revisions("mechrep-tiny-repeats")[0], None):
+    other = mechrep.load_model("mechrep-tiny-repeats", revision=revision)
+    places[revision or "at the end"] = first_token_parts(other, layer=LATER, triples=400, repeats=64).summary()
+pd.DataFrame(
+    {
+        when: {
+            "area of the best neuron": found.auroc,
+            "shuffled places, null models": max(found.shuffled_auroc, *found.null_aurocs),
+            "area lost without the heads of layer 0": found.lost_together,
+            "heads that carry it": ", ".join(f"L{layer} H{head}" for layer, head in found.heads) or "none",
+        }
+        for when, found in places.items()
+    }
+)
+
+# %%
+begin, end = places.values()
+assert end.found and not begin.found, "what tells the first token was learned in between"
+assert end.needs_attention and end.heads, "and it is the attention of layer 0 that carries the mark"
+
+# %% [markdown]
 # ## What this notebook claims
 
 # %%

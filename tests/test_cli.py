@@ -153,7 +153,7 @@ def test_what_the_floors_below_refuse_is_an_error_too(tmp_path: Path, monkeypatc
         raise NothingFoundError("no\nloops", "some", "try again")
 
     monkeypatch.setattr("mechrep.studies.repetition_study.run_repetition_study", nothing)
-    result = run("report", "mechrep-tiny", "--out", tmp_path, code=1)
+    result = run("report", "mechrep-tiny", "--out", tmp_path, "--only", "neurons", code=1)
     assert result.stderr == "error: given: no loops; expected: some; to do: try again\n"
 
 

@@ -43,7 +43,9 @@ def test_all_parts_are_studied_and_the_second_takes_what_the_first_found(
     (tmp_path / "text.txt").write_text("words", encoding="utf-8")
     out = tmp_path / "out"
     options = ["--texts", 7, "--others", 3, "--ks", "0,5", "--seeds", 2, "--seed", 9, "--preset", "hiraoka2025"]
-    output = run("report", "mechrep-tiny", "--out", out, *options, "--held-out", tmp_path / "text.txt").output
+    output = run(
+        "report", "mechrep-tiny", "--out", out, *options, "--only", "neurons,heads", "--held-out", tmp_path / "text.txt"
+    ).output
     assert output.splitlines()[-1] == str(out / "report.html") and (out / "report.html").stat().st_size > 1_000_000
     common = {"model": "mechrep-tiny", "n_loops": 7, "n_others": 3, "seeds": 2, "seed": 9, "preset": "hiraoka2025"}
     common |= {"held_out_text": "words", "store": out / "store", "progress": None}
