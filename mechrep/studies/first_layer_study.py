@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 
 from mechrep.analyzers.first_token.convergence_result import ConvergenceResult
 from mechrep.analyzers.first_token.detectors_result import FirstDetectorResult
@@ -22,7 +21,6 @@ from mechrep.analyzers.first_token.triples import corpus_of
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.stats import percentile_interval
 from mechrep.studies.journal import Journal
 from mechrep.text.corpus import Corpus
 
@@ -32,7 +30,7 @@ _KEPT = {
     "cuts": HeadCutResult,
     "convergence": ConvergenceResult,
 }
-_NEAR, _DRAWS = 0.1, 1000
+_NEAR = 0.1
 _NULLS = 0  # the shard of the journal that holds what the null models gave
 
 
@@ -60,12 +58,7 @@ class FirstLayerStudy:
     @property
     def slope_interval(self) -> tuple[float, float]:
         """95 % of the median slope over heads and tokens (``summary.slope``), bootstrap over tokens."""
-        slopes = self.parts.convergence.head_slope.double().numpy()
-        fitted = slopes[np.isfinite(slopes).any(1)]
-        if not len(fitted):
-            return (float("nan"), float("nan"))
-        picks = np.random.default_rng(0).integers(0, len(fitted), (_DRAWS, len(fitted)))
-        return percentile_interval([float(np.nanmedian(fitted[pick])) for pick in picks])
+        return self.parts.convergence.slope_interval
 
     @property
     def comes_near(self) -> bool:

@@ -17,7 +17,7 @@ from mechrep.analyzers.first_token.rates import Law, alibi_slopes, expected, fit
 from mechrep.errors import InputError
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
-from mechrep.stats import paired_bootstrap_interval
+from mechrep.stats import percentile_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -27,6 +27,7 @@ SAME_VALUE = 1e-3  # larger deviations within a run of one token: the position i
 _ROUNDING = 1e-5  # of the limit's norm; closer than that, distances are rounding error
 _SLOPE_TOLERANCE = {"rotary": 0.5}  # rotary scores oscillate
 _TOLERANCE = 0.1
+_DRAWS = 1000  # of bootstrap intervals
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +139,13 @@ class ConvergenceResult(Result):
 
     @property
     def slope_interval(self) -> tuple[float, float]:
-        """95 % of the mean over tokens of the median over heads of ``head_slope``, bootstrap over tokens."""
-        fitted = self.head_slope[self.head_slope.isfinite().any(1)]
-        return paired_bootstrap_interval(fitted.nanmedian(1).values.tolist())
+        """95 % of ``median_slope``, bootstrap over tokens; NaN where no slope was fitted."""
+        slopes = self.head_slope.double().numpy()
+        fitted = slopes[np.isfinite(slopes).any(1)]
+        if not len(fitted):
+            return (float("nan"), float("nan"))
+        picks = np.random.default_rng(0).integers(0, len(fitted), (_DRAWS, len(fitted)))
+        return percentile_interval([float(np.nanmedian(fitted[pick])) for pick in picks])
 
     @property
     def agrees(self) -> bool:
