@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from mechrep.analyzers.first_token.convergence_result import ConvergenceResult
 from mechrep.analyzers.first_token.detectors_result import FirstDetectorResult
 from mechrep.analyzers.first_token.find_first_token import FirstTokenParts, first_token_parts
