@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import mechrep
 from mechrep.cli import report as report_command
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.models import nulls
 from mechrep.models.model import Model
 from mechrep.studies import full_study
 from mechrep.studies.full_study import PARTS, MissingStudy, StudySettings, run_studies
@@ -81,7 +81,7 @@ def test_the_command_offers_exactly_these_parts_and_each_kind_of_study_has_its_s
     assert len(SECTIONS) == len(PARTS) + 1, "one kind of study per part, and the missing one"
 
 
-def test_checkpoints_of_a_model_that_is_not_embedded_are_not_fetched_unasked() -> None:
-    theirs: Any = SimpleNamespace(name="somebody/model")
-    with pytest.raises(NothingFoundError, match="mechrep checkpoints somebody/model"):
+def test_checkpoints_of_a_model_that_is_not_embedded_are_not_fetched_unasked(model: Model) -> None:
+    theirs = nulls.reinitialised(model)
+    with pytest.raises(NothingFoundError, match="mechrep checkpoints"):
         PARTS["training"](theirs, StudySettings(), {})
