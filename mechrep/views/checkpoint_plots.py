@@ -103,7 +103,9 @@ def flow_figure(result: CheckpointResult, revisions: Sequence[str] | None = None
     sankey = go.Sankey(
         arrangement="snap",
         node={
-            "label": [plain(f"{revision}: {name}") for revision in chosen for name in names],
+            "label": [""] * (3 * len(chosen)),  # names of all nodes would lie on top of each other
+            "customdata": [plain(f"{revision}: {name}") for revision in chosen for name in names],
+            "hovertemplate": "%{customdata}, %{value:.0f} prompts<extra></extra>",
             "color": [_STATES[name] for _ in chosen for name in names],
             "pad": 14,
             "thickness": 12,
@@ -114,10 +116,16 @@ def flow_figure(result: CheckpointResult, revisions: Sequence[str] | None = None
             "target": target,
             "value": value,
             "color": [translucent(_STATES[names[node % 3]], 0.3) for node in source],
+            "hovertemplate": "%{source.customdata} → %{target.customdata}, %{value:.0f} prompts<extra></extra>",
         },
     )
     subtitle = f"{result.provenance.model['name']}, the same {counted(loops.shape[1], 'prompt')} at every checkpoint"
-    return styled(go.Figure(sankey), title="What becomes of each prompt", subtitle=subtitle, x="", y="")
+    figure = styled(go.Figure(sankey), title="What becomes of each prompt", subtitle=subtitle, x="", y="")
+    paper = {"xref": "paper", "yref": "paper", "showarrow": False}
+    for place, revision in enumerate(chosen):
+        figure.add_annotation(text=plain(revision), x=place / (len(chosen) - 1), y=-0.02, yanchor="top", **paper)
+    legend = "   ".join(f'<span style="color:{colour}">■</span> {name}' for name, colour in _STATES.items())
+    return figure.add_annotation(text=legend, x=0, y=1.02, xanchor="left", yanchor="bottom", **paper)
 
 
 def _places(result: CheckpointResult) -> tuple[list[float], str]:
