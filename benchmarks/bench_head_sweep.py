@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 import mechrep
+from mechrep.ablation.study import single_head_sweep
 from mechrep.generation import collect_loops
-from mechrep.studies.ablation.heads import single_head_sweep
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 
 Head = tuple[int, int]
 OUTCOMES = ("loop_log_probability", "copy_accuracy", "still_looping")

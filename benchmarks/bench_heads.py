@@ -24,9 +24,9 @@ import torch
 from transformer_lens.head_detector import detect_head
 
 import mechrep
-from mechrep.analyzers.heads.scores import HeadScores, score_heads
+from mechrep.measures.head_scores import HeadScores, score_heads
 from mechrep.models.reading import read_activations
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 
 NAMED = ("induction_head", "duplicate_token_head", "previous_token_head")
 

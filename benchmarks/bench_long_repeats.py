@@ -23,9 +23,9 @@ import torch
 import transformers
 
 import mechrep
-from mechrep.analyzers.sinks.first_position import first_position_attention
-from mechrep.analyzers.sinks.repeat_norms import RepeatNorms
-from mechrep.text.repeated import repeated_tokens
+from mechrep.measures.attention_sinks import first_position_attention
+from mechrep.measures.sink_norms import RepeatNorms
+from mechrep.text.stimuli import repeated_tokens
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 WORK = ("bare", "norms", "attention", "pattern")

@@ -16,8 +16,8 @@ import torch
 
 import mechrep
 from mechrep import studies
+from mechrep.ablation.controls import sweep_conditions
 from mechrep.generation import collect_loops
-from mechrep.studies.conditions import sweep_conditions
 
 
 def published_way(

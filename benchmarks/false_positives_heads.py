@@ -17,13 +17,11 @@ from typing import Any
 import pandas as pd
 
 import mechrep
-from mechrep.analyzers.heads.copying import score_copying
-from mechrep.analyzers.heads.induction import induction_heads
-from mechrep.analyzers.heads.result import PUBLISHED_THRESHOLD, HeadScoreResult
-from mechrep.analyzers.heads.scores import HeadScores
+from mechrep.ablation.controls import INDUCTION
 from mechrep.generation import collect_loops
-from mechrep.models.nulls import reinitialised, shuffled
-from mechrep.studies.head_controls import INDUCTION
+from mechrep.measures.head_copying import score_copying
+from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, HeadScores, induction_heads
+from mechrep.models.load import reinitialised, shuffled
 
 NULLS: dict[str, Callable[..., mechrep.Model]] = {"shuffled": shuffled, "drawn anew": reinitialised}
 ON_LOOPS = ("induction", "self_finding")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mechrep
 from mechrep.models import tiny
-from mechrep.views.card_plots import history_figure
+from mechrep.studies.card import history_figure
 
 HERE = Path(__file__).parent
 STATIC = HERE / "_static"  # ignored by git

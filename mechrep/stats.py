@@ -1,11 +1,22 @@
-"""Intervals and tests that results are reported with; the mathematics is SciPy's."""
+"""Intervals and tests that results are reported with; the mathematics is SciPy's.
+
+Intervals and tests for many conditions at once: the text is the unit, and every condition saw the same texts.
+
+Is a difference between right and wrong answers to the same questions more than chance?
+
+How well one number per token tells first tokens from others: the area under the ROC curve, and its uncertainty.
+
+The area is the chance that a first token's number is larger than another's, ties counting half: 0.5 tells nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+
+from mechrep.errors import InputError
 
 
 def proportion_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -63,3 +74,184 @@ def paired_bootstrap_interval(
         return (float("nan"), float("nan"))
     picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     return percentile_interval(values[picks].mean(1).tolist(), confidence)
+
+
+_ROUNDING = 1e-5  # nats; what float32 makes of a cut that changes nothing
+
+
+def bootstrap_intervals(
+    values: Float[np.ndarray, "row text"], confidence: float = 0.95, draws: int = 2000, seed: int = 0
+) -> Float[np.ndarray, "row end"]:
+    """:func:`mechrep.stats.paired_bootstrap_interval` of each row, from the same draws of texts for all rows.
+
+    Example:
+        >>> bootstrap_intervals(np.array([[1.0, 1.0], [2.0, 2.0]])).tolist()
+        [[1.0, 1.0], [2.0, 2.0]]
+    """
+    n = values.shape[1]
+    picks = np.random.default_rng(seed).integers(0, n, (draws, n))
+    counts = np.stack([np.bincount(pick, minlength=n) for pick in picks])
+    tail = 50 * (1 - confidence)
+    return np.percentile(values @ counts.T / n, [tail, 100 - tail], axis=1).T
+
+
+def paired_p_values(effects: Float[np.ndarray, "row text"]) -> Float[np.ndarray, " row"]:
+    """Two-sided p-values of paired t-tests, one per row of differences against the untouched model.
+
+    Differences within rounding error (1e-5) in every text count as none: p = 1.  Differences that are exactly the same
+    in every text have p = 0.
+
+    Raises:
+        InputError: fewer than two texts.
+
+    Example:
+        >>> paired_p_values(np.array([[0.0, 1e-8], [1.0, 1.0]])).tolist()
+        [1.0, 0.0]
+    """
+    from scipy.stats import t as student
+
+    n = effects.shape[1]
+    if n < 2:
+        raise InputError(f"a test over {n} text", "at least 2: the text is the unit", "measure on more texts")
+    mean, error = effects.mean(1), effects.std(1, ddof=1) / n**0.5
+    nothing = np.abs(effects).max(1) < _ROUNDING
+    ratio = np.divide(mean, error, out=np.full_like(mean, np.inf), where=error > 0)
+    return np.where(nothing, 1.0, 2 * student.sf(np.abs(ratio), n - 1))
+
+
+def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Adjusted p-values that bound the chance of any false finding, whatever the dependence.
+
+    With the p-values in rising order, ``max over i <= j of min(1, (m - i + 1) p_i)`` is the j-th of m.
+
+    Source: Holm 1979 (Scandinavian Journal of Statistics 6, 65-70).
+
+    Example:
+        >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * p_values[order]))
+    return adjusted
+
+
+def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Adjusted p-values that bound the expected share of false ones among the findings.
+
+    Source: Benjamini and Hochberg 1995 (Journal of the Royal Statistical Society B 57, 289-300); SciPy's.
+
+    Example:
+        >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+        [0.03, 0.04, 0.04]
+    """
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(p_values, method="bh"))
+
+
+def discordant(before: Float[np.ndarray, " question"], after: Float[np.ndarray, " question"]) -> tuple[int, int]:
+    """How many questions are right only after, and how many only before.
+
+    Raises:
+        InputError: a value that is neither 0 nor 1.
+
+    Example:
+        >>> discordant(np.array([0.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0]))
+        (2, 1)
+    """
+    if not np.isin([before, after], (0.0, 1.0)).all():
+        raise InputError("answers that are neither right nor wrong", "0 or 1 for every question", "use the bootstrap")
+    return int((after > before).sum()), int((after < before).sum())
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value of McNemar's test.
+
+    If the intervention did nothing to the rate of right answers, a question whose answer changed would become right or
+    wrong with equal chance: of ``n = gained + lost`` such questions, ``gained`` is Binomial(n, 1/2).  Questions whose
+    answer stayed right or wrong say nothing.  With none that changed, p = 1.
+
+    Args:
+        gained: questions that are right only with the intervention.
+        lost: questions that are right only without.
+
+    Source: McNemar 1947 (Psychometrika 12, 153-157), in the exact form.
+
+    Limits: a large p-value is no evidence of no effect; look at the interval of the difference.
+
+    Example:
+        >>> mcnemar(0, 5), mcnemar(4, 4), mcnemar(0, 0)
+        (0.0625, 1.0, 1.0)
+    """
+    from scipy.stats import binomtest
+
+    changed = gained + lost
+    return float(binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
+
+
+Values = Float[np.ndarray, "token unit"]
+
+
+def aurocs(values: Values, first: Bool[np.ndarray, " token"]) -> Float[np.ndarray, " unit"]:
+    """The area of every unit; NaN where there are no first tokens or no others.
+
+    Args:
+        values: one number per token and unit.
+        first: which tokens are first.
+
+    Source: the rank sum, Mann and Whitney 1947.
+
+    Example:
+        >>> values = np.array([[3.0, 1.0], [2.0, 1.0], [1.0, 1.0]])
+        >>> aurocs(values, np.array([True, False, False])).tolist()
+        [1.0, 0.5]
+    """
+    from scipy.stats import rankdata
+
+    return areas_of_ranks(rankdata(values, axis=0), first)
+
+
+def areas_of_ranks(ranks: Values, first: Bool[np.ndarray, " token"]) -> Float[np.ndarray, " unit"]:
+    """:func:`aurocs` of values whose ranks are known: for many labellings of the same values."""
+    positives, negatives = int(first.sum()), int((~first).sum())
+    if min(positives, negatives) == 0:
+        return np.full(ranks.shape[1], np.nan)
+    return (ranks[first].sum(0) - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def auroc_draws(
+    values: Float[np.ndarray, " token"],
+    first: Bool[np.ndarray, " token"],
+    groups: Int[np.ndarray, " token"],
+    draws: int = 500,
+    seed: int = 0,
+) -> Float[np.ndarray, " draw"]:
+    """Areas of bootstrap samples in which whole groups are drawn; NaN where a sample lacks a class.
+
+    Two numbers of the same tokens, drawn with the same seed, are paired: subtract their draws.
+
+    Args:
+        values: one number per token.
+        first: which tokens are first.
+        groups: tokens that belong together (the same word at several places is no independent evidence).
+        draws: samples.
+        seed: of the draws.
+
+    Example:
+        >>> values, first = np.array([2.0, 1.0, 2.5, 0.0]), np.array([True, False, True, False])
+        >>> auroc_draws(values, first, np.array([0, 0, 1, 1]), draws=3).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    order = np.argsort(values, kind="stable")
+    weights, ordered = counts[:, members[order]].astype(float), first[order]
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])  # one bin per distinct value
+    positives = np.add.reduceat(weights * ordered, starts, axis=1)
+    negatives = np.add.reduceat(weights * ~ordered, starts, axis=1)
+    below = negatives.cumsum(1) - negatives / 2
+    pairs = positives.sum(1) * negatives.sum(1)
+    won = (positives * below).sum(1)
+    return np.divide(won, pairs, out=np.full(draws, np.nan), where=pairs > 0)

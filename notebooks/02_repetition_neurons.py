@@ -27,10 +27,12 @@
 # %%
 import mechrep
 from mechrep import studies
+from mechrep.ablation.loss import plot_perplexity
+from mechrep.ablation.sweeps import plot_sweep
 from mechrep.generation import collect_loops
+from mechrep.measures.neurons import plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from mechrep.models import tiny
-from mechrep.text.windows import windows_of_text
-from mechrep.views import plots
+from mechrep.text.corpus import windows_of_text
 
 model = mechrep.load_model("mechrep-tiny")
 corpus = collect_loops(model, 100, n_others=30, seed=2, max_prompts=1500)
@@ -52,13 +54,13 @@ print(f"{overlap} of the top 50 are the same; {neurons.n_texts} texts, {neurons.
 neurons.to_frame(10).round(3)
 
 # %%
-plots.plot_onset_profile(neurons, k=6)
+plot_onset_profile(neurons, k=6)
 
 # %%
-plots.plot_sorted_delta(neurons)
+plot_sorted_delta(neurons)
 
 # %%
-plots.plot_layer_distribution(neurons, k=50)
+plot_layer_distribution(neurons, k=50)
 
 # %% [markdown]
 # ## Deactivation, against controls
@@ -66,7 +68,7 @@ plots.plot_layer_distribution(neurons, k=50)
 # %%
 ks = [0, 7, 14, 28, 56, 98]
 deactivation = studies.deactivation_sweep(model, test, neurons=neurons, ks=ks, seeds=3)
-plots.plot_sweep(deactivation)
+plot_sweep(deactivation)
 
 # %%
 deactivation.to_frame().query("k == 98").round(2)
@@ -79,7 +81,7 @@ deactivation.to_frame().query("k == 98").round(2)
 # %%
 free = corpus.select(corpus.frame["condition"] == "loop_free")
 activation = studies.activation_sweep(model, free, neurons=neurons, ks=ks, seeds=3)
-plots.plot_sweep(activation)
+plot_sweep(activation)
 
 # %% [markdown]
 # ## What it costs elsewhere
@@ -87,7 +89,7 @@ plots.plot_sweep(activation)
 # %%
 windows = windows_of_text(model, tiny.held_out_text(), length=256, limit=12)
 loss = studies.loss_sweep(model, windows, neurons=neurons, ks=ks, seeds=2)
-plots.plot_perplexity(loss)
+plot_perplexity(loss)
 
 # %% [markdown]
 # ## What this notebook claims

@@ -33,10 +33,11 @@ import pandas as pd
 import torch
 
 import mechrep
+from mechrep.figures import attention_maps_figure
 from mechrep.generation import collect_loops
-from mechrep.models import nulls
-from mechrep.text.random_repeats import random_repeats
-from mechrep.views import plots
+from mechrep.measures.head_scores import head_scores_figure, layer_profile_figure
+from mechrep.models.load import reinitialised, shuffled
+from mechrep.text.stimuli import random_repeats
 
 model = mechrep.load_model("mechrep-tiny")
 
@@ -68,7 +69,7 @@ scores.to_frame("induction")[columns].round(3)
 # copy reaches.
 
 # %%
-kinds = {"shuffled": nulls.shuffled, "reinitialised": nulls.reinitialised}
+kinds = {"shuffled": shuffled, "reinitialised": reinitialised}
 rows = []
 for (kind, make), seed in itertools.product(kinds.items(), range(5)):
     null = mechrep.score_heads(make(model, seed=seed), sequences=16)
@@ -96,7 +97,7 @@ loops = collect_loops(model, 80, n_others=0, seed=3)
 natural, neurons = mechrep.CorpusCache(model, loops).run(
     mechrep.HeadScores("hiraoka2025", bos_id=model.bos_id), mechrep.RepetitionNeurons()
 )
-plots.head_scores_figure(natural)
+head_scores_figure(natural)
 
 # %%
 null_loops = []
@@ -153,7 +154,7 @@ _, cache = model.run_with_cache(torch.tensor([loops.row(number)]))
 tokens = [model.tokenizer.decode([loops.row(number)[position]]) for position in shown]
 finder, feeder_by_score = (scores.top(1, name)[0] for name in ("self_finding", "previous_token"))
 maps = {unit: cache["pattern", unit[0]][0, unit[1]][shown][:, shown] for unit in (best, finder, feeder_by_score)}
-plots.attention_maps_figure(maps, tokens, name=model.name)
+attention_maps_figure(maps, tokens, name=model.name)
 
 # %% [markdown]
 # ## Why it looks there
@@ -251,7 +252,7 @@ causes.round(3)
 # heads, both found in the same loops.
 
 # %%
-plots.layer_profile_figure(neurons, natural, k_neurons=28)
+layer_profile_figure(neurons, natural, k_neurons=28)
 
 # %% [markdown]
 # A peak is worth something only if it stays where it is when the size of the set changes; heads at chance have no peak;

@@ -34,11 +34,11 @@ import pandas as pd
 
 import mechrep
 from mechrep import Circuit, studies
+from mechrep.ablation.study import ablation_figure
 from mechrep.generation import collect_loops
 from mechrep.models import tiny
 from mechrep.stats import paired_bootstrap_interval
-from mechrep.text.windows import windows_of_text
-from mechrep.views import plots
+from mechrep.text.corpus import windows_of_text
 
 model = mechrep.load_model("mechrep-tiny")
 find, test = collect_loops(model, 90, n_others=0, seed=4).split(0.55, seed=0)
@@ -106,7 +106,7 @@ effects.assign(beyond_language=-effects["loop_log_probability"] - effects["loss"
 
 # %%
 cheap = studies.ablation_study(model, circuit, corpus=test, windows=windows, seeds=3, copies=1)
-plots.ablation_figure(cheap)
+ablation_figure(cheap)
 
 # %% [markdown]
 # With few heads the draws of a control are few, and some are the same: a layer of two heads has only one other. And a
@@ -172,7 +172,7 @@ shares = shares.set_index(["circuit", "part", "selection"]).sort_index()
 shares[["k", "value", "low", "high", "effect", "effect_low", "effect_high", "draws"]].round(2)
 
 # %%
-plots.ablation_figure(again)
+ablation_figure(again)
 
 # %% [markdown]
 # With so few heads, all of them can be the control: each head cut alone, and the rank of the one that was chosen before

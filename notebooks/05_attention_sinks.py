@@ -31,17 +31,17 @@ import pandas as pd
 import torch
 
 import mechrep
-from mechrep.analyzers.sinks.neurons import sink_neurons
 from mechrep.errors import MechrepError
-from mechrep.models import nulls, tiny
+from mechrep.measures.attention_sinks import sink_heads_figure
+from mechrep.measures.sink_neurons import sink_neurons
+from mechrep.measures.sink_norms import norms_by_layer_figure, norms_vs_repeats_figure
+from mechrep.models import tiny
+from mechrep.models.load import reinitialised, shuffled
 from mechrep.studies.repeat_behaviour import repeat_behaviour
-from mechrep.studies.sink_ablation import attention_to_first, sink_cut_study
-from mechrep.studies.sink_stimuli import head_on_stimuli, published_layer
-from mechrep.text.random_repeats import ordinary_ids
-from mechrep.text.repeated import repeated_tokens
-from mechrep.text.windows import windows_of_text
-from mechrep.views import plots
-from mechrep.views.sink_cause_plots import sink_cause_figure
+from mechrep.studies.sink_ablation import attention_to_first, sink_cause_figure, sink_cut_study
+from mechrep.studies.sinks import head_on_stimuli, published_layer
+from mechrep.text.corpus import windows_of_text
+from mechrep.text.stimuli import ordinary_ids, repeated_tokens
 
 model = mechrep.load_model("mechrep-tiny")
 texts = windows_of_text(model, tiny.held_out_text(), length=64, limit=48)
@@ -58,7 +58,7 @@ def label(unit, letter="H"):
 
 # %%
 norms, heads = mechrep.CorpusCache(model, texts).run(mechrep.SinkNorms(), mechrep.AttentionSinks())
-plots.norms_by_layer_figure(norms)
+norms_by_layer_figure(norms)
 
 # %%
 norms.to_frame().round(3)
@@ -70,7 +70,7 @@ norms.to_frame().round(3)
 # head is the least that must be beaten.
 
 # %%
-plots.sink_heads_figure(heads)
+sink_heads_figure(heads)
 
 # %% [markdown]
 # ## Placebo: models that know nothing
@@ -81,9 +81,9 @@ plots.sink_heads_figure(heads)
 # %%
 rows = []
 for kind, make, seed in [
-    ("shuffled", nulls.shuffled, 0),
-    ("shuffled", nulls.shuffled, 1),
-    ("new", nulls.reinitialised, 0),
+    ("shuffled", shuffled, 0),
+    ("shuffled", shuffled, 1),
+    ("new", reinitialised, 0),
 ]:
     null = make(model, seed=seed)
     few = mechrep.CorpusCache(null, texts.select(range(24)), progress=False)
@@ -168,9 +168,7 @@ copies = min(400, model.anatomy.n_ctx - 1)
 )
 moved = repeats.moved(layer, norms.other_norm)
 print(moved.reason or f"{moved.share:.0%} of {len(tokens)} tokens end at least half-way to BOS")
-plots.norms_vs_repeats_figure(
-    repeats, layer, norms.other_norm, names={token: model.decode([token]) for token in tokens}
-)
+norms_vs_repeats_figure(repeats, layer, norms.other_norm, names={token: model.decode([token]) for token in tokens})
 
 # %% [markdown]
 # Attention is another matter. The head that rests most, in equally long texts of three kinds: text, *different* random
@@ -228,7 +226,7 @@ assert heads.n_texts == len(texts) and torch.allclose(
 ), "two ways to the same attention"
 assert sink.norm_found <= (norms.largest_ratio > max(sink.null_ratios)), "no norm is called a sink that a null copy has"
 assert all(float(sink.alpha[tuple(head)]) > max(sink.null_alphas) for head in sink.sink_heads), "nor any head"
-untrained = mechrep.find_sink(nulls.reinitialised(model, seed=7), texts=texts.select(range(24)))
+untrained = mechrep.find_sink(reinitialised(model, seed=7), texts=texts.select(range(24)))
 assert not untrained.norm_found and not untrained.neurons, "an untrained model has no sink and so no sink neurons"
 try:
     sink_cut_study(model, untrained, texts=texts, progress=False)

@@ -33,13 +33,18 @@ import pandas as pd
 import torch
 
 import mechrep
-from mechrep.analyzers.first_token import FirstTokenDetection, first_layer_convergence
-from mechrep.analyzers.first_token.detectors import first_token_detectors
-from mechrep.analyzers.first_token.find_first_token import first_token_parts
-from mechrep.analyzers.first_token.rates import fit_decay
-from mechrep.models import nulls, tiny
-from mechrep.text.windows import windows_of_text
-from mechrep.views.first_token_plots import convergence_figure, detector_figure, head_cuts_figure
+from mechrep.measures.first_token import first_token_parts
+from mechrep.measures.first_token_detectors import (
+    convergence_figure,
+    detector_figure,
+    first_layer_convergence,
+    first_token_detectors,
+)
+from mechrep.measures.first_token_heads import head_cuts_figure
+from mechrep.measures.first_token_mass import FirstTokenDetection, fit_decay
+from mechrep.models import tiny
+from mechrep.models.load import reinitialised
+from mechrep.text.corpus import windows_of_text
 
 model = mechrep.load_model("mechrep-tiny")
 anatomy = model.anatomy
@@ -116,7 +121,7 @@ detector_figure(parts.detectors)
 
 # %%
 seen = parts.detectors
-untrained = first_token_detectors(nulls.reinitialised(model, seed=3), triples=600, k=1, shuffles=1)
+untrained = first_token_detectors(reinitialised(model, seed=3), triples=600, k=1, shuffles=1)
 chosen_with, judged_by = (areas[list(seen.neurons)].numpy() for areas in (seen.selection_auroc, seen.auroc))
 pd.DataFrame(
     {
@@ -175,7 +180,7 @@ by_head.round(3)
 # all must not be called a law.
 
 # %%
-null_copies = first_layer_convergence(nulls.reinitialised(model, seed=3), list(copies.token_ids))
+null_copies = first_layer_convergence(reinitialised(model, seed=3), list(copies.token_ids))
 flat = fit_decay(list(copies.repeats), [0.3] * len(copies.repeats))
 first_copy, last_copy = copies.relative("layer")[:, 0], copies.relative("layer")[:, -1]
 print(

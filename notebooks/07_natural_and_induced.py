@@ -30,11 +30,12 @@
 import pandas as pd
 
 import mechrep
-from mechrep.analyzers.token_information import information_cut, token_facts, token_information
-from mechrep.generation.conditions import joined_conditions
-from mechrep.models import nulls
-from mechrep.studies.condition_study import run_condition_study
-from mechrep.studies.contrast.comparison import compare_heads
+from mechrep.generation.text_kinds import joined_conditions
+from mechrep.measures.token_information import token_facts, token_information
+from mechrep.measures.token_information_masks import information_cut
+from mechrep.models.load import shuffled as shuffled_weights
+from mechrep.studies.natural_vs_induced_study import run_condition_study
+from mechrep.studies.text_kind_effects import compare_heads
 
 model = mechrep.load_model("mechrep-tiny")
 
@@ -150,7 +151,7 @@ induced = induced.select(induced.frame["prompt"].isin(natural.frame["prompt"]).t
 corpus = joined_conditions(natural, induced, n_ctx=model.anatomy.n_ctx, copies=2)
 information = token_information(model, corpus)
 facts = token_facts(model, corpus)
-shuffled = nulls.shuffled(model, seed=0)
+shuffled = shuffled_weights(model, seed=0)
 (without_knowledge,) = mechrep.CorpusCache(shuffled, corpus, progress=False).run(mechrep.TokenInformation(facts))
 tables = {
     "matched": information.summary(matched=True),

@@ -32,11 +32,15 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from mechrep.studies.checkpoints import agreement_curves, list_checkpoints, specialisation_curves
-from mechrep.studies.checkpoints.change_points import change_point, order_p_value
-from mechrep.studies.training_study import training_study
-from mechrep.views.checkpoint_plots import flow_figure, mechanisms_figure
-from mechrep.views.training_plots import agreement_figure, head_maps_figure, specialisation_figure
+from mechrep.studies.checkpoints import change_point, flow_figure, list_checkpoints, mechanisms_figure, order_p_value
+from mechrep.studies.training import training_study
+from mechrep.studies.training_heads import (
+    agreement_curves,
+    agreement_figure,
+    head_maps_figure,
+    specialisation_curves,
+    specialisation_figure,
+)
 
 PROMPTS = 24
 names = [checkpoint.name for checkpoint in list_checkpoints("mechrep-tiny", "grid")]

@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from mechrep import __version__
-from mechrep.analyzers.neuron_result import RepetitionNeuronResult
 from mechrep.cli import app
 from mechrep.errors import NothingFoundError
+from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.models import tiny
 from mechrep.models.load import load_model
-from mechrep.studies.card_result import CardResult
+from mechrep.report.page import marked_text, printable
+from mechrep.studies.card import CardResult
 from mechrep.text.corpus import Corpus
-from mechrep.views.terminal import marked_text, printable
 
 LOOP = " the sea, the sea, the sea, the sea"
 
@@ -152,7 +152,7 @@ def test_what_the_floors_below_refuse_is_an_error_too(tmp_path: Path, monkeypatc
     def nothing(*_: object, **__: object) -> None:
         raise NothingFoundError("no\nloops", "some", "try again")
 
-    monkeypatch.setattr("mechrep.studies.repetition_study.run_repetition_study", nothing)
+    monkeypatch.setattr("mechrep.studies.neurons.run_repetition_study", nothing)
     result = run("report", "mechrep-tiny", "--out", tmp_path, "--only", "neurons", code=1)
     assert result.stderr == "error: given: no loops; expected: some; to do: try again\n"
 
@@ -161,7 +161,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mechrep.studies.repetition_study.run_repetition_study", interrupted)
+    monkeypatch.setattr("mechrep.studies.neurons.run_repetition_study", interrupted)
     result = run("report", "mechrep-tiny", "--out", tmp_path, code=130)
     assert result.stderr == "stopped; run the same command again to go on\n"
 
@@ -170,7 +170,7 @@ def test_a_bug_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mechrep.studies.repetition_study.run_repetition_study", broken)
+    monkeypatch.setattr("mechrep.studies.neurons.run_repetition_study", broken)
     result = CliRunner().invoke(app, ["report", "mechrep-tiny", "--out", str(tmp_path)])
     assert isinstance(result.exception, ZeroDivisionError)
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from mechrep.analyzers.heads.scores import HeadScoreResult
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.study import AblationResult
 from mechrep.cli import app
-from mechrep.studies.ablation.result import AblationResult
-from mechrep.studies.circuit import Circuit
+from mechrep.measures.head_scores import HeadScoreResult
 
 
 def run(*arguments: object, code: int = 0) -> str:

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 import mechrep.cli.eval  # noqa: F401 - adds the command
+from mechrep.ablation.benchmarks import BenchmarkResult
+from mechrep.ablation.circuit import Circuit
 from mechrep.cli import app
 from mechrep.interventions import SinkPatch
-from mechrep.studies.benchmarks.result import BenchmarkResult
-from mechrep.studies.circuit import Circuit
 
 
 def run(*arguments: object, code: int = 0) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import mechrep.cli.patch  # noqa: F401 - adds its command
 from mechrep.cli.app import app
 from mechrep.errors import NothingFoundError
-from mechrep.studies.patch_result import PatchStudyResult
+from mechrep.studies.sink_patch import PatchStudyResult
 
 
 def run(*arguments: object, code: int = 0):
@@ -42,7 +42,7 @@ def test_no_sink_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def nothing(*_: object, **__: object) -> None:
         raise NothingFoundError("a model: no norm sink", "a norm sink", "there is nothing to patch here")
 
-    monkeypatch.setattr("mechrep.studies.patch_study.run_patch_study", nothing)
+    monkeypatch.setattr("mechrep.studies.sink_patch.run_patch_study", nothing)
     output = run("patch", "mechrep-tiny", "--out", tmp_path / "out", code=1).output
     assert output.startswith("error: ") and "nothing to patch here" in output and len(output.splitlines()) == 1
 

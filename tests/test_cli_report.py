@@ -24,8 +24,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What each study was asked; they answer with numbers made by hand."""
     asked: dict[str, dict[str, Any]] = {}
     makers = {
-        "mechrep.studies.repetition_study.run_repetition_study": ("neurons", study_by_hand.study),
-        "mechrep.studies.head_study.run_head_study": ("heads", head_study_by_hand.study),
+        "mechrep.studies.neurons.run_repetition_study": ("neurons", study_by_hand.study),
+        "mechrep.studies.heads.run_head_study": ("heads", head_study_by_hand.study),
     }
     for path, (part, make) in makers.items():
 

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 import mechrep.cli.sinks  # noqa: F401 - adds its command
-from mechrep.analyzers.sinks.repeat_norms_result import RepeatNormResult
-from mechrep.analyzers.sinks.result import SinkResult
 from mechrep.cli import app
-from mechrep.studies.repeat_behaviour_result import RepeatBehaviourResult
-from mechrep.studies.sink_ablation_result import MEASURES, SinkCutResult
+from mechrep.measures.find_sink import SinkResult
+from mechrep.measures.sink_norms import RepeatNormResult
+from mechrep.studies.repeat_behaviour import RepeatBehaviourResult
+from mechrep.studies.sink_ablation import MEASURES, SinkCutResult
 
 FIGURES = ("norms-by-layer", "norms-vs-repeats", "sink-heads", "attention")
 

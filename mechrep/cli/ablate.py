@@ -57,17 +57,15 @@ def ablate(
 
     Controls: random and layer-matched components, and for heads others with the same attention to BOS.
     """
-    from mechrep.studies.circuit import Circuit
+    from mechrep.ablation.circuit import Circuit
 
     circuits = [Circuit.load(path) for path in circuit]
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers.heads.scores import score_heads
+    from mechrep.ablation.study import CHEAP_OUTCOMES, ablation_figure, ablation_study
     from mechrep.generation.loops import collect_loops
-    from mechrep.studies.ablation.plan import CHEAP_OUTCOMES
-    from mechrep.studies.ablation.study import ablation_study
-    from mechrep.views.ablation_plots import ablation_figure
-    from mechrep.views.terminal import text_table
+    from mechrep.measures.head_scores import score_heads
+    from mechrep.report.page import text_table
 
     for each in circuits:
         each.check(loaded.anatomy)

@@ -43,8 +43,8 @@ def card(
     wanted = None if revisions is None else _revisions(model, revisions)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
+    from mechrep.report.page import card_table
     from mechrep.studies.card import measure_card
-    from mechrep.views.terminal import card_table
 
     result = measure_card(loaded, held_out_text=text, prompts=prompts, sink_layer=sink_layer, seed=seed)
     result.save(out / "card")
@@ -67,9 +67,8 @@ def _revisions(model: str, text: str) -> list[str]:
 
 def _card_history(model: str, revisions: list[str], prompts: int, sink_layer: int | None, seed: int, out: Path) -> None:
     from mechrep.models import tiny
-    from mechrep.studies.card_history import appearances, card_history
-    from mechrep.views.card_plots import history_figure
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
+    from mechrep.studies.card import appearances, card_history, history_figure
 
     history = card_history(model, revisions, prompts=prompts, sink_layer=sink_layer, seed=seed)
     tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history(model)} if model in tiny.NAMES else None

@@ -14,7 +14,7 @@ from mechrep.errors import StoreError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechrep.studies.training_study import TrainingStudy
+    from mechrep.studies.training import TrainingStudy
 
 
 @app.command(short_help="Each mechanism over training: when it appears, and in which order.")
@@ -39,8 +39,8 @@ def checkpoints(
     make_folder(out)
     import torch
 
-    from mechrep.studies.training_study import TRAINING_MEASURES, training_study
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
+    from mechrep.studies.training import TRAINING_MEASURES, training_study
 
     study = training_study(
         model,
@@ -85,8 +85,8 @@ def _write(study: TrainingStudy, out: Path) -> None:
 
 
 def _figures(study: TrainingStudy) -> dict[str, Any]:
-    from mechrep.views.checkpoint_plots import flow_figure, mechanisms_figure
-    from mechrep.views.training_plots import agreement_figure, head_maps_figure, specialisation_figure
+    from mechrep.studies.checkpoints import flow_figure, mechanisms_figure
+    from mechrep.studies.training_heads import agreement_figure, head_maps_figure, specialisation_figure
 
     result = study.checkpoints
     figures: dict[str, Any] = {"mechanisms": mechanisms_figure(result)} if result.measures else {}

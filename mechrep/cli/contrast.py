@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from mechrep.models.model import Model
-    from mechrep.studies.condition_study import BuilderContrast, ConditionStudy
+    from mechrep.studies.natural_vs_induced_study import BuilderContrast, ConditionStudy
 
 _CONFIDENCE = ["probability", "entropy", "rank"]
 
@@ -87,7 +87,7 @@ def contrast(
     written = None if text is None else read_text(text)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.studies.condition_study import BUILDERS, run_condition_study
+    from mechrep.studies.natural_vs_induced_study import BUILDERS, run_condition_study
 
     study = run_condition_study(
         loaded,
@@ -123,7 +123,8 @@ def contrast(
 
 def _report(study: ConditionStudy, found: BuilderContrast, out: Path, name: str) -> None:
     """Print and write one builder's contrast."""
-    from mechrep.views.contrast_plots import confidence_figure, head_contrast_figure, lens_figure
+    from mechrep.measures.natural_vs_induced import confidence_figure, lens_figure
+    from mechrep.measures.text_kind_design import head_contrast_figure
 
     for part, why in found.left_out.items():
         typer.echo(f"left out, {part}: {why}")
@@ -155,7 +156,7 @@ def _report(study: ConditionStudy, found: BuilderContrast, out: Path, name: str)
 
 
 def _check_by_writing(model: Model, study: ConditionStudy, found: BuilderContrast, texts: int, seed: int) -> None:
-    from mechrep.studies.contrast import agreement, regenerated_contrast
+    from mechrep.studies.text_kind_effects import agreement, regenerated_contrast
 
     dear = regenerated_contrast(
         model, [study.natural, found.induced], op=study.op, reference=study.control, texts=texts, seed=seed
@@ -188,7 +189,7 @@ def _answer(found: BuilderContrast, k: int) -> str:
 
 
 def _show(title: str, frame: pd.DataFrame) -> None:
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     typer.echo(f"\n{title}")
     typer.echo(text_table(frame))

@@ -26,7 +26,7 @@ from mechrep.errors import InputError, NothingFoundError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mechrep.interventions.sink_patch import SinkPatch
+    from mechrep.interventions.ops import SinkPatch
     from mechrep.models.model import Model
 
 _AUTO = "auto"
@@ -63,15 +63,14 @@ def evaluate(
 
     Needs `pip install mechrep[evals]`. Finished benchmarks are kept in OUT; the same command goes on where it stopped.
     """
-    from mechrep.studies.benchmarks.harness import require_harness
+    from mechrep.ablation.benchmark_tasks import require_harness
 
     require_harness()
-    from mechrep.interventions.base import Intervention
-    from mechrep.studies.benchmarks.study import benchmark_study
-    from mechrep.studies.benchmarks.tasks import as_tasks, read_documents
-    from mechrep.studies.circuit import Circuit
-    from mechrep.views.benchmark_plots import benchmark_figure, benchmark_table
-    from mechrep.views.terminal import text_table
+    from mechrep.ablation.benchmark_tasks import as_tasks, read_documents
+    from mechrep.ablation.benchmarks import benchmark_figure, benchmark_study, benchmark_table
+    from mechrep.ablation.circuit import Circuit
+    from mechrep.interventions.ops import Intervention
+    from mechrep.report.page import text_table
 
     names = [name.strip() for name in tasks.split(",")]
     for task in as_tasks(names):
@@ -136,8 +135,8 @@ def _in_per_cent(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 def _find_patch(model: Model, seed: int) -> SinkPatch:
     """The patch on the sink neurons that are found in the model itself."""
-    from mechrep.analyzers.sinks.find_sink import find_sink
-    from mechrep.interventions.sink_patch import SinkPatch
+    from mechrep.interventions.ops import SinkPatch
+    from mechrep.measures.find_sink import find_sink
 
     sink = find_sink(model, seed=seed)
     if sink.layer is None or not sink.neurons:
@@ -151,7 +150,7 @@ def _read_patch(text: str) -> SinkPatch:
     """The patch in a file, or on the neurons of a list."""
     import json
 
-    from mechrep.interventions.sink_patch import SinkPatch
+    from mechrep.interventions.ops import SinkPatch
 
     if text.endswith(".json"):
         try:

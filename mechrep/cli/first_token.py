@@ -23,8 +23,7 @@ from mechrep.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mechrep.analyzers.first_token.find_first_token import FirstTokenParts
-    from mechrep.analyzers.first_token.result import FirstTokenResult
+    from mechrep.measures.first_token import FirstTokenParts, FirstTokenResult
 
 
 @app.command(name="first-token", short_help="How layer 0 tells the first token from all others.")
@@ -43,7 +42,7 @@ def first_token(
     """Which neurons tell a first token, which heads of layer 0 carry that mark, and what copies of a token do to it."""
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers.first_token.find_first_token import first_token_parts
+    from mechrep.measures.first_token import first_token_parts
 
     given = None if texts is None else [read_text(texts)]
     parts = first_token_parts(loaded, texts=given, layer=layer, triples=triples, repeats=repeats, seed=seed)
@@ -71,7 +70,7 @@ def _save(parts: FirstTokenParts, out: Path) -> None:
 def _report(result: FirstTokenResult, parts: FirstTokenParts) -> None:
     import pandas as pd
 
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     low, high = result.interval
     copies = f"law {result.law}, slope {result.slope:.2f}; expected {result.theory}"

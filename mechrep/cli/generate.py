@@ -46,10 +46,10 @@ def generate(
         raise typer.BadParameter("give --prompt TEXT or --prompts FILE with at least one line")
     units = None if cut is None else parse_units(cut)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.generation.generate import generate as continue_texts
-    from mechrep.interventions.neurons import Neurons
+    from mechrep.generation.decode import generate as continue_texts
+    from mechrep.interventions.ops import Neurons
+    from mechrep.report.page import described_texts
     from mechrep.text.corpus import Corpus
-    from mechrep.views.terminal import described_texts
 
     corpus = continue_texts(
         loaded,

@@ -11,7 +11,7 @@ from mechrep.cli.app import app
 from mechrep.cli.options import Device, DtypeOption, ModelName, Revision, Seed, load_named, make_folder, save_frame
 
 if TYPE_CHECKING:
-    from mechrep.analyzers.heads.scores import HeadScoreResult
+    from mechrep.measures.head_scores import HeadScoreResult
 
 _CLEAR = 0.3  # adjusted for chance: what mechrep calls an induction head's prefix matching
 
@@ -34,11 +34,11 @@ def heads(
     """
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers.heads import scores as analyzer
+    from mechrep.ablation.circuit import Circuit
     from mechrep.cache.corpus_cache import CorpusCache
     from mechrep.generation.loops import collect_loops
-    from mechrep.studies.circuit import Circuit
-    from mechrep.views.head_plots import head_scores_figure
+    from mechrep.measures import head_scores as analyzer
+    from mechrep.measures.head_scores import head_scores_figure
 
     result = analyzer.score_heads(loaded, n=period, sequences=sequences, seed=seed)
     _report(result, out, "random-repeats", "random repeats")
@@ -59,7 +59,7 @@ def heads(
 def _report(result: HeadScoreResult, out: Path, name: str, title: str) -> None:
     import pandas as pd
 
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     result.save(out / name)
     frame = pd.concat([result.to_frame(score).assign(score=score) for score in result.names], ignore_index=True)

@@ -25,7 +25,7 @@ from mechrep.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mechrep.studies.information_study import InformationStudy
+    from mechrep.studies.token_information_study import InformationStudy
 
 
 class Ways(StrEnum):
@@ -59,9 +59,9 @@ def information(
     held_out_text = None if held_out is None else read_text(held_out)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.studies.information_study import WAYS, run_information_study
-    from mechrep.views.report.information_section import information_section
-    from mechrep.views.token_information_plots import head_information_figure, information_figure
+    from mechrep.measures.token_information import head_information_figure, information_figure
+    from mechrep.report.old_information_section import information_section
+    from mechrep.studies.token_information_study import WAYS, run_information_study
 
     study = run_information_study(
         loaded,
@@ -83,7 +83,7 @@ def information(
 
 def _report(study: InformationStudy, out: Path) -> None:
     """Print and write the tables."""
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     study.attention.save(out / "attention")
     tables = {"bias-matched": study.bias["matched"], "bias-visible": study.bias["visible"], "sinks": study.sinks}

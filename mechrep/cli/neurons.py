@@ -43,10 +43,10 @@ def neurons(
 
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.analyzers.neurons import RepetitionNeurons
     from mechrep.cache.corpus_cache import CorpusCache
     from mechrep.generation.loops import collect_loops
-    from mechrep.views.terminal import text_table
+    from mechrep.measures.neurons import RepetitionNeurons
+    from mechrep.report.page import text_table
 
     corpus = collect_loops(loaded, texts, n_others=0, preset=preset.value, seed=seed)
     (result,) = CorpusCache(loaded, corpus, store=out / "store").run(RepetitionNeurons(preset.value))

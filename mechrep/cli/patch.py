@@ -46,10 +46,10 @@ def patch(
     ordinary = None if text is None else read_text(text)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.interventions.sink_patch import SinkPatch
-    from mechrep.studies.patch_study import run_patch_study
-    from mechrep.text.windows import windows_of_text
-    from mechrep.views.terminal import text_table
+    from mechrep.interventions.ops import SinkPatch
+    from mechrep.report.page import text_table
+    from mechrep.studies.sink_patch import run_patch_study
+    from mechrep.text.corpus import windows_of_text
 
     result = run_patch_study(
         loaded,

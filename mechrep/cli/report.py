@@ -63,8 +63,9 @@ def report(
     held_out_text = None if held_out is None else read_text(held_out)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
+    from mechrep.report.page import save_tables
+    from mechrep.report.write import write_report
     from mechrep.studies.full_study import StudySettings, run_studies
-    from mechrep.views.report import save_tables, write_report
 
     settings = StudySettings(
         preset=preset.value,

@@ -21,9 +21,8 @@ from mechrep.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mechrep.analyzers.sinks.result import SinkResult
-    from mechrep.studies.sink_study import SinkStudy
-    from mechrep.studies.sink_tables import SinkTables
+    from mechrep.measures.find_sink import SinkResult
+    from mechrep.studies.sinks import SinkStudy, SinkTables
 
 
 @app.command(short_help="Whether a model has an attention sink, what makes it, and what repeats do.")
@@ -47,7 +46,7 @@ def sinks(
     """
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.studies.sink_study import run_sink_study
+    from mechrep.studies.sinks import run_sink_study
 
     options = {
         "layer": layer,
@@ -79,7 +78,7 @@ def _save(study: SinkStudy, out: Path) -> None:
 def _print_finding(study: SinkStudy) -> None:
     import pandas as pd
 
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     result, tables = study.sink, study.tables
     typer.echo(result.reason)
@@ -126,7 +125,7 @@ def _published(study: SinkStudy) -> str:
 
 
 def _print_causes(study: SinkStudy) -> None:
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     if study.ablation is None:
         typer.echo("\nno neurons to set to zero")
@@ -143,9 +142,10 @@ def _print_causes(study: SinkStudy) -> None:
 
 
 def _draw(study: SinkStudy, out: Path) -> None:
-    from mechrep.views.repeat_plots import repeat_behaviour_figure, text_against_repeats_figure
-    from mechrep.views.sink_cause_plots import sink_cause_figure
-    from mechrep.views.sink_plots import norms_by_layer_figure, norms_vs_repeats_figure, sink_heads_figure
+    from mechrep.measures.attention_sinks import sink_heads_figure
+    from mechrep.measures.sink_norms import norms_by_layer_figure, norms_vs_repeats_figure
+    from mechrep.studies.repeat_behaviour import repeat_behaviour_figure, text_against_repeats_figure
+    from mechrep.studies.sink_ablation import sink_cause_figure
 
     result, tables = study.sink, study.tables
     layer = tables.layer(result)
@@ -169,7 +169,7 @@ def _draw(study: SinkStudy, out: Path) -> None:
 
 
 def _print_behaviour(study: SinkStudy) -> None:
-    from mechrep.views.terminal import text_table
+    from mechrep.report.page import text_table
 
     found = study.behaviour
     if found is None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.generate import generate
+from mechrep.generation.decode import generate
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.text.corpus import Corpus
-from mechrep.text.repeats import MIN_COPIES, repeats_after_prompt
+from mechrep.text.cycles import MIN_COPIES, repeats_after_prompt
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def sample_prompts(
         >>> [len(prompts.row(i)) for i in range(3)]
         [5, 5, 5]
     """
-    from mechrep.generation.generate import answers_to_corpus, run_requests
-    from mechrep.generation.requests import Decoding, Request
+    from mechrep.generation.decode import Decoding, Request, answers_to_corpus, run_requests
 
     if model.bos_id is None:
         raise InputError(

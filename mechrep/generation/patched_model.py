@@ -2,7 +2,21 @@
 
 Two kinds of hooks.  One before the decoder reads off each call which rows have begun, where their first token after BOS
 is and which columns are padding.  One at the up-projection catches the level there and holds it.  What must outlive a
-call is kept on the key-value cache (:mod:`mechrep.generation.cache_rows`), never in the model.
+call is kept on the key-value cache (:mod:`mechrep.generation.patched_model`), never in the model.
+
+What a patched model remembers of every row of a key-value cache, kept on the cache itself.
+
+A cache may be filled in several passes, go on for thousands of tokens, be copied, cropped, and have its rows
+repeated, selected or put in another order (beam search).  Other caches may be filled in between.  So what belongs to a
+row is an attribute of the cache that holds the row, and goes wherever its rows go.
+
+Reading off a call of a Hugging Face decoder which of its columns are text.
+
+A plain Hugging Face module inside an intervention: whoever calls it, calls the edited model.
+
+A harness calls the module itself, with batches that nobody announces.  So a hook in front of the module looks at each
+batch and says which of its positions are real; then the edits of :mod:`mechrep.interventions.apply` do the rest.
+Sink patches go through :class:`~mechrep.generation.patched_model.PatchedModel`.
 """
 
 from __future__ import annotations
@@ -10,25 +24,210 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError
-from mechrep.generation.cache_rows import RowLevels, remembered, row_levels
-from mechrep.generation.calls import real_columns, refuse_packed_rows
-from mechrep.interventions.base import Combined, Intervention
-from mechrep.interventions.sink_patch import SinkPatch
-from mechrep.models.handles import PlainHandles, find_handles
+from mechrep.interventions.apply import EditTable
+from mechrep.interventions.ops import Combined, Intervention, Place, SinkPatch
+from mechrep.models.anatomy import PlainHandles, Site, find_handles
 from mechrep.models.model import Model
-from mechrep.models.up_projections import find_up_projections
+from mechrep.models.reading import find_up_projections
+
+NOT_YET = torch.iinfo(torch.long).max
+
+
+@dataclass
+class RowLevels:
+    """Where every row's text begins and which level its neurons are held at.
+
+    Columns are counted from the first column of the cache, padding included.
+
+    Attributes:
+        first: column of the row's first real token; ``NOT_YET`` before there is one.
+        begins_with_bos: whether that token is BOS.
+        anchor: column of the first token after BOS, or of the first token where there is no BOS.
+        levels: up-projection of the held neurons there, by layer.
+    """
+
+    first: Int[Tensor, " batch"]
+    begins_with_bos: Bool[Tensor, " batch"]
+    anchor: Int[Tensor, " batch"]
+    levels: dict[int, Float[Tensor, "batch neuron"]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> RowLevels:
+        """Rows that have not begun."""
+        none = torch.full((rows,), NOT_YET, device=device)
+        return cls(none, torch.zeros_like(none, dtype=torch.bool), none.clone())
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def take(self, rows: Int[Tensor, " batch"]) -> None:
+        """Become these rows, in this order."""
+        for name in ("first", "begins_with_bos", "anchor"):
+            values = getattr(self, name)
+            setattr(self, name, values[rows.to(values.device)])
+        self.levels = {layer: level[rows.to(level.device)] for layer, level in self.levels.items()}
+
+    def advance(
+        self,
+        is_bos: Bool[Tensor, "batch pos"],
+        real: Bool[Tensor, "batch pos"],
+        past: int,
+    ) -> tuple[Bool[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """Take note of the columns of one pass.
+
+        Args:
+            is_bos: where the token is BOS.
+            real: where there is a token and no padding.
+            past: columns before this pass; what was noted of later ones (a cropped cache) is forgotten.
+
+        Returns:
+            Where the anchors are, and where neurons are held: from the anchor on, padding left out.
+        """
+        begun = self.first < past
+        bos_before = self.begins_with_bos & begun
+        number = real.cumsum(1)  # of each real token in this pass, from 1
+        first_here = real & (number == 1) & ~begun[:, None]
+        begins_here = (first_here & is_bos).any(1)
+        self.first = torch.where(begun, self.first, _column(first_here, past))
+        self.begins_with_bos = bos_before | begins_here
+        waiting = ~(self.anchor < past)
+        wanted = torch.where(begun, 1, 1 + begins_here.long())
+        anchor_here = real & (number == wanted[:, None]) & waiting[:, None]
+        self.anchor = torch.where(waiting, _column(anchor_here, past), self.anchor)
+        columns = past + torch.arange(real.shape[1], device=real.device)
+        return anchor_here, real & (columns >= self.anchor[:, None])
+
+    def catch(
+        self, layer: int, values: Float[Tensor, "batch pos neuron"], anchor_here: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch neuron"]:
+        """Note the values at the anchors of this pass; returns the level of every row (0 where it is unknown)."""
+        found = anchor_here.any(1)
+        at_anchor = values[torch.arange(len(values), device=values.device), anchor_here.int().argmax(1)]
+        before = self.levels[layer].to(values) if layer in self.levels else torch.zeros_like(at_anchor)
+        self.levels[layer] = torch.where(found[:, None], at_anchor, before)
+        return self.levels[layer]
+
+
+def _column(here: Bool[Tensor, "batch pos"], past: int) -> Int[Tensor, " batch"]:
+    """The column of the one place in each row, or ``NOT_YET`` where there is none."""
+    return torch.where(here.any(1), past + here.int().argmax(1), NOT_YET)
+
+
+class _CarriesRows:
+    """Mixed into the class of a cache: what moves its rows moves what is remembered of them."""
+
+    row_levels: dict[int, RowLevels]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: row ``i`` becomes what row ``beam_idx[i]`` was."""
+        super().reorder_cache(beam_idx)  # pyright: ignore[reportAttributeAccessIssue]
+        self._take(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)  # pyright: ignore[reportAttributeAccessIssue]
+        self._take(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row several times, side by side."""
+        super().batch_repeat_interleave(repeats)  # pyright: ignore[reportAttributeAccessIssue]
+        for levels in self.row_levels.values():
+            levels.take(torch.arange(len(levels)).repeat_interleave(repeats))
+
+    def _take(self, rows: Tensor) -> None:
+        for levels in self.row_levels.values():
+            levels.take(rows)
+
+
+_carrying: dict[type, type] = {}
+
+
+def row_levels(cache: Any) -> dict[int, RowLevels]:
+    """What is remembered of a cache's rows, by owner; from now on it follows the rows."""
+    kind = type(cache)
+    if not isinstance(cache, _CarriesRows):
+        if kind not in _carrying:
+            _carrying[kind] = type(kind.__name__, (_CarriesRows, kind), {"__module__": kind.__module__})
+        cache.__class__ = _carrying[kind]
+        cache.row_levels = {}
+    return cache.row_levels
+
+
+def remembered(cache: Any, owner: int) -> RowLevels | None:
+    """A copy of what ``owner`` remembers of a cache: a pass that fails leaves the cache as it was."""
+    known = row_levels(cache).get(owner)
+    return None if known is None else replace(known, levels=dict(known.levels))
+
+
+def real_columns(mask: Any, ids: Int[Tensor, "batch pos"], past: int) -> Bool[Tensor, "batch pos"]:
+    """True where a column of this call is a token and no padding.
+
+    Args:
+        mask: ``attention_mask`` as the model got it: ``None``; ``[batch past+pos]`` of ones and zeros; or what
+            ``generate`` makes of that for a static cache, ``[batch 1 query key]``, which may stand in a dictionary.
+        ids: the ids of this call.
+        past: columns in the cache.
+
+    Raises:
+        InputError: a mask that does not say which columns are padding.
+
+    Example:
+        >>> real_columns(torch.tensor([[0, 1, 1]]), torch.tensor([[2, 5, 7]]), past=0).tolist()
+        [[False, True, True]]
+    """
+    if isinstance(mask, Mapping) and "full_attention" in mask:
+        mask = mask["full_attention"]
+    if mask is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    rows, length = ids.shape
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] in (length, past + length):
+        return mask[:, -length:].to(ids.device) != 0
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[2] == length and mask.shape[3] >= past + length:
+        # What the last query may see; additive masks have 0 there and a huge negative number elsewhere.
+        last = mask[:, 0, -1, past : past + length].to(ids.device)
+        return (last if mask.dtype == torch.bool else last == 0).expand(rows, length)
+    shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    raise InputError(
+        f"attention_mask {shape} for {rows} rows of {length} tokens after {past}",
+        "a mask [batch, all columns so far] of ones and zeros",
+        "pass the mask that the tokenizer gives",
+    )
+
+
+def refuse_packed_rows(call: Mapping[str, Any], real: Bool[Tensor, "batch pos"]) -> None:
+    """Refuse rows that hold several texts: positions that begin again, or lengths of packed sequences.
+
+    Raises:
+        InputError: they do.
+    """
+    positions = call.get("position_ids")
+    lengths = next(
+        (name for name in ("cu_seq_lens_q", "cu_seqlens_q", "block_table") if call.get(name) is not None), ""
+    )
+    packed = bool(lengths)
+    if isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[1] == real.shape[1] > 1:
+        both = real[:, 1:] & real[:, :-1]
+        packed = packed or bool((both & (positions.diff(dim=1) <= 0).to(real.device)).any())
+    if packed:
+        raise InputError(
+            f"several texts in one row ({lengths or 'position_ids begin again'})",
+            "one text per row",
+            "pad the batch instead of packing it",
+        )
+
 
 _patched: WeakSet[nn.Module] = WeakSet()
 _owners = itertools.count()  # unlike id(), never the same twice
@@ -49,7 +248,7 @@ class _Pass:
 
 
 class PatchedModel:
-    """A Hugging Face model under a :class:`~mechrep.interventions.sink_patch.SinkPatch`.
+    """A Hugging Face model under a :class:`~mechrep.interventions.ops.SinkPatch`.
 
     The model itself is hooked, not a copy: until :meth:`remove`, or the end of a ``with`` block, every forward pass of
     it is patched, whoever makes it: your own call, ``model.generate(...)``, an evaluation harness.  The wrapper passes
@@ -250,3 +449,96 @@ def _d_mlp(handles: PlainHandles) -> int:
     """Inputs of the output matrix; Conv1D of GPT-2 keeps its matrix the other way round than Linear."""
     output: Any = handles.mlp_outputs[0]
     return int(output.in_features if hasattr(output, "in_features") else output.weight.shape[0])
+
+
+@contextmanager
+def intervened(model: Model, intervention: Intervention | None) -> Iterator[nn.Module]:
+    """The plain Hugging Face module of a model, edited at all real positions of every call while the context is open.
+
+    Rows may be padded on the right, with or without an attention mask, or on the left with one.  Keys and values may
+    be cached, except where attention is moved.
+
+    Args:
+        model: the model; its plain view is what is edited and given.
+        intervention: of ``when="all"``; ``None`` for the untouched model.
+
+    Raises:
+        InputError: a model without a plain view or with processed weights, an intervention that begins somewhere or
+            differs by text, units the model lacks.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> tokens = model.to_tokens("again and again")
+        >>> cut = mechrep.Heads([(0, 0)], "to_bos", when="all")
+        >>> with torch.no_grad(), intervened(model, cut) as module:
+        ...     changed = module(tokens).logits
+        >>> expected = model.run_with_hooks(tokens, fwd_hooks=cut.hooks(model))
+        >>> torch.allclose(changed, expected, atol=1e-3)
+        True
+    """
+    if model.plain is None or model.processed:
+        raise InputError(
+            f"{model.name} with {'processed weights' if model.processed else 'no plain view'}",
+            "a model whose plain Hugging Face module mechrep can edit",
+            "load it by name, or from a Hugging Face module, and keep its raw weights",
+        )
+    parts = _parts(intervention)
+    patches = tuple(part for part in parts if isinstance(part, SinkPatch))
+    others = tuple(part for part in parts if not isinstance(part, SinkPatch))
+    with ExitStack() as stack:
+        if patches:
+            stack.enter_context(PatchedModel(model, Combined(patches)))
+        if others:
+            edits = _WholePassEdits(model, Combined(others))
+            stack.callback(model.plain.register_forward_pre_hook(edits.look, with_kwargs=True).remove)
+            stack.enter_context(edits.applied())
+        yield model.plain
+
+
+def _parts(intervention: Intervention | None) -> tuple[Intervention, ...]:
+    """What a sum is made of, one after the other."""
+    if isinstance(intervention, Combined):
+        return tuple(part for inner in intervention.parts for part in _parts(inner))
+    return () if intervention is None else (intervention,)
+
+
+class _WholePassEdits(EditTable):
+    """One intervention on all rows of every pass; the first position is found in the pass and not known before."""
+
+    def __init__(self, model: Model, intervention: Intervention) -> None:
+        if intervention.when != "all" or intervention.differs_by_text:
+            given = "resampling by text" if intervention.differs_by_text else f"when={intervention.when!r}"
+            raise InputError(
+                f"an intervention with {given}",
+                "one that is the same at every position of every text: the harness does not tell them apart",
+                "build it with when='all' and another operation",
+            )
+        super().__init__(model, [intervention], [0], first_tokens=[0], starts=[0])
+        self.moves_attention = any(site is Site.PATTERN for site, _ in self.tables)
+
+    def _find_first_values(self, moving: set[int], first_tokens: Sequence[int], starts: Sequence[int]) -> None:
+        """Nothing to compute: the first position is part of every pass."""
+
+    def look(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See which positions of the coming pass are real, and which is the first of each row."""
+        tokens: Int[Tensor, "batch pos"] = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if self.moves_attention and past:
+            raise InputError(
+                "attention moved to a first position that is in the cache",
+                "whole texts in every call",
+                "use mechrep.generate, or call the module with use_cache=False",
+            )
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        real: Bool[Tensor, "batch pos"] = real_columns(mask, tokens, past)
+        self.aim(torch.zeros(len(tokens), dtype=torch.long, device=self.conditions.device), real)
+        self._first = real.int().argmax(1)
+
+    def _edit(self, activation: Float[Tensor, "batch pos unit"], place: Place) -> Tensor:
+        if place[0] is not Site.PATTERN or self._mask is None:
+            return super()._edit(activation, place)
+        factor, offset = (table[self._condition][:, None] for table in self.tables[place])
+        first = activation[torch.arange(len(activation), device=activation.device), self._first][:, None]
+        return torch.where(self._mask[..., None], activation * factor + offset * first, activation)

@@ -1,19 +1,166 @@
-"""What can be done to a unit: every operation is ``a <- a * factor + offset`` with its own factor and offset per unit.
+"""What all interventions have in common: they compile to affine edits of sites and know where they begin.
+
+What can be done to a unit: every operation is ``a <- a * factor + offset`` with its own factor and offset per unit.
 
 Writing all of them in this one form is what lets a batch hold a different operation in every row.  A unit is a neuron,
 with one number as its activation, or an attention head, with a vector ``[d_head]``.
+
+One operation on a set of units: what ``Neurons`` and ``Heads`` share.
+
+``Neurons``: one operation on a set of neurons.
+
+``Heads``: one operation on a set of attention heads.
+
+``SinkPatch``: repeated tokens no longer turn into attention sinks, and BOS stays one.
+
+What is done to the components of a circuit: operations for neurons and heads, and cuts of whole layers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.models.anatomy import Anatomy, Site
+
+if TYPE_CHECKING:
+    from mechrep.models.model import Model
+
+When = Literal["all", "last", "from_onset"]
+WHENS: tuple[When, ...] = ("all", "last", "from_onset")
+Place = tuple[Site, int]
+Holds = dict[int, tuple[int, ...]]  # neurons by layer
+
+
+@dataclass(frozen=True)
+class Edit:
+    """``activation * factor + offset`` along the last axis of one site of one layer.
+
+    At ``Z`` the heads lie side by side, ``head * d_head`` units.  At ``PATTERN`` a unit is a head: its rows become
+    ``row * factor``, and ``offset`` is added to what they give to the first key.
+    """
+
+    factor: Float[Tensor, " unit"]
+    offset: Float[Tensor, " unit"]
+
+    def then(self, other: Edit) -> Edit:
+        """This edit followed by ``other``."""
+        return Edit(self.factor * other.factor, self.offset * other.factor + other.offset)
+
+
+Edits = dict[Place, Edit]
+
+
+def in_order(places: Iterable[Place]) -> list[Place]:
+    """Places in the order of the model: the activation function before its product, the pattern before ``z``."""
+    return sorted(places, key=lambda place: place[0] not in (Site.GATE_ACT, Site.PATTERN))
+
+
+class Intervention(ABC):
+    """A frozen description of what to change in a model; add two to apply both.
+
+    Attributes:
+        when: ``"all"`` positions; ``"last"``: from the prompt's last position on, that is at the newest position of
+            every decoding step; ``"from_onset"``: from the position that predicts the onset token on.
+    """
+
+    when: When
+
+    @abstractmethod
+    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
+        """The affine edits for the text with this number (only resampling depends on it)."""
+
+    @property
+    @abstractmethod
+    def differs_by_text(self) -> bool:
+        """Whether two texts get different edits."""
+
+    def holds(self, anatomy: Anatomy) -> Holds:
+        """Neurons whose up-projection is held at the level of the text's first token after BOS; most hold none."""
+        return {}
+
+    def __add__(self, other: Intervention) -> Intervention:
+        """Both interventions, this one first."""
+        return Combined((self, other))
+
+    def hooks(
+        self,
+        model: Model,
+        starts: Int[Tensor, " batch"] | None = None,
+        anchors: Int[Tensor, " batch"] | None = None,
+    ) -> list[tuple[str, Callable[..., Any]]]:
+        """TransformerLens hooks for ``run_with_hooks``, for full forward passes (no cache).
+
+        Args:
+            model: the model that will run.
+            starts: first edited position of each row; not needed for ``when="all"``.  Without it, ``"last"`` edits
+                the last position of every call, which is right only where each call brings one new token.
+            anchors: for neurons held at the level of the first token after BOS: its position in each row.  By
+                default 1 in rows whose first token is BOS and 0 in others; give them where rows are padded on the left.
+
+        Raises:
+            InputError: ``when="from_onset"`` without ``starts``, or units that the model does not have.
+        """
+        from mechrep.interventions.apply import transformer_lens_hooks
+
+        return transformer_lens_hooks(self, model, starts, anchors=anchors)
+
+
+@dataclass(frozen=True, eq=False)
+class Combined(Intervention):
+    """Several interventions applied one after the other; all must begin at the same place.
+
+    Parts that meet at one site take effect in the order given.  At different sites each takes effect where the model
+    computes it, whichever was named first: attention is moved before ``z`` is edited, up-projections are held before
+    ``GATE_ACT`` is edited, and that before ``MLP_POST``.
+
+    Raises:
+        InputError: parts that differ in ``when``.
+    """
+
+    parts: tuple[Intervention, ...]
+
+    def __post_init__(self) -> None:
+        begins = {part.when for part in self.parts}
+        if len(begins) != 1:
+            raise InputError(
+                f"interventions with when = {sorted(begins)}", "one and the same", "give all parts the same when"
+            )
+
+    @property
+    def when(self) -> When:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where all parts begin."""
+        return self.parts[0].when
+
+    @property
+    def differs_by_text(self) -> bool:
+        """Whether any part does."""
+        return any(part.differs_by_text for part in self.parts)
+
+    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
+        """The parts' edits, composed in order where they meet."""
+        composed: Edits = {}
+        for part in self.parts:
+            for place, edit in part.edits(anatomy, text).items():
+                composed[place] = composed[place].then(edit) if place in composed else edit
+        return composed
+
+    def holds(self, anatomy: Anatomy) -> Holds:
+        """The parts' held neurons together."""
+        together: dict[int, set[int]] = {}
+        for part in self.parts:
+            for layer, neurons in part.holds(anatomy).items():
+                together.setdefault(layer, set()).update(neurons)
+        return {layer: tuple(sorted(neurons)) for layer, neurons in together.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,3 +273,363 @@ def as_op(op: Op | str) -> Op:
             "build one with mechrep.interventions.mean(...) and so on",
         )
     return _NAMED[op]()
+
+
+@dataclass(frozen=True, eq=False)
+class UnitIntervention(Intervention):
+    """An operation on ``(layer, unit)`` pairs; subclasses say what a unit is and where it is edited."""
+
+    unit: ClassVar[str]  # what one is called in errors
+
+    units: tuple[tuple[int, int], ...]
+    op: Op
+    when: When
+
+    def _take(self, units: Iterable[Any], op: Op | str, when: str) -> None:
+        """Check and set what every subclass is given."""
+        try:
+            pairs = tuple((operator.index(layer), operator.index(number)) for layer, number in units)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"units that are no pairs ({error})", f"(layer, {self.unit}) pairs of whole numbers", "correct them"
+            ) from None
+        if len(set(pairs)) != len(pairs):
+            raise InputError("units with duplicates", f"every (layer, {self.unit}) once", "drop the duplicates")
+        if when not in ("all", "last", "from_onset"):
+            raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
+        for name, value in (("units", pairs), ("op", as_op(op)), ("when", when)):
+            object.__setattr__(self, name, value)
+
+    @abstractmethod
+    def where(self, anatomy: Anatomy) -> tuple[Site, tuple[int, ...]]:
+        """The edited site, and the shape of one layer there: ``[unit]``, or ``[unit width]`` where a unit is wide."""
+
+    @property
+    def differs_by_text(self) -> bool:
+        """Whether two texts get different edits (resampling)."""
+        return self.op.differs_by_text
+
+    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
+        """One edit of full width per layer that holds one of the units."""
+        site, shape = self.where(anatomy)
+        for layer, number in self.units:
+            anatomy.check_layer(layer)
+            if not 0 <= number < shape[0]:
+                raise InputError(
+                    f"{self.unit} {number} of layer {layer}",
+                    f"a {self.unit} from 0 to {shape[0] - 1}",
+                    "check which model it is from",
+                )
+        layers, numbers = torch.tensor(self.units, dtype=torch.long).reshape(-1, 2).unbind(-1)
+        values = self.op.offsets(layers, numbers, text, (anatomy.n_layers, *shape))
+        edits: Edits = {}
+        for layer in layers.unique().tolist():
+            here = layers == layer
+            factor, offset = torch.ones(shape), torch.zeros(shape)
+            factor[numbers[here]], offset[numbers[here]] = self.op.factor, values[here]
+            edits[site, layer] = Edit(factor.flatten(), offset.flatten())
+        return edits
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons(UnitIntervention):
+    """Apply ``op`` to neurons, at the site that the literature calls the neuron's activation unless told otherwise.
+
+    Args:
+        units: ``(layer, neuron)`` pairs, for instance ``result.top(50)``.
+        op: an operation of :mod:`mechrep.interventions.ops`, or ``"zero"`` / ``"add"`` (+1).
+        site: ``GATE_ACT`` (default) or ``MLP_POST``.  In a gated MLP adding at ``MLP_POST`` is another intervention:
+            it ignores the up-projection.
+        when: see :class:`~mechrep.interventions.ops.Intervention`.
+
+    Raises:
+        InputError: duplicate or malformed units, a site that is no neuron site, an operation on attention; later,
+            units the model lacks.
+
+    Source: Hiraoka & Inui 2025 (arXiv 2410.13497), deactivation ``a <- 0`` and activation ``a <- a + 1``.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> cut = mechrep.Neurons([(3, 7), (3, 8)], "zero", when="all")
+        >>> tokens = model.to_tokens("again and again")
+        >>> changed = model.run_with_hooks(tokens, fwd_hooks=cut.hooks(model))
+        >>> bool((changed != model(tokens)).any())
+        True
+    """
+
+    unit: ClassVar[str] = "neuron"
+
+    site: Site
+
+    def __init__(
+        self,
+        units: Iterable[tuple[int, int]],
+        op: Op | str = "zero",
+        site: Site | str = Site.GATE_ACT,
+        when: When = "from_onset",
+    ) -> None:
+        self._take(units, op, when)
+        if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
+            raise InputError(f"site {str(site)!r}", "gate_act or mlp_post", "choose one of these")
+        if self.op.moves_attention:
+            raise InputError(
+                f"{self.op.name} on neurons", "an operation on activations", "use it with mechrep.interventions.Heads"
+            )
+        object.__setattr__(self, "site", Site(site))
+
+    def where(self, anatomy: Anatomy) -> tuple[Site, tuple[int, ...]]:
+        """The site, ``[d_mlp]``."""
+        return self.site, (anatomy.d_mlp,)
+
+
+@dataclass(frozen=True, eq=False)
+class Heads(UnitIntervention):
+    """Apply ``op`` to attention heads, each at its own output ``z`` before the output projection mixes the heads.
+
+    With the attention pattern ``A`` and the values ``v`` of the key-value head that ``h`` reads (under grouped-query
+    attention number ``h // (n_heads / n_kv_heads)``)::
+
+        z_h(t) = sum over s <= t of A_h(t, s) v_h(s)      [d_head];   attention output = b_O + sum over h of z_h W_O(h)
+
+    ``"zero"`` removes the head: ``z_h <- 0``, the same as a model without the head's rows of ``W_O``.  ``scale``,
+    ``mean`` and ``resample`` act on ``z_h`` alike.  ``"to_bos"`` leaves the head its output but not its choice: its
+    pattern puts everything on the text's first position, ``z_h(t) <- v_h(0)``, which is where heads that have nothing
+    to do tend to rest.  Slices of the attention output *after* ``W_O`` are not heads and are not edited here.
+
+    Args:
+        units: ``(layer, head)`` pairs.
+        op: an operation of :mod:`mechrep.interventions.ops`, or ``"zero"`` / ``"to_bos"``.  ``mean`` takes a table
+            ``[layer head d_head]``, ``resample`` a bank ``[sample layer head d_head]`` of which a text draws one
+            sample for all its heads; ``add`` takes a table ``[layer head d_head]`` only, as one number in every
+            direction of a head has no meaning.
+        when: see :class:`~mechrep.interventions.ops.Intervention`.
+
+    Raises:
+        InputError: duplicate or malformed units, ``add`` of a number; later, heads that the model lacks and tables of
+            another shape.
+
+    Source: heads as independent summands: Elhage et al. 2021 (*A Mathematical Framework for Transformer Circuits*);
+    zeroing heads: Olsson et al. 2022 (arXiv 2209.11895); their mean: Wang et al. 2023 (arXiv 2211.00593).
+
+    Limits: rows must begin at their first real token (right padding, as in a corpus), else ``"to_bos"`` means the
+    padding.  The first position need not be a BOS.  After ``enable_compatibility_mode`` the bias of the values is part
+    of ``b_O``: ``"zero"`` then leaves it in.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.interventions import Heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> tokens = model.to_tokens("again and again")
+        >>> cut = Heads([(0, 0), (1, 1)], "to_bos", when="all")
+        >>> changed = model.run_with_hooks(tokens, fwd_hooks=cut.hooks(model))
+        >>> (changed != model(tokens)).any(-1)[0, :2].tolist()  # the first position attends to itself anyway
+        [False, True]
+    """
+
+    unit: ClassVar[str] = "head"
+
+    def __init__(self, units: Iterable[tuple[int, int]], op: Op | str = "zero", when: When = "from_onset") -> None:
+        self._take(units, op, when)
+        if not (self.op.moves_attention or isinstance(self.op.offset, Tensor) or self.op.offset == 0):
+            raise InputError(
+                f"{self.op.name} on heads: one number in all directions of a head",
+                "a vector for every head",
+                "use add(table) with a table [layer head d_head], or scale(factor)",
+            )
+
+    def where(self, anatomy: Anatomy) -> tuple[Site, tuple[int, ...]]:
+        """``Z`` ``[head d_head]``, or ``PATTERN`` ``[head]`` where attention is moved."""
+        if self.op.moves_attention:
+            return Site.PATTERN, (anatomy.n_heads,)
+        return Site.Z, (anatomy.n_heads, anatomy.d_head)
+
+
+@dataclass(frozen=True)
+class SinkPatch(Intervention):
+    """Hold the up-projection of sink neurons at the level of the first token after BOS, from there on.
+
+    With the first real position ``p`` of a text, ``f = 1`` where its token is BOS and else 0, the *anchor* ``q = p +
+    f`` and the up-projection ``U`` of the layer, for every neuron ``n`` of the patch::
+
+        U(t, n) <- U(q, n)    for every t >= q, in the prompt and in everything that is written after it
+
+    BOS keeps its own value, and with it its norm.  All other positions get what the neuron makes of an ordinary token,
+    also those deep in a run of one token, where it would otherwise fire as at BOS.  There is no detector of repeats:
+    every text is changed, ordinary ones too, and sinks at delimiters in mid-text go as well.
+
+    The value is each text's own.  Padding is neither measured nor changed.
+
+    In an MLP without a gate, the published patch has no object: there is no second branch.  There the up-projection
+    is what the activation function reads, so holding it holds the neuron's activation.  This is mechrep's extension.
+
+    Args:
+        layer: the sink layer, from 0.
+        neurons: numbers of the sink neurons in it (or one number).
+        when: ``"all"`` is the patch.  The other two hold from a later start on, at the level of the same anchor; see
+            :class:`~mechrep.interventions.ops.Intervention`.
+
+    Raises:
+        InputError: no neuron, one twice or a malformed one; later, units that the model does not have.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908), whose poster prints the patch for one prompt at a time; the value per
+    row and the anchor per row are mechrep's own (a batch, left padding, texts without BOS).
+
+    Limits: where the first token after BOS is itself a sink (a delimiter in some models), the level held is a sink's.
+    After two BOS the anchor is the second one.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> patch = SinkPatch(0, [3, 8])
+        >>> tokens = model.to_tokens("again and again")
+        >>> changed = model.run_with_hooks(tokens, fwd_hooks=patch.hooks(model))
+        >>> (changed != model(tokens)).any(-1)[0, :3].tolist()  # BOS, the anchor, the first position that is held
+        [False, False, True]
+        >>> SinkPatch.from_dict(patch.to_dict()) == patch
+        True
+    """
+
+    layer: int
+    neurons: tuple[int, ...]
+    when: When
+
+    def __init__(self, layer: int, neurons: Iterable[int] | int, when: When = "all") -> None:
+        try:
+            given = tuple(neurons) if isinstance(neurons, Iterable) else (neurons,)
+            numbers = tuple(operator.index(neuron) for neuron in given)
+            place = operator.index(layer)
+        except TypeError as error:
+            raise InputError(
+                f"layer={layer!r}, neurons={neurons!r} ({error})",
+                "the number of a layer and numbers of neurons in it",
+                "pass for instance SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])",
+            ) from None
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise InputError(f"neurons {list(numbers)}", "at least one neuron, none twice", "correct the list")
+        if when not in WHENS:
+            raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
+        for name, value in (("layer", place), ("neurons", numbers), ("when", when)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def units(self) -> tuple[tuple[int, int], ...]:
+        """The neurons as ``(layer, neuron)`` pairs, as :class:`~mechrep.interventions.ops.Neurons` takes them."""
+        return tuple((self.layer, neuron) for neuron in self.neurons)
+
+    @property
+    def differs_by_text(self) -> bool:
+        """False: the level is a text's own, but what is done to it is the same."""
+        return False
+
+    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
+        """None: a held neuron takes a value of the same text, which no fixed factor and offset gives."""
+        return {}
+
+    def holds(self, anatomy: Anatomy) -> Holds:
+        """The neurons, by layer.
+
+        Raises:
+            InputError: a layer or a neuron that the model does not have.
+        """
+        self.check(anatomy.n_layers, anatomy.d_mlp)
+        return {self.layer: self.neurons}
+
+    def check(self, n_layers: int, d_mlp: int) -> None:
+        """Refuse a model that lacks the layer or a neuron.
+
+        Raises:
+            InputError: it does.
+        """
+        if not 0 <= self.layer < n_layers:
+            raise InputError(f"layer {self.layer}", f"a layer from 0 to {n_layers - 1}", "count layers from 0")
+        for neuron in self.neurons:
+            if not 0 <= neuron < d_mlp:
+                raise InputError(
+                    f"neuron {neuron} of layer {self.layer}",
+                    f"a neuron from 0 to {d_mlp - 1}",
+                    "check which model it is from",
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values that JSON can hold."""
+        return {"layer": self.layer, "neurons": list(self.neurons), "when": self.when}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SinkPatch:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            InputError: other keys, or values that are no patch.
+        """
+        if not {"layer", "neurons"} <= set(values) <= {"layer", "neurons", "when"}:
+            raise InputError(f"keys {sorted(values)}", "layer, neurons and perhaps when", "use what to_dict() gave")
+        return cls(**values)
+
+
+Cut = Op | str | tuple[Op | str, Op | str]  # one operation, or one for neurons and one for heads
+
+
+def as_ops(op: Cut) -> tuple[Op, Op]:
+    """The operation on neurons and the one on heads.
+
+    Example:
+        >>> [op.name for op in as_ops(("zero", "to_bos"))]
+        ['zero', 'to_bos']
+    """
+    pair = op if isinstance(op, tuple) else (op, op)
+    return as_op(pair[0]), as_op(pair[1])
+
+
+def op_name(op: Cut) -> str:
+    """What an operation, or a pair of them, is called in tables."""
+    return "/".join(dict.fromkeys(one.name for one in as_ops(op)))
+
+
+@dataclass(frozen=True, eq=False)
+class WholeLayers(Intervention):
+    """An operation on all heads of an attention, on all neurons of an MLP; biases of their output stay.
+
+    Attributes:
+        parts: ``("attention", layer)`` or ``("mlp", layer)``.
+        for_neurons: the operation on neurons.
+        for_heads: the operation on heads.
+        when: as in every intervention.
+
+    Raises:
+        InputError: an operation that neurons or heads cannot take.
+    """
+
+    parts: tuple[tuple[str, int], ...]
+    for_neurons: Op
+    for_heads: Op
+    when: When
+
+    def __post_init__(self) -> None:
+        self._of(())  # refuses an operation of the wrong kind
+
+    def _of(self, units: tuple[tuple[str, int, int], ...]) -> list[Neurons | Heads]:
+        """The operations on ``(part, layer, number)`` units, of the kinds that this has."""
+        kinds = {part for part, _ in self.parts}
+        made: list[Neurons | Heads] = []
+        if "mlp" in kinds:
+            neurons = [(layer, number) for part, layer, number in units if part == "mlp"]
+            made.append(Neurons(neurons, self.for_neurons, when=self.when))
+        if "attention" in kinds:
+            heads = [(layer, number) for part, layer, number in units if part == "attention"]
+            made.append(Heads(heads, self.for_heads, self.when))
+        return made
+
+    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
+        """Edits of all units of these layers."""
+        width = {"mlp": anatomy.d_mlp, "attention": anatomy.n_heads}
+        units = tuple((part, layer, number) for part, layer in self.parts for number in range(width[part]))
+        edits: Edits = {}
+        for operation in self._of(units):
+            edits |= operation.edits(anatomy, text)
+        return edits
+
+    @property
+    def differs_by_text(self) -> bool:
+        """Whether one of the operations does."""
+        return any(operation.differs_by_text for operation in self._of(()))

@@ -1,11 +1,32 @@
-"""The model that every other floor works with: a TransformerLens model with a plain view beside it."""
+"""The model that every other floor works with: a TransformerLens model with a plain view beside it.
+
+Reading a model's :class:`~mechrep.models.anatomy.Anatomy` off a TransformerLens model.
+
+Making TransformerLens' hooks say what they do: names that exist, edits that take effect.
+
+Two traps of TransformerLens 4 are closed here.  A list of names drops a name that does not exist without a word;
+and on a ``TransformerBridge`` a tensor *returned* by a hook at ``hook_resid_mid`` reaches the MLP only, while the
+residual stream keeps the old value (``HookedTransformer`` changed both).
+
+Two views of one set of weights: the TransformerLens view and the plain Hugging Face view.
+
+TransformerLens consumes the Hugging Face object that it wraps.  So the module tree is copied *without* its
+parameters: every parameter and buffer of the copy is the original's own tensor, and only the copy is wrapped.
+Where a family fuses query, key and value in one matrix and TransformerLens splits it (GPT-2, GPT-NeoX, BLOOM),
+the wrapped view holds its own copy of that matrix; everything else is shared.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import difflib
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +35,153 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError, ModelError
-from mechrep.models.anatomy import Anatomy
-from mechrep.models.describe import describe, hook_names
-from mechrep.models.handles import PlainHandles, find_handles
-from mechrep.models.hooking import check_filter, honest_hooks
-from mechrep.models.views import quiet_boot, unshare_parameters
+from mechrep.models.anatomy import _GATE_PRE, _HOOKS, RESIDUAL_MID_SUFFIX, Anatomy, PlainHandles, Site, find_handles
+
+# Hooks that exist but never fire (rotary models keep an inert positional hook) are not sites, so none is listed here.
+
+
+def hook_names(tl: Any) -> set[str]:
+    """Every hook name, aliases included, of a TransformerBridge or a HookedTransformer."""
+    return set(tl.hook_dict)
+
+
+def describe(tl: Any) -> Anatomy:
+    """Sizes and kinds of a TransformerLens model.
+
+    Raises:
+        ModelError: not a decoder with softmax attention and one MLP per layer.
+    """
+    config, names = tl.cfg, hook_names(tl)
+    architecture = getattr(config, "architecture", None) or getattr(config, "original_architecture", None)
+    architecture = str(architecture or type(tl).__name__)
+    gated = bool(getattr(config, "gated_mlp", False))
+    for needed in (_HOOKS[Site.PATTERN], _HOOKS[Site.MLP_POST], _GATE_PRE, *([_HOOKS[Site.UP_PROJ]] if gated else [])):
+        absent = [layer for layer in range(config.n_layers) if needed.format(layer=layer) not in names]
+        if absent:
+            raise ModelError(
+                f"{architecture}, without {needed.format(layer=absent[0])}",
+                "a decoder with softmax attention and one dense MLP in every layer",
+                "mechrep has nothing to measure in attention-free, mixture-of-experts or attention-only layers",
+            )
+    return Anatomy(
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_key_value_heads or config.n_heads,
+        d_model=config.d_model,
+        d_head=config.d_head,
+        d_mlp=_mlp_width(tl, config),
+        d_vocab=config.d_vocab,
+        n_ctx=config.n_ctx,
+        gated=gated,
+        parallel=bool(getattr(config, "parallel_attn_mlp", False)),
+        activation=str(config.act_fn),
+        positions=str(config.positional_embedding_type),
+        norm=str(config.normalization_type),
+        architecture=architecture,
+        missing=frozenset(_missing(names, config.n_layers)),
+    )
+
+
+def _mlp_width(tl: Any, config: Any) -> int:
+    """``d_mlp`` read off the weights: configurations of some families state another number or none."""
+    width = tl.blocks[0].mlp.W_out.shape[0] if hasattr(tl.blocks[0].mlp, "W_out") else config.d_mlp
+    return int(width)
+
+
+def _missing(names: set[str], n_layers: int) -> Iterable[Site]:
+    for site, pattern in _HOOKS.items():
+        if any(pattern.format(layer=layer) not in names for layer in range(n_layers)):
+            yield site
+
+
+def check_name(name: str, known: set[str]) -> None:
+    """Refuse a hook name that does not exist, and say which ones are close."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:3]
+        raise InputError(f"hook name {name!r}", "a hook of this model", f"did you mean {', '.join(near)}?")
+
+
+def check_filter(names_filter: Any, known: set[str]) -> None:
+    """Check every name of a ``names_filter``; callables and ``None`` pass."""
+    if isinstance(names_filter, str):
+        check_name(names_filter, known)
+    elif isinstance(names_filter, (list, tuple, set, frozenset)):
+        for name in names_filter:
+            check_name(name, known)
+
+
+def honest_hooks(
+    hooks: Sequence[tuple[Any, Callable]], known: set[str], *, in_place: bool
+) -> list[tuple[Any, Callable]]:
+    """The same hooks with checked names and, on a bridge, edits at ``hook_resid_mid`` that reach the stream.
+
+    Raises:
+        InputError: an unknown name, or a callable that selects ``hook_resid_mid`` on a bridge.
+    """
+    checked: list[tuple[Any, Callable]] = []
+    for name, hook in hooks:
+        if isinstance(name, str):
+            check_name(name, known)
+            hook = _writes_back(hook) if in_place and name.endswith(RESIDUAL_MID_SUFFIX) else hook
+        elif in_place and any(name(known_name) for known_name in known if known_name.endswith(RESIDUAL_MID_SUFFIX)):
+            raise InputError(
+                "a function that selects hook_resid_mid",
+                "explicit names there: TransformerLens would apply a returned edit to the MLP's input only",
+                "pass (name, hook) pairs, one per layer",
+            )
+        checked.append((name, hook))
+    return checked
+
+
+def _writes_back(hook: Callable) -> Callable:
+    """Copy what the hook returns into the tensor it was given, which is the residual stream itself."""
+
+    @functools.wraps(hook)
+    def wrapped(activation: Tensor, hook_point: Any = None, **kwargs: Any) -> None:
+        returned = hook(activation, hook=kwargs.get("hook", hook_point))
+        if returned is not None:
+            activation.copy_(returned)
+
+    return wrapped
+
+
+def twin_sharing_parameters(module: nn.Module) -> nn.Module:
+    """A second module tree over the very same parameter and buffer tensors."""
+    shared = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+
+
+def unshare_parameters(module: nn.Module) -> None:
+    """Give ``module`` its own copies of all parameters, so that changing them leaves the other view alone."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+
+
+@contextmanager
+def quiet_boot() -> Iterator[None]:
+    """Keep the libraries' start-up chatter off the user's screen; errors still come through."""
+    logger = logging.getLogger()
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def bridge(module: nn.Module, tokenizer: Any, name: str, dtype: torch.dtype) -> Any:
+    """Wrap ``module`` (and consume it) as a TransformerLens ``TransformerBridge``."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    config: Any = module.config
+    config._attn_implementation = "eager"  # the wrappers compute attention themselves; eager gives them the right masks
+    with quiet_boot():
+        return build_bridge_from_module(
+            module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name, dtype=dtype
+        )
 
 
 class Model:

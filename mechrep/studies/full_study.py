@@ -1,7 +1,7 @@
 """Every study of one model, one after the other: the parts of ``mechrep report``.
 
 A part is a function from a model, the settings and what earlier parts found to a study; a new one adds its line to
-:data:`PARTS`, and its section to :mod:`mechrep.views.report.sections`.
+:data:`PARTS`, and its section to :mod:`mechrep.report.write`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.studies import (
-    condition_study,
-    first_layer_study,
-    head_study,
-    information_study,
-    repair_study,
-    repetition_study,
-    sink_study,
-    training_study,
-)
-from mechrep.text.windows import windows_of_text
+from mechrep.studies import first_layer as first_layer_study
+from mechrep.studies import heads as head_study
+from mechrep.studies import natural_vs_induced_study as condition_study
+from mechrep.studies import neurons as repetition_study
+from mechrep.studies import sink_patch as repair_study
+from mechrep.studies import sinks as sink_study
+from mechrep.studies import token_information_study as information_study
+from mechrep.studies import training as training_study
+from mechrep.text.corpus import windows_of_text
 
 
 @dataclass(frozen=True)

@@ -7,35 +7,129 @@ A text is a prefix (BOS, or a chat in which the user asks for the word) and n co
 
 A text *diverges* where ``run < new_tokens``.  The first question is asked with the copies given (teacher-forced), the
 second leaves the model to its own copies.
+
+``RepeatBehaviourResult``: how well a model goes on repeating a token, under every condition.
+
+Repeated tokens: whether the model goes on with them, and what a head looks at in them, beside ordinary text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mechrep.analyzers.sinks.neurons_result import SinkNeuronResult
-from mechrep.analyzers.sinks.repeat_norms import repeat_grid
 from mechrep.errors import InputError
-from mechrep.generation.generate import generate, make_requests
-from mechrep.generation.requests import Request
-from mechrep.interventions.base import Intervention
-from mechrep.interventions.edits import position_mask, transformer_lens_hooks
-from mechrep.interventions.neurons import Neurons
-from mechrep.interventions.table import EditTable
+from mechrep.figures import DASHES, INK, SEQUENCE, counted, finished, panels, place_of, plain, shown_token, tick_step
+from mechrep.generation.decode import Request, generate, make_requests
+from mechrep.interventions.apply import EditTable, position_mask, transformer_lens_hooks
+from mechrep.interventions.ops import Intervention, Neurons
+from mechrep.measures.sink_neurons import SinkNeuronResult
+from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
-from mechrep.studies.repeat_behaviour_result import RepeatBehaviourResult as RepeatBehaviourResult
+from mechrep.results import Result, check_count
+from mechrep.stats import paired_bootstrap_interval, proportion_interval
 from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import ordinary_ids
-from mechrep.text.repeated import RepeatedToken, single_token_id
+from mechrep.text.stimuli import RepeatedToken, ordinary_ids, single_token_id
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatBehaviourResult(Result):
+    """What follows n copies of a token.
+
+    Attributes:
+        conditions: names of the interventions; the first is ``"none"``, the untouched model.
+        token_ids: the repeated tokens.
+        repeats: numbers of copies that were given.
+        new_tokens: copies that were asked for.
+        prompt: what stood before the copies: ``"bare"`` or ``"chat"``.
+        p_next: probability that the token comes once more (teacher-forced).
+        top_next: 1 where it is the most probable token.
+        run: copies that the model writes greedily before another token, at most ``new_tokens``.
+    """
+
+    conditions: Sequence[str]
+    token_ids: Sequence[int]
+    repeats: Sequence[int]
+    new_tokens: int
+    prompt: str
+    p_next: Float[Tensor, "condition token repeat"]
+    top_next: Float[Tensor, "condition token repeat"]
+    run: Float[Tensor, "condition token repeat"]
+
+    @property
+    def diverged(self) -> Bool[Tensor, "condition token repeat"]:
+        """Whether the model left off before it had written all copies."""
+        return self.run < self.new_tokens
+
+    def of(self, condition: str) -> int:
+        """The row of a condition.
+
+        Raises:
+            InputError: no condition of this name.
+        """
+        if condition not in self.conditions:
+            raise InputError(f"condition {condition!r}", f"one of {list(self.conditions)}", "choose among these")
+        return list(self.conditions).index(condition)
+
+    def ranking(self, condition: str = "none") -> list[int]:
+        """Token ids, those that are repeated least first: the smallest mean run over all numbers of copies."""
+        runs = self.run[self.of(condition)].double().mean(1)
+        return [self.token_ids[place] for place in runs.argsort(stable=True).tolist()]
+
+    def top(self, k: int, condition: str = "none") -> list[int]:
+        """The ``k`` tokens that the model repeats least.
+
+        Raises:
+            InputError: ``k`` larger than the number of tokens, or no such condition.
+        """
+        check_count(k, len(self.token_ids), "tokens")
+        return self.ranking(condition)[:k]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per condition and number of copies, over all tokens, with 95 % intervals.
+
+        Columns: ``condition, repeats, tokens``; ``p_next`` (mean over tokens) with ``p_low, p_high`` (bootstrap over
+        tokens); ``continues``, the share whose most probable next token is the same; ``run`` (mean) with ``run_low,
+        run_high``; ``diverged`` (share) with ``diverged_low, diverged_high`` (Wilson); and paired differences from the
+        untouched model, ``p_change`` and ``run_change``, with intervals (bootstrap over tokens; 0 in its own rows).
+        """
+        rows = []
+        for index, condition in enumerate(self.conditions):
+            for place, n in enumerate(self.repeats):
+                p_next, run = self.p_next[index, :, place].double(), self.run[index, :, place].double()
+                count = int(self.diverged[index, :, place].sum())
+                row = {"condition": condition, "repeats": n, "tokens": len(p_next)}
+                row |= _with_interval("p_next", "p", p_next)
+                row |= {"continues": float(self.top_next[index, :, place].double().mean())}
+                row |= _with_interval("run", "run", run) | {"diverged": count / len(run)}
+                low, high = proportion_interval(count, len(run))
+                row |= {"diverged_low": low, "diverged_high": high}
+                row |= _with_interval("p_change", "p_change", p_next - self.p_next[0, :, place].double())
+                row |= _with_interval("run_change", "run_change", run - self.run[0, :, place].double())
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def plot(self) -> go.Figure:
+        """Probability of going on and share that diverge, against the number of copies."""
+        return repeat_behaviour_figure(self)
+
+
+def _with_interval(name: str, short: str, values: Float[Tensor, " token"]) -> dict[str, float]:
+    low, high = paired_bootstrap_interval(values.tolist())
+    return {name: float(values.mean()), f"{short}_low": low, f"{short}_high": high}
+
 
 Prompt = Literal["bare", "chat"]
 
@@ -143,7 +237,7 @@ def sink_conditions(neurons: SinkNeuronResult, k: int = 1, *, draws: int = 3, se
     """Interventions for :func:`repeat_behaviour`: sink neurons set to zero, and as many others as controls.
 
     Args:
-        neurons: scores of the sink layer's neurons, see :func:`mechrep.analyzers.sinks.neurons.sink_neurons`.
+        neurons: scores of the sink layer's neurons, see :func:`mechrep.measures.sink_neurons.sink_neurons`.
         k: how many are cut together.
         draws: sets of random other neurons of the layer.
         seed: of these draws.
@@ -157,7 +251,7 @@ def sink_conditions(neurons: SinkNeuronResult, k: int = 1, *, draws: int = 3, se
 
     Example:
         >>> import mechrep
-        >>> from mechrep.analyzers.sinks.neurons import sink_neurons
+        >>> from mechrep.measures.sink_neurons import sink_neurons
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> texts = mechrep.Corpus.from_texts(["The sea was calm."], model=model)
         >>> list(sink_conditions(sink_neurons(model, texts, 0), draws=2))
@@ -311,3 +405,126 @@ def _reference_logits(model: Model, tokens: Tensor, requests: Sequence[Request])
         starts = torch.tensor([request.start for request in requests])
         hooks = transformer_lens_hooks(intervention, model, starts, [request.text for request in requests])
     return model.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1]
+
+
+_SYMBOLS = ("circle", "square-open", "diamond-open", "triangle-up-open", "cross-open", "x-open")
+_MEASURES = {"p_next": ("p_low", "p_high"), "diverged": ("diverged_low", "diverged_high")}
+
+
+def repeat_behaviour_figure(result: RepeatBehaviourResult) -> go.Figure:
+    """Left: probability that the token comes once more.  Right: share of tokens that the model leaves off.
+
+    Both against the number of copies given, one line per condition, with 95 % intervals over tokens.
+
+    Args:
+        result: what was measured.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.studies.repeat_behaviour import repeat_behaviour
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> figure = repeat_behaviour_figure(repeat_behaviour(model, [300, 301], [1, 8], new_tokens=4))
+        >>> [line.name for line in figure.data], figure.layout.xaxis.type
+        (['none', 'none'], 'log')
+    """
+    titles = ["probability of one more copy", f"share that leave off within {counted(result.new_tokens, 'token')}"]
+    figure, frame = panels([plain(title) for title in titles], 300), result.to_frame()
+    for place, condition in enumerate(result.conditions):
+        rows = frame[frame["condition"] == condition]
+        for panel, (measure, ends) in enumerate(_MEASURES.items()):
+            _add_line(figure, rows, measure, ends, place, panel)
+    prompts = {"bare": "copies alone", "chat": "copies in a chat"}
+    subtitle = (
+        f"{result.provenance.model['name']}, {counted(len(result.token_ids), 'token')}, {prompts[result.prompt]}; "
+        "95 % intervals over tokens"
+    )
+    finished(
+        figure, title="Repeating a token", subtitle=subtitle, x="copies given (logarithmic)", y="share or probability"
+    )
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
+    return figure.update_xaxes(type="log", dtick=1, tickformat=",").update_yaxes(range=[-0.03, 1.03])
+
+
+def _add_line(
+    figure: go.Figure, rows: pd.DataFrame, measure: str, ends: tuple[str, str], place: int, panel: int
+) -> None:
+    colour = INK if place == 0 else SEQUENCE[(place - 1) % len(SEQUENCE)]
+    value, name = rows[measure], plain(rows["condition"].iloc[0])
+    low, high = (value - rows[ends[0]]).clip(lower=0), (rows[ends[1]] - value).clip(lower=0)
+    figure.add_scatter(
+        x=rows["repeats"].to_numpy(),
+        y=value.to_numpy(),
+        error_y={"array": high.to_numpy(), "arrayminus": low.to_numpy(), "thickness": 1, "width": 3},
+        name=name,
+        legendgroup=str(place),
+        showlegend=panel == 0,
+        mode="lines+markers",
+        line={"color": colour, "dash": DASHES[place % len(DASHES)], "width": 3 if place < 2 else 1.6},
+        marker={"symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 7},
+        customdata=[name] * len(rows),  # never inside the template, where a name could be taken for a variable
+        hovertemplate="%{customdata}<br>%{x:,} copies: %{y:.3f}<extra></extra>",
+        **place_of(panel),
+    )
+
+
+def text_against_repeats_figure(
+    patterns: Sequence[Float[Tensor, "_ _"]],
+    tokens: Sequence[Sequence[str]],
+    *,
+    head: tuple[int, int],
+    name: str,
+    titles: Sequence[str] = ("text", "one token, repeated"),
+) -> go.Figure:
+    """What one head looks at in ordinary text and in repeats, side by side on one scale from 0 to 1.
+
+    Args:
+        patterns: attention on each text.
+        tokens: of each text, decoded one by one.
+        head: the ``(layer, head)``.
+        name: of the model.
+        titles: of the panels.
+
+    Raises:
+        InputError: not one list of tokens and one title per pattern, or a pattern of another length than its tokens.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908) draw scores before the softmax, averaged over heads; this is one head,
+    after it.
+
+    Example:
+        >>> patterns = [torch.eye(2), torch.tensor([[1.0, 0.0], [0.5, 0.5]])]
+        >>> figure = text_against_repeats_figure(patterns, [["a", "b"], ["a", "a"]], head=(1, 0), name="mechrep-tiny")
+        >>> figure.layout.title.text, figure.data[1].z[1].tolist()
+        ('What L1 H0 looks at', [0.5, 0.5])
+    """
+    if not len(patterns) == len(tokens) == len(titles) >= 1:
+        raise InputError(
+            f"{len(patterns)} patterns, {len(tokens)} lists of tokens, {len(titles)} titles", "one each", "correct them"
+        )
+    figure = panels([plain(title) for title in titles], 380)
+    for panel, (pattern, words) in enumerate(zip(patterns, tokens, strict=True)):
+        n = len(words)
+        if tuple(pattern.shape) != (n, n):
+            raise InputError(
+                f"a pattern of {tuple(pattern.shape)} with {counted(n, 'token')}", "one query per token", "correct it"
+            )
+        future = torch.ones(n, n, dtype=torch.bool).triu(1)
+        figure.add_heatmap(
+            x=list(range(n)),
+            y=list(range(n)),
+            z=pattern.detach().cpu().float().masked_fill(future, torch.nan).numpy(),
+            coloraxis="coloraxis",
+            hoverongaps=False,
+            hovertemplate="query %{y:d}: %{y}<br>key %{x:d}: %{x}<br>attention %{z:.3f}<extra></extra>",
+            **place_of(panel),
+        )
+    lengths = ", ".join(counted(len(words), "token") for words in tokens)
+    title = f"What L{head[0]} H{head[1]} looks at"
+    finished(figure, title=title, subtitle=f"{name}; {lengths}", x="key (token)", y="query (token)", share="attention")
+    for panel, words in enumerate(tokens):
+        names, where = {str(place): shown_token(token) for place, token in enumerate(words)}, place_of(panel)
+        axis = {"labelalias": names, "tickformat": "d", "tick0": 0, "dtick": tick_step(len(words), 24)}
+        figure.update_xaxes(
+            axis | {"range": [-0.5, len(words) - 0.5], "tickangle": -90}, row=where["row"], col=where["col"]
+        )
+        figure.update_yaxes(axis | {"range": [len(words) - 0.5, -0.5]}, row=where["row"], col=where["col"])
+    return figure

@@ -2,13 +2,22 @@
 
 Ids mean nothing without their tokenizer, and an analysis means little without knowing whether texts begin with BOS:
 both travel with the corpus, through selection, joining and the disk, and are checked when a model meets it.
+
+What a corpus refuses: ids that no model can read, models that they were not made for, texts that do not mix.
+
+Which texts of a corpus are meant: by number, by mask, by their facts.
+
+How a corpus looks in a notebook.  Everything from texts or files is data: escaped, and cut short.
+
+Cutting one long text into windows of equal length: held-out text as a corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -16,17 +25,230 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
-from mechrep.errors import InputError, StoreError
-from mechrep.text import corpus_io, corpus_view
-from mechrep.text._tokens import TokenSequence, eos_set, token_array
-from mechrep.text.corpus_checks import check_begins_with_bos, check_joinable, check_rows, check_same_vocabulary
-from mechrep.text.corpus_frame import complete_frame, pad_rows
-from mechrep.text.corpus_select import matching_texts, text_numbers
+from mechrep.errors import InputError, NothingFoundError, StoreError
+from mechrep.text import corpus_io
+from mechrep.text.corpus_io import TokenizingModel, complete_frame, pad_rows
 from mechrep.text.cycles import detect_cycle
-from mechrep.text.tokenizing_model import TokenizingModel as TokenizingModel
+from mechrep.text.watch import TokenSequence, eos_set, token_array
+
+
+def check_rows(rows: Sequence[Int64[np.ndarray, " _"]], d_vocab: int | None, n_ctx: int | None) -> None:
+    """Refuse an empty corpus, empty texts, ids outside the vocabulary and texts longer than the model reads.
+
+    Args:
+        rows: one array of ids per text.
+        d_vocab: size of the vocabulary; None for no upper limit.
+        n_ctx: longest text that the model reads; None for no limit.
+
+    Raises:
+        InputError: naming the text, and for an id its position.
+
+    Example:
+        >>> check_rows([np.array([1, 900])], d_vocab=50, n_ctx=None)
+        Traceback (most recent call last):
+        mechrep.errors.InputError: given: id 900 in text 0 at position 1; expected: ids from 0 to 49; \
+to do: tokenize with the tokenizer of this model
+    """
+    if not rows:
+        raise InputError("an empty list of texts", "at least one text", "pass texts, or check what was filtered out")
+    limit = np.inf if d_vocab is None else d_vocab
+    for i, row in enumerate(rows):
+        if len(row) == 0:
+            raise InputError(f"text {i} has no tokens", "texts of at least one token", "leave it out")
+        if n_ctx is not None and len(row) > n_ctx:
+            raise InputError(
+                f"text {i} has {len(row)} tokens", f"at most n_ctx = {n_ctx} tokens", "cut it, or split it into texts"
+            )
+        wrong = np.flatnonzero((row < 0) | (row >= limit))
+        if len(wrong):
+            upper = "upwards" if d_vocab is None else f"to {d_vocab - 1}"
+            raise InputError(
+                f"id {row[wrong[0]]} in text {i} at position {wrong[0]}",
+                f"ids from 0 {upper}",
+                "tokenize with the tokenizer of this model",
+            )
+
+
+def check_begins_with_bos(rows: Sequence[Int64[np.ndarray, " _"]], bos_id: int) -> None:
+    """Refuse texts that do not begin with BOS.
+
+    Args:
+        rows: one array of ids per text.
+        bos_id: id of BOS.
+
+    Raises:
+        InputError: naming the first such text.
+    """
+    for i, row in enumerate(rows):
+        if row[0] != bos_id:
+            raise InputError(
+                f"text {i} begins with id {row[0]}", f"BOS, id {bos_id}", "prepend it, or pass another bos_policy"
+            )
+
+
+def check_same_vocabulary(facts: Mapping[str, object], model: TokenizingModel) -> None:
+    """Refuse a model with another tokenizer, or, where one tokenizer is unknown, with another size of vocabulary.
+
+    Args:
+        facts: ``tokenizer`` and ``d_vocab`` of the corpus.
+        model: the model about to read it.
+
+    Raises:
+        InputError: if they differ.
+    """
+    ours, theirs = facts["tokenizer"], model.tokenizer_fingerprint
+    if ours is not None and theirs is not None:
+        if ours != theirs:
+            raise InputError(f"ids of tokenizer {ours} for {model.name}", f"tokenizer {theirs}", "tokenize again")
+    elif facts["d_vocab"] not in (None, model.anatomy.d_vocab):
+        raise InputError(
+            f"ids of a vocabulary of {facts['d_vocab']} for {model.name}",
+            f"d_vocab = {model.anatomy.d_vocab}",
+            "tokenize again",
+        )
+
+
+def check_joinable(facts: Sequence[Mapping[str, object]]) -> None:
+    """Refuse to join corpora of different tokenizers, or with and without BOS.
+
+    Args:
+        facts: ``tokenizer``, ``d_vocab``, ``bos_id`` and ``bos_policy`` of each corpus.
+
+    Raises:
+        InputError: if there is none, or if they do not mix.
+    """
+    if not facts:
+        raise InputError("no corpora", "at least one", "pass corpora to join")
+    vocabularies = [_vocabulary(one) for one in facts]
+    for vocabulary in vocabularies:
+        if vocabulary != vocabularies[0]:
+            raise InputError(
+                f"vocabularies {vocabularies[0]} and {vocabulary}", "one tokenizer and BOS", "tokenize with one model"
+            )
+    if {"prepended", "absent"} <= {one["bos_policy"] for one in facts}:
+        raise InputError("texts with and without BOS", "one BOS policy", "tokenize both the same way")
+
+
+def _vocabulary(facts: Mapping[str, object]) -> tuple[object, ...]:
+    # The size says something only where the tokenizer is unknown: models of one family pad their embeddings
+    # differently, and the ids mean the same.
+    return facts["tokenizer"], facts["bos_id"], facts["d_vocab"] if facts["tokenizer"] is None else None
+
+
+def text_numbers(texts: object, n_texts: int) -> Int64[np.ndarray, " text"]:
+    """Turn numbers or a mask into checked numbers of texts.
+
+    Args:
+        texts: numbers, or one True or False per text (missing counts as False), in any kind of array.
+        n_texts: number of texts there are.
+
+    Raises:
+        InputError: for a mask of another length, or numbers that no text has.
+        NothingFoundError: if no text is meant.
+
+    Example:
+        >>> text_numbers([False, True, True], 3).tolist(), text_numbers([2, 0], 3).tolist()
+        ([1, 2], [2, 0])
+    """
+    if isinstance(texts, pd.Series):
+        texts = texts.fillna(False).to_numpy(dtype=bool) if pd.api.types.is_bool_dtype(texts) else texts.to_numpy()
+    chosen = np.asarray(texts)
+    if chosen.dtype == bool:
+        if chosen.shape != (n_texts,):
+            raise InputError(f"a mask of shape {chosen.shape}", f"{n_texts} values", "one True or False per text")
+        chosen = np.flatnonzero(chosen)
+    chosen = token_array(chosen, "the selection")
+    if chosen.size == 0:
+        raise NothingFoundError("a selection of no texts", "at least one text", "look at corpus.frame")
+    if chosen.min() < 0 or chosen.max() >= n_texts:
+        raise InputError(
+            f"texts {chosen.min()} to {chosen.max()}", f"numbers from 0 to {n_texts - 1}", "correct the numbers"
+        )
+    return chosen
+
+
+def matching_texts(
+    frame: pd.DataFrame, conditions: Mapping[str, Hashable | Collection[Hashable]]
+) -> Bool[np.ndarray, " text"]:
+    """Say of each text whether its facts are as asked.
+
+    Args:
+        frame: the facts, one row per text.
+        conditions: column to value, or to a list, tuple or set of values; None stands for a missing value.
+
+    Raises:
+        InputError: for a column that the frame does not have.
+        NothingFoundError: if no text matches.
+
+    Example:
+        >>> matching_texts(pd.DataFrame({"period": [3, 4, 5]}), {"period": [3, 5]}).tolist()
+        [True, False, True]
+    """
+    mask = np.ones(len(frame), dtype=bool)
+    for name, wanted in conditions.items():
+        if name not in frame:
+            raise InputError(f"column {name!r}", f"one of {list(frame.columns)}", "choose one of them")
+        values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
+        # None asks for what is missing: `where(period=None)` are the texts without a cycle.
+        missing = frame[name].isna().to_numpy(dtype=bool) & (None in values)
+        mask &= missing | frame[name].isin([value for value in values if value is not None]).to_numpy(dtype=bool)
+    if not mask.any():
+        raise NothingFoundError(f"where({dict(conditions)})", "at least one text", "look at corpus.frame")
+    return mask
+
+
+_ROWS, _COLUMNS, _CHARACTERS = 5, 12, 60
+
+
+def summary(lengths: Int64[Tensor, " text"], facts: Mapping[str, object]) -> str:
+    """Return one line about a corpus.
+
+    Args:
+        lengths: number of ids of each text.
+        facts: ``model_name``, ``tokenizer`` and ``bos_policy`` of the corpus.
+    """
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    tokens = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+    return (
+        f"{len(lengths)} texts of {tokens} tokens, model {_short(facts['model_name'])}, "
+        f"tokenizer {_short(facts['tokenizer'])}, BOS {facts['bos_policy']}"
+    )
+
+
+def to_html(frame: pd.DataFrame, caption: str) -> str:
+    """Return the first rows of the facts as an HTML table, every cell escaped.
+
+    Args:
+        frame: the facts, one row per text.
+        caption: a line above the table, as plain text.
+
+    Example:
+        >>> "<td>&lt;b&gt;</td>" in to_html(pd.DataFrame({"id": ["<b>"]}), "one text")
+        True
+    """
+    shown = frame.iloc[:_ROWS, :_COLUMNS]
+    head = "".join(f"<th>{_cell(name)}</th>" for name in shown.columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(v)}</td>' for v in row)}</tr>" for row in shown.itertuples(index=False))
+    hidden = [
+        f"{count} more {what}"
+        for count, what in ((len(frame) - _ROWS, "rows"), (len(frame.columns) - _COLUMNS, "columns"))
+        if count > 0
+    ]
+    foot = f"<p>and {' and '.join(hidden)}</p>" if hidden else ""
+    return f"<div><p>{html.escape(caption)}</p><table><tr>{head}</tr>{body}</table>{foot}</div>"
+
+
+def _short(value: object) -> str:
+    text = "unknown" if value is None else str(value)
+    return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
+
+
+def _cell(value: object) -> str:
+    return html.escape(_short(value))
+
 
 BOS_POLICIES = ("prepended", "absent", "as given")
 
@@ -369,10 +591,10 @@ class Corpus:
         return {name: getattr(self, name) for name in corpus_io.FACTS if name != "fingerprint"}
 
     def __repr__(self) -> str:
-        return f"Corpus({corpus_view.summary(self.lengths, self._facts())})"
+        return f"Corpus({summary(self.lengths, self._facts())})"
 
     def _repr_html_(self) -> str:
-        return corpus_view.to_html(self.frame, corpus_view.summary(self.lengths, self._facts()))
+        return to_html(self.frame, summary(self.lengths, self._facts()))
 
 
 def _facts_of(model: TokenizingModel) -> dict[str, Any]:
@@ -382,3 +604,45 @@ def _facts_of(model: TokenizingModel) -> dict[str, Any]:
         "d_vocab": model.anatomy.d_vocab,
         "model_name": model.name,
     }
+
+
+SHORTEST_WINDOW = 4  # the second half then has a token to predict and one that predicts it
+
+
+def windows_of_text(model: TokenizingModel, text: str, *, length: int | None = None, limit: int = 16) -> Corpus:
+    """Cut one long text into windows: BOS first (by the model's habit), at most half a window of overlap.
+
+    Args:
+        model: the model.
+        text: the text.
+        length: tokens per window, BOS included; by default ``min(n_ctx, 1024)``.
+        limit: at most so many windows, spread evenly over the text.
+
+    Raises:
+        InputError: a text shorter than one window, windows too short to be scored, or no window.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> windows = windows_of_text(model, "It was the best of times. " * 20, length=32, limit=3)
+        >>> windows.lengths.tolist(), windows.row(1)[0] == model.bos_id
+        ([32, 32, 32], True)
+    """
+    length = min(model.anatomy.n_ctx, 1024) if length is None else length
+    if length < SHORTEST_WINDOW or limit < 1:
+        raise InputError(
+            f"length={length}, limit={limit}",
+            f"windows of at least {SHORTEST_WINDOW} tokens, at least one",
+            "raise it",
+        )
+    bos = [model.bos_id] if model.default_prepend_bos and model.bos_id is not None else []
+    ids = model.encode(text, prepend_bos=False)
+    body = length - len(bos)
+    if len(ids) < body:
+        raise InputError(
+            f"a text of {len(ids)} tokens", f"at least {body}, one window", "use a longer text or shorter windows"
+        )
+    starts = range(0, len(ids) - body + 1, max(1, body // 2))
+    chosen = np.unique(np.linspace(0, len(starts) - 1, min(limit, len(starts))).astype(int))
+    rows = [[*bos, *ids[starts[i] : starts[i] + body]] for i in chosen]
+    return Corpus.from_tokens(rows, model=model, source="held-out", bos_policy="prepended" if bos else "absent")

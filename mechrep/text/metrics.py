@@ -11,8 +11,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 from mechrep.errors import InputError
-from mechrep.text._cycle import Cycle
-from mechrep.text._tokens import TokenSequence, token_ids
+from mechrep.text.watch import Cycle, TokenSequence, token_ids
 
 
 def rep_n(texts: Sequence[Sequence[Hashable] | TokenSequence], n: int = 4) -> float:
@@ -101,7 +100,7 @@ def loop_share(cycle: Cycle | None, length: int) -> float:
         A preset that looks at the prompt too (``hiraoka2025``) needs the length of the whole text.
 
     Example:
-        >>> from mechrep.text.detectors import tail_cycle
+        >>> from mechrep.text.cycles import tail_cycle
         >>> loop_share(tail_cycle([5, 6, 1, 2, 1, 2, 1, 2, 1, 2]), length=10)
         0.8
     """

@@ -3,20 +3,171 @@
 Both hold exactly what their rule needs and are tested, prefix by prefix, against the detectors for finished texts:
 
 * `NgramTripleWatch` keeps the places of every n-gram inside the last r tokens.  It *is* the rule of Hiraoka and
-  Inui: `mechrep.text.detectors.ngram_triple` pushes a finished text through it.
+  Inui: `mechrep.text.cycles.ngram_triple` pushes a finished text through it.
 * `TailWatch` keeps, for every period p at once, how long the newest tokens have agreed with those p before them.
+
+The record that every detector returns; its public home is `mechrep.text.cycles`.
+
+Token ids as they arrive: one check, used by every detector, watch and corpus.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import SupportsIndex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import SupportsIndex, TypeAlias
 
 import numpy as np
+from jaxtyping import Int64, Shaped
+from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.text._cycle import Cycle
-from mechrep.text._tokens import TokenSequence, token_ids
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Where a text repeats itself, in positions of the whole text (counted from 0, end exclusive).
+
+    ``start`` is the first position of the first copy; ``onset = start + period`` is where the *second* copy
+    begins, the onset that repetition neurons are defined by (Hiraoka and Inui 2025, arXiv 2410.13497).
+
+    Attributes:
+        start: first position of the first copy.
+        period: length of one copy, in tokens.
+        copies: span / period; 2.5 means two copies and half of a third.
+        end: position behind the last token of the cycle.
+        tokens: the ids of the first copy, ``x[start : start + period]``.
+        detector: which detector or preset found it; two cycles that differ only in this are equal.
+
+    Limits:
+        A cycle of `ngram_triple` with a period above 10 promises only three equal 10-grams at equal distances:
+        what stands between them may differ.  All other detectors promise ``x[i] == x[i + period]`` throughout.
+
+    Example:
+        >>> cycle = Cycle.of([9, 1, 2, 3, 1, 2, 3, 1], start=1, period=3, end=8, detector="by hand")
+        >>> cycle.onset, cycle.span, cycle.tail, cycle.tokens
+        (4, 7, 1, (1, 2, 3))
+    """
+
+    start: int
+    period: int
+    copies: float
+    end: int
+    tokens: tuple[int, ...]
+    detector: str = field(compare=False)
+
+    @classmethod
+    def of(cls, tokens: Sequence[int] | np.ndarray, *, start: int, period: int, end: int, detector: str) -> Cycle:
+        """Build the record from the text and the three numbers that fix it.
+
+        Args:
+            tokens: ids of the whole text, already checked.
+            start: first position of the first copy.
+            period: length of one copy.
+            end: position behind the last token of the cycle.
+            detector: name of the detector.
+        """
+        block = tuple(int(token) for token in tokens[start : start + period])
+        return cls(start, period, (end - start) / period, end, block, detector)
+
+    @property
+    def onset(self) -> int:
+        """Position at which the second copy begins."""
+        return self.start + self.period
+
+    @property
+    def span(self) -> int:
+        """Number of tokens from the start to the end of the cycle."""
+        return self.end - self.start
+
+    @property
+    def tail(self) -> int:
+        """Number of tokens of the last, unfinished copy."""
+        return self.span % self.period
+
+    def shifted(self, offset: int) -> Cycle:
+        """Return the same cycle in a text that has ``offset`` more tokens in front.
+
+        Args:
+            offset: number of tokens put in front.
+        """
+        return replace(self, start=self.start + offset, end=self.end + offset)
+
+
+# `Shaped`, not `Int`: ids of a wrong type are refused below, with a message that says what to do.  `_`, not `pos`: the
+# texts of one list differ in length.
+TokenSequence: TypeAlias = Sequence[int] | Shaped[np.ndarray, " _"] | Shaped[Tensor, " _"]
+
+
+def eos_set(eos_id: int | Collection[int] | None) -> frozenset[int]:
+    """End-of-sequence ids as a set; a model may have one, several or none.
+
+    Example:
+        >>> sorted(eos_set([7, 2])), sorted(eos_set(7)), sorted(eos_set(None))
+        ([2, 7], [7], [])
+    """
+    if eos_id is None:
+        return frozenset()
+    return frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
+
+
+def up_to_eos(ids: Sequence[int], eos_ids: Collection[int], first: int = 0) -> list[int]:
+    """``ids`` cut before the first end-of-sequence id at or after position ``first``."""
+    ends = (place for place in range(first, len(ids)) if ids[place] in eos_ids)
+    return list(ids[: next(ends, len(ids))])
+
+
+def token_array(tokens: object, name: str = "tokens") -> Int64[np.ndarray, " pos"]:
+    """Check a sequence of token ids and return it as a one-dimensional int64 array.
+
+    Args:
+        tokens: a list or tuple of ints, or a one-dimensional numpy array or torch tensor of any integer type.
+        name: what to call it in the error, for example ``"text 3"``.
+
+    Returns:
+        The ids; no range is checked.
+
+    Raises:
+        InputError: if the ids are not whole numbers or not one-dimensional.
+
+    Example:
+        >>> token_array([5, 6, 5]).tolist()
+        [5, 6, 5]
+    """
+    if isinstance(tokens, Tensor):
+        tokens = tokens.detach().cpu().numpy()
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence | np.ndarray):
+        raise _not_ids(f"{name} is a {type(tokens).__name__}")
+    try:
+        array = np.asarray(tokens)
+    except (ValueError, OverflowError) as error:  # ragged lists, numbers beyond 64 bits
+        raise _not_ids(f"{name} cannot be read as ids ({error})") from error
+    if array.ndim != 1:
+        raise _not_ids(f"{name} has {array.ndim} dimensions")
+    if array.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if array.dtype.kind not in "iu":
+        raise _not_ids(f"{name} holds {_first_odd_one(tokens, array)}")
+    return array.astype(np.int64)
+
+
+def token_ids(tokens: object, name: str = "tokens") -> list[int]:
+    """Check a sequence of token ids and return it as a list of ints; see `token_array`."""
+    return token_array(tokens, name).tolist()
+
+
+def _first_odd_one(tokens: Sequence[object] | np.ndarray, array: np.ndarray) -> str:
+    plain = tokens.tolist() if isinstance(tokens, np.ndarray) else tokens
+    for position, token in enumerate(plain):
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            return f"{token!r} at position {position}"
+    return f"numbers of type {array.dtype}"
+
+
+def _not_ids(given: str) -> InputError:
+    return InputError(given, "a one-dimensional sequence of token ids (whole numbers)", "pass the ids of one text")
 
 
 class NgramTripleWatch:

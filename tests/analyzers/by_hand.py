@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.cache import Batch
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.anatomy import Anatomy
 from mechrep.provenance import Provenance
 from tests.analyzers.looping_texts import as_corpus

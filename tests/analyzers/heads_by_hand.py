@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.analyzers.heads.result import HeadScoreResult
-from mechrep.analyzers.heads.scores import HeadScores
 from mechrep.cache import Batch
+from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.models.anatomy import Site
 from mechrep.text.corpus import Corpus
 from tests.analyzers.by_hand import PROVENANCE, anatomy

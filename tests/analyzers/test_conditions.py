@@ -12,16 +12,11 @@ import torch
 from torch import Tensor
 
 import mechrep
-from mechrep.analyzers.conditions import (
-    ConditionContrast,
-    ConditionContrastResult,
-    HeadEffects,
-    contrast_conditions,
-)
-from mechrep.analyzers.conditions.design import ConditionDesign
-from mechrep.analyzers.heads.scores import score_heads
 from mechrep.errors import InputError
-from mechrep.generation.conditions import control_condition, induced_condition, joined_conditions, natural_condition
+from mechrep.generation.text_kinds import control_condition, induced_condition, joined_conditions, natural_condition
+from mechrep.measures.head_scores import score_heads
+from mechrep.measures.natural_vs_induced import ConditionContrast, ConditionContrastResult, contrast_conditions
+from mechrep.measures.text_kind_design import ConditionDesign, HeadEffects
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus

@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.analyzers.conditions import HeadEffects
-from mechrep.analyzers.conditions.design import ConditionDesign
-from mechrep.analyzers.conditions.effects import rank_correlation
-from mechrep.analyzers.conditions.specialisation import effective_number, gini
+from mechrep.measures.text_kind_design import ConditionDesign, HeadEffects, effective_number, gini, rank_correlation
 
 
 def made_up(n: int = 40, *, effect: float = 0.0, paired: bool, seed: int = 0) -> HeadEffects:

@@ -7,14 +7,13 @@ import copy
 import pytest
 import torch
 
-from mechrep.analyzers.sinks.attention_sinks import AttentionSinks
-from mechrep.analyzers.sinks.first_position import WHOLE, attention_sinks, first_position_attention
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.attention_sinks import WHOLE, AttentionSinks, attention_sinks, first_position_attention
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
-from mechrep.text.repeated import repeated_tokens
+from mechrep.text.stimuli import repeated_tokens
 from tests.analyzers.sinks_by_hand import check_equal
 from tests.planted.sinks import sink_model
 from tests.tiny_models import FAMILIES, N_HEADS, N_LAYERS, fresh, random_tokens, tiny

@@ -12,10 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.analyzers.first_token import first_layer_convergence
-from mechrep.analyzers.first_token.convergence import ConvergenceResult
-from mechrep.analyzers.first_token.rates import alibi_slopes, expected, fit_decay
 from mechrep.errors import InputError
+from mechrep.measures.first_token_detectors import ConvergenceResult, first_layer_convergence
+from mechrep.measures.first_token_mass import alibi_slopes, expected, fit_decay
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.analyzers.first_token_by_hand import planted, without_positions

@@ -13,14 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.analyzers.first_token import first_layer_head_cuts, first_token_detectors
-from mechrep.analyzers.first_token.auroc import auroc_draws, aurocs
-from mechrep.analyzers.first_token.detectors import FirstDetectorResult
-from mechrep.analyzers.first_token.head_cuts import HeadCutResult
-from mechrep.analyzers.first_token.reading import detector_layer, read_triples
-from mechrep.analyzers.first_token.triples import triples_of
 from mechrep.errors import InputError
+from mechrep.measures.first_token_detectors import FirstDetectorResult, first_token_detectors
+from mechrep.measures.first_token_heads import HeadCutResult, first_layer_head_cuts
+from mechrep.measures.first_token_mass import detector_layer, read_triples, triples_of
 from mechrep.models.load import load_model
+from mechrep.stats import auroc_draws, aurocs
 from mechrep.text.corpus import Corpus
 from tests.analyzers.first_token_by_hand import area_by_pairs, planted
 from tests.analyzers.sinks_by_hand import anatomy, check_equal

@@ -12,14 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 import mechrep.cli.first_token  # noqa: F401 - adds its command
-from mechrep.analyzers.first_token import find_first_token
-from mechrep.analyzers.first_token.find_first_token import FirstTokenParts, first_token_parts
-from mechrep.analyzers.first_token.result import FirstTokenResult
 from mechrep.cli import app
 from mechrep.errors import InputError
+from mechrep.measures.first_token import FirstTokenParts, FirstTokenResult, find_first_token, first_token_parts
+from mechrep.measures.first_token_detectors import convergence_figure, detector_figure
+from mechrep.measures.first_token_heads import head_cuts_figure
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus
-from mechrep.views.first_token_plots import convergence_figure, detector_figure, head_cuts_figure
 from tests.analyzers.first_token_by_hand import planted
 from tests.analyzers.sinks_by_hand import check_equal
 from tests.planted.texts import words

@@ -13,11 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.analyzers.first_token import FirstTokenDetection
-from mechrep.analyzers.first_token.other_tokens import check_patterns, other_token_mass
-from mechrep.analyzers.first_token.other_tokens_result import OtherTokenResult
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.first_token_mass import FirstTokenDetection, OtherTokenResult, check_patterns, other_token_mass
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.heads.composition import head_composition
-from mechrep.analyzers.heads.composition_result import MODES, HeadCompositionResult
 from mechrep.errors import InputError, ModelError
+from mechrep.measures.head_circuits import MODES, HeadCompositionResult, head_composition
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model
-from mechrep.models.nulls import reinitialised
+from mechrep.models.load import load_model, reinitialised
 from tests.analyzers.circuits_by_hand import planted, processed, raw, without
 from tests.tiny_models import N_HEADS, N_LAYERS
 

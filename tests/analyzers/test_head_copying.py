@@ -12,20 +12,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.analyzers.heads.copying import HeadCopying, HeadCopyingResult, permutation_moments, score_copying
-from mechrep.analyzers.heads.induction import induction_heads
-from mechrep.analyzers.heads.logits import DirectLogits
-from mechrep.analyzers.heads.ov import OVScoreResult, check_settings, embedded_tokens, ov_scores
-from mechrep.analyzers.heads.result import HeadScoreResult
-from mechrep.analyzers.heads.scores import score_heads
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.measures.head_circuits import OVScoreResult, check_settings, embedded_tokens, ov_scores
+from mechrep.measures.head_copying import (
+    DirectLogits,
+    HeadCopying,
+    HeadCopyingResult,
+    permutation_moments,
+    score_copying,
+)
+from mechrep.measures.head_scores import HeadScoreResult, induction_heads, score_heads
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model
+from mechrep.models.load import load_model, reinitialised
 from mechrep.models.model import Model
-from mechrep.models.nulls import reinitialised
 from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 from tests.analyzers.circuits_by_hand import full_circuits, heads_on_text, negated, planted, processed, raw, without
 from tests.planted.workbench import FAMILIES as PLANTED
 from tests.planted.workbench import WORDS

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.analyzers.heads.ov import ov_scores
-from mechrep.analyzers.heads.suppression import CopySuppression, CopySuppressionResult, predicted_keys
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.measures.head_circuits import ov_scores
+from mechrep.measures.head_copying import CopySuppression, CopySuppressionResult, predicted_keys
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.heads.scores import HeadScores
-from mechrep.analyzers.heads.targets import Loops
 from mechrep.cache import Batch
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.measures.head_scores import HeadScores
+from mechrep.measures.head_targets import Loops
 from tests.analyzers.by_hand import anatomy
 from tests.analyzers.heads_by_hand import (
     BOS,

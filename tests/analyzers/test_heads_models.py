@@ -14,17 +14,15 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.analyzers.heads.result import HeadScoreResult
-from mechrep.analyzers.heads.scores import HeadScores, score_heads
+from mechrep.ablation.controls import INDUCTION
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError
+from mechrep.measures.head_scores import HeadScoreResult, HeadScores, score_heads
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model
+from mechrep.models.load import load_model, reinitialised, shuffled
 from mechrep.models.model import Model
-from mechrep.models.nulls import reinitialised, shuffled
-from mechrep.studies.head_controls import INDUCTION
 from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 from tests.analyzers.by_hand import anatomy
 from tests.analyzers.heads_by_hand import NAMES, Rules, Text, oracle
 from tests.planted.circuits import induction_circuit, self_finding_head

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mechrep.analyzers.heads.result import HeadScoreResult
 from mechrep.errors import InputError
+from mechrep.measures.head_scores import HeadScoreResult
 from tests.analyzers.by_hand import PROVENANCE
 from tests.analyzers.heads_by_hand import NAMES, induction_key, mixed_texts, repeated, result_of, text
 

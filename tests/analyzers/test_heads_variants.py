@@ -13,13 +13,22 @@ from torch import Tensor
 from transformer_lens import head_detector
 
 import mechrep
-from mechrep.analyzers.heads.rules import PRESETS
-from mechrep.analyzers.heads.scores import HeadScores, score_heads
-from mechrep.analyzers.heads.targets import earlier_copies, one_later
-from mechrep.analyzers.heads.variants import PROTOCOLS, VARIANTS, diagonal, doan2025, song2025, tl_abs, tl_mul
 from mechrep.errors import InputError
+from mechrep.measures.head_scores import HeadScores, score_heads
+from mechrep.measures.head_targets import (
+    PRESETS,
+    PROTOCOLS,
+    VARIANTS,
+    diagonal,
+    doan2025,
+    earlier_copies,
+    one_later,
+    song2025,
+    tl_abs,
+    tl_mul,
+)
 from mechrep.models.anatomy import Site
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 from tests.analyzers.heads_by_hand import (
     Rules,
     Text,

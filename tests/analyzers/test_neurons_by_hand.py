@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from tests.analyzers.by_hand import result_of
 from tests.analyzers.looping_texts import NONE, random_loops
 from tests.analyzers.oracle import Loop, search, windows

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.load import load_model
 from tests.analyzers.by_hand import PROVENANCE, anatomy, observed, result_of
 from tests.analyzers.looping_texts import NONE, as_corpus, random_loops

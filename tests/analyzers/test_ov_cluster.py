@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.analyzers.sinks.cluster import OVClusterResult, _order, ov_cluster, ov_vectors
 from mechrep.errors import InputError
+from mechrep.measures.ov_cluster import OVClusterResult, _order, ov_cluster, ov_vectors
 from mechrep.models.load import load_model
 from tests.analyzers.sinks_by_hand import check_equal
 from tests.tiny_models import D_VOCAB, N_CTX, fresh, tiny

@@ -13,10 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from mechrep.analyzers.heads.qk_attribution import qk_attribution, target_edges
-from mechrep.analyzers.heads.qk_attribution_result import QKAttributionResult
-from mechrep.analyzers.heads.qk_components import Edge, component_names
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.measures.qk_attribution import Edge, QKAttributionResult, component_names, qk_attribution, target_edges
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

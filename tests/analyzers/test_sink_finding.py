@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from mechrep.analyzers.sinks.find_sink import find_sink
-from mechrep.analyzers.sinks.known_sinks import known_sinks, matches_known
-from mechrep.analyzers.sinks.result import SinkResult
 from mechrep.errors import InputError
+from mechrep.measures.find_sink import SinkResult, find_sink, known_sinks, matches_known
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus
 from tests.analyzers.sinks_by_hand import PROVENANCE, check_equal

@@ -13,19 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.analyzers.sinks.ablation import SinkAblationResult, sink_neuron_ablation
-from mechrep.analyzers.sinks.neurons import (
+from mechrep.errors import InputError, NothingFoundError
+from mechrep.measures.sink_neurons import (
+    SinkAblationResult,
     SinkNeuronResult,
     row_norms,
+    sink_neuron_ablation,
     sink_neurons,
     sink_neurons_yona2025,
     spike_weights,
 )
-from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
-from mechrep.text.repeated import repeated_tokens
+from mechrep.text.stimuli import repeated_tokens
 from tests.analyzers.sinks_by_hand import check_equal
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.texts import words

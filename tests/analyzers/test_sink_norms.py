@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.analyzers.sinks.norms import SinkNormResult, SinkNorms
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.sink_norms import SinkNormResult, SinkNorms
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.analyzers.sinks.repeat_norms import RepeatNormResult, RepeatNorms, limit_norms, repeat_grid
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.sink_norms import RepeatNormResult, RepeatNorms, limit_norms, repeat_grid
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus
-from mechrep.text.repeated import repeated_tokens
+from mechrep.text.stimuli import repeated_tokens
 from tests.analyzers.sinks_by_hand import PROVENANCE, anatomy, check_equal, observed
 from tests.tiny_models import random_tokens, tiny
 

@@ -10,10 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.analyzers.sinks.massive_activations import MassiveActivationResult, MassiveActivations, massive
-from mechrep.analyzers.sinks.states import SinkStateResult, SinkStates
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.sink_norms import (
+    MassiveActivationResult,
+    MassiveActivations,
+    SinkStateResult,
+    SinkStates,
+    massive,
+)
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.analyzers.token_information import (
+from mechrep.errors import InputError
+from mechrep.measures.token_information import (
     GROUPS,
     DistanceProfile,
     TokenFacts,
     TokenInformation,
     TokenInformationResult,
 )
-from mechrep.errors import InputError
 from mechrep.models.anatomy import Site
 from tests.analyzers.sinks_by_hand import PROVENANCE, anatomy, check_equal, merged, observed
 

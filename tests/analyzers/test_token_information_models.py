@@ -12,13 +12,11 @@ import torch
 from transformers import DynamicCache
 
 import mechrep
-from mechrep.analyzers.token_information import GROUPS, information_cut, token_facts, token_information
-from mechrep.analyzers.token_information.cuts import _masked_logits, paired_tokens
-from mechrep.analyzers.token_information.facts import lowest, token_surprisal
 from mechrep.errors import InputError, ModelError, NothingFoundError
-from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import random_repeats
-from mechrep.text.windows import windows_of_text
+from mechrep.measures.token_information import GROUPS, lowest, token_facts, token_information, token_surprisal
+from mechrep.measures.token_information_masks import _masked_logits, information_cut, paired_tokens
+from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import random_tokens, tiny
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.analyzers import RepetitionNeurons
 from mechrep.cache import Batch, CorpusCache
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.measures.neurons import RepetitionNeurons
 from mechrep.models.anatomy import Site
 from tests.analyzers.looping_texts import as_corpus, random_loops
 from tests.cache.counting import MeanOf, MeanResult, counted_layers, model, texts_of

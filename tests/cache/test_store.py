@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.cache import CorpusCache
-from mechrep.cache.store import Store
 from mechrep.errors import StoreError
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
+from mechrep.store import Store
 from mechrep.text.corpus import Corpus
 from tests.analyzers.looping_texts import as_corpus, random_loops
 from tests.cache.counting import MeanOf, MeanResult, counted_layers, model, texts_of

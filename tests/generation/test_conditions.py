@@ -12,21 +12,19 @@ from hypothesis import strategies as st
 
 import mechrep
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.conditions import (
+from mechrep.generation import written as written_module
+from mechrep.generation.text_kinds import (
     condition_flow,
     control_condition,
     copy_run,
     induced_condition,
     joined_conditions,
     natural_condition,
-    write_texts,
 )
-from mechrep.generation.conditions import written as written_module
-from mechrep.generation.conditions.presets import check_choice
-from mechrep.generation.conditions.written import cycle_of
+from mechrep.generation.written import check_choice, cycle_of, write_texts
 from mechrep.interventions import Heads
 from mechrep.text.corpus import Corpus
-from mechrep.text.detectors import smallest_tail_block, tail_cycle
+from mechrep.text.cycles import smallest_tail_block, tail_cycle
 from tests.analyzers.planted_conditions import LOOP, prompts, two_mechanisms
 from tests.planted.workbench import BOS, EOS, N_CTX
 from tests.studies import loops

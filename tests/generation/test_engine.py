@@ -13,8 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.generation.generate import generate
-from mechrep.generation.slots import SlotCache
+from mechrep.generation.decode import SlotCache, generate
 from mechrep.interventions import Intervention, Neurons, add, scale
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

@@ -14,8 +14,7 @@ import torch
 from scipy import stats
 
 from mechrep.errors import InputError
-from mechrep.generation.generate import generate
-from mechrep.generation.sampling import choose_tokens
+from mechrep.generation.decode import choose_tokens, generate
 from mechrep.interventions import Neurons, add
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
@@ -304,8 +303,7 @@ def test_a_corpus_of_another_vocabulary_is_refused() -> None:
 
 
 def test_requests_without_a_prompt_are_refused() -> None:
-    from mechrep.generation.engine import decode, decode_reference
-    from mechrep.generation.requests import Decoding, Request
+    from mechrep.generation.decode import Decoding, Request, decode, decode_reference
 
     for decoder in (decode, decode_reference):
         with pytest.raises(InputError, match="prompt 1, which is empty"):
@@ -317,7 +315,7 @@ def test_requests_without_a_prompt_are_refused() -> None:
 
 
 def test_random_numbers_belong_to_the_text() -> None:
-    from mechrep.generation.requests import Decoding
+    from mechrep.generation.decode import Decoding
 
     long, short = Decoding(9, seed=4), Decoding(5, seed=4)
     assert np.array_equal(long.uniforms(2)[:5], short.uniforms(2))

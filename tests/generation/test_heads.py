@@ -12,9 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.generation.engine import decode, decode_reference
-from mechrep.generation.generate import generate
-from mechrep.generation.requests import Decoding, Request
+from mechrep.generation.decode import Decoding, Request, decode, decode_reference, generate
 from mechrep.interventions import Heads, Intervention, Neurons, add, mean, resample, scale
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

@@ -14,7 +14,7 @@ import torch
 
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation import loops
-from mechrep.generation.generate import generate
+from mechrep.generation.decode import generate
 from mechrep.generation.loops import LoopPreset, collect_loops, loop_preset, sample_prompts
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.conditions import match_lengths
+from mechrep.generation.text_kinds import match_lengths
 from mechrep.text.corpus import Corpus
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=8)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mechrep.errors import InputError
-from mechrep.generation.generate import generate
+from mechrep.generation.decode import generate
 from mechrep.generation.patched_model import PatchedModel, is_patched
 from mechrep.interventions import Neurons, SinkPatch
 from mechrep.models.load import load_model

@@ -12,7 +12,7 @@ import torch
 
 from mechrep.errors import InputError
 from mechrep.interventions import Heads, Neurons, Op, add, mean, resample, scale, to_bos, zero
-from mechrep.interventions.table import EditTable
+from mechrep.interventions.apply import EditTable
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, tiny

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mechrep.interventions import Heads, Intervention, Neurons, add, mean, resample, scale, to_bos
-from mechrep.interventions.edits import position_mask, transformer_lens_hooks
-from mechrep.interventions.table import EditTable
+from mechrep.interventions.apply import EditTable, position_mask, transformer_lens_hooks
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
@@ -277,7 +276,7 @@ def test_any_number_of_first_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     model, tokens = loaded("llama_gqa"), random_tokens(7, 9, seed=4)
     starts, rows = torch.tensor([0, 3, 0, 0, 2, 8, 0]), [Heads(SOME, "to_bos") + Neurons(NEURONS)] * 7
     whole = fast(model, rows, starts, range(7), tokens)
-    monkeypatch.setattr("mechrep.interventions.table._FIRST_TOKENS_PER_BATCH", 3)
+    monkeypatch.setattr("mechrep.interventions.apply._FIRST_TOKENS_PER_BATCH", 3)
     close(fast(model, rows, starts, range(7), tokens), whole)
 
 

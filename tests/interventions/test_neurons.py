@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mechrep.interventions import Intervention, Neurons, add, mean, resample, scale, zero
-from mechrep.interventions.edits import position_mask, transformer_lens_hooks
-from mechrep.interventions.table import EditTable
+from mechrep.interventions.apply import EditTable, position_mask, transformer_lens_hooks
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

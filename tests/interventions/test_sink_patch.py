@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.generation.generate import generate
+from mechrep.generation.decode import generate
 from mechrep.generation.patched_model import PatchedModel
 from mechrep.interventions import Heads, Neurons, SinkPatch, add, scale
-from mechrep.interventions.table import EditTable
+from mechrep.interventions.apply import EditTable
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

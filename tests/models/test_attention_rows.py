@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.models.attention_rows import read_attention_rows, rows_agree
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.reading import read_attention_rows, rows_agree
 from tests.tiny_models import FAMILIES, N_HEADS, N_LAYERS, SLIDING_WINDOW, fresh, random_tokens, tiny
 
 pytestmark = pytest.mark.contract

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from mechrep.errors import InputError
 from mechrep.models import tiny
-from mechrep.models.tiny.ngram import FALLBACK_DISCOUNTS, NgramModel
-from mechrep.models.tiny.recipe import Recipe
-from mechrep.models.tiny.train import held_out_loss
+from scripts.train_tiny.ngram import FALLBACK_DISCOUNTS, NgramModel
+from scripts.train_tiny.recipe import Recipe
+from scripts.train_tiny.train import held_out_loss
 
 
 class PlainKneserNey:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.generation.generate import generate
+from mechrep.generation.decode import generate
 from mechrep.interventions import Neurons, add
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model

@@ -12,8 +12,7 @@ import transformers
 from torch import Tensor
 
 from mechrep.errors import ModelError
-from mechrep.models.contract import check_contract
-from mechrep.models.load import load_model
+from mechrep.models.load import check_contract, load_model
 from mechrep.models.model import Model
 from tests.tiny_models import PARTS, fresh, random_tokens, tiny
 

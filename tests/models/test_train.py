@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from mechrep.errors import InputError
 from mechrep.models.load import load_model
-from mechrep.models.tiny import data
-from mechrep.models.tiny.checkpoints import kept_steps
-from mechrep.models.tiny.optimizers import Optimizers
-from mechrep.models.tiny.recipe import Recipe, value_at
-from mechrep.models.tiny.train import train
+from scripts.train_tiny import data
+from scripts.train_tiny.checkpoints import kept_steps
+from scripts.train_tiny.optimizers import Optimizers
+from scripts.train_tiny.recipe import Recipe, value_at
+from scripts.train_tiny.train import train
 
 BOS, EOS, FIRST = 0, 1, 3
 SMALL = Recipe(
@@ -64,7 +64,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train([texts], tmp_path / "whole", SMALL)
-    monkeypatch.setattr("mechrep.models.tiny.train._SECONDS_BETWEEN_STATES", 0.0)  # a state after every step
+    monkeypatch.setattr("scripts.train_tiny.train._SECONDS_BETWEEN_STATES", 0.0)  # a state after every step
     original, left = Optimizers.step, iter(range(25))
 
     def stop_in_between(self: Optimizers, step: int) -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.cache import CorpusCache
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.text.corpus import Corpus
 from tests.planted.by_hand import (
     BACKGROUND,

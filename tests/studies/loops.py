@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.cache import CorpusCache
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus

@@ -14,24 +14,22 @@ import pytest
 import torch
 from scipy import stats
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.analyzers.heads.scores import HeadScoreResult, score_heads
+from mechrep.ablation import study as ablation_plan
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.outcomes import LoopLogProbability
+from mechrep.ablation.study import AblationResult, HeadSweepResult, ablation_study, single_head_sweep
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import Heads, mean
+from mechrep.measures.head_scores import HeadScoreResult, score_heads
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models import tiny as embedded
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.stats import paired_bootstrap_interval
 from mechrep.studies import token_losses
-from mechrep.studies.ablation import plan as ablation_plan
-from mechrep.studies.ablation.heads import HeadSweepResult, single_head_sweep
-from mechrep.studies.ablation.outcomes import LoopLogProbability
-from mechrep.studies.ablation.result import AblationResult
-from mechrep.studies.ablation.study import ablation_study
-from mechrep.studies.circuit import Circuit
 from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import D_MLP, N_CTX, N_HEADS, N_LAYERS, fresh, random_tokens, tiny
 
 FAMILY = "llama_gqa"

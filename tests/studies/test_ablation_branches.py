@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mechrep.ablation.score import Branches, ScoredText, first_edited_layers, score_tokens
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch
-from mechrep.interventions.table import EditTable
+from mechrep.interventions.apply import EditTable
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.studies.ablation.branches import Branches, first_edited_layers
-from mechrep.studies.ablation.scores import ScoredText, score_tokens
 from tests.tiny_models import GATED, N_HEADS, N_LAYERS, WITH_ALIBI, random_tokens, tiny
 
 SHAPES = [(23, 12, 11), (23, 12, 11), (15, 6, 0)]

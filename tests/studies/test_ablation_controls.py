@@ -16,19 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.analyzers.heads.scores import HeadScoreResult, score_heads
-from mechrep.analyzers.sinks.attention_sinks import AttentionSinks
-from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
+from mechrep.ablation.controls import HEAD_CONTROLS, control_heads, induction_heads
+from mechrep.ablation.study import layer_profiles
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
+from mechrep.measures.head_scores import HeadScoreResult, score_heads
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.stats import paired_bootstrap_interval
-from mechrep.studies.ablation.profiles import layer_profiles
-from mechrep.studies.ablation.statistics import benjamini_hochberg, bootstrap_intervals, holm, paired_p_values
-from mechrep.studies.head_controls import HEAD_CONTROLS, control_heads, induction_heads
-from mechrep.text.random_repeats import random_repeats
+from mechrep.stats import benjamini_hochberg, bootstrap_intervals, holm, paired_bootstrap_interval, paired_p_values
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import D_MLP, N_HEADS, N_LAYERS, fresh, tiny
 
 L, H = N_LAYERS, N_HEADS

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 import mechrep
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.study import AblationResult, ablation_study, single_head_sweep
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
 from mechrep.studies import deactivation_sweep
-from mechrep.studies.ablation.heads import single_head_sweep
-from mechrep.studies.ablation.result import AblationResult
-from mechrep.studies.ablation.study import ablation_study
-from mechrep.studies.circuit import Circuit
-from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import random_repeats
-from mechrep.text.windows import windows_of_text
+from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.stimuli import random_repeats
 from tests.planted.circuits import InductionCircuit, RepetitionNeuronCircuit, induction_circuit, repetition_neurons
 from tests.planted.texts import prompts, repeats, words
 from tests.studies.obvious import published_detector

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mechrep.ablation import score as ablation_scores
+from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.interventions import Heads, Intervention, Neurons, resample
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.studies.ablation import scores as ablation_scores
-from mechrep.studies.ablation.scores import ScoredText, score_tokens
 from tests.tiny_models import D_MLP, D_VOCAB, GATED, N_LAYERS, SLIDING_WINDOW, random_tokens, tiny
 
 FAMILIES = ("mistral", "gpt2", "llama_gqa")

@@ -15,17 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mechrep
+from mechrep.ablation.benchmark_tasks import TASKS, as_tasks, read_documents
+from mechrep.ablation.benchmarks import (
+    BenchmarkResult,
+    benchmark_conditions,
+    benchmark_figure,
+    benchmark_table,
+    identity,
+)
+from mechrep.ablation.circuit import Circuit
 from mechrep.errors import InputError
+from mechrep.generation.patched_model import intervened
 from mechrep.interventions import Combined, Heads, Intervention, Neurons, SinkPatch, mean, resample, scale
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance
-from mechrep.studies.benchmarks.conditions import benchmark_conditions, identity
-from mechrep.studies.benchmarks.intervened import intervened
-from mechrep.studies.benchmarks.result import BenchmarkResult
-from mechrep.studies.benchmarks.statistics import discordant, mcnemar
-from mechrep.studies.benchmarks.tasks import TASKS, as_tasks, read_documents
-from mechrep.studies.circuit import Circuit
-from mechrep.views.benchmark_plots import benchmark_figure, benchmark_table
+from mechrep.stats import discordant, mcnemar
 from tests.tiny_models import N_CTX, random_tokens, tiny
 
 BOS = 0

@@ -11,20 +11,22 @@ from typer.testing import CliRunner
 
 import mechrep
 import mechrep.cli.eval
-from mechrep.cli import app
-from mechrep.errors import InputError
-from mechrep.models import tiny
-from mechrep.studies.benchmarks.embedded import (
+from mechrep.ablation.benchmark_tasks import (
     CONTEXT,
+    EMBEDDED_TASKS,
     ENDING,
     PASSAGE,
     SKIPPED,
+    TASKS,
     Question,
     continuation_questions,
+    read_documents,
     recall_questions,
 )
-from mechrep.studies.benchmarks.study import benchmark_study
-from mechrep.studies.benchmarks.tasks import EMBEDDED_TASKS, TASKS, read_documents
+from mechrep.ablation.benchmarks import benchmark_study
+from mechrep.cli import app
+from mechrep.errors import InputError
+from mechrep.models import tiny
 
 TEXT = " ".join(tiny.held_out_text().split())
 MAKERS = [continuation_questions, recall_questions]

@@ -11,13 +11,11 @@ import pytest
 import torch
 
 import mechrep
+from mechrep.ablation.benchmark_tasks import TASKS, Document, read_documents, require_harness
+from mechrep.ablation.benchmarks import BenchmarkResult, benchmark_study
 from mechrep.errors import InputError
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch, scale
 from mechrep.models.model import Model
-from mechrep.studies.benchmarks.harness import require_harness
-from mechrep.studies.benchmarks.result import BenchmarkResult
-from mechrep.studies.benchmarks.study import benchmark_study
-from mechrep.studies.benchmarks.tasks import TASKS, Document, read_documents
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install mechrep[evals]")
 
@@ -192,7 +190,7 @@ def write_truthfulqa(folder: Path) -> None:
 def test_truthfulqa_stands_after_six_answered_questions_and_mc2_is_the_share_of_the_true(
     model: Model, tmp_path: Path
 ) -> None:
-    from mechrep.studies.benchmarks.harness import _truthfulqa_text
+    from mechrep.ablation.benchmark_tasks import _truthfulqa_text
 
     write_truthfulqa(tmp_path)
     result = benchmark_study(model, data=tmp_path, tasks=["truthfulqa", "truthfulqa_mc2"])

@@ -14,12 +14,9 @@ from torch import Tensor
 import mechrep
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.studies.card import SINK_LENGTH, loss_windows, measure_card
-from mechrep.studies.card_history import appearances
-from mechrep.studies.card_result import CardResult, CardRow
-from mechrep.text.random_repeats import random_repeats
-from mechrep.text.repeated import repeated_tokens
-from mechrep.text.windows import windows_of_text
+from mechrep.studies.card import SINK_LENGTH, CardResult, CardRow, appearances, loss_windows, measure_card
+from mechrep.text.corpus import windows_of_text
+from mechrep.text.stimuli import random_repeats, repeated_tokens
 from tests.planted.circuits import induction_circuit
 from tests.planted.sinks import sink_model
 from tests.studies import card_by_hand as by_hand

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import mechrep
-from mechrep.analyzers.heads.scores import HeadScores
-from mechrep.analyzers.sinks.attention_sinks import AttentionSinks
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.cli.app import app
 from mechrep.cli.checkpoints import checkpoints as command
 from mechrep.errors import InputError, ModelError
-from mechrep.generation.conditions import condition_flow
+from mechrep.generation.text_kinds import condition_flow
+from mechrep.measures.attention_sinks import AttentionSinks
+from mechrep.measures.head_scores import HeadScores
 from mechrep.models import tiny as embedded
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance
@@ -30,14 +30,17 @@ from mechrep.studies.checkpoints import (
     CheckpointResult,
     Measure,
     change_point,
+    flow_figure,
+    head_mechanisms,
     list_checkpoints,
+    loop_flags,
     measure_named,
+    mechanisms_figure,
     over_checkpoints,
+    sink_share,
 )
-from mechrep.studies.checkpoints.measures import head_mechanisms, loop_flags, sink_share
-from mechrep.text.random_repeats import random_repeats
-from mechrep.text.windows import windows_of_text
-from mechrep.views.checkpoint_plots import flow_figure, mechanisms_figure
+from mechrep.text.corpus import windows_of_text
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import tiny, tiny_tokenizer
 
 # --- change points ----------------------------------------------------------------------------------------------

@@ -14,16 +14,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.analyzers import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.analyzers.heads.scores import HeadScoreResult, score_heads
+from mechrep.ablation.circuit import Circuit
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, StoreError
 from mechrep.interventions import Heads, Neurons, add, mean, zero
+from mechrep.interventions.ops import as_ops, op_name
+from mechrep.measures.head_scores import HeadScoreResult, score_heads
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.studies.ablation.ops import as_ops, op_name
-from mechrep.studies.circuit import Circuit
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, random_tokens, tiny
 
 TOKENS = random_tokens(2, 12)

@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from mechrep.analyzers.conditions import HeadEffects
 from mechrep.errors import NothingFoundError
+from mechrep.measures.text_kind_design import HeadEffects
 from mechrep.models.model import Model
-from mechrep.studies import condition_study
-from mechrep.studies.condition_study import ConditionStudy, run_condition_study
-from mechrep.studies.contrast import ablation_contrast, shards
-from mechrep.studies.contrast.comparison import compare_heads
+from mechrep.report.old_conditions_section import conditions_section
+from mechrep.studies import natural_vs_induced_study as condition_study
+from mechrep.studies import text_kind_effects as shards
+from mechrep.studies.natural_vs_induced_study import ConditionStudy, run_condition_study
+from mechrep.studies.text_kind_effects import ablation_contrast, compare_heads
 from mechrep.text.corpus import Corpus
-from mechrep.views.report.conditions_section import conditions_section
 from tests.analyzers.planted_conditions import prompts, two_mechanisms
 from tests.views import condition_study_by_hand as by_hand
 
@@ -79,7 +79,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(shards, "score_tokens", never)
-    monkeypatch.setattr("mechrep.studies.contrast.patching.score_tokens", never)
+    monkeypatch.setattr("mechrep.studies.text_kind_effects.score_tokens", never)
     again = run(store)
     for shown, found in planted.contrasts.items():
         assert torch.equal(again.contrasts[shown].cut.effects, found.cut.effects)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import mechrep
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.conditions import (
+from mechrep.generation.text_kinds import (
     control_condition,
     copy_run,
     induced_condition,
@@ -21,16 +21,16 @@ from mechrep.generation.conditions import (
 )
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
-from mechrep.studies.contrast import (
+from mechrep.studies.text_kind_effects import (
     HeadContrastResult,
     ablation_contrast,
     agreement,
+    halves,
     head_dissociation,
+    head_reference,
     patching_contrast,
     regenerated_contrast,
 )
-from mechrep.studies.contrast.dissociation import halves
-from mechrep.studies.contrast.reference import head_reference
 from mechrep.text.corpus import Corpus
 from tests.analyzers.planted_conditions import prompts, two_mechanisms
 from tests.studies import loops

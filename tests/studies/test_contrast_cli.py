@@ -12,11 +12,16 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from mechrep.analyzers.conditions import ConditionContrastResult, HeadEffects, contrast_conditions
 from mechrep.cli import app
-from mechrep.generation.conditions import control_condition, induced_condition, natural_condition
-from mechrep.studies.contrast import HeadContrastResult
-from mechrep.views.contrast_plots import confidence_figure, head_contrast_figure, lens_figure
+from mechrep.generation.text_kinds import control_condition, induced_condition, natural_condition
+from mechrep.measures.natural_vs_induced import (
+    ConditionContrastResult,
+    confidence_figure,
+    contrast_conditions,
+    lens_figure,
+)
+from mechrep.measures.text_kind_design import HeadEffects, head_contrast_figure
+from mechrep.studies.text_kind_effects import HeadContrastResult
 from tests.analyzers.planted_conditions import prompts, two_mechanisms
 
 importlib.import_module("mechrep.cli.contrast")  # adds the command, wherever it is listed

@@ -10,11 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.analyzers import RepetitionNeuronResult
+from mechrep.ablation.controls import (
+    CONTROLS,
+    as_ranking,
+    as_seeds,
+    control_units,
+    standard_deviations,
+    sweep_conditions,
+)
 from mechrep.errors import InputError
 from mechrep.interventions import zero
-from mechrep.studies.conditions import sweep_conditions
-from mechrep.studies.controls import CONTROLS, as_ranking, as_seeds, control_units, standard_deviations
+from mechrep.measures.neurons import RepetitionNeuronResult
 from tests.analyzers.by_hand import result_of
 from tests.analyzers.oracle import Loop
 from tests.studies.loops import model, neurons

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.analyzers.first_token import first_layer_convergence
-from mechrep.studies import first_layer_study
-from mechrep.studies.first_layer_study import FirstLayerStudy, run_first_layer_study
+from mechrep.measures.first_token_detectors import first_layer_convergence
+from mechrep.studies import first_layer as first_layer_study
+from mechrep.studies.first_layer import FirstLayerStudy, run_first_layer_study
 from tests.views import first_layer_study_by_hand as by_hand
 
 SMALL = {"token_ids": [300, 301], "prefix": [302, 303], "triples": 60, "repeats": 40}

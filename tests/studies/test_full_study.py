@@ -10,12 +10,12 @@ import pytest
 import mechrep
 from mechrep.cli import report as report_command
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.models import nulls
+from mechrep.models.load import reinitialised
 from mechrep.models.model import Model
+from mechrep.report.page import Section
+from mechrep.report.write import SECTIONS, sections_of
 from mechrep.studies import full_study
 from mechrep.studies.full_study import PARTS, MissingStudy, StudySettings, run_studies
-from mechrep.views.report import Section
-from mechrep.views.report.sections import SECTIONS, sections_of
 from tests.views.test_report import Page
 
 Said = list[tuple[str, list[str]]]
@@ -82,6 +82,6 @@ def test_the_command_offers_exactly_these_parts_and_each_kind_of_study_has_its_s
 
 
 def test_checkpoints_of_a_model_that_is_not_embedded_are_not_fetched_unasked(model: Model) -> None:
-    theirs = nulls.reinitialised(model)
+    theirs = reinitialised(model)
     with pytest.raises(NothingFoundError, match="mechrep checkpoints"):
         PARTS["training"](theirs, StudySettings(), {})

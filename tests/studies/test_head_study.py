@@ -12,17 +12,16 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.analyzers.heads.copying import HeadCopying
-from mechrep.analyzers.heads.scores import HeadScores
+from mechrep.ablation.controls import ON_LOOPS, ON_REPEATS, PUBLISHED, head_kinds, heads_of
 from mechrep.errors import InputError
+from mechrep.measures.head_copying import HeadCopying
+from mechrep.measures.head_scores import HeadScores
 from mechrep.models.model import Model
-from mechrep.studies import head_study
-from mechrep.studies.head_cuts import BEST, CIRCUIT, JOINT, SELF_FINDING
-from mechrep.studies.head_kinds import ON_LOOPS, ON_REPEATS, PUBLISHED, head_kinds, heads_of
-from mechrep.studies.head_study import HeadStudy, default_head_ks, run_head_study
+from mechrep.report.old_heads_section import heads_section
+from mechrep.report.write import report_html
+from mechrep.studies import heads as head_study
+from mechrep.studies.heads import BEST, CIRCUIT, JOINT, SELF_FINDING, HeadStudy, default_head_ks, run_head_study
 from mechrep.text.corpus import Corpus
-from mechrep.views.report import report_html
-from mechrep.views.report.heads_section import heads_section
 from tests.planted.circuits import repetition_neurons, self_finding_head
 from tests.planted.texts import prompts, repeats, words
 from tests.studies import loops
@@ -118,7 +117,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
         raise AssertionError("computed again")
 
     for path in ("outcomes.score_tokens", "outcomes.token_losses", "regenerate.run_requests"):
-        monkeypatch.setattr(f"mechrep.studies.ablation.{path}", never)
+        monkeypatch.setattr(f"mechrep.ablation.{path}", never)
     observe = HeadScores.observe
 
     def one_text(self: HeadScores, activation: Any, site: Any, layer: int, batch: Any) -> None:

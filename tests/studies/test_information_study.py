@@ -12,12 +12,13 @@ import torch
 from typer.testing import CliRunner
 
 import mechrep
-from mechrep.analyzers.token_information import TokenInformation
 from mechrep.errors import InputError
+from mechrep.measures.token_information import TokenInformation
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.studies import information_study
-from mechrep.studies.information_study import (
+from mechrep.report.old_information_section import information_section
+from mechrep.studies import token_information_study as information_study
+from mechrep.studies.token_information_study import (
     FREE,
     HELD_OUT,
     LOOPS,
@@ -25,9 +26,7 @@ from mechrep.studies.information_study import (
     matched_texts,
     run_information_study,
 )
-from mechrep.text.corpus import Corpus
-from mechrep.text.windows import windows_of_text
-from mechrep.views.report.information_section import information_section
+from mechrep.text.corpus import Corpus, windows_of_text
 
 PERIODS, FREE_LENGTHS = (12, 9, 15), (40, 52)
 KNOWN = tiny.held_out_text()[:4000]  # little text is read fast

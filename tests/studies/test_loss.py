@@ -17,8 +17,7 @@ from mechrep.models import tiny as embedded
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.studies import LossResult, loss_sweep, token_losses
-from mechrep.text.corpus import Corpus
-from mechrep.text.windows import windows_of_text
+from mechrep.text.corpus import Corpus, windows_of_text
 from tests.studies.obvious import losses
 from tests.tiny_models import SLIDING_WINDOW, random_tokens, tiny
 
@@ -66,7 +65,7 @@ def test_texts_are_scored_alike_however_many_are_scored(monkeypatch: pytest.Monk
     corpus = Corpus.from_tokens(random_tokens(7, LENGTH, seed=2), model=model)
     conditions = [None, Neurons(UNITS, "zero", when="all")]
     whole = token_losses(model, corpus, conditions)
-    monkeypatch.setattr("mechrep.studies.loss._TOKENS_PER_BATCH", 2 * LENGTH)
+    monkeypatch.setattr("mechrep.ablation.loss._TOKENS_PER_BATCH", 2 * LENGTH)
     torch.testing.assert_close(token_losses(model, corpus, conditions), whole, rtol=1e-5, atol=1e-6)
 
 

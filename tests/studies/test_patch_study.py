@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from mechrep.ablation.controls import CONTROLS
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import SinkPatch
-from mechrep.models.load import load_model
-from mechrep.models.nulls import reinitialised
-from mechrep.studies.controls import CONTROLS
-from mechrep.studies.patch_result import PatchStudyResult
-from mechrep.studies.patch_study import run_patch_study
+from mechrep.models.load import load_model, reinitialised
+from mechrep.studies.sink_patch import PatchStudyResult, run_patch_study
 from mechrep.text.corpus import Corpus
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.workbench import BOS, WORDS
@@ -102,7 +100,7 @@ def test_numbers_are_those_of_a_plain_loop() -> None:
 
 
 def test_both_views_measure_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechrep.studies.patch_study.choose_view", lambda *_: "transformer_lens")
+    monkeypatch.setattr("mechrep.studies.sink_patch.choose_view", lambda *_: "transformer_lens")
     known = planted("repeats", "llama")
     patch = SinkPatch(known.sink_layer, known.sink_neuron[1])
     slow = run_patch_study(
@@ -148,7 +146,7 @@ def test_no_sink_nothing_to_patch() -> None:
     ],
 )
 def test_bad_input_is_refused_before_the_long_work(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechrep.studies.patch_study._measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("mechrep.studies.sink_patch._measure", lambda *_: pytest.fail("measured"))
     known = planted("repeats", "llama")
     with pytest.raises(InputError):
         run_patch_study(known.model, texts=texts_of(known), **{"patch": SinkPatch(1, 1), **options})

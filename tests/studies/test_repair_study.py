@@ -8,14 +8,13 @@ import importlib.util
 import pytest
 
 import mechrep
-from mechrep.models import nulls
+from mechrep.models.load import reinitialised
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
-from mechrep.studies import repair_study
-from mechrep.studies.repair_study import NOT_INSTALLED, RepairStudy, run_repair_study
+from mechrep.report.old_patch_section import patch_section
+from mechrep.studies import sink_patch as repair_study
+from mechrep.studies.sink_patch import DRIFT, NOT_INSTALLED, RepairStudy, patch_changes, run_repair_study
 from mechrep.text.corpus import Corpus
-from mechrep.views.patch_changes import DRIFT, patch_changes
-from mechrep.views.report.patch_section import patch_section
 from tests.planted.sinks import sink_model
 from tests.planted.texts import words
 from tests.views import repair_study_by_hand as by_hand
@@ -67,7 +66,7 @@ def test_without_the_harness_it_does_not_fail(model: Model, small: dict, monkeyp
 
 
 def test_where_nothing_is_found_nothing_is_patched(model: Model) -> None:
-    study = run_repair_study(nulls.reinitialised(model), texts=TEXTS, progress=False)
+    study = run_repair_study(reinitialised(model), texts=TEXTS, progress=False)
     assert (study.patch, study.benchmarks) == (None, None)
     assert study.reason and study.benchmarks_reason == "there is no patch to ask about"
     assert study.provenance.model["name"] == study.model_name and study.provenance.config["patch"] is None

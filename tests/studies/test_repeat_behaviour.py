@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mechrep.analyzers.sinks.neurons import sink_neurons
 from mechrep.errors import InputError
-from mechrep.interventions.neurons import Neurons
-from mechrep.interventions.sink_patch import SinkPatch
+from mechrep.interventions.ops import Neurons, SinkPatch
+from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.studies.repeat_behaviour import RepeatBehaviourResult, repeat_behaviour, sink_conditions

@@ -12,8 +12,9 @@ import torch
 import mechrep
 from mechrep.errors import InputError, StoreError
 from mechrep.models.model import Model
-from mechrep.studies import RepetitionStudy, repetition_study, run_repetition_study
-from mechrep.studies.repetition_study import default_ks, measure_loop_share
+from mechrep.studies import RepetitionStudy, run_repetition_study
+from mechrep.studies import neurons as repetition_study
+from mechrep.studies.neurons import default_ks, measure_loop_share
 
 KS = [0, 14]
 
@@ -86,7 +87,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(repetition_study, "collect_loops", never)
-    monkeypatch.setattr("mechrep.studies.sweeps.run_requests", never)
+    monkeypatch.setattr("mechrep.ablation.sweeps.run_requests", never)
     monkeypatch.setattr("mechrep.cache.corpus_cache.read_activations", never)
     again = study(model, store)
     assert torch.equal(again.neurons.t, first.neurons.t) and again.neurons.provenance == first.neurons.provenance

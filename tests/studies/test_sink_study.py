@@ -9,18 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from mechrep.analyzers.sinks.result import SinkResult
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.measures.find_sink import SinkResult
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model
-from mechrep.models.nulls import reinitialised
+from mechrep.models.load import load_model, reinitialised
+from mechrep.report.old_sinks_section import sinks_section
+from mechrep.report.page import parts_of
 from mechrep.results import Result
-from mechrep.studies.sink_ablation import attention_to_first, sink_cut_study
-from mechrep.studies.sink_ablation_result import MEASURES, SinkCutResult
-from mechrep.studies.sink_stimuli import published_layer
-from mechrep.studies.sink_study import SinkStudy, run_sink_study
-from mechrep.views.report.contents import parts_of
-from mechrep.views.report.sinks_section import sinks_section
+from mechrep.studies.sink_ablation import MEASURES, SinkCutResult, attention_to_first, sink_cut_study
+from mechrep.studies.sinks import SinkStudy, published_layer, run_sink_study
 from tests.analyzers.sinks_by_hand import check_equal
 from tests.planted.sinks import SinkModel, sink_model
 from tests.planted.workbench import BOS
@@ -177,7 +174,7 @@ def test_random_and_repeated_texts_are_as_long_as_the_others(untrained: SinkStud
 def test_a_stopped_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, options = load_model("mechrep-tiny"), {"tokens": 2, "repeats": 16, "seeds": 1, "behaviour": False}
     first = run_sink_study(model, **options, store=tmp_path, progress=False)
-    monkeypatch.setattr("mechrep.studies.sink_study.find_sink", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("mechrep.studies.sinks.find_sink", lambda *_, **__: pytest.fail("searched again"))
     again = run_sink_study(model, **options, store=tmp_path, progress=False)
     check_equal(again.sink, first.sink)
     assert (again.ablation is None) == (first.ablation is None)

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from mechrep.ablation import sweeps
 from mechrep.errors import InputError, NothingFoundError, StoreError
 from mechrep.interventions import add, mean, scale
-from mechrep.studies import SweepResult, activation_sweep, deactivation_sweep, sweeps
+from mechrep.studies import SweepResult, activation_sweep, deactivation_sweep
 from tests.studies.loops import free, looping, model, neurons
 
 FAMILY = "gpt_neox"
@@ -44,8 +45,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_texts_that_the_neurons_were_found_on_are_left_out_unless_the_protocol_says_otherwise() -> None:
-    from mechrep.analyzers import RepetitionNeurons
     from mechrep.cache import CorpusCache
+    from mechrep.measures.neurons import RepetitionNeurons
 
     find, test = looping(FAMILY).split(0.5)
     (found,) = CorpusCache(model(FAMILY), find).run(RepetitionNeurons("hiraoka2025", r=10))

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import mechrep
+from mechrep.ablation.sweeps import SweepResult
 from mechrep.studies import activation_sweep, deactivation_sweep
-from mechrep.studies.sweep_result import SweepResult
 from mechrep.text.corpus import Corpus
-from mechrep.text.repeats import repeats_after_prompt
+from mechrep.text.cycles import repeats_after_prompt
 from tests.studies.loops import NEW, free, looping, model, module, neurons
 from tests.studies.obvious import continued, published_detector
 

@@ -11,9 +11,9 @@ from torch import Tensor
 import mechrep
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.studies.patch_study import run_patch_study
-from mechrep.text.repeated import repeated_tokens
-from mechrep.text.windows import windows_of_text
+from mechrep.studies.sink_patch import run_patch_study
+from mechrep.text.corpus import windows_of_text
+from mechrep.text.stimuli import repeated_tokens
 
 NAME, LAYER = "mechrep-tiny-repeats", 1
 

@@ -11,27 +11,28 @@ import pandas as pd
 import pytest
 
 import mechrep
-from mechrep.analyzers.conditions import contrast_conditions
-from mechrep.analyzers.heads.scores import HeadScores
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.conditions import induced_condition, natural_condition
+from mechrep.generation.text_kinds import induced_condition, natural_condition
+from mechrep.measures.head_scores import HeadScores
+from mechrep.measures.natural_vs_induced import contrast_conditions
 from mechrep.models import tiny as embedded
 from mechrep.models.model import Model
-from mechrep.studies.checkpoints import (
+from mechrep.report.old_training_section import training_section
+from mechrep.studies.checkpoints import change_point, change_point_of_draws, fixed_prompts, measure_named, order_p_value
+from mechrep.studies.training import run_training_study, study_of_checkpoints, training_study
+from mechrep.studies.training_heads import (
+    CONDITIONS,
+    ELIGIBLE,
+    LEAST_UNITS,
     HeadHistory,
     agreement_curves,
-    change_point,
     curve_change_points,
+    head_effects,
+    shown_twice,
     specialisation_curves,
 )
-from mechrep.studies.checkpoints.change_points import change_point_of_draws, order_p_value
-from mechrep.studies.checkpoints.head_effects import head_effects, shown_twice
-from mechrep.studies.checkpoints.head_history import CONDITIONS, ELIGIBLE, LEAST_UNITS
-from mechrep.studies.checkpoints.measures import fixed_prompts, measure_named
-from mechrep.studies.training_study import run_training_study, study_of_checkpoints, training_study
-from mechrep.text.random_repeats import random_repeats
-from mechrep.views.report.training_section import training_section
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import tiny
 from tests.views import training_study_by_hand as by_hand
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mechrep.errors import InputError
 from mechrep.text import Cycle, detect_cycle, ngram_triple, repeated_phrase, smallest_tail_block, tail_cycle
-from mechrep.text._tokens import token_ids
-from mechrep.text.detectors import z_array
+from mechrep.text.cycles import z_array
+from mechrep.text.watch import token_ids
 
 PRESETS = ["mechrep", "hiraoka2025", "mahaut2025", "holtzman2020"]
 small_texts = st.lists(st.integers(0, 2), max_size=40)

@@ -15,7 +15,7 @@ from mechrep.errors import InputError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
-from mechrep.text.random_repeats import random_repeats
+from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import D_VOCAB, N_CTX, fresh, tiny, tiny_tokenizer
 
 repeats = inspect.unwrap(random_repeats)  # as users call it: without the type checker of the tests

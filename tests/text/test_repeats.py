@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mechrep.errors import InputError
-from mechrep.text.cycles import detect_cycle
-from mechrep.text.repeats import repeats_after_prompt
+from mechrep.text.cycles import detect_cycle, repeats_after_prompt
 
 EOS, BOS, PAD = 1, 0, 2
 tokens = st.lists(st.integers(3, 6), max_size=30)

@@ -9,11 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.analyzers.conditions import ConditionContrastResult
-from mechrep.analyzers.conditions.contrast_result import MEASURES
-from mechrep.studies.condition_study import BuilderContrast, ConditionStudy
-from mechrep.studies.contrast import HeadContrastResult
-from mechrep.studies.contrast.comparison import compare_heads
+from mechrep.measures.natural_vs_induced import MEASURES, ConditionContrastResult
+from mechrep.studies.natural_vs_induced_study import BuilderContrast, ConditionStudy
+from mechrep.studies.text_kind_effects import HeadContrastResult, compare_heads
 from mechrep.text.corpus import Corpus
 from tests.views import head_study_by_hand, study_by_hand
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from mechrep.analyzers.first_token.convergence_result import ConvergenceResult
-from mechrep.analyzers.first_token.detectors_result import FirstDetectorResult
-from mechrep.analyzers.first_token.find_first_token import FirstTokenParts
-from mechrep.analyzers.first_token.head_cuts_result import HeadCutResult
-from mechrep.analyzers.first_token.other_tokens_result import OtherTokenResult
-from mechrep.studies.first_layer_study import FirstLayerStudy
+from mechrep.measures.first_token import FirstTokenParts
+from mechrep.measures.first_token_detectors import ConvergenceResult, FirstDetectorResult
+from mechrep.measures.first_token_heads import HeadCutResult
+from mechrep.measures.first_token_mass import OtherTokenResult
+from mechrep.studies.first_layer import FirstLayerStudy
 from tests.views import study_by_hand as by_hand
 
 HEADS, NEURONS, POSITIONS, TEXTS = 4, 12, 8, 3

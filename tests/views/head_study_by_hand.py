@@ -7,15 +7,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrep.analyzers.heads.copying_result import HeadCopyingResult
-from mechrep.analyzers.heads.result import HeadScoreResult
-from mechrep.analyzers.heads.targets import SCORES
-from mechrep.studies.ablation.heads import HeadSweepResult
-from mechrep.studies.ablation.result import AblationResult
-from mechrep.studies.circuit import Circuit
-from mechrep.studies.head_cuts import BEST, CIRCUIT, JOINT, CircuitCut
-from mechrep.studies.head_kinds import head_kinds
-from mechrep.studies.head_study import HeadStudy, LoopExample
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.controls import head_kinds
+from mechrep.ablation.study import AblationResult, HeadSweepResult
+from mechrep.measures.head_copying import HeadCopyingResult
+from mechrep.measures.head_scores import HeadScoreResult
+from mechrep.measures.head_targets import SCORES
+from mechrep.studies.heads import BEST, CIRCUIT, JOINT, CircuitCut, HeadStudy, LoopExample
 from mechrep.text.corpus import Corpus
 from tests.views import study_by_hand as by_hand
 

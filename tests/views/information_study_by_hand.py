@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.analyzers.token_information import GROUPS, QUANTITIES, InformationCut, TokenInformationResult
-from mechrep.studies.information_study import FREE, HELD_OUT, LOOPS, InformationStudy
+from mechrep.measures.token_information import GROUPS, QUANTITIES, TokenInformationResult
+from mechrep.measures.token_information_masks import InformationCut
+from mechrep.studies.token_information_study import FREE, HELD_OUT, LOOPS, InformationStudy
 from mechrep.text.corpus import Corpus
 from tests.views import study_by_hand
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechrep.studies.benchmarks.result import BenchmarkResult
-from mechrep.studies.patch_result import PatchStudyResult
-from mechrep.studies.repair_study import NOT_INSTALLED, RepairStudy
+from mechrep.ablation.benchmarks import BenchmarkResult
+from mechrep.studies.sink_patch import NOT_INSTALLED, PatchStudyResult, RepairStudy
 from tests.views import study_by_hand as by_hand
 
 TOKENS, TEXTS, QUESTIONS = 16, 12, 40

@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.sinks.cluster_result import OVClusterResult
-from mechrep.analyzers.sinks.neurons_result import SinkNeuronResult
-from mechrep.analyzers.sinks.norms_result import SinkNormResult
-from mechrep.analyzers.sinks.repeat_norms_result import RepeatNormResult
-from mechrep.analyzers.sinks.result import SinkResult
-from mechrep.studies.repeat_behaviour_result import RepeatBehaviourResult
-from mechrep.studies.sink_ablation_result import SinkCutResult
-from mechrep.studies.sink_stimuli import HeadOnStimuli, PublishedLayer
-from mechrep.studies.sink_study import Known, SinkStudy
-from mechrep.studies.sink_tables import SinkTables
+from mechrep.measures.attention_sinks import AttentionSinkResult
+from mechrep.measures.find_sink import SinkResult
+from mechrep.measures.ov_cluster import OVClusterResult
+from mechrep.measures.sink_neurons import SinkNeuronResult
+from mechrep.measures.sink_norms import RepeatNormResult, SinkNormResult
+from mechrep.studies.repeat_behaviour import RepeatBehaviourResult
+from mechrep.studies.sink_ablation import SinkCutResult
+from mechrep.studies.sinks import HeadOnStimuli, Known, PublishedLayer, SinkStudy, SinkTables
 from tests.views import study_by_hand as by_hand
 
 N_LAYERS, N_HEADS, D_MLP, N_TEXTS, TOKENS = 6, 4, 40, 20, 10

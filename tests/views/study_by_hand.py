@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from mechrep.analyzers.neuron_result import RepetitionNeuronResult
+from mechrep.ablation.loss import LossResult
+from mechrep.ablation.sweeps import SweepResult
+from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.provenance import Provenance
-from mechrep.studies.loss import LossResult
-from mechrep.studies.repetition_study import RepetitionStudy
-from mechrep.studies.sweep_result import SweepResult
+from mechrep.studies.neurons import RepetitionStudy
 from mechrep.text.corpus import Corpus
 
 SCRIPT = "</script><script>alert(1)</script>"

@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechrep.errors import InputError
-from mechrep.views.attention_plots import (
-    SHARES,
-    attention_map_figure,
-    attention_maps_figure,
-    panels,
-    shown_token,
-    tick_step,
-)
+from mechrep.figures import SHARES, attention_map_figure, attention_maps_figure, panels, shown_token, tick_step
 
 HOSTILE = ["<script>alert(1)</script>", " the", "\n", "&amp;", "%{z}", "$x$"]
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.

@@ -8,7 +8,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from mechrep.views.card_plots import history_figure
+from mechrep.studies.card import history_figure
 
 REVISIONS = ["step0", "step8", "step64"]
 TOKENS = {"step0": 0, "step8": 16_384, "step16": 32_768, "step64": 131_072}

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.heads.result import HeadScoreResult
-from mechrep.analyzers.heads.targets import SCORES
 from mechrep.errors import InputError
-from mechrep.views.head_plots import UNKNOWN, head_scores_figure, layer_profile_figure
+from mechrep.figures import UNKNOWN
+from mechrep.measures.head_scores import HeadScoreResult, head_scores_figure, layer_profile_figure
+from mechrep.measures.head_targets import SCORES
 from tests.views import study_by_hand as by_hand
 
 SHAPES = [(1, 1), (1, 4), (6, 1), (6, 4), (32, 32), (100, 8)]

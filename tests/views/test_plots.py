@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from mechrep.ablation.loss import LossResult, plot_perplexity
+from mechrep.ablation.sweeps import plot_sweep
 from mechrep.errors import InputError
-from mechrep.studies.loss import LossResult
-from mechrep.views.neuron_plots import drawn_ranks
-from mechrep.views.plots import (
-    plot_layer_distribution,
-    plot_onset_profile,
-    plot_perplexity,
-    plot_sorted_delta,
-    plot_sweep,
-)
-from mechrep.views.sweep_plots import number_positions
-from mechrep.views.theme import STYLES
+from mechrep.figures import STYLES, number_positions
+from mechrep.measures.neurons import drawn_ranks, plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from tests.views import study_by_hand as by_hand
 
 

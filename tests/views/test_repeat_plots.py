@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mechrep.errors import InputError
-from mechrep.studies.repeat_behaviour_result import RepeatBehaviourResult
-from mechrep.views.repeat_plots import repeat_behaviour_figure, text_against_repeats_figure
+from mechrep.studies.repeat_behaviour import RepeatBehaviourResult, repeat_behaviour_figure, text_against_repeats_figure
 from tests.views import study_by_hand as by_hand
 
 

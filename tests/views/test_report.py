@@ -13,12 +13,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mechrep.analyzers.neuron_result import RepetitionNeuronResult
+from mechrep.ablation.loss import LossResult
+from mechrep.ablation.sweeps import SweepResult
 from mechrep.errors import StoreError
-from mechrep.studies.loss import LossResult
-from mechrep.studies.sweep_result import SweepResult
+from mechrep.measures.neurons import RepetitionNeuronResult
+from mechrep.report.page import save_tables
+from mechrep.report.write import report_html, write_report
 from mechrep.text.corpus import Corpus
-from mechrep.views.report import report_html, save_tables, write_report
 from tests.views import study_by_hand as by_hand
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mechrep.studies.contrast import HeadContrastResult
-from mechrep.views.report.conditions_section import conditions_section
-from mechrep.views.report.contents import save_tables
-from mechrep.views.report.section import Section
+from mechrep.report.old_conditions_section import conditions_section
+from mechrep.report.page import Section, save_tables
+from mechrep.studies.text_kind_effects import HeadContrastResult
 from tests.views import condition_study_by_hand as by_hand
 from tests.views import study_by_hand
 from tests.views.test_report import Page

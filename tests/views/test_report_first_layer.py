@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mechrep.analyzers.first_token.result import FirstTokenResult
-from mechrep.views.report import save_tables
-from mechrep.views.report.figures import figures_json
-from mechrep.views.report.first_layer_section import first_layer_section
-from mechrep.views.report.section import Section
+from mechrep.measures.first_token import FirstTokenResult
+from mechrep.report.old_first_layer_section import first_layer_section
+from mechrep.report.page import Section, figures_json, save_tables
 from tests.views import first_layer_study_by_hand as by_hand
 from tests.views.study_by_hand import SCRIPT
 from tests.views.test_report import Page

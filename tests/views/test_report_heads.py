@@ -10,17 +10,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mechrep.analyzers.heads.result import HeadScoreResult
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.study import AblationResult
 from mechrep.errors import InputError
-from mechrep.studies.ablation.result import AblationResult
-from mechrep.studies.circuit import Circuit
-from mechrep.studies.head_cuts import BEST
-from mechrep.views.report import report_html, save_tables
-from mechrep.views.report.ablation_section import ablation_section
-from mechrep.views.report.cut_plots import cuts_figure, single_heads_figure
-from mechrep.views.report.effects import effects_of
-from mechrep.views.report.heads_section import heads_section
-from mechrep.views.report.section import Badge, Section
+from mechrep.measures.head_scores import HeadScoreResult
+from mechrep.report.old_ablation_section import ablation_section
+from mechrep.report.old_cut_plots import cuts_figure, single_heads_figure
+from mechrep.report.old_effects import effects_of
+from mechrep.report.old_heads_section import heads_section
+from mechrep.report.page import Badge, Section, save_tables
+from mechrep.report.write import report_html
+from mechrep.studies.heads import BEST
 from tests.views import head_study_by_hand as by_hand
 from tests.views import study_by_hand
 from tests.views.test_report import Page

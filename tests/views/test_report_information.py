@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mechrep.analyzers.token_information import InformationCut
-from mechrep.views.report.contents import save_tables
-from mechrep.views.report.information_section import attention_answer, cut_answer, information_section
-from mechrep.views.report.section import Section
+from mechrep.measures.token_information_masks import InformationCut
+from mechrep.report.old_information_section import attention_answer, cut_answer, information_section
+from mechrep.report.page import Section, save_tables
 from tests.views import information_study_by_hand as by_hand
 from tests.views import study_by_hand
 from tests.views.test_report import Page

@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 
-from mechrep.studies.patch_result import PatchStudyResult
-from mechrep.views.patch_changes import benchmark_changes, judged, patch_changes
-from mechrep.views.patch_plots import patch_figure
-from mechrep.views.report import save_tables
-from mechrep.views.report.figures import figures_json
-from mechrep.views.report.patch_section import patch_section
-from mechrep.views.report.section import Section
+from mechrep.report.old_patch_section import patch_section
+from mechrep.report.page import Section, figures_json, save_tables
+from mechrep.studies.sink_patch import PatchStudyResult, benchmark_changes, judged, patch_changes, patch_figure
 from tests.views import repair_study_by_hand as by_hand
 from tests.views.study_by_hand import SCRIPT
 from tests.views.test_report import Page

@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.studies.sink_ablation_result import MEASURES
-from mechrep.studies.sink_stimuli import PublishedLayer
-from mechrep.studies.sink_study import SinkStudy
-from mechrep.views.report.figures import figures_json
-from mechrep.views.report.section import Section
-from mechrep.views.report.sinks_section import sinks_section
-from mechrep.views.sink_cause_plots import sink_cause_figure
+from mechrep.report.old_sinks_section import sinks_section
+from mechrep.report.page import Section, figures_json
+from mechrep.studies.sink_ablation import MEASURES, sink_cause_figure
+from mechrep.studies.sinks import PublishedLayer, SinkStudy
 from tests.views import sink_study_by_hand as by_hand
 from tests.views import study_by_hand
 from tests.views.test_report import Page
@@ -25,7 +22,7 @@ from tests.views.test_report import Page
 def told(study: SinkStudy) -> Section:
     """The section without its figures, which take longest and say nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mechrep.views.report.sinks_section.sink_figures", lambda _: [])
+        patch.setattr("mechrep.report.old_sinks_section.sink_figures", lambda _: [])
         return sinks_section(study)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from mechrep.errors import InputError
-from mechrep.studies.checkpoints.head_history import LEAST_UNITS
-from mechrep.studies.training_study import TrainingStudy
-from mechrep.views.report.section import Section
-from mechrep.views.report.training_section import training_section
-from mechrep.views.training_plots import agreement_figure, head_maps_figure, specialisation_figure
+from mechrep.report.old_training_section import training_section
+from mechrep.report.page import Section
+from mechrep.studies.training import TrainingStudy
+from mechrep.studies.training_heads import LEAST_UNITS, agreement_figure, head_maps_figure, specialisation_figure
 from tests.views import study_by_hand
 from tests.views import training_study_by_hand as by_hand
 from tests.views.test_report import Page

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.analyzers.sinks.attention_sinks_result import AttentionSinkResult
-from mechrep.analyzers.sinks.norms_result import SinkNormResult
-from mechrep.analyzers.sinks.repeat_norms_result import RepeatNormResult
 from mechrep.errors import InputError
-from mechrep.views.attention_plots import shown_token
-from mechrep.views.sink_plots import norms_by_layer_figure, norms_vs_repeats_figure, sink_heads_figure
-from mechrep.views.theme import SEQUENCE
+from mechrep.figures import SEQUENCE, shown_token
+from mechrep.measures.attention_sinks import AttentionSinkResult, sink_heads_figure
+from mechrep.measures.sink_norms import RepeatNormResult, SinkNormResult, norms_by_layer_figure, norms_vs_repeats_figure
 from tests.views import study_by_hand as by_hand
 
 

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 
-from mechrep.studies.controls import CONTROLS
-from mechrep.views.theme import ACCENT, INK, SEQUENCE, STYLES, style_of, styled
+from mechrep.ablation.controls import CONTROLS
+from mechrep.figures import ACCENT, INK, SEQUENCE, STYLES, style_of, styled
 
 PAGES = ("#ffffff", "#15181d")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mechrep.studies.checkpoints import CheckpointResult
-from mechrep.studies.checkpoints.head_effects import HEAD_EFFECTS
-from mechrep.studies.training_study import TrainingStudy, study_of_checkpoints
+from mechrep.studies.training import TrainingStudy, study_of_checkpoints
+from mechrep.studies.training_heads import HEAD_EFFECTS
 from tests.views import study_by_hand as by_hand
 
 CHECKPOINTS, PROMPTS, GROUPS = 12, 24, 8

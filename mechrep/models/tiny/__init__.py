@@ -2,7 +2,7 @@
 
 ``mechrep-tiny`` is the one that examples, tests and reports use.  ``mechrep-tiny-repeats`` went on from one of its
 checkpoints with BOS taken off most texts, so that it had to learn to tell a first token by its place; long runs of one
-token look like a first token to it.  The weights were trained by :mod:`mechrep.models.tiny.train`; a ``MODEL_CARD.md``
+token look like a first token to it.  The weights were trained by :mod:`scripts.train_tiny.train`; a ``MODEL_CARD.md``
 beside them says on what and for how long.  Weights are float16 on disk and float32 in memory unless asked otherwise.
 """
 
@@ -81,7 +81,7 @@ def phenomena(name: str = DEFAULT) -> pd.DataFrame:
 def ngram_losses() -> list[float]:
     """Loss of a 5-gram model of the same training tokens on each window that the card's held-out loss is measured on.
 
-    The embedded models share text, tokenizer and windows.  See :mod:`mechrep.models.tiny.ngram`; the training text is
+    The embedded models share text, tokenizer and windows.  See :mod:`scripts.train_tiny.ngram`; the training text is
     not in the package, so the losses are kept.
     """
     return json.loads((folder() / "ngram_losses.json").read_text(encoding="utf-8"))

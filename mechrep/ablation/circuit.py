@@ -1,0 +1,356 @@
+"""``Circuit``: a named set of components of a model, how it was found, and the cut that removes it.
+
+The components of a circuit: what may be listed, what a model must have, and how they are kept in a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mechrep.errors import InputError, StoreError
+from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
+from mechrep.measures.attention_sinks import AttentionSinkResult
+from mechrep.measures.head_scores import HeadScoreResult
+from mechrep.measures.neurons import RepetitionNeuronResult, Score
+from mechrep.models.anatomy import Anatomy
+
+KINDS = ("neurons", "heads", "layers")
+_LAYER_PARTS = ("attention", "mlp")
+_FORMAT, _VERSION = "mechrep circuit", 1
+
+
+def as_components(kind: str, given: Iterable[Any]) -> tuple[Any, ...]:
+    """Sorted pairs: ``(layer, number)``, or ``(part, layer)`` where ``kind`` is ``"layers"``.
+
+    Raises:
+        InputError: something else than pairs, a negative number, an unknown part of a layer, one given twice.
+    """
+    layers = kind == "layers"
+    expected = "('attention' or 'mlp', layer)" if layers else f"(layer, {kind.removesuffix('s')})"
+    try:
+        pairs: list[Any] = sorted(
+            (str(first) if layers else operator.index(first), operator.index(number)) for first, number in given
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{kind} that are no pairs ({error})", f"pairs {expected}", "correct them") from None
+    bad = [p for p in pairs if p[1] < 0 or (p[0] not in _LAYER_PARTS if layers else p[0] < 0)]
+    bad += [pair for pair, following in itertools.pairwise(pairs) if pair == following]
+    if bad:
+        raise InputError(f"{kind} with {bad[0]}", f"pairs {expected}, numbers from 0 on, each once", "correct them")
+    return tuple(pairs)
+
+
+def without(units: Sequence[tuple[int, int]], parts: Sequence[tuple[str, int]], part: str) -> tuple[Any, ...]:
+    """The units whose layer is not listed as a whole."""
+    whole = {layer for listed, layer in parts if listed == part}
+    return tuple(unit for unit in units if unit[0] not in whole)
+
+
+def as_sizes(given: Mapping[str, int]) -> dict[str, int]:
+    """Sizes by the names of an :class:`~mechrep.models.anatomy.Anatomy`.
+
+    Raises:
+        InputError: another name.
+    """
+    names = {field.name for field in dataclasses.fields(Anatomy)}
+    if not set(given) <= names:
+        raise InputError(f"sizes {dict(given)}", f"sizes among {sorted(names)}", "correct the names")
+    return dict(given)
+
+
+def check_components(name: str, components: Mapping[str, Sequence[Any]], anatomy: Anatomy) -> None:
+    """Refuse components that the model does not have.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for kind, limit in (("neurons", anatomy.d_mlp), ("heads", anatomy.n_heads)):
+        for layer, number in components[kind]:
+            if layer >= anatomy.n_layers or number >= limit:
+                raise InputError(
+                    f"{kind.removesuffix('s')} {number} of layer {layer} in circuit {name!r}",
+                    f"layers 0 to {anatomy.n_layers - 1} and {kind} 0 to {limit - 1}",
+                    "use the model it was found in",
+                )
+    for part, layer in components["layers"]:
+        if layer >= anatomy.n_layers:
+            raise InputError(
+                f"{part} of layer {layer} in circuit {name!r}", f"layers 0 to {anatomy.n_layers - 1}", "count from 0"
+            )
+
+
+def texts_of(provenance: Mapping[str, Any]) -> set[str]:
+    """Ids of the texts that components were found on, through all unions."""
+    texts = set(provenance.get("texts", []))
+    return texts.union(*(texts_of(source["provenance"]) for source in provenance.get("union", [])))
+
+
+def write_circuit(path: Path, record: Mapping[str, Any]) -> None:
+    """Write one JSON file, complete or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION, **record}, indent=1), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path} ({error.strerror})", "a place to write", "choose another") from error
+
+
+def read_circuit(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_circuit` wrote.
+
+    Raises:
+        StoreError: nothing there, a file that is damaged or no circuit, or one of a newer mechrep.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
+            raise ValueError("no circuit")
+        version = record.pop("version", None)
+        if version == _VERSION:
+            kinds = {"name": str, "found": str, "provenance": dict, "sizes": dict}
+            if any(not isinstance(record[name], kind) for name, kind in kinds.items()):
+                raise ValueError(f"{', '.join(kinds)} of other types")
+            return record | {kind: [tuple(pair) for pair in record[kind]] for kind in KINDS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} ({error})", "a file written by Circuit.save", "save the circuit again") from error
+    raise StoreError(f"{path}, version {version}", f"version {_VERSION}", "read it with the mechrep that wrote it")
+
+
+Unit = tuple[int, int]
+LayerPart = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A set of neurons, heads and whole attentions or MLPs under one name; frozen, and without a model inside.
+
+    Args:
+        name: what it is called in tables.
+        neurons: ``(layer, neuron)`` pairs.
+        heads: ``(layer, head)`` pairs.
+        layers: ``("attention", layer)`` or ``("mlp", layer)``: all heads, all neurons of that layer.  Heads and neurons
+            in one of these are part of it already and not listed again.
+        found: in words, how the components were found.
+        provenance: the same as values that JSON can hold.
+        sizes: sizes of the model, by the names of :class:`~mechrep.models.anatomy.Anatomy`, where they are known.
+
+    Raises:
+        InputError: no component, one given twice or malformed, no name, or a provenance that JSON cannot hold.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import score_heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> heads = Circuit.from_heads(score_heads(model, n=10, sequences=4), 2)
+        >>> both = heads + Circuit("amplifiers", neurons=[(3, 7), (3, 9)], found="by hand")
+        >>> both.label
+        'induction heads + amplifiers (2 neurons, 2 heads)'
+        >>> tokens = model.to_tokens("again and again")
+        >>> changed = model.run_with_hooks(tokens, fwd_hooks=both.intervention(when="all").hooks(model))
+        >>> bool((changed != model(tokens)).any())
+        True
+    """
+
+    name: str
+    neurons: tuple[Unit, ...]
+    heads: tuple[Unit, ...]
+    layers: tuple[LayerPart, ...]
+    found: str
+    provenance: Mapping[str, Any] = field(hash=False)
+    sizes: Mapping[str, int] = field(hash=False)
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        neurons: Iterable[Unit] = (),
+        heads: Iterable[Unit] = (),
+        layers: Iterable[LayerPart] = (),
+        found: str = "",
+        provenance: Mapping[str, Any] | None = None,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
+        parts = as_components("layers", layers)
+        values = {
+            "name": name,
+            "neurons": without(as_components("neurons", neurons), parts, "mlp"),
+            "heads": without(as_components("heads", heads), parts, "attention"),
+            "layers": parts,
+            "found": found,
+            "sizes": as_sizes(sizes or {}),
+        }
+        if not name or not (values["neurons"] or values["heads"] or parts):
+            raise InputError(f"an empty circuit {name!r}", "a name and at least one component", "add what is missing")
+        try:
+            values["provenance"] = json.loads(json.dumps(dict(provenance or {})))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"provenance ({error})", "values that JSON can hold", "use text and numbers") from None
+        for attribute, value in values.items():
+            object.__setattr__(self, attribute, value)
+
+    @classmethod
+    def from_neurons(
+        cls, result: RepetitionNeuronResult, k: int, *, score: Score = "delta", name: str | None = None
+    ) -> Circuit:
+        """The first ``k`` neurons of a ranking; remembers the texts that they were found on.
+
+        Raises:
+            InputError: ``k`` of none or of more than there are, or an unknown score.
+        """
+        n_layers, d_mlp = result.delta.shape
+        return cls(
+            name or ("repetition neurons" if score == "delta" else f"repetition neurons by {score}"),
+            neurons=result.top(k, score),
+            found=f"the first {k} of the ranking by {score}",
+            provenance={"score": score, "k": k, "texts": list(result.texts), "result": result.provenance.to_dict()},
+            sizes={"n_layers": n_layers, "d_mlp": d_mlp},
+        )
+
+    @classmethod
+    def from_heads(
+        cls,
+        result: HeadScoreResult | AttentionSinkResult,
+        k: int,
+        *,
+        score: str = "induction",
+        name: str | None = None,
+    ) -> Circuit:
+        """The ``k`` heads that score highest, or that attend most to the first position.
+
+        Args:
+            result: of ``HeadScores`` or of ``AttentionSinks``.
+            k: how many.
+            score: of ``HeadScores``: which; ``AttentionSinks`` has one ranking.
+            name: by default after the score.
+
+        Raises:
+            InputError: ``k`` of none or of more than there are, or an unknown score.
+        """
+        if isinstance(result, AttentionSinkResult):
+            score, units, (n_layers, n_heads) = "sink", result.top(k), result.alpha.shape
+        else:
+            units, (n_layers, n_heads) = result.top(k, score), result.of(score).shape
+        return cls(
+            name or f"{score} heads",
+            heads=units,
+            found=f"the first {k} of the ranking by {score}",
+            provenance={"score": score, "k": k, "result": result.provenance.to_dict()},
+            sizes={"n_layers": n_layers, "n_heads": n_heads},
+        )
+
+    def __len__(self) -> int:
+        return len(self.neurons) + len(self.heads) + len(self.layers)
+
+    def __add__(self, other: Circuit) -> Circuit:
+        """The union, which remembers both ways of finding.
+
+        Raises:
+            InputError: circuits of models of different sizes.
+        """
+        differing = {size for size in self.sizes.keys() & other.sizes if self.sizes[size] != other.sizes[size]}
+        if differing:
+            raise InputError(
+                f"circuits of models with {dict(self.sizes)} and {dict(other.sizes)}",
+                f"one model: the same {', '.join(sorted(differing))}",
+                "unite circuits of one model",
+            )
+        sources = [{"name": c.name, "found": c.found, "provenance": c.provenance} for c in (self, other)]
+        return Circuit(
+            f"{self.name} + {other.name}",
+            neurons=dict.fromkeys(self.neurons + other.neurons),
+            heads=dict.fromkeys(self.heads + other.heads),
+            layers=dict.fromkeys(self.layers + other.layers),
+            found="; ".join(dict.fromkeys(c.found for c in (self, other) if c.found)),
+            provenance={"union": sources},
+            sizes={**self.sizes, **other.sizes},
+        )
+
+    @property
+    def label(self) -> str:
+        """Name and contents, for a legend."""
+        named = zip((len(getattr(self, kind)) for kind in KINDS), ("neuron", "head", "layer part"), strict=True)
+        return f"{self.name} ({', '.join(f'{n} {what}' + 's' * (n > 1) for n, what in named if n)})"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of ``"neurons"``, ``"heads"`` and ``"layers"`` it has."""
+        return tuple(kind for kind in KINDS if getattr(self, kind))
+
+    @property
+    def seen_texts(self) -> frozenset[str]:
+        """Ids of the texts that components were found on, as far as the provenance tells: test on others."""
+        return frozenset(texts_of(self.provenance))
+
+    def only(self, kind: str) -> Circuit:
+        """The components of one kind, under the same name."""
+        if kind not in self.kinds:
+            raise InputError(f"{kind!r} of {self.label}", f"one of {list(self.kinds)}", "choose one of these")
+        return Circuit(
+            self.name, found=self.found, provenance=self.provenance, sizes=self.sizes, **{kind: getattr(self, kind)}
+        )
+
+    def check(self, anatomy: Anatomy) -> None:
+        """Refuse a model that this circuit cannot belong to.
+
+        Raises:
+            InputError: other sizes than those of the model it was found in, or components that do not exist.
+        """
+        own = {size: getattr(anatomy, size) for size in self.sizes}
+        if own != self.sizes:
+            found = f"{self.label}, found in a model with {dict(self.sizes)}"
+            raise InputError(found, f"a circuit of this model, with {own}", "use the model it was found in")
+        check_components(self.name, {kind: getattr(self, kind) for kind in KINDS}, anatomy)
+
+    def intervention(self, op: Cut = "zero", when: When = "from_onset") -> Intervention:
+        """One operation on all components.
+
+        Args:
+            op: an operation of :mod:`mechrep.interventions`; or a pair, one for neurons and one for heads, where the
+                two need tables of their own (``mean``) or different operations (``"to_bos"`` is for heads).
+            when: see :class:`~mechrep.interventions.ops.Intervention`.
+
+        Raises:
+            InputError: an operation that a component cannot take.
+        """
+        for_neurons, for_heads = as_ops(op)
+        parts: list[Intervention] = []
+        if self.neurons:
+            parts.append(Neurons(self.neurons, for_neurons, when=when))
+        if self.heads:
+            parts.append(Heads(self.heads, for_heads, when))
+        if self.layers:
+            parts.append(WholeLayers(self.layers, for_neurons, for_heads, when))
+        return parts[0] if len(parts) == 1 else Combined(tuple(parts))
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file, complete or not at all.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        names = ("name", *KINDS, "found", "provenance", "sizes")
+        write_circuit(Path(path), {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Circuit:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            StoreError: nothing there, a file that is damaged or no circuit, or one of a newer mechrep.
+        """
+        record = read_circuit(Path(path))
+        try:
+            return cls(**record)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{path} ({error})", "a file written by Circuit.save", "save the circuit again") from error

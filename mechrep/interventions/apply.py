@@ -1,0 +1,468 @@
+"""Applying interventions as TransformerLens hooks: the reference.
+
+In a gated MLP TransformerLens has no hook between activation function and product, so an edit ``g -> g f + o`` of the
+gate's activation is made on the product ``p = g u`` as ``p f + o u``, with the up-projection ``u`` of the same pass.
+Attention is moved where it is visible, in the pattern.  For batches of mixed rows see
+:mod:`mechrep.interventions.apply`.
+
+Holding up-projections at the level they have at a text's anchor, the first token after BOS.
+
+As TransformerLens hooks the level is read off the same forward pass, which holds whole texts.  For the plain view a
+text may come in pieces, and rows of many texts in one batch: :class:`HeldLevels` keeps every row's level from the
+pass in which its anchor went by.
+
+Applying interventions to the plain view: tables of factors and offsets for batches of mixed rows.
+
+Attention that is moved to the first position needs no pattern, which the plain view does not have: a head that attends
+to position 0 alone gives ``v(0)``, and that is what it gives *at* position 0, where there is nothing else to attend to.
+So ``z(t) <- z(0)`` of the same text.  Position 0 depends on nothing but the first token and what is edited there; its
+``z`` is computed once for all rows that have both in common, and is at hand when decoding is far past it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechrep.errors import InputError
+from mechrep.interventions.ops import Edit, Edits, Holds, Intervention, Place, When, in_order
+from mechrep.models.anatomy import Site
+from mechrep.models.model import Model
+from mechrep.models.reading import find_up_projections, product_bias, read_activations
+
+Choose = Callable[[Tensor, Tensor], Tensor]
+
+
+def hold_hooks(
+    model: Model, holds: Holds, choose: Choose, anchors: Int[Tensor, " batch"] | None
+) -> list[tuple[str, Callable[..., Any]]]:
+    """TransformerLens hooks that hold neurons from each row's anchor on.
+
+    Args:
+        model: the model.
+        holds: neurons by layer.
+        choose: the edited activation where positions are edited, the other one elsewhere.
+        anchors: position of every row's first token after BOS.  By default 1 in rows that begin with BOS, told by
+            their embedding, and 0 in others.
+    """
+    places: dict[str, Tensor] = {} if anchors is None else {"anchors": anchors}
+    hooks: list[tuple[str, Callable[..., Any]]] = []
+    if anchors is None and holds:
+        hooks.append((model.anatomy.hook_name(Site.EMBED, 0), _anchor_finder(model, places)))
+    for layer, neurons in holds.items():
+
+        def hold(activation: Tensor, hook: Any = None, neurons: tuple[int, ...] = neurons) -> Tensor:
+            anchor = places["anchors"].to(activation.device)
+            length = activation.shape[1]
+            index = torch.tensor(neurons, device=activation.device)
+            values = activation[..., index]
+            level = values[torch.arange(len(values), device=values.device), anchor.clamp_max(length - 1)]
+            after = torch.arange(length, device=anchor.device) >= anchor[:, None]
+            edited = activation.clone()
+            edited[..., index] = torch.where(after[..., None], level[:, None], values)
+            return choose(edited, activation)
+
+        # Without a gate the activation function's output stands for the up-projection; this hook comes before all
+        # edits of that output, as the up-projection does.
+        site = Site.UP_PROJ if model.anatomy.gated else Site.GATE_ACT
+        hooks.append((model.anatomy.hook_name(site, layer), hold))
+    return hooks
+
+
+def _anchor_finder(model: Model, places: dict[str, Tensor]) -> Callable[..., None]:
+    """A hook at the embedding that notes which rows begin with BOS."""
+    of_bos: list[Tensor] = []
+    if model.bos_id is not None:
+        tokens = torch.tensor([[model.bos_id]], device=model.device)
+
+        def keep(activation: Tensor, _site: Site, _layer: int) -> None:
+            of_bos.append(activation[0, 0].clone())
+
+        read_activations(model, tokens, {Site.EMBED: [0]}, keep, view="transformer_lens")
+
+    def find(activation: Tensor, hook: Any = None) -> None:
+        first = activation[:, 0]
+        begins = (first == of_bos[0]).all(-1) if of_bos else torch.zeros_like(first[:, 0], dtype=torch.bool)
+        places["anchors"] = begins.long()
+
+    return find
+
+
+class HeldLevels:
+    """Which neurons each row of an edit table holds, and at which level.
+
+    Args:
+        model: the model.
+        chosen: neurons by layer of every condition; condition 0, which holds nothing, is not listed.
+        conditions: condition of every row.
+        first_tokens: id at position 0 of every row.
+
+    Raises:
+        InputError: neurons are held in rows whose first tokens are unknown.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        chosen: Sequence[Holds],
+        conditions: Int[Tensor, " row"],
+        first_tokens: Sequence[int] | None,
+    ) -> None:
+        self.layers: list[int] = sorted({layer for holds in chosen for layer in holds})
+        device = conditions.device
+        if self.layers and first_tokens is None:
+            raise InputError(
+                "neurons held at the level of the first token after BOS, in rows whose first tokens are unknown",
+                "the first token of every row",
+                "pass first_tokens=",
+            )
+        bos = [int(model.bos_id is not None and token == model.bos_id) for token in first_tokens or ()]
+        self.anchors: Int[Tensor, " row"] = torch.tensor(bos, dtype=torch.long, device=device)
+        self.neurons: dict[int, Int[Tensor, " neuron"]] = {}
+        self.on: dict[int, Bool[Tensor, "condition neuron"]] = {}
+        self.levels: dict[int, Float[Tensor, "row neuron"]] = {}
+        for layer in self.layers:
+            union = sorted({neuron for holds in chosen for neuron in holds.get(layer, ())})
+            on = [[neuron in holds.get(layer, ()) for neuron in union] for holds in ({}, *chosen)]
+            self.neurons[layer] = torch.tensor(union, device=device)
+            self.on[layer] = torch.tensor(on, device=device)
+            self.levels[layer] = torch.zeros(len(conditions), len(union), dtype=model.dtype, device=device)
+        self.holding: Bool[Tensor, " condition"] = torch.tensor([False, *map(bool, chosen)], device=device)
+        self.known: Bool[Tensor, " row"] = torch.zeros_like(conditions, dtype=torch.bool)
+        self.conditions = conditions
+
+    def aim(
+        self, rows: Int[Tensor, " batch"], mask: Bool[Tensor, "batch pos"], positions: Int[Tensor, "batch pos"] | None
+    ) -> None:
+        """Say which rows and positions the next pass holds.
+
+        Raises:
+            InputError: unknown positions, or an edit after an anchor that has never gone by.
+        """
+        if not self.layers:
+            return
+        if positions is None:
+            raise InputError(
+                "neurons held from the first token after BOS on, in a pass whose positions are unknown",
+                "the position of every token in its text",
+                "pass positions= to aim(), or run the plain model inside mechrep.PatchedModel",
+            )
+        anchor = self.anchors[rows][:, None]
+        self._rows, self._here = rows, positions == anchor
+        self._edited = mask & (positions >= anchor)
+        self.known[rows[self._here.any(1)]] = True
+        if bool((self._edited.any(1) & self.holding[self.conditions[rows]] & ~self.known[rows]).any()):
+            raise InputError(
+                "rows whose first token after BOS went by unseen",
+                "every row from its first token after BOS on",
+                "run the whole text, or what comes before the edit, through the same table",
+            )
+
+    def apply(self, up: Float[Tensor, "batch pos d_mlp"], layer: int) -> Float[Tensor, "batch pos d_mlp"]:
+        """Catch the levels of anchors in this pass; hold what is to be held."""
+        index, rows = self.neurons[layer].to(up.device), self._rows
+        values, here = up[..., index], self._here.to(up.device)
+        caught = here.any(1)
+        at_anchor = values[torch.arange(len(values), device=up.device), here.int().argmax(1)]
+        self.levels[layer][rows[caught.to(rows.device)]] = at_anchor[caught].to(self.levels[layer])
+        active = self._edited[..., None] & self.on[layer][self.conditions[rows]][:, None]
+        edited = up.clone()
+        edited[..., index] = torch.where(active.to(up.device), self.levels[layer][rows][:, None].to(up), values)
+        return edited
+
+
+Hook = tuple[str, Callable[..., Any]]
+
+
+def position_mask(starts: Int[Tensor, " batch"], length: int) -> Bool[Tensor, "batch pos"]:
+    """True from each row's start on."""
+    return torch.arange(length, device=starts.device)[None] >= starts[:, None]
+
+
+def transformer_lens_hooks(
+    intervention: Intervention,
+    model: Model,
+    starts: Int[Tensor, " batch"] | None,
+    texts: Sequence[int] | None = None,
+    anchors: Int[Tensor, " batch"] | None = None,
+) -> list[Hook]:
+    """Hooks that apply an intervention to rows, each from its own start on.
+
+    See :meth:`mechrep.interventions.ops.Intervention.hooks`; ``texts`` numbers the rows (default 0, 1, ...), which
+    decides what resampling draws.
+    """
+    if intervention.when == "from_onset" and starts is None:
+        raise InputError("when='from_onset' without starts", "the first edited position of each row", "pass starts=")
+    numbers: Sequence[int] = [0]
+    if intervention.differs_by_text:
+        if texts is None and starts is None:
+            raise InputError("resampling without starts", "the number of rows, through starts", "pass starts=")
+        numbers = texts if texts is not None else range(len(starts))  # pyright: ignore[reportArgumentType]
+    per_text = [intervention.edits(model.anatomy, text) for text in numbers]
+    where = _Mask(intervention.when, starts)
+    hooks: list[Hook] = hold_hooks(model, intervention.holds(model.anatomy), where.choose, anchors)
+    for place in in_order(per_text[0]):
+        hooks += _site_hooks(model, place, [edits[place] for edits in per_text], where)
+    return hooks
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """Which positions of a forward pass are edited."""
+
+    when: When
+    starts: Tensor | None
+
+    def choose(self, edited: Float[Tensor, "batch pos ..."], activation: Float[Tensor, "batch pos ..."]) -> Tensor:
+        """The edited activation at these positions, the one that was there elsewhere."""
+        length = activation.shape[1]
+        if self.starts is not None:
+            mask = position_mask(self.starts.to(activation.device), length)
+        elif self.when == "last":
+            mask = torch.arange(length, device=activation.device)[None] == length - 1
+        else:
+            return edited
+        return torch.where(mask.view(*mask.shape, *[1] * (activation.ndim - 2)), edited, activation)
+
+
+def _site_hooks(model: Model, place: Place, edits: Sequence[Edit], where: _Mask) -> list[Hook]:
+    site, layer = place
+    factor = torch.stack([edit.factor for edit in edits])[:, None]  # [batch or 1, 1, unit]
+    offset = torch.stack([edit.offset for edit in edits])[:, None]
+    name = model.anatomy.hook_name(site, layer)
+    if site is Site.GATE_ACT and model.anatomy.gated:
+        return _product_hooks(model, layer, factor, offset, where)
+
+    def units(activation: Tensor, hook: Any = None) -> Tensor:
+        return where.choose(activation * factor.to(activation) + offset.to(activation), activation)
+
+    def heads(activation: Tensor, hook: Any = None) -> Tensor:
+        return units(activation.flatten(-2)).unflatten(-1, activation.shape[-2:])
+
+    def pattern(activation: Tensor, hook: Any = None) -> Tensor:
+        rows = activation.transpose(1, 2)  # [batch query_pos head key_pos]
+        edited = rows * factor[..., None].to(rows)
+        edited[..., 0] += offset.to(rows)
+        return where.choose(edited, rows).transpose(1, 2)
+
+    return [(name, {Site.Z: heads, Site.PATTERN: pattern}.get(site, units))]
+
+
+def _product_hooks(model: Model, layer: int, factor: Tensor, offset: Tensor, where: _Mask) -> list[Hook]:
+    """Edits of a gate's activation, made on the product with the up-projection."""
+    captured: dict[str, Tensor] = {}
+
+    def capture(activation: Tensor, hook: Any = None) -> None:
+        captured["up"] = activation
+
+    def apply(activation: Tensor, hook: Any = None) -> Tensor:
+        times, plus, bias = factor.to(activation), offset.to(activation), product_bias(model, layer)
+        return where.choose((activation - bias) * times + plus * captured.pop("up") + bias, activation)
+
+    names = [model.anatomy.hook_name(site, layer) for site in (Site.UP_PROJ, Site.MLP_POST)]
+    return [(names[0], capture), (names[1], apply)]
+
+
+_FIRST_TOKENS_PER_BATCH = 256
+Change = Callable[[Tensor], Tensor]
+
+
+class EditTable:
+    """The edits of many rows at once: one row of a batch, one condition.
+
+    Equal interventions share a condition, so a thousand texts under ten interventions cost ten rows of table.
+
+    Args:
+        model: the model whose plain view will be edited.
+        interventions: one per row, or ``None`` for an untouched row.
+        texts: number of the text in each row (for resampling).
+        first_tokens: the id at position 0 of each row; needed where attention is moved there, and where neurons are
+            held at the level of the first token after BOS.
+        starts: first edited position of each row, which must be where the masks of :meth:`aim` begin; needed with
+            ``first_tokens``, because an edit of position 0 changes what is attended to there.
+
+    Raises:
+        InputError: units or tables that are not the model's, attention moved without ``first_tokens`` and ``starts``,
+            or (at the latest by :meth:`applied`) a model without a plain view.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        interventions: Sequence[Intervention | None],
+        texts: Sequence[int],
+        *,
+        first_tokens: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model
+        keys: dict[tuple[int, int], int] = {}
+        chosen: list[Edits] = []
+        holds: list[Holds] = []
+        conditions = []
+        for intervention, text in zip(interventions, texts, strict=True):
+            if intervention is None:
+                conditions.append(0)
+                continue
+            key = (id(intervention), text if intervention.differs_by_text else -1)
+            if key not in keys:
+                chosen.append(intervention.edits(model.anatomy, text))
+                holds.append(intervention.holds(model.anatomy))
+                keys[key] = len(chosen)
+            conditions.append(keys[key])
+        self.conditions: Int[Tensor, " row"] = torch.tensor(conditions, device=model.device)
+        self.tables: dict[Place, tuple[Tensor, Tensor]] = self._tables(chosen)
+        self.held = HeldLevels(model, holds, self.conditions, first_tokens)
+        self._condition: Tensor = self.conditions[:0]
+        self._first: Tensor = self.conditions[:0]
+        self._mask: Bool[Tensor, "batch pos"] | None = None
+        self._first_numbers: Int[Tensor, " row"] = torch.zeros_like(self.conditions)
+        self._first_values: dict[int, Float[Tensor, "first unit"]] = {}
+        moving = {number for number, edits in enumerate(chosen, 1) if any(site is Site.PATTERN for site, _ in edits)}
+        if moving:
+            if first_tokens is None or starts is None:
+                raise InputError(
+                    "attention moved to the first position of rows whose first tokens are unknown",
+                    "the first token and the first edited position of every row",
+                    "pass first_tokens= and starts=",
+                )
+            self._find_first_values(moving, first_tokens, starts)
+
+    def _tables(self, chosen: Sequence[Edits]) -> dict[Place, tuple[Tensor, Tensor]]:
+        """Factors and offsets ``[condition unit]`` of every edited place; condition 0 changes nothing."""
+        like: dict[str, Any] = {"device": self.model.device, "dtype": self.model.dtype}
+        tables: dict[Place, tuple[Tensor, Tensor]] = {}
+        for place in in_order({place: None for edits in chosen for place in edits}):
+            # What z is multiplied by is given per head, and the plain view has the heads side by side.
+            width = self.model.anatomy.d_head if place[0] is Site.PATTERN else 1
+            here = [(number, edits[place]) for number, edits in enumerate(chosen, 1) if place in edits]
+            size = (len(chosen) + 1, len(here[0][1].factor) * width)
+            tables[place] = factor, offset = torch.ones(size, **like), torch.zeros(size, **like)
+            for number, edit in here:
+                factor[number] = edit.factor.repeat_interleave(width).to(factor)
+                offset[number] = edit.offset.repeat_interleave(width).to(offset)
+        return tables
+
+    @torch.no_grad()
+    def _find_first_values(self, moving: set[int], first_tokens: Sequence[int], starts: Sequence[int]) -> None:
+        """Compute ``z(0)``, the value of position 0, for every first token and condition in which it is needed."""
+        firsts: dict[tuple[int, int], int] = {}
+        numbers = []
+        for token, start, condition in zip(first_tokens, starts, self.conditions.tolist(), strict=True):
+            first = (token, condition if start <= 0 else 0)
+            numbers.append(firsts.setdefault(first, len(firsts)) if condition in moving else 0)
+        self._first_numbers = torch.tensor(numbers, device=self.model.device)
+        tokens, conditions = torch.tensor(list(firsts), device=self.model.device).unbind(-1)
+        kept: dict[int, list[Tensor]] = {layer: [] for site, layer in self.tables if site is Site.PATTERN}
+
+        def keep(z: Tensor, layer: int) -> Tensor:
+            kept[layer].append(z[:, 0].clone())
+            return z  # at position 0 attention is where it is moved to
+
+        with self._hooked(lambda place: partial(keep, layer=place[1]) if place[0] is Site.PATTERN else self._at(place)):
+            for some in torch.arange(len(tokens), device=tokens.device).split(_FIRST_TOKENS_PER_BATCH):
+                self._condition = conditions[some]
+                self._mask = torch.ones_like(self._condition[:, None], dtype=torch.bool)
+                assert self.model.plain is not None
+                self.model.plain(input_ids=tokens[some][:, None], use_cache=False)
+        self._first_values = {layer: torch.cat(values) for layer, values in kept.items()}
+        self.rest()
+
+    def __bool__(self) -> bool:
+        return bool(self.tables or self.held.layers)
+
+    def aim(
+        self,
+        rows: Int[Tensor, " batch"],
+        mask: Bool[Tensor, "batch pos"],
+        positions: Int[Tensor, "batch pos"] | None = None,
+    ) -> None:
+        """Say which rows the next forward pass holds and at which of its positions their edits are active.
+
+        Args:
+            rows: the row of the table that is in each row of the batch.
+            mask: where edits are active.
+            positions: place of every token in its text, -1 where there is none; needed where neurons are held at the
+                level of the first token after BOS, which must have been in this pass or an earlier one.
+        """
+        self._condition, self._first, self._mask = self.conditions[rows], self._first_numbers[rows], mask
+        self.held.aim(rows, mask, positions)
+
+    def caught_at(self, row: int) -> int:
+        """The position whose pass must be aimed, because the row's level is caught there; no position: infinite."""
+        holds = bool(self.held.layers) and bool(self.held.holding[self.conditions[row]])
+        return int(self.held.anchors[row]) if holds else sys.maxsize
+
+    def rest(self) -> None:
+        """Edit nothing until :meth:`aim` is called again."""
+        self._mask = None
+
+    def _at(self, place: Place) -> Change:
+        return partial(self._edit, place=place)
+
+    def _edit(self, activation: Float[Tensor, "batch pos unit"], place: Place) -> Tensor:
+        if self._mask is None:
+            return activation
+        factor, offset = (table[self._condition][:, None] for table in self.tables[place])
+        if place[0] is Site.PATTERN:
+            offset = offset * self._first_values[place[1]][self._first][:, None]
+        return torch.where(self._mask[..., None], activation * factor + offset, activation)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While open, forward passes of the plain view are edited as :meth:`aim` last said."""
+        with ExitStack() as stack:
+            if self.held.layers:
+                self._check_view()
+                assert self.model.plain is not None and self.model.handles is not None
+                up_projections = find_up_projections(self.model.plain, self.model.handles)
+                # First, so that without a gate the activation is held before it is edited.
+                for layer in self.held.layers:
+                    stack.callback(up_projections[layer].edit(partial(self._hold, layer=layer)).remove)
+            stack.enter_context(self._hooked(self._at))
+            yield
+
+    def _hold(self, up: Float[Tensor, "batch pos d_mlp"], layer: int) -> Tensor:
+        return up if self._mask is None else self.held.apply(up, layer)
+
+    def _check_view(self) -> None:
+        if self.model.handles is None:
+            raise InputError(
+                "the plain view of " + self.model.name, "a model that has one", "use view='transformer_lens'"
+            )
+
+    @contextmanager
+    def _hooked(self, change_at: Callable[[Place], Change]) -> Iterator[None]:
+        if self.tables:
+            self._check_view()
+        with ExitStack() as stack:
+            for place in self.tables:
+                stack.callback(self._register(place, change_at(place)).remove)
+            yield
+
+    def _register(self, place: Place, change: Change) -> Any:
+        site, layer = place
+        handles = self.model.handles
+        assert handles is not None
+
+        def edit_output(_module: Any, _args: Any, output: Any) -> Tensor:
+            return change(output)
+
+        def edit_input(_module: Any, args: Any) -> tuple[Any, ...]:
+            return (change(args[0]), *args[1:])
+
+        if site is Site.GATE_ACT:
+            return handles.activations[layer].register_forward_hook(edit_output)
+        if site is Site.MLP_POST:
+            return handles.mlp_outputs[layer].register_forward_pre_hook(edit_input)
+        if site in (Site.Z, Site.PATTERN):
+            return handles.attention_outputs[layer].register_forward_pre_hook(edit_input)
+        raise InputError(f"an edit at {site.value}", "gate_act, mlp_post, z or pattern", "use view='transformer_lens'")

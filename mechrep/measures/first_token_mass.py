@@ -1,0 +1,670 @@
+"""``FirstTokenDetection``: how much of the first layer's attention lies on other tokens than the own one.
+
+For head h of layer 0, pattern A, values v and head output z at query t, in every model whose rows of A sum to 1::
+
+    z_t - v_t = sum_j A[t, j] (v_j - v_t)                                    the exact identity
+              = sum_{j: id_j != id_t} A[t, j] (v_j - v_t)                    where equal tokens have equal values
+    w_t       = sum_{j: id_j != id_t} A[t, j]                                the other-token mass
+    |z_t - v_t| <= w_t max_j |v_j - v_t|
+
+At the first position w = 0, and so it is at every position of a run of one token: layer 0 can say "not the first" only
+through w > 0.  The second line fails where the position is part of the value (learned positions).
+
+``OtherTokenResult``: other-token masses of the first layer's heads, and whether the identity holds on this model.
+
+How fast copies of a token approach the state of the token alone: laws, fits, and what theory expects.
+
+Of a prefix of m tokens before n copies of x, a head of layer 0 without positions gives the share::
+
+    w = S / (S + n),  S = sum_j exp(s_j - s_x),   so the odds w / (1 - w) = S / n fall with slope -1 in log-log, exactly
+
+With rotary positions S oscillates within bounds.  ALiBi multiplies the prefix by exp(-a n), a the head's slope, so the
+log of the odds is a straight line in n; a sliding window W drops the prefix at n = W.  Where values depend on the
+position there is no such limit.
+
+What the first MLP gets and makes of the triples, with heads of layer 0 cut or whole.
+
+Three consecutive tokens, over and over: the stimulus in which only the place tells a first token from the others.
+
+The triples overlap, each beginning one token after the one before.  So every token of the text (but for two at either
+end) is once the first, once the second and once the third: who the token is says nothing about its place.  BOS never
+takes part, as it would be told by its identity.
+
+Ordinary text in short windows of equal length, without BOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mechrep.cache.corpus_cache import Analyzer, Batch
+from mechrep.errors import InputError
+from mechrep.figures import DASHES, INK, SEQUENCE, counted, styled, translucent
+from mechrep.models import tiny
+from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.model import Model
+from mechrep.provenance import Provenance
+from mechrep.results import Result, check_count
+from mechrep.text.corpus import Corpus
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+LARGEST = ("identity_error", "same_value_error", "bound_excess")  # largest values; all other state is sums
+
+
+@dataclass(frozen=True, eq=False)
+class OtherTokenResult(Result):
+    """Attention of layer 0 to other tokens than the own one; means over all positions but the first of each text.
+
+    Errors are the largest over all texts and positions, in units of the head's mean value norm.
+
+    Attributes:
+        mass: ``w``, per head; NaN where no text has a second token.
+        by_position: mean over texts of ``w_t`` at each of the first positions; NaN where no text is that long.
+        uniform_mass: what ``w`` would be if a head attended uniformly to these texts.
+        identity_error: of ``z_t - v_t = sum_j A[t, j] (v_j - v_t)``: rounding, in every model whose rows sum to 1.
+        same_value_error: of the same sum over other tokens only: rounding where equal tokens have equal values,
+            large where the position is part of the value.
+        bound_excess: the largest of ``|sum over others| - w_t max |v_j - v_t|``, which is never above rounding.
+        value_shift: mean of ``|z_t - v_t|``, in units of the mean value norm.
+        head_shift: mean of ``|(z_t - v_t) W_O|``, in units of the residual stream; NaN without ``W_O``.
+        shift_by_position: mean over texts of ``|sum_h (z_t - v_t) W_O|`` at each of the first positions.
+        n_texts: texts.
+        n_queries: positions after the first of each text.
+    """
+
+    mass: Float[Tensor, " head"]
+    by_position: Float[Tensor, "head pos"]
+    uniform_mass: float
+    identity_error: Float[Tensor, " head"]
+    same_value_error: Float[Tensor, " head"]
+    bound_excess: Float[Tensor, " head"]
+    value_shift: Float[Tensor, " head"]
+    head_shift: Float[Tensor, " head"]
+    shift_by_position: Float[Tensor, " pos"]
+    n_texts: int
+    n_queries: int
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], provenance: Provenance, residual: bool) -> OtherTokenResult:
+        """Turn sums into means."""
+        queries, norm = state["queries"], state["value_norm"] / state["tokens"]
+        known = 1.0 if residual else torch.nan
+        tensors = {
+            "mass": state["mass"] / queries,
+            "by_position": state["mass_by_position"] / state["position_count"],
+            # 0 over 0 is a head without values, which is without error too.
+            **{name: (state[name] / norm).masked_fill(state[name] == 0, 0) for name in LARGEST},
+            "value_shift": state["value_shift"] / queries / norm,
+            "head_shift": known * state["head_shift"] / queries,
+            "shift_by_position": known * state["shift_by_position"] / state["position_count"],
+        }
+        return cls(
+            provenance,
+            **{name: value.float() for name, value in tensors.items()},
+            uniform_mass=float(state["uniform_mass"] / queries),
+            n_texts=int(state["texts"]),
+            n_queries=int(queries),
+        )
+
+    def ranking(self) -> list[int]:
+        """Heads of layer 0, those that look most at other tokens first."""
+        return torch.argsort(torch.nan_to_num(self.mass, nan=-torch.inf), descending=True, stable=True).tolist()
+
+    def top(self, k: int) -> list[tuple[int, int]]:
+        """The ``k`` heads with the largest other-token mass, as ``(layer, head)``.
+
+        Raises:
+            InputError: ``k`` larger than the number of heads.
+        """
+        check_count(k, len(self.mass), "heads")
+        return [(0, head) for head in self.ranking()[:k]]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head, the largest mass first."""
+        order = self.ranking()
+        names = ("mass", "value_shift", "head_shift", "identity_error", "same_value_error", "bound_excess")
+        columns = {name: getattr(self, name)[order].numpy() for name in names}
+        return pd.DataFrame({"layer": 0, "head": order, **columns})
+
+    def plot(self) -> go.Figure:
+        """Mass by position, a line per head."""
+        return other_token_mass_figure(self)
+
+
+LAYER = 0  # the first layer; later ones read states that attention has mixed already
+
+
+def check_patterns(anatomy: Anatomy) -> None:
+    """Refuse a model whose heads cannot be looked at.
+
+    Raises:
+        InputError: no attention patterns, values or head outputs.
+    """
+    absent = [site.value for site in (Site.PATTERN, Site.V, Site.Z) if not anatomy.has(site)]
+    if absent:
+        raise InputError(
+            f"{anatomy.architecture}, without {', '.join(absent)}",
+            "attention with a pattern, values and an output of each head",
+            "first-token detection by attention cannot be measured on this model",
+        )
+
+
+class FirstTokenDetection(Analyzer):
+    """Measures the other-token mass of every head of layer 0 by position, and checks the identity on the model.
+
+    Args:
+        positions: how many first positions get a mean of their own.
+        outputs: ``W_O`` of layer 0, to give shifts in the units of the residual stream too; :meth:`of` takes it from
+            a model.  Without it they are NaN.
+
+    Raises:
+        InputError: fewer than one position; when run, a model without attention patterns, values or head outputs.
+
+    Source: that the first layer detects other tokens is Yona et al. 2025 (arXiv 2503.08908); the identity, the mass and
+    the bound are mechrep's own.
+
+    Limits: a mass is no use of it: what the model makes of the shift is shown by
+    :func:`mechrep.measures.first_token_heads.first_layer_head_cuts`.  With BOS in front every later token has
+    another token before it; compare with ``uniform_mass``.  Read from the TransformerLens view, the slower one.
+    Where a norm follows the attention (Gemma 2), shifts are those before it.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
+        >>> (result,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection.of(model))
+        >>> float(result.by_position[:, 0].max()), bool((result.identity_error < 1e-4).all())
+        (0.0, True)
+    """
+
+    sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN, Site.V, Site.Z})
+
+    def __init__(self, positions: int = 64, *, outputs: Float[Tensor, "head d_head d_model"] | None = None) -> None:
+        if positions < 1:
+            raise InputError(f"positions={positions}", "at least one", "raise it")
+        self.positions = positions
+        self.outputs = None if outputs is None else outputs.detach().cpu().double()
+        self.state = {}
+        self._values: Tensor | None = None
+        self._predicted: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def of(cls, model: Model, positions: int = 64) -> FirstTokenDetection:
+        """The analyzer with the model's own ``W_O``, which gives shifts in the units of the residual stream.
+
+        Raises:
+            InputError: a model without attention patterns, values or head outputs.
+        """
+        check_patterns(model.anatomy)
+        return cls(positions, outputs=model.blocks[LAYER].attn.W_O)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How many positions are followed one by one, and whose ``W_O``."""
+        outputs = None if self.outputs is None else hashlib.sha256(self.outputs.numpy().tobytes()).hexdigest()[:16]
+        return {"positions": self.positions, "outputs": outputs}
+
+    def layers(self, anatomy: Anatomy, site: Site) -> range:  # noqa: ARG002 - the same for all sites
+        """The first layer."""
+        return range(LAYER, LAYER + 1)
+
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
+        """Empty sums for this model's heads."""
+        check_patterns(anatomy)
+        self._heads, self._kv_heads = anatomy.n_heads, anatomy.n_kv_heads
+        tables = {
+            "mass_by_position": (self._heads, self.positions),
+            "shift_by_position": (self.positions,),
+            "position_count": (self.positions,),
+            **dict.fromkeys(("mass", "value_norm", "value_shift", "head_shift", *LARGEST), (self._heads,)),
+            **dict.fromkeys(("texts", "tokens", "queries", "uniform_mass"), (1,)),
+        }
+        self.state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in tables.items()}
+        self.state["bound_excess"] -= torch.inf
+
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - there is one
+        """Add one site of one batch: values come first, then the pattern, then what the heads made of both."""
+        if site is Site.V:
+            # Some views repeat each key-value head for the query heads that share it, others do not.
+            values = activation[:, :, :: activation.shape[2] // self._kv_heads]
+            self._values = values.repeat_interleave(self._heads // self._kv_heads, dim=2).cpu().double()
+        elif site is Site.PATTERN:
+            assert self._values is not None, "values are computed before the pattern is used"
+            self._predicted = [
+                self._predict(activation[row], self._values[row], batch.tokens[row, :length].cpu())
+                for row, length in enumerate(batch.lengths.tolist())
+            ]
+            self._values = None
+        else:
+            for (values, moved, others), heads in zip(self._predicted, activation, strict=True):
+                self._compare(heads[: len(values)].cpu().double() - values, values, moved, others)
+            self._predicted = []
+
+    def _predict(
+        self, pattern: Float[Tensor, "head query_pos key_pos"], values: Float[Tensor, "pos head d_head"], ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count the masses of one text; its values, what the identity predicts, and the same from other tokens only."""
+        length = len(ids)
+        exact, values = pattern[:, :length, :length].cpu().double(), values[:length]
+        differs = ids[:, None] != ids[None, :]
+        to_others, mass = exact * differs, other_token_mass(exact, ids)
+        self._count(mass, differs)
+        moved = torch.einsum("hqk,khd->qhd", exact, values) - exact.sum(-1).T[..., None] * values
+        others = torch.einsum("hqk,khd->qhd", to_others, values) - mass.T[..., None] * values
+        by_head = values.transpose(0, 1)
+        farthest = torch.cdist(by_head, by_head).masked_fill(~differs.tril(), 0).amax(-1)
+        self._raise("bound_excess", (others.norm(dim=-1).T - mass * farthest).amax(-1))
+        return values, moved, others
+
+    def _count(self, mass: Float[Tensor, "head query_pos"], differs: Tensor) -> None:
+        length, width = mass.shape[1], min(self.positions, mass.shape[1])
+        seen = torch.arange(1, length + 1, dtype=torch.float64)
+        self.state["mass_by_position"][:, :width] += mass[:, :width]
+        self.state["position_count"][:width] += 1
+        self.state["mass"] += mass[:, 1:].sum(-1)
+        self.state["uniform_mass"] += (differs.tril().sum(-1) / seen)[1:].sum()
+        for name, count in (("texts", 1), ("tokens", length), ("queries", length - 1)):
+            self.state[name] += count
+
+    def _compare(self, shift: Tensor, values: Tensor, moved: Tensor, others: Tensor) -> None:
+        """Add what the heads of one text really did, ``z_t - v_t`` ``[pos head d_head]``."""
+        self._raise("identity_error", (shift - moved).norm(dim=-1).amax(0))
+        self._raise("same_value_error", (shift - others).norm(dim=-1).amax(0))
+        self.state["value_norm"] += values.norm(dim=-1).sum(0)
+        self.state["value_shift"] += shift[1:].norm(dim=-1).sum(0)
+        if self.outputs is not None:
+            written = torch.einsum("phd,hdm->phm", shift, self.outputs)
+            width = min(self.positions, len(shift))
+            self.state["head_shift"] += written[1:].norm(dim=-1).sum(0)
+            self.state["shift_by_position"][:width] += written.sum(1).norm(dim=-1)[:width]
+
+    def _raise(self, name: str, values: Float[Tensor, " head"]) -> None:
+        self.state[name] = torch.maximum(self.state[name], values)
+
+    def merge(self, other: Analyzer) -> None:
+        """Add the sums of another analyzer with the same settings; of largest errors the larger one counts."""
+        mine = {name: self.state[name] for name in LARGEST}
+        super().merge(other)
+        for name, values in mine.items():
+            self.state[name] = torch.maximum(values, other.state[name])
+
+    def result(self, provenance: Provenance) -> OtherTokenResult:
+        """Means per head and position, and the largest errors."""
+        return OtherTokenResult.from_state(self.state, provenance, residual=self.outputs is not None)
+
+    def load_result(self, folder: Path) -> OtherTokenResult:
+        """Read a stored result."""
+        return OtherTokenResult.load(folder)
+
+
+def other_token_mass(
+    pattern: Float[Tensor, "*batch query_pos key_pos"],
+    ids: Int[Tensor, " key_pos"],
+    queries: Int[Tensor, " query_pos"] | None = None,
+) -> Float[Tensor, "*batch query_pos"]:
+    """``w_t``: attention that queries give to keys of another token than their own.
+
+    Args:
+        pattern: of one text, rows are queries.
+        ids: the text's tokens.
+        queries: positions of the rows; all of the text by default.
+
+    Example:
+        >>> pattern = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.25, 0.25, 0.5]])
+        >>> other_token_mass(pattern, torch.tensor([7, 8, 8])).tolist()
+        [0.0, 0.25, 0.25]
+    """
+    own = ids if queries is None else ids[queries]
+    return (pattern * (own[:, None] != ids[None, :])).sum(-1)
+
+
+Law = Literal["power", "exponential", "zero", "none"]
+
+SMALLEST = 1e-30  # of a share of attention; below lies what float32 cannot hold well
+_TAIL = 4  # fits use the last numbers of repeats, from a fourth of the largest on
+_FEWEST = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Two straight lines through the tail of one curve.
+
+    Attributes:
+        slope: of log y against log n.
+        slope_rmse: distance of the points from that line, in log units.
+        rate: of log y against n, per copy.
+        rate_rmse: the same for this line.
+    """
+
+    slope: float
+    slope_rmse: float
+    rate: float
+    rate_rmse: float
+
+    @property
+    def law(self) -> Law:
+        """The line that is nearer; ``"none"`` without a fit, or where nothing falls by a tenth over the tail."""
+        if math.isnan(self.slope) or self.slope > math.log(0.9) / math.log(_TAIL):
+            return "none"
+        return "power" if self.slope_rmse <= self.rate_rmse else "exponential"
+
+
+NO_FIT = Fit(math.nan, math.nan, math.nan, math.nan)
+
+
+def fit_decay(repeats: Sequence[int], values: Sequence[float], floor: float = SMALLEST) -> Fit:
+    """Fit both laws to the tail of a curve.
+
+    Args:
+        repeats: numbers of repeats, rising.
+        values: one per number.
+        floor: from the first value below it on, the curve is rounding error and left out.
+
+    Returns:
+        The fit; NaN where fewer than four points are left.
+
+    Example:
+        >>> fit = fit_decay(list(range(1, 65)), [3 / n for n in range(1, 65)])
+        >>> round(fit.slope, 6), fit.law
+        (-1.0, 'power')
+    """
+    n, y = np.asarray(repeats, dtype=float), np.asarray(values, dtype=float)
+    low = np.flatnonzero(~(y > floor))
+    n, y = (n[: low[0]], y[: low[0]]) if len(low) else (n, y)
+    if len(n) == 0:
+        return NO_FIT
+    tail = n >= n[-1] / _TAIL
+    if tail.sum() < _FEWEST:
+        return NO_FIT
+    (slope, slope_rmse), (rate, rate_rmse) = (_line(x[tail], np.log(y[tail])) for x in (np.log(n), n))
+    return Fit(slope, slope_rmse, rate, rate_rmse)
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope of the straight line through the points, and their root mean square distance from it."""
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(slope), float(np.sqrt(np.mean((y - slope * x - intercept) ** 2)))
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """The slope of every head under ALiBi: a geometric sequence, filled up with every second of the next finer one.
+
+    Source: Press et al. 2022 (arXiv 2108.12409).
+
+    Example:
+        >>> alibi_slopes(4), len(alibi_slopes(12))
+        ([0.25, 0.0625, 0.015625, 0.00390625], 12)
+    """
+    power = 2 ** int(math.log2(n_heads))
+    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    finer = [2 ** (-4 * (head + 1) / power) for head in range(2 * power)]
+    return slopes + finer[::2][: n_heads - power]
+
+
+@dataclass(frozen=True)
+class Theory:
+    """What theory expects of the odds of a head.
+
+    Attributes:
+        law: by which law they fall.
+        words: why.
+    """
+
+    law: Law
+    words: str
+
+
+def expected(positions: str, window: int, same_value: bool) -> Theory:
+    """What theory expects of a model.
+
+    Args:
+        positions: its kind of position encoding, as :class:`mechrep.models.anatomy.Anatomy` has it.
+        window: how many keys layer 0 sees; 0 for all.
+        same_value: whether equal tokens have equal values wherever they stand, measured on a run of one token.
+
+    Example:
+        >>> expected("rotary", 0, True).law, expected("alibi", 0, True).law, expected("standard", 0, False).law
+        ('power', 'exponential', 'none')
+    """
+    if not same_value:
+        return Theory("none", "values depend on the position, so copies do not tend to the token alone")
+    if window:
+        return Theory("zero", f"layer 0 sees {window} keys: from {window} copies on the prefix is out of sight")
+    if positions == "alibi":
+        return Theory("exponential", "ALiBi: the prefix fades like exp(-a n), a being the slope of the head")
+    kind = {"rotary": "rotary positions: odds fall like 1/n, up to bounded oscillation"}
+    return Theory("power", kind.get(positions, "no position in scores that grows with distance: odds fall like 1/n"))
+
+
+_TEXTS_PER_BATCH = 512
+Hooks = Sequence[tuple[str, Callable[..., Any]]]
+
+
+class Seen(NamedTuple):
+    """What is seen of every token of the triples, in float32.
+
+    Attributes:
+        neurons: what goes into the activation function.
+        state: the normalised input of that MLP, before the norm's gain.
+    """
+
+    neurons: Float[np.ndarray, "token neuron"]
+    state: Float[np.ndarray, "token d_model"]
+
+
+def detector_layer(anatomy: Anatomy) -> int:
+    """The first MLP that can see what the attention of layer 0 has written: in parallel blocks that of layer 1.
+
+    Raises:
+        InputError: a parallel model of one layer.
+    """
+    layer = int(anatomy.parallel)
+    if layer >= anatomy.n_layers:
+        raise InputError(
+            f"{anatomy.architecture} with one parallel layer", "an MLP behind the attention of layer 0", "use another"
+        )
+    return layer
+
+
+@torch.no_grad()
+def read_triples(model: Model, tokens: Int[Tensor, "triple 3"], cuts: Hooks = (), layer: int | None = None) -> Seen:
+    """Run the triples, each a text of its own without BOS, and read the first MLP that sees layer 0.
+
+    Args:
+        model: the model.
+        tokens: the triples.
+        cuts: TransformerLens hooks that edit something before.
+        layer: of the MLP, where it is not the first that sees layer 0.
+    """
+    anatomy = model.anatomy
+    layer = detector_layer(anatomy) if layer is None else layer
+    seen: dict[Site, list[Tensor]] = {Site.GATE_PRE: [], Site.MLP_INPUT_NORMALIZED: []}
+
+    def reader(site: Site) -> tuple[str, Callable[..., None]]:
+        def read(activation: Tensor, hook: Any = None) -> None:  # noqa: ARG001 - TransformerLens' hook point
+            seen[site].append(activation.float().cpu().flatten(0, 1))
+
+        return anatomy.hook_name(site, layer), read
+
+    hooks = [*cuts, *(reader(site) for site in seen)]
+    stop = {"stop_at_layer": layer + 1} if layer + 1 < anatomy.n_layers else {}
+    for batch in tokens.split(_TEXTS_PER_BATCH):
+        model.run_with_hooks(batch.to(model.device), fwd_hooks=hooks, **stop)
+    neurons, state = (torch.cat(parts).numpy() for parts in seen.values())
+    return Seen(neurons, state)
+
+
+WIDTH = 3
+_FEWEST_TRIPLES = 20  # triples; below, halves of halves are left to a handful of tokens
+_LIMIT = 1000  # of Yona et al. 2025
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Triples and who is allowed to learn from what.
+
+    Observations are counted triple by triple: number ``3 i + p`` is the token at place ``p`` of triple ``i``.
+
+    Attributes:
+        tokens: the triples.
+        selection: observations that neurons are chosen with: first half of the text, one half of the vocabulary.
+        test: observations that they are judged by: second half of the text, the other half of the vocabulary.
+    """
+
+    tokens: Int[Tensor, "triple 3"]
+    selection: Bool[np.ndarray, " token"]
+    test: Bool[np.ndarray, " token"]
+
+    @property
+    def ids(self) -> Int[np.ndarray, " token"]:
+        """The token of each observation."""
+        return self.tokens.flatten().numpy()
+
+    @property
+    def places(self) -> Int[np.ndarray, " token"]:
+        """Its place: 0, 1 or 2."""
+        return np.tile(np.arange(WIDTH), len(self.tokens))
+
+
+def corpus_of(model: Model, texts: Corpus | Sequence[str] | None) -> Corpus:
+    """The texts that an analysis is given: a corpus of the model, texts, or by default held-out English.
+
+    Raises:
+        InputError: a corpus of another model, or no tokenizer and no corpus.
+    """
+    if isinstance(texts, Corpus):
+        texts.check_model(model)
+        return texts
+    if model.tokenizer is None:
+        raise InputError(
+            f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
+        )
+    if texts is not None:
+        return Corpus.from_texts(texts, model=model)
+    ids = model.encode(tiny.held_out_text(), prepend_bos=False)
+    length = min(model.anatomy.n_ctx, len(ids))
+    starts = range(0, len(ids) - length + 1, length)
+    return Corpus.from_tokens([ids[start : start + length] for start in starts], model=model, bos_policy="absent")
+
+
+def triples_of(model: Model, corpus: Corpus, *, limit: int = _LIMIT, seed: int = 0) -> Triples:
+    """All triples of consecutive ordinary tokens, in the order of the corpus.
+
+    Args:
+        model: whose special ids take no part.
+        corpus: texts, none of which need begin with BOS.
+        limit: at most so many triples.
+        seed: of the halves of the vocabulary.
+
+    Raises:
+        InputError: too few triples, or halves without tokens at all three places.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> triples = triples_of(model, corpus_of(model, None), limit=50)
+        >>> triples.tokens.shape, bool((triples.tokens[1:, 0] == triples.tokens[:-1, 1]).all())
+        (torch.Size([50, 3]), True)
+    """
+    rows: list[list[int]] = []
+    for text in range(len(corpus)):
+        ids = corpus.row(text)
+        windows = (ids[start : start + WIDTH] for start in range(len(ids) - WIDTH + 1))
+        rows += [window for window in windows if not model.special_ids.intersection(window)]
+        if len(rows) >= limit:
+            break
+    tokens = torch.tensor(rows[:limit], dtype=torch.long).reshape(-1, WIDTH)
+    vocabulary = tokens.unique().numpy()
+    chosen = np.random.default_rng(seed).permutation(vocabulary)[: len(vocabulary) // 2]
+    known = np.isin(tokens.flatten().numpy(), chosen)
+    early = np.repeat(np.arange(len(tokens)) < len(tokens) // 2, WIDTH)
+    triples = Triples(tokens, known & early, ~known & ~early)
+    for half in (triples.selection, triples.test):
+        if len(tokens) < _FEWEST_TRIPLES or len(set(triples.places[half])) < WIDTH:
+            raise InputError(
+                f"{len(tokens)} triples of consecutive tokens without special ones",
+                f"at least {_FEWEST_TRIPLES}, of enough different tokens to keep some aside",
+                "use longer texts, or raise limit",
+            )
+    return triples
+
+
+_LENGTH, _WINDOWS = 64, 64
+
+
+def windows(model: Model, corpus: Corpus) -> Int[Tensor, "text pos"]:
+    """At most 64 windows of at most 64 ordinary tokens, spread over the corpus; special tokens are left out.
+
+    Raises:
+        InputError: texts of a token or two.
+    """
+    bodies = [[token for token in corpus.row(text) if token not in model.special_ids] for text in range(len(corpus))]
+    length = min(_LENGTH, max(map(len, bodies)))
+    if length < 2:
+        raise InputError("texts of a single token", "texts with other positions to compare with", "use longer texts")
+    rows = [body[start : start + length] for body in bodies for start in range(0, len(body) - length + 1, length)]
+    picks = np.unique(np.linspace(0, len(rows) - 1, min(_WINDOWS, len(rows))).astype(int))
+    return torch.tensor([rows[pick] for pick in picks])
+
+
+_REST = translucent(INK, 0.45)
+
+
+def other_token_mass_figure(result: OtherTokenResult) -> go.Figure:
+    """Share of attention on other tokens by position, a line per head of layer 0.
+
+    Args:
+        result: what was measured.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908) for the idea; the mass is mechrep's own.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.first_token import FirstTokenDetection
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
+        >>> (result,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection())
+        >>> len(other_token_mass_figure(result).data) == model.anatomy.n_heads
+        True
+    """
+    import plotly.graph_objects as go
+
+    known = int((~result.by_position.isnan().any(0)).sum())
+    figure = go.Figure()
+    for place, head in enumerate(result.ranking()):
+        coloured = place < len(SEQUENCE)
+        look = (
+            {"color": SEQUENCE[place], "dash": DASHES[place], "width": 2} if coloured else {"color": _REST, "width": 1}
+        )
+        figure.add_scatter(
+            x=list(range(known)),
+            y=result.by_position[head, :known].numpy(),
+            name=f"head {head}" if coloured else f"{len(result.mass) - len(SEQUENCE)} other heads",
+            legendgroup="" if coloured else "rest",
+            showlegend=place <= len(SEQUENCE),
+            mode="lines",
+            line=look,
+            hovertemplate=f"head {head}, position %{{x}}<br>%{{y:.3f}} on other tokens<extra></extra>",
+        )
+    about = f"{counted(result.n_texts, 'text')}; a uniform head has {result.uniform_mass:.2f} on average"
+    styled(
+        figure,
+        title="Attention of layer 0 to other tokens",
+        subtitle=f"{result.provenance.model['name']}, {about}",
+        x="position",
+        y="share of attention on other tokens",
+    )
+    return figure.update_yaxes(range=[0, 1.02])

@@ -1,0 +1,659 @@
+"""What attention heads read and write, as weights with the norms before and behind them folded in.
+
+Vectors are rows: head ``h`` moves ``x [W_V(h) W_O(h)]`` from key to query.  How norms are folded in is said in
+:mod:`mechrep.measures.head_circuits`.  That the pieces are the model's own is
+checked on a probe before they are used.
+
+A norm with its scale frozen: what is linear in it, apart from what is not.
+
+Vectors are rows.  A norm is ``N(x) = g * c(x) / s(x) + b``: gains ``g`` and bias ``b``; ``c`` takes the mean away
+(LayerNorm) or nothing (RMSNorm); ``s`` alone is not linear.  With ``s`` frozen at what it is, ``c`` and ``g`` belong to
+the weights that read the norm's output::
+
+    N(x) W + bias = x [c diag(g) W] / s(x) + (b W + bias)
+
+Norms are read off by running them, which is the same for every family: gains stored as ``1 + g`` (Gemma), folded away
+(compatibility mode) or absent.
+
+Whose output each head reads, by the weights: composition of heads through the residual stream.
+
+With ``OV = W_V W_O`` of a head and ``QK = W_Q W_K^T`` of a head in a later layer, norms folded in, and ``|.|`` the
+Frobenius norm::
+
+    Q-composition  |OV_1 QK_2|   / (|OV_1| |QK_2|)      what head 1 writes decides where head 2 looks from
+    K-composition  |OV_1 QK_2^T| / (|OV_1| |QK_2|)      ... what head 2 looks at
+    V-composition  |OV_1 OV_2|   / (|OV_1| |OV_2|)      ... what head 2 moves on
+
+An induction head K-composes with a previous-token head.
+
+``HeadCompositionResult``: which heads can read which, by their weights.
+
+What heads would do to the logits of the token they look at, read off their weights alone.
+
+With the embedding ``E`` and the unembedding ``U`` the full circuit of head ``h`` is ``C = E W_V(h) W_O(h) U``
+``[d_vocab d_vocab]``: row ``t`` is what looking at token ``t`` does to all logits.  The norms' gains are folded in and
+``U`` is centred over the vocabulary; biases, norms' scales, positions and everything between embedding and head are
+left out::
+
+    eigen         = Re(sum of C's eigenvalues) / sum of their absolute values
+    topk          = share of tokens t whose own entry C[t, t] is among the k highest of its row
+    suppress_topk = the same for the k lowest
+
+``C`` has the non-zero eigenvalues of ``W_O U E W_V`` ``[d_head d_head]``, and its rows are made in chunks, so it never
+exists as a whole.
+
+``OVScoreResult``: heads as copiers and suppressors, by their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechrep.errors import InputError, ModelError
+from mechrep.measures.head_targets import HeadTableResult
+from mechrep.models.anatomy import Site
+from mechrep.models.model import Model
+from mechrep.models.reading import read_activations
+from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Result, check_count
+from mechrep.stats import percentile_interval
+from mechrep.text.stimuli import ordinary_ids
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The same without gradients, in float32 at least: weights and activations are multiplied in this precision."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The same in float64, in which sums are taken; float32 on Apple's GPUs, which have nothing wider."""
+    return tensor.detach().float() if tensor.device.type == "mps" else tensor.detach().double()
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """A norm as ``N(x) = gain * c(x) / s(x) + bias``.
+
+    Attributes:
+        module: the norm itself.
+        gain: up to one common factor, which :meth:`scale` takes into account.
+        bias: zeros where it has none.
+        centred: whether ``c`` takes the mean away.
+    """
+
+    module: Any
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    centred: bool
+
+    @classmethod
+    def of(cls, module: Any, width: int, like: Tensor) -> FrozenNorm:
+        """Run a norm on three vectors: of zeros, which leaves the bias; of ones, which centring removes; of +1 and -1.
+
+        Args:
+            module: the norm.
+            width: ``d_model``.
+            like: a weight beside it, for type and device.
+        """
+        probes = torch.zeros(3, width, dtype=like.dtype, device=like.device)
+        probes[1:], probes[2, 1::2] = 1.0, -1.0
+        bias, flat, uneven = wide(module(probes[None])[0])
+        centred = bool((flat - bias).abs().max() < 1e-3 * (uneven - bias).abs().max())
+        probe = wide(probes[2])
+        return cls(module, (uneven - bias) / (probe - probe.mean() * centred), bias, centred)
+
+    def fold(self, weight: Float[Tensor, "... d_model out"]) -> Float[Tensor, "... d_model out"]:
+        """``c diag(g) W``: a weight that reads the norm's output, made to read its input."""
+        scaled = self.gain[:, None] * weight
+        return scaled - scaled.mean(-2, keepdim=True) if self.centred else scaled
+
+    def apply(self, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """``g * c(x)``: the norm without its scale and bias."""
+        return self.gain * (vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors)
+
+    def scale(self, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
+        """``s(x)``, from what the norm makes of the vectors."""
+        linear, out = exact(self.apply(wide(vectors))), exact(self.module(vectors)) - exact(self.bias)
+        scale = linear.square().sum(-1, keepdim=True) / (linear * out).sum(-1, keepdim=True)
+        return scale.nan_to_num(1.0)  # of a vector of zeros, to which no scale does anything
+
+
+Reader = Literal["Q", "K", "V"]
+
+_SITES: dict[Reader, Site] = {"Q": Site.Q, "K": Site.K, "V": Site.V}
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_HALF_PRECISION_TOLERANCE = 0.1
+
+
+class HeadCircuits:
+    """The weights of a model's heads, one matrix per query head, as :mod:`mechrep.measures.head_circuits` says.
+
+    Query head ``h`` reads key-value head ``h // (n_heads / n_kv_heads)``; that one's weights are repeated here.
+
+    Args:
+        model: the model, raw or in compatibility mode: what is worked out from these weights is the same.  Norms are
+            remembered, so make new circuits when weights change.
+
+    Attributes:
+        model: the model.
+        n_heads: query heads per layer.
+
+    Raises:
+        ModelError: a model without separate heads, or whose queries, keys, values and attention outputs are not what
+            norm and weights make of the residual stream (attention behind a gate, compressed keys, other norms).
+
+    Example:
+        >>> import mechrep
+        >>> circuits = HeadCircuits(mechrep.load_model("mechrep-tiny"))
+        >>> ov = circuits.reading(1, "V") @ circuits.writing(1)
+        >>> ov.shape[0] == circuits.n_heads, ov.shape[1] == ov.shape[2] == circuits.unembed.shape[0]
+        (True, True)
+    """
+
+    def __init__(self, model: Model) -> None:
+        anatomy = model.anatomy
+        absent = [site.value for site in (*_SITES.values(), Site.Z, Site.ATTN_OUT) if not anatomy.has(site)]
+        if absent:
+            raise ModelError(
+                f"{anatomy.architecture}, without {', '.join(absent)}",
+                "attention with a query, key, value and output of each head",
+                "this model has no separate heads; use a score of attention patterns",
+            )
+        self.model, self.n_heads = model, anatomy.n_heads
+        self._norms: dict[int, FrozenNorm] = {}
+        self._check()
+
+    def norm(self, layer: int) -> FrozenNorm:
+        """The norm whose output the heads of a layer read."""
+        if layer not in self._norms:
+            self._norms[layer] = self._frozen(self._block(layer).ln1, layer)
+        return self._norms[layer]
+
+    @cached_property
+    def final_norm(self) -> FrozenNorm:
+        """The norm before the unembedding."""
+        return FrozenNorm.of(self.model.ln_final, self.model.anatomy.d_model, self.model.W_U)
+
+    @cached_property
+    def unembed(self) -> Float[Tensor, "d_model d_vocab"]:
+        """``W_U`` with the final norm folded in, centred over the vocabulary; its bias left out."""
+        folded = self.final_norm.fold(wide(self.model.W_U))
+        return folded - folded.mean(-1, keepdim=True)
+
+    def reading(self, layer: int, which: Reader) -> Float[Tensor, "head d_model d_head"]:
+        """``W_Q``, ``W_K`` or ``W_V`` with the norm before it folded in."""
+        return self._per_head(self.norm(layer).fold(wide(getattr(self._block(layer).attn, f"W_{which}"))))
+
+    def reading_bias(self, layer: int, which: Reader) -> Float[Tensor, "head d_head"]:
+        """What stands beside :meth:`reading`: the bias of the projection and that of the norm before it."""
+        attention = self._block(layer).attn
+        bias = self.norm(layer).bias @ wide(getattr(attention, f"W_{which}"))
+        own = getattr(attention, f"b_{which}", None)
+        return self._per_head(bias if own is None else bias + wide(own))
+
+    def writing(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """``W_O``, with the norm behind it folded in, where there is one (Gemma 2)."""
+        weight, behind = wide(self._block(layer).attn.W_O), self._norm_behind(layer)
+        return weight if behind is None else behind.apply(weight)
+
+    def writing_scale(
+        self, layer: int, z: Float[Tensor, "*batch head d_head"]
+    ) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch d_model"]]:
+        """What turns ``sum_h z_h W_O(h)`` into the attention's output: a factor per position, and a bias."""
+        attention, behind = self._block(layer).attn, self._norm_behind(layer)
+        own = getattr(attention, "b_O", None)
+        summed = torch.einsum("...hd,hdm->...m", exact(z), exact(attention.W_O))
+        bias = torch.zeros_like(summed) if own is None else exact(own).expand_as(summed)
+        if behind is None:
+            return torch.ones_like(summed[..., :1]), bias
+        factor = 1 / behind.scale((summed + bias).to(self.model.dtype))
+        return factor, exact(behind.apply(wide(bias))) * factor + exact(behind.bias)
+
+    def head_outputs(self, layer: int, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_model"]:
+        """What each head adds to the residual stream because of the tokens it looks at: value biases left out.
+
+        Rows of attention sum to 1, so a head adds its value biases always; compatibility mode moves them to ``b_O``.
+        """
+        factor, _ = self.writing_scale(layer, z)
+        moved = exact(z) - exact(self.reading_bias(layer, "V"))
+        return torch.einsum("...hd,hdm->...hm", moved, exact(self.writing(layer))) * factor[..., None]
+
+    def _block(self, layer: int) -> Any:
+        return self.model.blocks[layer]
+
+    def _frozen(self, module: Any, layer: int) -> FrozenNorm:
+        return FrozenNorm.of(module, self.model.anatomy.d_model, self._block(layer).attn.W_V)
+
+    def _norm_behind(self, layer: int) -> FrozenNorm | None:
+        module = getattr(self._block(layer), "ln1_post", None)
+        return None if module is None else self._frozen(module, layer)
+
+    def _per_head(self, weight: Tensor) -> Tensor:
+        return weight.repeat_interleave(self.n_heads // weight.shape[0], dim=0)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        model, seen = self.model, {}
+        layers = range(model.anatomy.n_layers)
+
+        def keep(activation: Tensor, site: Site, layer: int) -> None:
+            seen[site, layer] = activation.clone()
+
+        sites = (Site.RESID_PRE, *_SITES.values(), Site.Z, Site.ATTN_OUT)
+        wanted = {site: layers for site in sites}
+        read_activations(model, model.probe_tokens(), wanted, keep, view="transformer_lens")
+        tolerance = _TOLERANCE.get(model.dtype, _HALF_PRECISION_TOLERANCE)
+        for layer in layers:
+            for what, expected, found in self._promises({site: seen[site, layer] for site in sites}, layer):
+                size = expected.abs().max().clamp_min(1e-6)
+                if ((expected - found).abs().max() / size).item() > tolerance:
+                    raise ModelError(
+                        f"{model.name!r} ({model.anatomy.architecture}), {what} of layer {layer}",
+                        "heads that read the residual stream through one norm and add up to the attention's output",
+                        "scores from weights would be wrong for this model; use scores of attention patterns",
+                    )
+
+    def _promises(self, seen: dict[Site, Tensor], layer: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """What the model computed, and the same from the pieces given here."""
+        stream = seen[Site.RESID_PRE]
+        scale = self.norm(layer).scale(stream)[..., None]
+        for which, site in _SITES.items():
+            read = torch.einsum("bpm,hmd->bphd", exact(stream), exact(self.reading(layer, which))) / scale
+            found = self._per_head(exact(seen[site]).movedim(2, 0)).movedim(0, 2)
+            yield site.value, found, read + exact(self.reading_bias(layer, which))
+        factor, bias = self.writing_scale(layer, seen[Site.Z])
+        written = torch.einsum("bphd,hdm->bpm", exact(seen[Site.Z]), exact(self.writing(layer)))
+        yield "the attention output", exact(seen[Site.ATTN_OUT]), written * factor + bias
+
+
+class _NoTexts:
+    """Stands for the corpus in the provenance of what is read off weights alone."""
+
+    bos_policy = "no texts"
+
+    def __init__(self, model: Model) -> None:
+        self.tokenizer = model.tokenizer_fingerprint
+
+    def __len__(self) -> int:
+        return 0
+
+    def fingerprint(self) -> str:
+        return "no texts"
+
+
+def weights_provenance(model: Model, config: dict[str, Any]) -> Provenance:
+    """Provenance of a result that no text took part in."""
+    return provenance_of(model, _NoTexts(model), config)
+
+
+Mode = Literal["Q", "K", "V"]
+Pair = tuple[tuple[int, int], tuple[int, int]]
+
+MODES: tuple[Mode, ...] = ("Q", "K", "V")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadCompositionResult(Result):
+    """Composition scores, see :mod:`mechrep.measures.head_circuits`.  Axis ``mode`` runs over Q, K, V.
+
+    Attributes:
+        scores: of every pair of heads; NaN where the second is not in a later layer, and for heads of zeros.
+        null: mean score of Gaussian heads in the same layers.
+        null_sd: its standard deviation over pairs of heads.
+    """
+
+    scores: Float[Tensor, "mode from_layer from_head to_layer to_head"]
+    null: Float[Tensor, "mode from_layer to_layer"]
+    null_sd: Float[Tensor, "mode from_layer to_layer"]
+
+    def of(self, mode: str) -> Float[Tensor, "from_layer from_head to_layer to_head"]:
+        """The scores of one mode.
+
+        Raises:
+            InputError: not Q, K or V.
+        """
+        return self.scores[_number(mode)]
+
+    def excess(self, mode: str) -> Float[Tensor, "from_layer from_head to_layer to_head"]:
+        """Scores less the mean of Gaussian heads."""
+        return self.of(mode) - self.null[_number(mode)][:, None, :, None]
+
+    def z_scores(self, mode: str) -> Float[Tensor, "from_layer from_head to_layer to_head"]:
+        """:meth:`excess` in standard deviations of Gaussian heads, which are narrow: read it as "not by chance"."""
+        return self.excess(mode) / self.null_sd[_number(mode)][:, None, :, None]
+
+    def with_sources(self, sources: Sequence[tuple[int, int]], mode: str) -> Float[Tensor, "source to_layer to_head"]:
+        """How much every head composes with given ones, for instance with the previous-token heads of a model.
+
+        Args:
+            sources: ``(layer, head)`` pairs, for instance ``head_scores.above(0.5, "previous_token")``.
+            mode: Q, K or V.
+
+        Raises:
+            InputError: no source, or a head that the model does not have.
+        """
+        n_layers, n_heads = self.scores.shape[1:3]
+        wrong = [unit for unit in sources if not (0 <= unit[0] < n_layers and 0 <= unit[1] < n_heads)]
+        if wrong or not sources:
+            raise InputError(
+                f"sources {list(sources)[:5]}",
+                f"heads of {n_layers} layers x {n_heads} heads, one at least",
+                "correct them",
+            )
+        layers, heads = torch.tensor(list(sources)).T
+        return self.of(mode)[layers, heads]
+
+    def top(self, k: int, mode: str = "K") -> list[Pair]:
+        """The ``k`` pairs ``((layer, head), (later layer, head))`` that compose most.
+
+        Raises:
+            InputError: ``k`` larger than the number of pairs, or an unknown mode.
+        """
+        frame = self.to_frame(mode)
+        check_count(k, len(frame), "pairs of heads")
+        columns = ("from_layer", "from_head", "to_layer", "to_head")
+        rows = frame.loc[: k - 1, list(columns)].to_numpy().tolist() if k else []
+        return [((row[0], row[1]), (row[2], row[3])) for row in rows]
+
+    def to_frame(self, mode: str = "K") -> pd.DataFrame:
+        """One row per pair with a score, highest first.
+
+        Columns: from_layer, from_head, to_layer, to_head, mode, score, excess, z.
+        """
+        scores = self.of(mode)
+        places = (~scores.isnan()).nonzero()
+        places = places[torch.argsort(scores[tuple(places.T)], descending=True, stable=True)]
+        columns = dict(zip(("from_layer", "from_head", "to_layer", "to_head"), places.T.numpy(), strict=True))
+        tables = {"score": scores, "excess": self.excess(mode), "z": self.z_scores(mode)}
+        values = {name: table[tuple(places.T)].numpy() for name, table in tables.items()}
+        return pd.DataFrame({**columns, "mode": mode, **values})
+
+
+def _number(mode: str) -> int:
+    if mode not in MODES:
+        raise InputError(f"mode {mode!r}", "'Q', 'K' or 'V'", "choose one of these")
+    return MODES.index(mode)
+
+
+Weights = dict[str, Tensor]  # by letter: Q, K, V [head d_model d_head], O [head d_head d_model]
+
+
+@torch.no_grad()
+def head_composition(model: Model, *, draws: int = 4, seed: int = 0) -> HeadCompositionResult:
+    """Composition scores of all pairs of heads, and what heads of Gaussian weights would have.
+
+    The scores are those of TransformerLens' ``all_composition_scores`` on processed weights: gains of the norms before
+    a head belong to it, and where those norms centre, the mean of what a head writes is left out.
+
+    Args:
+        model: the model; raw or in compatibility mode, the scores are the same.
+        draws: Gaussian heads per head; their scores pass through the same norms, so large gains raise both.
+        seed: of the draws.
+
+    Raises:
+        InputError: fewer than two draws.
+        ModelError: a model without separate heads, see :class:`~mechrep.measures.head_circuits.HeadCircuits`.
+
+    Source: Elhage et al. 2021 (*A Mathematical Framework for Transformer Circuits*).
+
+    Limits: rotary position embeddings are left out of ``QK``.  MLPs between two heads play no part.  A score says that
+    one head can read another, not that it does on any text: see
+    :func:`mechrep.measures.qk_attribution.qk_attribution`.
+
+    Example:
+        >>> import mechrep
+        >>> result = head_composition(mechrep.load_model("mechrep-tiny"))
+        >>> sources = [(0, 0), (0, 1)]  # for instance heads with a high previous-token score
+        >>> result.with_sources(sources, "K").shape[0], bool(result.of("K")[1, 0, 0].isnan().all())
+        (2, True)
+    """
+    if draws < 2:
+        raise InputError(f"draws={draws}", "at least 2, to know how far they scatter", "leave it out")
+    circuits, generator = HeadCircuits(model), torch.Generator().manual_seed(seed)
+    trained = [_weights(circuits, layer) for layer in range(model.anatomy.n_layers)]
+    null = torch.stack(
+        [
+            _all_scores([_gaussian(circuits, layer, generator) for layer in range(model.anatomy.n_layers)])
+            for _ in range(draws)
+        ]
+    ).permute(1, 2, 4, 0, 3, 5)  # [mode from_layer to_layer draw from_head to_head]
+    null = null.flatten(3)
+    return HeadCompositionResult(
+        weights_provenance(model, {"draws": draws, "seed": seed}),
+        scores=_all_scores(trained),
+        null=null.mean(-1),
+        null_sd=null.std(-1),
+    )
+
+
+def _all_scores(
+    layers: list[Weights],
+) -> Float[Tensor, "mode from_layer from_head to_layer to_head"]:
+    """Scores of all pairs; NaN where the second head is not in a later layer, or where one of them is zero."""
+    from transformer_lens import FactoredMatrix
+
+    n_layers, n_heads = len(layers), len(layers[0]["Q"])
+    scores = torch.full((len(MODES), n_layers, n_heads, n_layers, n_heads), torch.nan)
+    written: list[Tensor] = []  # S V^T of each layer's OV: what is left of it when orthogonal factors are dropped
+    for later, weights in enumerate(layers):
+        ov = FactoredMatrix(weights["V"], weights["O"])
+        qk = FactoredMatrix(weights["Q"], weights["K"].transpose(-2, -1))
+        readers = {"Q": qk.collapse_r(), "K": qk.T.collapse_r(), "V": ov.collapse_r()}
+        for mode, name in enumerate(MODES):
+            reader = readers[name]
+            for earlier, left in enumerate(written):
+                product = left.to(reader)[:, None] @ reader[None]
+                sizes = left.to(reader).norm(dim=(-2, -1))[:, None] * reader.norm(dim=(-2, -1))
+                scores[mode, earlier, :, later] = (product.norm(dim=(-2, -1)) / sizes).float().cpu()
+        written.append(ov.collapse_l())
+    return scores
+
+
+def _weights(circuits: HeadCircuits, layer: int) -> Weights:
+    readers: tuple[Reader, ...] = ("Q", "K", "V")
+    return {which: circuits.reading(layer, which) for which in readers} | {
+        "O": _centred(circuits, circuits.writing(layer))
+    }
+
+
+def _gaussian(circuits: HeadCircuits, layer: int, generator: torch.Generator) -> Weights:
+    """Weights of the same shapes, drawn anew and read through the same norms."""
+    attention, drawn = circuits.model.blocks[layer].attn, {}
+    for which in ("Q", "K", "V", "O"):
+        like = wide(getattr(attention, f"W_{which}"))
+        weight = torch.randn(like.shape, generator=generator).to(like)
+        folded = weight if which == "O" else circuits.norm(layer).fold(weight)
+        drawn[which] = folded.repeat_interleave(circuits.n_heads // len(folded), dim=0)
+    return drawn | {"O": _centred(circuits, drawn["O"])}
+
+
+def _centred(circuits: HeadCircuits, writing: Tensor) -> Tensor:
+    """What the next norm takes away is not written."""
+    return writing - writing.mean(-1, keepdim=True) if circuits.final_norm.centred else writing
+
+
+@dataclass(frozen=True, eq=False)
+class OVScoreResult(HeadTableResult):
+    """Scores of every head's full OV circuit, see :func:`mechrep.measures.head_circuits.ov_scores`.
+
+    Attributes:
+        eigen: in [-1, 1]; a copier has 1, a head that takes away what it looks at -1; NaN for a head of zeros.
+        top1: share of tokens whose own logit rises most.
+        topk: share of tokens whose own logit is among the ``k`` that rise most.
+        suppress_topk: share of tokens whose own logit is among the ``k`` that fall most.
+        eigen_null: ``eigen`` of heads with Gaussian weights.
+        k: for ``topk`` and ``suppress_topk``.
+        embed: what a head is taken to look at: ``"token"`` or ``"mlp0"``.
+        n_tokens: tokens behind the shares.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("eigen", "top1", "topk", "suppress_topk")
+
+    eigen: Float[Tensor, "layer head"]
+    top1: Float[Tensor, "layer head"]
+    topk: Float[Tensor, "layer head"]
+    suppress_topk: Float[Tensor, "layer head"]
+    eigen_null: Float[Tensor, " draw"]
+    k: int
+    embed: str
+    n_tokens: int
+
+    @property
+    def eigen_band(self) -> tuple[float, float]:
+        """Where 99 % of the heads with Gaussian weights lie; ``(nan, nan)`` if none was drawn."""
+        return percentile_interval(self.eigen_null.tolist(), confidence=0.99)
+
+
+Embedding = Literal["token", "mlp0"]
+
+_ENTRIES_PER_CHUNK = 2**24  # of the full circuit, at a time
+
+
+@torch.no_grad()
+def ov_scores(
+    model: Model,
+    *,
+    embed: Embedding = "token",
+    k: int = 10,
+    sample: int | None = None,
+    draws: int = 50,
+    seed: int = 0,
+) -> OVScoreResult:
+    """Score all heads as copiers and suppressors by their weights.
+
+    Args:
+        model: the model; raw or in compatibility mode, the scores are the same.
+        embed: what a head is taken to look at.  ``"token"``: rows of ``W_E``.  ``"mlp0"``: the residual stream after
+            block 0 of each token alone, which is where many models first make out of a token what it means.
+        k: for ``topk`` and ``suppress_topk``.
+        sample: number of tokens, drawn at random, that the shares are taken over; all ordinary tokens by default.  The
+            cost is ``d_vocab * d_head`` per token and head.  ``eigen`` is always of all.
+        draws: heads of Gaussian weights to draw for ``eigen_null``.
+        seed: of both draws.
+
+    Returns:
+        ``eigen``, ``top1``, ``topk`` and ``suppress_topk`` of every head.
+
+    Raises:
+        InputError: an unknown embedding, or numbers that are too small or too large.
+        ModelError: a model without separate heads, see :class:`~mechrep.measures.head_circuits.HeadCircuits`.
+
+    Source: Elhage et al. 2021 (*A Mathematical Framework for Transformer Circuits*); ``suppress_topk``: McDougall et
+    al. 2023 (arXiv 2310.04625).
+
+    Limits: position and attention play no part, so a head that never looks at anything can be a perfect copier.  The
+    eigenvalue score of random heads scatters round 0, widely where ``d_head`` is small: read it beside ``eigen_null``.
+    A head whose weights are zero has no ``eigen`` (NaN) and is in nobody's top.
+
+    Example:
+        >>> import mechrep
+        >>> result = ov_scores(mechrep.load_model("mechrep-tiny"), draws=8)
+        >>> bool(result.eigen.abs().max() <= 1), result.eigen_null.shape
+        (True, torch.Size([8]))
+    """
+    chosen = check_settings(model, embed, k, sample)
+    if draws < 0:
+        raise InputError(f"draws={draws}", "0 or more", "leave it out")
+    circuits, generator = HeadCircuits(model), torch.Generator().manual_seed(seed)
+    ordinary = torch.from_numpy(ordinary_ids(model))
+    tokens = ordinary[torch.randperm(len(ordinary), generator=generator)[:chosen].sort().values]
+    embedding = embedded_tokens(model, embed)
+    config = {"embed": embed, "k": k, "sample": chosen, "draws": draws, "seed": seed}
+    return OVScoreResult(
+        weights_provenance(model, config),
+        **head_tables(circuits, embedding, tokens, k),
+        eigen_null=_null(circuits, embedding, draws, generator),
+        k=k,
+        embed=embed,
+        n_tokens=chosen,
+    )
+
+
+def check_settings(model: Model, embed: str, k: int, sample: int | None) -> int:
+    """Refuse settings of :func:`ov_scores` that cannot be met; returns the number of tokens the shares are taken over.
+
+    Raises:
+        InputError: an unknown embedding, or ``k`` or ``sample`` out of range.
+    """
+    if embed not in ("token", "mlp0") or not 1 <= k <= model.anatomy.d_vocab:
+        raise InputError(
+            f"embed={embed!r}, k={k}", f"'token' or 'mlp0', k from 1 to {model.anatomy.d_vocab}", "correct them"
+        )
+    n_ordinary = len(ordinary_ids(model))
+    if sample is not None and not 1 <= sample <= n_ordinary:
+        raise InputError(f"sample={sample}", f"1 to {n_ordinary} ordinary tokens", "choose fewer, or leave it out")
+    return n_ordinary if sample is None else sample
+
+
+def head_tables(
+    circuits: HeadCircuits, embedding: Float[Tensor, "d_vocab d_model"], tokens: Int[Tensor, " token"], k: int
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """The scores of all heads, by name."""
+    shape = (circuits.model.anatomy.n_layers, circuits.n_heads)
+    tables = {name: torch.full(shape, torch.nan) for name in OVScoreResult.names}
+    for layer in range(shape[0]):
+        values, outputs = circuits.reading(layer, "V"), circuits.writing(layer)
+        for head in range(shape[1]):
+            left, right = _factors(circuits, embedding, values[head], outputs[head])
+            above, below = _ranks(left, right, tokens.to(left.device))
+            tables["eigen"][layer, head] = _eigen(left, right)
+            tables["top1"][layer, head] = (above < 1).double().mean()
+            tables["topk"][layer, head] = (above < k).double().mean()
+            tables["suppress_topk"][layer, head] = (below < k).double().mean()
+    return tables
+
+
+def embedded_tokens(model: Model, embed: Embedding) -> Float[Tensor, "d_vocab d_model"]:
+    """What each token is before a head looks at it, see :func:`ov_scores`."""
+    if embed == "token":
+        return wide(model.W_E)
+    rows: list[Tensor] = []
+    for tokens in torch.arange(model.anatomy.d_vocab, device=model.device).split(2048):
+        read_activations(
+            model, tokens[:, None], {Site.RESID_POST: [0]}, lambda activation, *_: rows.append(wide(activation[:, 0]))
+        )
+    return torch.cat(rows)
+
+
+def _factors(circuits: HeadCircuits, embedding: Tensor, value: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """The full circuit as a product ``[d_vocab d_head] [d_head d_vocab]``."""
+    device = circuits.unembed.device  # the layers of a spread model lie on several
+    return embedding.to(device) @ value.to(device), output.to(device) @ circuits.unembed
+
+
+def _eigen(left: Tensor, right: Tensor) -> float:
+    from transformer_lens import FactoredMatrix
+
+    values = FactoredMatrix(exact(left), exact(right)).eigenvalues
+    return float(values.sum().real / values.abs().sum())
+
+
+def _ranks(left: Tensor, right: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """How many other entries of each token's row are at least, and at most, as large as its own."""
+    counts = []
+    for part in tokens.split(max(1, _ENTRIES_PER_CHUNK // right.shape[1])):
+        rows = left[part] @ right
+        own = rows.gather(1, part[:, None])
+        counts.append(torch.stack([(rows >= own).sum(1), (rows <= own).sum(1)]) - 1)
+    above, below = torch.cat(counts, dim=1)
+    return above, below
+
+
+def _null(circuits: HeadCircuits, embedding: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """``eigen`` of heads with Gaussian weights, read through the norms of the model's layers in turn."""
+    anatomy, scores = circuits.model.anatomy, torch.zeros(draws)
+    for draw in range(draws):
+        norm = circuits.norm(draw % anatomy.n_layers)
+        value, output = (torch.randn(anatomy.d_model, anatomy.d_head, generator=generator) for _ in range(2))
+        folded = norm.fold(value.to(norm.gain))
+        scores[draw] = _eigen(*_factors(circuits, embedding, folded, output.T.to(norm.gain)))
+    return scores

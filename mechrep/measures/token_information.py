@@ -1,0 +1,1002 @@
+"""``TokenInformation``: does a loop look at tokens that carry little information?
+
+For the queries ``Q`` of a text (positions from the second copy on) and the keys ``V_i`` that query ``i`` sees, sinks
+left out, with attention ``A`` and any group ``c`` of tokens::
+
+    share_att(c) = mean_{i in Q} [ sum_{j in V_i, j in c} A[i, j] / sum_{j in V_i} A[i, j] ]
+    share_vis(c) = mean_{i in Q} [ |{j in V_i: j in c}| / |V_i| ]
+    bias(c)      = share_att(c) / share_vis(c)                      (uniform attention: exactly 1)
+
+    matched(c)   = share_vis(c) with every key weighted as the head weights its distance in other text
+    s_att, s_vis = the same with the information s_j of the key in the place of "j in c"
+
+The same keys stand above and below the line, so no group gains by being frequent in the loop.  What a head gives to
+sinks is reported apart.  All of these are averages of features over keys, so one product serves them all, and of the
+patterns only sums per text are kept.
+
+``TokenInformationResult``: attention by information, with intervals over texts and contrasts between conditions.
+
+What is known of every token before any attention is read: its class, and how much information it carries.
+
+* ``surprisal``: ``-log p_model(x_j | x_<j)``, in nats.  In a loop it collapses, so every copy of the cycle has the
+  surprisal that the *first* copy had.
+* ``unigram``: ``-log`` of the token's frequency in reference text, in nats, with one count added to every id.
+
+A token is *low* in one of them if it lies in the lowest quartile of its text, the text up to the second copy, in which
+every token of the cycle counts once.
+
+``DistanceProfile``: how much attention a head gives to a key at each distance, in text that does not repeat.
+
+    profile(d) = mean over queries i >= d + 1 of A[i, i - d]
+
+Keys at position 0 do not count: they are where heads rest.  Neighbouring distances are put together, the more the
+farther away they are, because few queries see the farthest.  This is the reader that position-matched ratios compare
+with: it looks where the head usually looks, whatever stands there.
+
+Figures of attention by information: which tokens a loop looks at, beside readers that look anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
+from mechrep.errors import InputError, ModelError
+from mechrep.figures import ACCENT, AXIS, INK, SEQUENCE, counted, plain, styled
+from mechrep.models import tiny
+from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.model import Model
+from mechrep.provenance import Provenance
+from mechrep.results import Result
+from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.token_classes import CLASSES, token_classes
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+QUANTITIES = ("surprisal", "unigram")
+GROUPS = (*CLASSES, "low_surprisal", "low_unigram")
+LOWEST = 0.25  # the quartile
+_TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFacts:
+    """Facts about the tokens of a corpus.
+
+    Attributes:
+        groups: whether a token belongs to each group of :data:`GROUPS`; a token has one class and may be low besides.
+        values: the :data:`QUANTITIES`, in nats; NaN at position 0, for which nothing is predicted, and in the padding.
+        queries: positions from the second copy on; in a text without a cycle from the continuation on, and where that
+            is not known either, all but the first.
+        ends: last position of every whole copy.
+        prompt: positions of the prompt.
+        source: for every position the same place in the first copy; itself outside the loop.
+    """
+
+    groups: Bool[Tensor, "group text pos"]
+    values: Float[Tensor, "quantity text pos"]
+    queries: Bool[Tensor, "text pos"]
+    ends: Bool[Tensor, "text pos"]
+    prompt: Bool[Tensor, "text pos"]
+    source: Int64[Tensor, "text pos"]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything."""
+        digest = hashlib.sha256()
+        for part in (self.groups, self.values, self.queries, self.ends, self.prompt, self.source):
+            digest.update(f"{tuple(part.shape)}".encode())
+            digest.update(part.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:24]
+
+    def features(self) -> Float[Tensor, "text pos feature"]:
+        """Groups as 0 and 1, then quantities; 0 where there is no value."""
+        return torch.cat([self.groups.double(), self.values.double().nan_to_num(0.0)]).permute(1, 2, 0).contiguous()
+
+
+def token_facts(model: Model, corpus: Corpus, *, reference: Corpus | None = None, on: str = "word") -> TokenFacts:
+    """Work out classes, surprisals and frequencies of all tokens.
+
+    Args:
+        model: the model; its own surprisal counts.
+        corpus: the texts, with ``start``, ``onset`` and ``period`` where they loop.
+        reference: text that token frequencies are counted in; by default the embedded held-out text, which is English.
+        on: ``"word"``: classes of the word a token is part of; ``"piece"``: of the token alone, as published.
+
+    Raises:
+        InputError: a model without a tokenizer, or a corpus of another one.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> facts = token_facts(model, mechrep.Corpus.from_texts(["The sea was calm."], model=model))
+        >>> facts.groups.shape[0] == len(GROUPS), bool(facts.values[0, 0, 1:].min() > 0)
+        (True, True)
+    """
+    classes = token_classes(corpus, model, on=on)
+    source, queries, ends, prompt = _places(corpus)
+    reference = reference_text(model) if reference is None else reference
+    surprisal = token_surprisal(model, corpus).gather(1, source)
+    unigram = unigram_information(corpus, reference, model.anatomy.d_vocab)
+    values = torch.stack([surprisal, unigram.masked_fill(surprisal.isnan(), torch.nan)])
+    by_class = [classes == number for number in range(len(CLASSES))]
+    low = [lowest(part, source, LOWEST) for part in values]
+    return TokenFacts(torch.stack([*by_class, *low]), values, queries, ends, prompt, source)
+
+
+def reference_text(model: Model) -> Corpus:
+    """Windows of the embedded held-out text: text that does not loop."""
+    return windows_of_text(model, tiny.held_out_text(), length=min(model.anatomy.n_ctx, 512), limit=32)
+
+
+@torch.no_grad()
+def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
+    """``-log p(x_j | x_<j)`` in nats; NaN for the first token and the padding.
+
+    Args:
+        model: the model.
+        corpus: the texts.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> token_surprisal(model, mechrep.Corpus.from_texts(["The sea."], model=model)).isnan()[0, :2].tolist()
+        [True, False]
+    """
+    corpus.check_model(model)
+    found = torch.full(corpus.tokens.shape, torch.nan)
+    width = corpus.tokens.shape[1]
+    for texts in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // width)):
+        tokens = corpus.tokens[texts].to(model.device)
+        logits = model.tl(tokens) if model.plain is None or model.processed else model.plain_logits(tokens)
+        targets = tokens[:, 1:].to(logits.device)
+        losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
+        found[texts, 1:] = losses.cpu()
+    return found.masked_fill(torch.arange(width) >= corpus.lengths[:, None], torch.nan)
+
+
+def unigram_information(corpus: Corpus, reference: Corpus, d_vocab: int) -> Float[Tensor, "text pos"]:
+    """``-log((count + 1) / (tokens + d_vocab))`` of every token, counted in the reference, in nats.
+
+    Args:
+        corpus: the texts.
+        reference: where tokens are counted.
+        d_vocab: size of the vocabulary.
+
+    Example:
+        >>> reference = Corpus.from_tokens([[1, 1, 2]])
+        >>> unigram_information(Corpus.from_tokens([[1, 2, 0]]), reference, 3).exp()[0].round().tolist()
+        [2.0, 3.0, 6.0]
+    """
+    real = torch.arange(reference.tokens.shape[1]) < reference.lengths[:, None]
+    counts = torch.bincount(reference.tokens[real], minlength=d_vocab).double()
+    information = (counts.sum() + d_vocab).log() - (counts + 1).log()
+    return information[corpus.tokens].float()
+
+
+def lowest(
+    values: Float[Tensor, "text pos"], source: Int64[Tensor, "text pos"], share: float
+) -> Bool[Tensor, "text pos"]:
+    """The tokens up to the share's quantile of their text, in which each source position counts once.
+
+    Args:
+        values: NaN where a token has none.
+        source: for every position the same place in the first copy.
+        share: of the tokens.
+
+    Raises:
+        InputError: a share outside (0, 1).
+
+    Example:
+        >>> values, source = torch.tensor([[torch.nan, 4.0, 1.0, 3.0, 2.0, 1.0]]), torch.tensor([[0, 1, 2, 3, 4, 2]])
+        >>> lowest(values, source, 0.25)[0].tolist()
+        [False, False, True, False, False, True]
+    """
+    if not 0 < share < 1:
+        raise InputError(f"share={share}", "between 0 and 1", "ask for 0.25, the lowest quartile")
+    first = source == torch.arange(values.shape[1])
+    known = values.masked_fill(~first, torch.nan)
+    # The lower of two neighbours: a quantile between them would let "low" grow beyond the share.
+    limits = torch.nanquantile(known, share, dim=1, keepdim=True, interpolation="lower")
+    return values <= limits  # False for NaN
+
+
+def _places(
+    corpus: Corpus,
+) -> tuple[Int64[Tensor, "text pos"], Bool[Tensor, "text pos"], Bool[Tensor, "text pos"], Bool[Tensor, "text pos"]]:
+    """Source, queries, ends of copies, and prompt of every text."""
+    position = torch.arange(corpus.tokens.shape[1])
+    real = position < corpus.lengths[:, None]
+    source = position.expand(corpus.tokens.shape).clone()
+    queries, ends, prompt = (torch.zeros_like(real) for _ in range(3))
+    columns = ("start", "onset", "period", "prompt_length")
+    for text, (start, onset, period, prompt_length) in enumerate(corpus.frame[list(columns)].itertuples(index=False)):
+        prompt[text] = position < int(prompt_length)
+        if pd.isna(onset) or pd.isna(start) or pd.isna(period):
+            queries[text] = position >= max(1, int(prompt_length))
+            continue
+        begin, second, length = int(start), int(onset), int(period)
+        place = begin + (position - begin) % length
+        copied = (position >= second) & (corpus.tokens[text] == corpus.tokens[text][place.clamp(max=len(position) - 1)])
+        source[text] = torch.where(copied, place, position)
+        queries[text] = position >= second
+        ends[text] = (position >= second - 1) & ((position - begin) % length == length - 1)
+    return source, queries & real, ends & real, prompt & real
+
+
+_TAIL = 2.5  # per cent on each side: intervals are 95 %
+
+
+@dataclass(frozen=True, eq=False)
+class TokenInformationResult(Result):
+    """Sums over the queries of each text; every number is a ratio of these, summed over texts.
+
+    Axis ``feature`` runs over ``groups``, shares of keys, and then ``quantities``, information in nats.
+
+    Attributes:
+        attended: of what the head attends to.
+        visible: of what it could attend to: all visible keys alike.
+        matched: the same with keys weighted by distance as the head usually does; NaN without a profile.
+        queries: queries behind each sum.
+        dropped: queries without a visible key, or with less than 1e-6 of their attention on visible keys.
+        on_first: attention to the first position, summed over all queries.
+        on_sinks: the same to other sinks.
+        ids: of the texts.
+        conditions: of the texts.
+        prompts: what each text is from; intervals draw these.
+        groups: names.
+        quantities: names.
+    """
+
+    attended: Float[Tensor, "text layer head feature"]
+    visible: Float[Tensor, "text layer head feature"]
+    matched: Float[Tensor, "text layer head feature"]
+    queries: Float[Tensor, "text layer head"]
+    dropped: Float[Tensor, "text layer head"]
+    on_first: Float[Tensor, "text layer head"]
+    on_sinks: Float[Tensor, "text layer head"]
+    ids: Sequence[str]
+    conditions: Sequence[str]
+    prompts: Sequence[str]
+    groups: Sequence[str]
+    quantities: Sequence[str]
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Tensor], frame: pd.DataFrame, provenance: Provenance
+    ) -> TokenInformationResult:
+        """Sums with the names of their texts."""
+        ids = frame["id"].astype(str).tolist()
+        conditions = frame["condition"] if "condition" in frame else pd.Series(["all"] * len(frame))
+        prompts = frame["prompt"].astype(str).tolist() if "prompt" in frame else ids
+        return cls(
+            provenance,
+            **{name: value.clone() for name, value in state.items()},
+            ids=ids,
+            conditions=conditions.fillna("all").astype(str).tolist(),
+            prompts=prompts,
+            groups=list(GROUPS),
+            quantities=list(QUANTITIES),
+        )
+
+    def share_att(self, condition: str | None = None) -> Float[Tensor, "layer head feature"]:
+        """Share of a head's attention to visible keys that goes to each group; its mean attended information.
+
+        Args:
+            condition: texts of one condition; all by default.
+        """
+        return self._mean("attended", self._ones(condition))
+
+    def share_vis(self, condition: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head feature"]:
+        """The same for a reader that takes all visible keys alike, or by distance as the head usually does.
+
+        Args:
+            condition: texts of one condition; all by default.
+            matched: by distance.
+        """
+        return self._mean("matched" if matched else "visible", self._ones(condition))
+
+    def bias(self, condition: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head group"]:
+        """``share_att / share_vis``: above 1, a head looks at the group more than such a reader; NaN without one.
+
+        Args:
+            condition: texts of one condition; all by default.
+            matched: compare with the reader by distance.
+        """
+        return self._ratio(self._ones(condition), matched)
+
+    def to_frame(self, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """One row per condition, head and feature, with 95 % bootstrap intervals over prompts.
+
+        Groups have ``bias`` and ``bias_matched``; for quantities these columns hold *differences*, in nats: attended
+        minus visible information.
+
+        Args:
+            draws: of the bootstrap.
+            seed: of the draws.
+        """
+        parts = []
+        layers, heads = self.attended.shape[1:3]
+        index = pd.MultiIndex.from_product(
+            [range(layers), range(heads), [*self.groups, *self.quantities]], names=["layer", "head", "group"]
+        )
+        for condition in dict.fromkeys(self.conditions):
+            ones, counts = self._ones(condition), self._counts(condition, draws, seed)
+            columns: dict[str, Tensor] = {
+                "share_att": self._mean("attended", ones),
+                "share_vis": self._mean("visible", ones),
+            }
+            for name, matched in (("bias", False), ("bias_matched", True)):
+                low, high = _interval(self._contrast(counts, matched))
+                columns |= {name: self._contrast(ones, matched), f"{name}_low": low, f"{name}_high": high}
+            table = pd.DataFrame({name: value.flatten().numpy() for name, value in columns.items()}, index=index)
+            n_texts = int((self.queries[self._of(condition)].sum((1, 2)) > 0).sum())
+            parts.append(table.reset_index().assign(condition=condition, n_texts=n_texts))
+        frame = pd.concat(parts, ignore_index=True)
+        return frame[["condition", *[name for name in frame.columns if name != "condition"]]]
+
+    def summary(self, *, matched: bool = False, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+        """The mean over heads for each condition and group: ``bias`` with its interval over prompts.
+
+        Args:
+            matched: compare with the reader by distance.
+            draws: of the bootstrap.
+            seed: of the draws.
+        """
+        rows = []
+        for condition in dict.fromkeys(self.conditions):
+            value = self._over_heads(self._ones(condition), matched)
+            low, high = _interval(self._over_heads(self._counts(condition, draws, seed), matched))
+            att, vis = (self._mean(name, self._ones(condition)).nanmean((0, 1)) for name in ("attended", "visible"))
+            for place, group in enumerate(self.groups):
+                numbers = (att[place], vis[place], value[place], low[place], high[place])
+                rows.append((condition, group, *map(float, numbers)))
+        return pd.DataFrame(rows, columns=["condition", "group", "share_att", "share_vis", "bias", "low", "high"])
+
+    def compare(
+        self, first: str, second: str, *, matched: bool = False, draws: int = 2000, seed: int = 0
+    ) -> pd.DataFrame:
+        """Does one condition look at a group more than another?  ``log2`` of the quotient of their mean biases.
+
+        Prompts are drawn once for both conditions, so what a prompt adds to both cancels.
+
+        Args:
+            first: a condition.
+            second: another.
+            matched: compare with the reader by distance.
+            draws: of the bootstrap.
+            seed: of the draws.
+
+        Returns:
+            ``group, first, second, log2_ratio, low, high``; an interval without 0 is a difference.
+
+        Raises:
+            InputError: a condition that no text has.
+        """
+        ones = [self._over_heads(self._ones(name), matched) for name in (first, second)]
+        drawn = [self._over_heads(self._counts(name, draws, seed), matched) for name in (first, second)]
+        low, high = _interval((drawn[0] / drawn[1]).log2())
+        columns = {"first": ones[0], "second": ones[1], "log2_ratio": (ones[0] / ones[1]).log2()}
+        columns |= {"low": low, "high": high}
+        frame = pd.DataFrame({name: value.numpy() for name, value in columns.items()})
+        frame.insert(0, "group", list(self.groups))
+        return frame
+
+    def sinks(self) -> pd.DataFrame:
+        """Share of attention on the first position and on other sinks, by condition and head."""
+        rows = []
+        for condition in dict.fromkeys(self.conditions):
+            ones = self._ones(condition)
+            all_queries = torch.tensordot(ones, self.queries + self.dropped, 1)
+            shares = [torch.tensordot(ones, part, 1) / all_queries for part in (self.on_first, self.on_sinks)]
+            rows += [
+                (condition, layer, head, float(shares[0][layer, head]), float(shares[1][layer, head]))
+                for layer in range(shares[0].shape[0])
+                for head in range(shares[0].shape[1])
+            ]
+        return pd.DataFrame(rows, columns=["condition", "layer", "head", "first_position", "other_sinks"])
+
+    def top(self, k: int, group: str = "low_surprisal") -> list[tuple[int, int]]:
+        """The ``k`` heads with the largest position-matched bias (plain without a profile) towards a group.
+
+        Args:
+            k: how many.
+            group: the group.
+        """
+        place, matched = list(self.groups).index(group), not bool(self.matched.isnan().any())
+        values = self.bias(matched=matched)[..., place].nan_to_num(-torch.inf)
+        order = values.flatten().argsort(descending=True, stable=True)[:k].tolist()
+        return [(index // values.shape[1], index % values.shape[1]) for index in order]
+
+    def plot(self) -> go.Figure:
+        """Bias by group, condition by condition."""
+        return information_figure(self)
+
+    def _of(self, condition: str | None) -> Tensor:
+        chosen = torch.tensor([condition in (None, own) for own in self.conditions])
+        if not bool(chosen.any()):
+            raise InputError(
+                f"condition {condition!r}", f"one of {sorted(set(self.conditions))}", "name one that the texts have"
+            )
+        return chosen
+
+    def _ones(self, condition: str | None) -> Float[Tensor, " text"]:
+        return self._of(condition).double()
+
+    def _counts(self, condition: str, draws: int, seed: int) -> Float[Tensor, "draw text"]:
+        """How often each text of a condition is in each draw of prompts; the same draw for every condition."""
+        names = sorted(set(self.prompts))
+        counts = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), size=draws)
+        column = {name: place for place, name in enumerate(names)}
+        return torch.from_numpy(counts[:, [column[name] for name in self.prompts]]).double() * self._of(condition)
+
+    def _mean(self, name: str, counts: Tensor) -> Tensor:
+        """Mean over queries for each row of counts, ``[... layer head feature]``."""
+        queries = torch.tensordot(counts, self.queries, 1)
+        return torch.tensordot(counts, getattr(self, name), 1) / queries[..., None]
+
+    def _ratio(self, counts: Tensor, matched: bool) -> Tensor:
+        n = len(self.groups)
+        above, below = self._mean("attended", counts), self._mean("matched" if matched else "visible", counts)
+        ratio = above[..., :n] / below[..., :n]
+        return ratio.masked_fill(below[..., :n] == 0, torch.nan)
+
+    def _contrast(self, counts: Tensor, matched: bool) -> Tensor:
+        """Ratios of groups, and differences of quantities."""
+        n = len(self.groups)
+        above, below = self._mean("attended", counts), self._mean("matched" if matched else "visible", counts)
+        return torch.cat([self._ratio(counts, matched), (above - below)[..., n:]], dim=-1)
+
+    def _over_heads(self, counts: Tensor, matched: bool) -> Tensor:
+        return self._ratio(counts, matched).nanmean((-3, -2))
+
+
+def _interval(drawn: Float[Tensor, "draw ..."]) -> tuple[Tensor, Tensor]:
+    """Percentiles over draws; NaN where every draw is."""
+    values = drawn.numpy()
+    empty = np.isnan(values).all(0)
+    low, high = np.nanpercentile(np.where(empty, 0.0, values), [_TAIL, 100 - _TAIL], axis=0)
+    return torch.from_numpy(np.where(empty, np.nan, low)), torch.from_numpy(np.where(empty, np.nan, high))
+
+
+_SINGLE, _GROWTH = 16, 1.2  # so many distances stand alone; from there on bins grow by this factor
+TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small batches stay in its cache
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceProfileResult(Result):
+    """Mean attention by distance.
+
+    Attributes:
+        weights: of a key at distance 0, 1, ...; those beyond the last have its weight.
+        pairs: queries that see a key at each distance.
+    """
+
+    weights: Float[Tensor, "layer head distance"]
+    pairs: Float[Tensor, " distance"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head and distance: ``layer, head, distance, weight``."""
+        layers, heads, distances = self.weights.shape
+        index = pd.MultiIndex.from_product(
+            [range(layers), range(heads), range(distances)], names=["layer", "head", "distance"]
+        )
+        return pd.DataFrame({"weight": self.weights.flatten().numpy()}, index=index).reset_index()
+
+    def of_rows(self, layer: int, positions: Int64[Tensor, " query_pos"], keys: int) -> Tensor:
+        """Weights ``[head query_pos key_pos]`` of queries at some positions, 0 for keys after the query.
+
+        Args:
+            layer: the layer.
+            positions: of the queries.
+            keys: number of keys.
+        """
+        distance = positions[:, None].cpu() - torch.arange(keys)
+        table = self.weights[layer].double()
+        rows = table[:, distance.clamp(0, table.shape[1] - 1)]
+        # A head that gives nothing to any key but the first reads alike everywhere.
+        return (rows + 1e-9).masked_fill(distance < 0, 0.0)
+
+
+class DistanceProfile(Analyzer):
+    """Sums of attention by distance; see the module.
+
+    Args:
+        distances: how many are told apart.
+
+    Raises:
+        InputError: no distance.
+        ModelError: a model without attention patterns.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
+        >>> (profile,) = mechrep.CorpusCache(model, corpus).run(DistanceProfile(8))
+        >>> profile.weights.shape[-1]
+        8
+    """
+
+    sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
+
+    def __init__(self, distances: int = 1024) -> None:
+        if distances < 1:
+            raise InputError(f"distances={distances}", "at least 1", "correct it")
+        self.distances = distances
+        self.state = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Number of distances."""
+        return {"distances": self.distances}
+
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
+        """Empty sums for this model's heads."""
+        if not anatomy.has(Site.PATTERN):
+            raise ModelError(anatomy.architecture, "attention patterns", "this model has no heads to read")
+        known = min(self.distances, anatomy.n_ctx)
+        self.state = {
+            "sum": torch.zeros(anatomy.n_layers, anatomy.n_heads, known, dtype=torch.float64),
+            "pairs": torch.zeros(known, dtype=torch.float64),
+        }
+
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
+        """Add one layer of one batch."""
+        wide = torch.float32 if activation.device.type == "mps" else torch.float64
+        lengths = batch.lengths.to(activation.device)
+        real = torch.arange(activation.shape[-1], device=activation.device) < lengths[:, None]
+        rows = activation.masked_fill(~real[:, None, :, None], 0.0).sum(0, dtype=wide)  # [head query key]
+        query, key, distance = self._pairs(activation.shape[-1], activation.device)
+        values = rows[:, query, key]
+        self.state["sum"][layer] += values.new_zeros(len(rows), self.state["pairs"].shape[0]).index_add_(
+            1, distance, values
+        ).cpu()  # fmt: skip
+
+    def finish_batch(self, batch: Batch) -> None:
+        """Count pairs of positions, once for all layers."""
+        query, _, distance = self._pairs(batch.tokens.shape[1], torch.device("cpu"))
+        texts = (batch.lengths.cpu()[:, None] > torch.arange(batch.tokens.shape[1])).sum(0).double()
+        self.state["pairs"].index_add_(0, distance, texts[query])
+
+    def _pairs(self, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (never position 0), and their distances, the farthest put together."""
+        query, key = torch.tril_indices(width, width, device=device)
+        query, key = query[key > 0], key[key > 0]
+        return query, key, (query - key).clamp(max=self.state["pairs"].shape[0] - 1)
+
+    def result(self, provenance: Provenance) -> DistanceProfileResult:
+        """Means in bins that grow with the distance.
+
+        Raises:
+            InputError: no text of two tokens.
+        """
+        sums, pairs = self.state["sum"], self.state["pairs"]
+        if not bool(pairs.any()):
+            raise InputError("texts of one token", "texts with queries behind the first position", "use longer texts")
+        weights, last = torch.zeros_like(sums), torch.zeros(sums.shape[:2], dtype=torch.float64)
+        for begin, end in _bins(len(pairs)):
+            if bool(pairs[begin:end].any()):
+                last = sums[..., begin:end].sum(-1) / pairs[begin:end].sum()
+            weights[..., begin:end] = last[..., None]
+        return DistanceProfileResult(provenance, weights.float(), pairs.float())
+
+    def load_result(self, folder: Path) -> DistanceProfileResult:
+        """Read a stored result."""
+        return DistanceProfileResult.load(folder)
+
+
+def distance_profile(model: Model, reference: Corpus, *, progress: bool | None = False) -> DistanceProfileResult:
+    """The profile of all heads on reference text.
+
+    Args:
+        model: the model.
+        reference: text that does not repeat, at least as long as the texts it is compared with.
+        progress: show a progress bar.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
+        >>> distance_profile(model, corpus).weights.shape[:2] == (model.anatomy.n_layers, model.anatomy.n_heads)
+        True
+    """
+    batch_size = max(1, TOKENS_PER_BATCH // reference.tokens.shape[1])
+    (result,) = CorpusCache(model, reference, batch_size=batch_size, progress=progress).run(DistanceProfile())
+    assert isinstance(result, DistanceProfileResult)
+    return result
+
+
+def _bins(distances: int) -> list[tuple[int, int]]:
+    """Begin and end of each bin."""
+    edges = list(range(min(_SINGLE, distances) + 1))
+    while edges[-1] < distances:
+        edges.append(min(distances, max(edges[-1] + 1, round(edges[-1] * _GROWTH))))
+    return list(itertools.pairwise(edges))
+
+
+PRESETS = ("mechrep", "mahaut2025")
+SINK = 0.3  # more mean attention from the queries behind it makes a key a sink of a head
+_LEAST = 1e-6  # of a row's attention: less is rounding error of what lies on sinks
+
+
+class TokenInformation(Analyzer):
+    """Attention of every head by class, frequency and surprisal of the attended token; formulas in the module.
+
+    Args:
+        facts: of the corpus that will be read, from :func:`~mechrep.measures.token_information.token_facts`.
+        profile: of the model, from :func:`~mechrep.measures.token_information.distance_profile`, for the
+            position-matched version; without it that version is NaN.
+        sink: a key other than the first is a sink of a head in a text if the queries behind it give it more than this
+            on average (only keys seen by at least half as many queries as the first); None: the first position only.
+        preset: ``"mechrep"``, or ``"mahaut2025"``, the published code: queries at the ends of copies, only the argmax
+            key counts, sinks included, and the share of the *prompt's* tokens stands below the line.  Give it facts
+            with ``on="piece"``.
+
+    Raises:
+        InputError: an unknown preset, a threshold outside (0, 1), facts of other texts, no query at all.
+        ModelError: a model without attention patterns.
+
+    Source: Mahaut & Franzon 2025 (arXiv 2504.01100) claim that natural loops attend to low-information tokens.  Their
+    ratio divides attention over prompt and loop by the share in the prompt alone, so a loop that writes newlines
+    inflates newlines; the definitions here are mechrep's own.
+
+    Limits: attention is not effect: see :func:`~mechrep.measures.token_information_masks.information_cut`.  In a loop
+    of period 1 all visible keys are one token.  The state has a row per text: texts x heads x groups numbers.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.token_information import token_facts
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea, the sea, the sea, the sea."], model=model)
+        >>> facts = token_facts(model, corpus, reference=corpus)
+        >>> (result,) = mechrep.CorpusCache(model, corpus).run(TokenInformation(facts))
+        >>> result.bias().shape == (model.anatomy.n_layers, model.anatomy.n_heads, len(result.groups))
+        True
+    """
+
+    sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
+
+    def __init__(
+        self,
+        facts: TokenFacts,
+        profile: DistanceProfileResult | None = None,
+        *,
+        sink: float | None = SINK,
+        preset: str = "mechrep",
+    ) -> None:
+        if preset not in PRESETS or (sink is not None and not 0 < sink < 1):
+            raise InputError(f"preset={preset!r}, sink={sink}", f"one of {PRESETS}, sink in (0, 1)", "correct them")
+        self.facts, self.profile, self.sink, self.preset = facts, profile, sink, preset
+        self._features = facts.features()
+        self.state = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Settings, and fingerprints of the facts and of the profile's model."""
+        known = None if self.profile is None else [self.profile.provenance.corpus, self.profile.provenance.model]
+        return {"facts": self.facts.fingerprint(), "profile": known, "sink": self.sink, "preset": self.preset}
+
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
+        """Empty sums for this corpus and this model's heads."""
+        if not anatomy.has(Site.PATTERN):
+            raise ModelError(anatomy.architecture, "attention patterns", "this model has no heads to read")
+        texts, heads = len(frame), (anatomy.n_layers, anatomy.n_heads)
+        if len(self._features) != texts:
+            raise InputError(
+                f"facts of {len(self._features)} texts for a corpus of {texts}",
+                "facts of this corpus",
+                "make them anew",
+            )
+        if self.profile is not None and tuple(self.profile.weights.shape[:2]) != heads:
+            raise InputError(
+                f"a profile of {tuple(self.profile.weights.shape[:2])} heads", f"{heads}", "measure it on this model"
+            )
+        self._frame, features = frame, self._features.shape[-1]
+        self.state = {
+            name: torch.zeros(texts, *heads, features, dtype=torch.float64)
+            for name in ("attended", "visible", "matched")
+        }
+        for name in ("queries", "dropped", "on_first", "on_sinks"):
+            self.state[name] = torch.zeros(texts, *heads, dtype=torch.float64)
+
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
+        """Add one layer of one batch."""
+        rows = _Rows.of(activation, batch, self._features, self._queries())
+        if not bool(rows.queries.any()):
+            return
+        sums = self._published(rows) if self.preset == "mahaut2025" else self._shares(rows, layer)
+        texts = list(batch.texts)
+        for name, value in sums.items():
+            self.state[name][texts, layer] += value.double().cpu()
+
+    def _queries(self) -> Bool[Tensor, "text pos"]:
+        return self.facts.ends if self.preset == "mahaut2025" else self.facts.queries
+
+    def _shares(self, rows: _Rows, layer: int) -> dict[str, Tensor]:
+        """Sums over queries of the shares over visible keys, ``[batch head feature]``, and what lies on sinks."""
+        sinks = rows.sinks(self.sink)
+        visible = rows.keys & ~sinks  # [batch head key]
+        pattern = rows.pattern[:, :, rows.first :]
+        counts = visible.cumsum(-1)[:, :, rows.first :]
+        seen = pattern.masked_fill(~visible[:, :, None], 0.0)
+        mass = seen.sum(-1)
+        use = rows.asked & (counts > 0) & (mass >= _LEAST)
+        attended = _averages(seen, rows.features) / mass.clamp_min(_LEAST)[..., None]
+        by_key = visible[..., None] * rows.features[:, None]
+        shown = by_key.cumsum(2)[:, :, rows.first :] / counts.clamp_min(1)[..., None]
+        matched = torch.full_like(attended, torch.nan)
+        if self.profile is not None:
+            positions = torch.arange(rows.first, rows.pattern.shape[2])
+            usual = self.profile.of_rows(layer, positions, rows.pattern.shape[3]).to(seen)
+            weighted = usual[None].masked_fill(~visible[:, :, None], 0.0)
+            matched = _averages(weighted, rows.features) / weighted.sum(-1).clamp_min(1e-30)[..., None]
+        asked = rows.asked.expand_as(use)
+        others = pattern.masked_fill(~sinks[:, :, None], 0.0).sum(-1)
+        return {
+            "attended": attended.masked_fill(~use[..., None], 0.0).sum(2),
+            "visible": shown.masked_fill(~use[..., None], 0.0).sum(2),
+            "matched": matched.masked_fill(~use[..., None], 0.0).sum(2),
+            "queries": use.sum(2),
+            "dropped": (asked & ~use).sum(2),
+            "on_first": pattern[..., 0].masked_fill(~asked, 0.0).sum(2),
+            "on_sinks": others.masked_fill(~asked, 0.0).sum(2),
+        }
+
+    def _published(self, rows: _Rows) -> dict[str, Tensor]:
+        """One vote per query, for the key with most attention, against the make-up of the prompt."""
+        pattern = rows.pattern[:, :, rows.first :]
+        best = pattern.masked_fill(~rows.causal[rows.first :], -1.0).argmax(-1)  # [batch head query]
+        batch = torch.arange(len(best), device=best.device)[:, None, None]
+        votes = rows.features[batch, best].masked_fill(~rows.asked[..., None], 0.0).sum(2)
+        prompt = self.facts.prompt[rows.texts, : rows.pattern.shape[3]].to(rows.features)
+        make_up = torch.einsum("bk,bkf->bf", prompt, rows.features) / prompt.sum(-1).clamp_min(1)[:, None]
+        queries = rows.asked.sum(-1).expand(-1, best.shape[1])
+        shown = make_up[:, None] * queries[..., None]
+        return {
+            "attended": votes,
+            "visible": shown,
+            "matched": torch.full_like(votes, torch.nan),
+            "queries": queries,
+            "on_first": ((best == 0) & rows.asked).sum(2),
+        }
+
+    def result(self, provenance: Provenance) -> TokenInformationResult:
+        """Sums per text, which every ratio and interval is made of.
+
+        Raises:
+            InputError: no query in any text.
+        """
+        if not bool(self.state["queries"].any() | self.state["dropped"].any()):
+            raise InputError(
+                f"{len(self._frame)} texts without a query", "texts with a second copy of a cycle", "use longer texts"
+            )
+        return TokenInformationResult.from_state(self.state, self._frame, provenance)
+
+    def load_result(self, folder: Path) -> TokenInformationResult:
+        """Read a stored result."""
+        return TokenInformationResult.load(folder)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One layer of one batch.
+
+    Attributes:
+        pattern: ``[batch head query key]``, zero where padding takes part.
+        features: ``[batch key feature]``.
+        queries: ``[batch query]``.
+        asked: the same from query ``first`` on, with an axis for heads.
+        keys: real positions but the first, ``[batch 1 key]``.
+        causal: ``[query key]``.
+        first: the first query of any text.
+        texts: numbers of the texts.
+    """
+
+    pattern: Tensor
+    features: Tensor
+    queries: Tensor
+    asked: Tensor
+    keys: Tensor
+    causal: Tensor
+    first: int
+    texts: list[int]
+
+    @classmethod
+    def of(cls, activation: Tensor, batch: Batch, features: Tensor, queries: Tensor) -> _Rows:
+        """Cut facts to the batch and silence the padding."""
+        width, device, texts = activation.shape[-1], activation.device, list(batch.texts)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        real = torch.arange(width, device=device) < batch.lengths.to(device)[:, None]
+        pattern = activation.to(wide).masked_fill(~(real[:, None, :, None] & real[:, None, None]), 0.0)
+        chosen = queries[texts, :width].to(device)
+        position = torch.arange(width, device=device)
+        first = int(chosen.any(0).int().argmax()) if bool(chosen.any()) else 0
+        return cls(
+            pattern,
+            features[texts, :width].to(device, wide),
+            chosen,
+            chosen[:, None, first:],
+            (real & (position > 0))[:, None],
+            position[:, None] >= position,
+            first,
+            texts,
+        )
+
+    def sinks(self, threshold: float | None) -> Bool[Tensor, "batch head key"]:
+        """Keys other than the first to which the queries behind them give more than the threshold on average."""
+        heads = self.pattern.shape[1]
+        if threshold is None:
+            return torch.zeros_like(self.keys.expand(-1, heads, -1))
+        lengths = self.keys.sum(-1, keepdim=True) + 1
+        behind = (lengths - 1 - torch.arange(self.keys.shape[-1], device=self.keys.device)).clamp_min(0)
+        received = self.pattern.tril(-1).sum(2) / behind.clamp_min(1)
+        # Of the last keys so few queries say anything that a previous-token head would make sinks of them.
+        enough = 2 * behind >= lengths - 1
+        return self.keys & enough & (received > threshold)
+
+
+def _averages(
+    weights: Float[Tensor, "batch head query key"], features: Float[Tensor, "batch key feature"]
+) -> Float[Tensor, "batch head query feature"]:
+    """Sums of features over keys, by weight."""
+    return torch.einsum("bhqk,bkf->bhqf", weights, features)
+
+
+def token_information(
+    model: Model,
+    corpus: Corpus,
+    *,
+    reference: Corpus | None = None,
+    sink: float | None = SINK,
+    preset: str = "mechrep",
+    store: str | Path | None = None,
+    progress: bool | None = None,
+) -> TokenInformationResult:
+    """Facts, profile and attention in one call.
+
+    Args:
+        model: the model.
+        corpus: texts with cycles, perhaps of several conditions
+            (:func:`mechrep.generation.text_kinds.joined_conditions`).
+        reference: text that does not repeat, for frequencies and for the usual distances; by default the embedded
+            held-out text, which is English.
+        sink: see :class:`TokenInformation`, as for the preset.
+        preset: ``"mechrep"`` or ``"mahaut2025"``.
+        store: folder of a cache's results, see :class:`~mechrep.cache.corpus_cache.CorpusCache`.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: as :class:`TokenInformation`.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea, the sea, the sea, the sea."], model=model)
+        >>> result = token_information(model, corpus, reference=corpus)
+        >>> set(result.summary()["group"]) == set(result.groups)
+        True
+    """
+    reference = reference_text(model) if reference is None else reference
+    facts = token_facts(model, corpus, reference=reference, on="piece" if preset == "mahaut2025" else "word")
+    profile = None if preset == "mahaut2025" else distance_profile(model, reference)
+    batch_size = max(1, TOKENS_PER_BATCH // corpus.tokens.shape[1])
+    cache = CorpusCache(model, corpus, batch_size=batch_size, store=store, progress=progress)
+    (result,) = cache.run(TokenInformation(facts, profile, sink=sink, preset=preset))
+    assert isinstance(result, TokenInformationResult)
+    return result
+
+
+_COLOURS = {"natural": ACCENT, "induced": "#3b82c4", "control": "#747c88"}
+_CELL = 34  # pixels per layer
+
+
+def information_figure(result: TokenInformationResult, *, matched: bool | None = None) -> go.Figure:
+    """Bias towards each group, mean over heads, with its 95 % interval over prompts; one marker per condition.
+
+    Args:
+        result: of :class:`mechrep.TokenInformation`.
+        matched: compare with the reader by distance; by default where there is a profile.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.token_information import token_information
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea, the sea, the sea, the sea."], model=model)
+        >>> figure = information_figure(token_information(model, corpus, reference=corpus))
+        >>> figure.layout.title.text
+        'Where the loop looks'
+    """
+    import plotly.graph_objects as go
+
+    by_distance = not bool(result.matched.isnan().any()) if matched is None else matched
+    table = result.summary(matched=by_distance)
+    figure = go.Figure()
+    for number, (condition, part) in enumerate(table.groupby("condition", sort=False)):
+        colour = _COLOURS.get(str(condition), SEQUENCE[number % len(SEQUENCE)])
+        figure.add_scatter(
+            x=part["bias"],
+            y=[_label(group) for group in part["group"]],
+            mode="markers",
+            name=plain(condition),
+            marker={"color": colour, "size": 9, "symbol": number},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": part["high"] - part["bias"],
+                "arrayminus": part["bias"] - part["low"],
+                "color": colour,
+                "thickness": 1.5,
+            },
+            customdata=np.stack([part["share_att"], part["share_vis"], part["low"], part["high"]], axis=1),
+            hovertemplate="%{y}<br>bias %{x:.2f} (%{customdata[2]:.2f} to %{customdata[3]:.2f})<br>"
+            "attention %{customdata[0]:.3f}, visible %{customdata[1]:.3f}<extra></extra>",
+        )
+    reader = "a reader of the usual distances" if by_distance else "a reader of all visible tokens alike"
+    titled = styled(
+        figure, title="Where the loop looks", subtitle=_said(result), x=f"attention over that of {reader}", y=""
+    )
+    titled.add_vline(x=1, line={"color": INK, "dash": "dot", "width": 1})
+    titled.update_xaxes(type="log", showgrid=True)
+    titled.update_yaxes(AXIS | {"autorange": "reversed", "categoryorder": "array"})
+    return titled.update_layout(scattermode="group", height=160 + 34 * len(result.groups))
+
+
+def head_information_figure(
+    result: TokenInformationResult, group: str = "low_surprisal", *, condition: str | None = None
+) -> go.Figure:
+    """Bias of every head towards one group, as ``log2``: 0 is a reader of all visible tokens alike.
+
+    Args:
+        result: of :class:`mechrep.TokenInformation`.
+        group: one of ``result.groups``.
+        condition: texts of one condition; all by default.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.token_information import token_information
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea, the sea, the sea, the sea."], model=model)
+        >>> figure = head_information_figure(token_information(model, corpus, reference=corpus))
+        >>> len(figure.data[0].z) == model.anatomy.n_layers
+        True
+    """
+    import plotly.graph_objects as go
+
+    values = result.bias(condition)[..., list(result.groups).index(group)].log2().numpy()
+    finite = values[np.isfinite(values)]
+    most = float(np.abs(finite).max()) if len(finite) else 1.0
+    heads = go.Heatmap(
+        z=np.where(np.isfinite(values), values, np.nan),
+        zmin=-most,
+        zmax=most,
+        colorscale=[[0, "#3b82c4"], [0.5, "rgba(127,127,127,0.08)"], [1, ACCENT]],
+        colorbar={"title": {"text": "log2 bias"}, "outlinewidth": 0, "thickness": 12},
+        hovertemplate="layer %{y}, head %{x}<br>log2 bias %{z:.2f}<extra></extra>",
+    )
+    where = "" if condition is None else f", {condition}"
+    titled = styled(
+        go.Figure(heads), title=f"Heads and {_label(group)}", subtitle=_said(result) + where, x="head", y="layer"
+    )
+    titled.update_xaxes(dtick=1, showline=False)
+    titled.update_yaxes(dtick=1, autorange="reversed", showgrid=False)
+    return titled.update_layout(height=180 + _CELL * values.shape[0])
+
+
+def _label(group: str) -> str:
+    """A group's name in words."""
+    return plain(group.replace("_", " "))
+
+
+def _said(result: TokenInformationResult) -> str:
+    return f"{result.provenance.model['name']}, {counted(len(result.ids), 'text')}, sinks left out"

@@ -1,0 +1,163 @@
+"""Finished shards of a long study on disk, so that a stopped study goes on where it was.
+
+The disk store of a :class:`~mechrep.cache.corpus_cache.CorpusCache`: finished results and half-finished sums.
+
+Layout: ``results/<key>/`` (a saved Result) and ``states/<key>.safetensors`` (an analyzer's sums after so many
+texts).  A key is a fingerprint of weights, texts, settings and versions, so a store can serve many models and
+corpora, and a changed weight never meets an old number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechrep.errors import StoreError
+from mechrep.provenance import Provenance, package_versions
+from mechrep.results import Result
+
+if TYPE_CHECKING:
+    from mechrep.cache.corpus_cache import Analyzer
+    from mechrep.models.model import Model
+    from mechrep.text.corpus import Corpus
+
+
+class Journal:
+    """A folder of shards that belong to one model, one corpus and one set of settings.
+
+    Args:
+        folder: where studies are kept; each gets a folder of its own, named by its fingerprint.
+        provenance: of the study; the time it was made does not count.
+
+    Raises:
+        StoreError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, provenance: Provenance) -> None:
+        facts = provenance.to_dict()
+        del facts["made"]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        self.folder = folder / "studies" / key
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"store {self.folder} ({error.strerror})", "a folder to write to", "choose another"
+            ) from error
+
+    def find(self, shard: int) -> list[dict[str, Any]] | None:
+        """The records of a finished shard, or ``None``."""
+        path = self._path(shard)
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} ({error})", "a shard written by this study", "delete that file and run again"
+            ) from error
+
+    def keep(self, shard: int, records: list[dict[str, Any]]) -> None:
+        """Write a finished shard in one move."""
+        partial = self._path(shard).with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(records), encoding="utf-8")
+            partial.replace(self._path(shard))
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(
+                f"{partial} ({error.strerror})", "a place to write", "free space or choose another store"
+            ) from error
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.json"
+
+
+_SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+
+class Store:
+    """One folder of results and states.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, *, seconds: float = _SECONDS_BETWEEN_CHECKPOINTS) -> None:
+        self.folder, self.seconds = folder, seconds
+        self._last = time.monotonic()
+        try:
+            for name in ("results", "states"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"store {folder} ({error.strerror})", "a folder to write to", "choose another folder"
+            ) from error
+
+    def key(self, model: Model, corpus: Corpus, analyzer: Analyzer) -> str:
+        """Fingerprint of everything that decides an analyzer's numbers."""
+        record = {
+            "model": model.fingerprint(),
+            "dtype": str(model.dtype),
+            "corpus": corpus.fingerprint(),
+            "facts": corpus.frame.to_json(orient="split", default_handler=str),
+            "analyzer": type(analyzer).__name__,
+            "config": analyzer.config,
+            "versions": package_versions(),
+        }
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
+
+    def find_result(self, key: str, analyzer: Analyzer) -> Result | None:
+        """The finished result under this key, if there is one."""
+        folder = self.folder / "results" / key
+        return analyzer.load_result(folder) if folder.is_dir() else None
+
+    def keep_result(self, key: str, result: Result) -> None:
+        """File a finished result; its half-finished state is no longer needed."""
+        result.save(self.folder / "results" / key)
+        self._state_path(key).unlink(missing_ok=True)
+
+    def resume(self, keys: dict[int, str], analyzers: dict[int, Analyzer]) -> dict[int, int]:
+        """Load stored states into the analyzers; how many texts each has behind it."""
+        return {index: self._load(keys[index], analyzer) for index, analyzer in analyzers.items()}
+
+    def _load(self, key: str, analyzer: Analyzer) -> int:
+        from safetensors import SafetensorError, safe_open
+
+        path = self._state_path(key)
+        if not path.exists():
+            return 0
+        try:
+            with safe_open(path, "pt") as file:
+                analyzer.load_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+                return int(file.metadata()["texts"])
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise StoreError(
+                f"{path} ({error})", "a state written by this store", "delete that file and run again"
+            ) from error
+
+    def checkpoint(self, keys: dict[int, str], analyzers: dict[int, Analyzer], texts: int, *, now: bool) -> None:
+        """Write the states now and then, each in one move; a killed run loses what came after the last one."""
+        if not now and time.monotonic() - self._last < self.seconds:
+            return
+        for index, analyzer in analyzers.items():
+            self._write(self._state_path(keys[index]), analyzer.state, {"texts": str(texts)})
+        self._last = time.monotonic()
+
+    def _write(self, path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        partial = path.with_suffix(".partial")
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(f"{path} ({error})", "a place to write", "free space or choose another store") from error
+
+    def _state_path(self, key: str) -> Path:
+        return self.folder / "states" / f"{key}.safetensors"

@@ -1,0 +1,1 @@
+"""What the package is made with, and does not contain."""
