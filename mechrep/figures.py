@@ -127,6 +127,7 @@ def styled(figure: go.Figure, *, title: str, subtitle: str, x: str, y: str) -> g
         The same figure.
 
     Example:
+        >>> import plotly.graph_objects as go
         >>> figure = styled(go.Figure(), title="Loss", subtitle="a < b", x="k (neurons)", y="nats")
         >>> figure.layout.title.subtitle.text, figure.layout.height
         ('a &lt; b', 420)

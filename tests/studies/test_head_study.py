@@ -116,7 +116,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("computed again")
 
-    for path in ("outcomes.score_tokens", "outcomes.token_losses", "regenerate.run_requests"):
+    for path in ("outcomes.score_tokens", "outcomes.token_losses", "outcomes.run_requests"):
         monkeypatch.setattr(f"mechrep.ablation.{path}", never)
     observe = HeadScores.observe
 
