@@ -181,7 +181,7 @@ class CopyAccuracy:
             raise InputError(
                 f"repeats with {len(facts)} kinds of start, onset and period",
                 "texts that repeat alike, with a period of at least 2",
-                "make them with mechrep.text.stimuli",
+                "make them with mechrep.text.random_repeats",
             )
         self.model, self.corpus = model, corpus
         start, onset, self.period = (int(facts[0][name]) for name in ("start", "onset", "period"))

@@ -375,7 +375,7 @@ class HeadCopying(Analyzer):
             raise NothingFoundError(
                 "texts in which no query repeats an earlier token",
                 "texts with repeats",
-                "make some with mechrep.text.stimuli",
+                "make some with mechrep.text.random_repeats",
             )
         return HeadCopyingResult.from_state(self.state, provenance)
 

@@ -413,7 +413,7 @@ class HeadScores(Analyzer):
             raise NothingFoundError(
                 f"{int(self.state['observed'])} texts in which no query that counts repeats an earlier token",
                 "texts with repeats",
-                "make some with mechrep.text.stimuli",
+                "make some with mechrep.text.random_repeats",
             )
         # Without a text whose period is in the way, what lacks a query is a text too short to have one.
         reason = period or "no query"

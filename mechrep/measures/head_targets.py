@@ -458,7 +458,7 @@ class HeadRules:
             raise InputError(
                 f"variants {list(self.variants)} for texts without a period",
                 "repeats of a known period",
-                "make the corpus with mechrep.text.stimuli",
+                "make the corpus with mechrep.text.random_repeats",
             )
 
     def look_at(self, batch: Batch) -> BatchTargets:

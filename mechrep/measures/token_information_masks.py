@@ -123,7 +123,7 @@ def information_cut(
         >>> import mechrep
         >>> from mechrep.measures.token_information import token_facts
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.text.stimuli(model, n=12, copies=3, sequences=2)
+        >>> corpus = mechrep.text.random_repeats(model, n=12, copies=3, sequences=2)
         >>> cut = information_cut(model, corpus, token_facts(model, corpus, reference=corpus), draws=1)
         >>> cut.summary()["cut"].tolist()
         ['low', 'others', 'low - others']
