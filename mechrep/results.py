@@ -9,9 +9,10 @@ import dataclasses
 import html
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -31,9 +32,12 @@ class Result:
 
     Attributes:
         provenance: how the numbers were made.
+        nested: fields that are sequences of a small dataclass, and which; the others hold what JSON can.
     """
 
     provenance: Provenance
+
+    nested: ClassVar[Mapping[str, type]] = {}
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table, one row per unit."""
@@ -63,7 +67,8 @@ class Result:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_file(tensors, partial / "tensors.safetensors")
-            (partial / "result.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            text = json.dumps(record, indent=1, default=dataclasses.asdict)
+            (partial / "result.json").write_text(text, encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
             partial.replace(target)
@@ -91,7 +96,10 @@ class Result:
                 raise StoreError(
                     f"a {record['kind']} in {path}", f"a {cls.__name__}", f"load it with {record['kind']}.load"
                 )
-            return cls(**(record["values"] | tensors), provenance=Provenance(**record["provenance"]))
+            values = record["values"]
+            for name, kind in cls.nested.items():
+                values[name] = [kind(**one) for one in values[name]]
+            return cls(**(values | tensors), provenance=Provenance(**record["provenance"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StoreError(
                 f"{path} ({error})", "a folder written by save()", "delete it and make the result again"
@@ -117,3 +125,23 @@ def check_count(k: int, available: int, what: str) -> None:
     """
     if not 0 <= k <= available:
         raise InputError(f"k = {k}", f"0 to {available} {what}", "ask for fewer")
+
+
+def check_same_model(result: Result, model: Any, *, force: bool = False) -> None:
+    """Refuse a result of another model: its units mean nothing here, even where the sizes agree.
+
+    Args:
+        result: of any kind.
+        model: a :class:`~mechrep.models.model.Model`.
+        force: "yes, I mean it": for a checkpoint or an edited copy of the same model.
+
+    Raises:
+        InputError: weights with another fingerprint.
+    """
+    own, given = model.fingerprint(), result.provenance.model.get("fingerprint")
+    if given not in (None, own) and not force:
+        raise InputError(
+            f"a {type(result).__name__} of {result.provenance.model.get('name')} (weights {given})",
+            f"one of {model.name} (weights {own})",
+            "measure it on this model; where another checkpoint is meant, pass its units: result.top(k)",
+        )

@@ -1,1 +1,1 @@
-"""Floor 4: what is cut, what is counted afterwards, and the controls beside it."""
+"""What happens if: ablate, boost or patch a part, measure, and compare with controls."""

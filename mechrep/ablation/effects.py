@@ -1,0 +1,529 @@
+"""The table of every study, measure x condition x unit, and what follows from it: effects, intervals, one verdict.
+
+A *condition* is what the model is under: the baseline, an ablation, a draw of a control, a null model, a checkpoint.
+A *measure* gives one number per *unit* (text, token, question).  A study says which conditions and which measures;
+effect, interval, p-value, verdict, forest plot, curve and Parquet file are made here, once.
+
+The verdict, the one rule of the whole package:
+
+* **Units.**  Texts of one cluster (a family of loops) are one independent unit: intervals resample clusters.
+* **p-value.**  The rank of the effect among ``m`` control draws of the same size,
+  ``p = (1 + number of draws at least as extreme) / (m + 1)``.  Without a direction named before, extreme means far from
+  0 on either side.  With several kinds of control the largest p counts: the effect must stand out from each kind.
+* **Family.**  Benjamini and Hochberg's q-values within the family of tests that the claim names.
+* **Size.**  The effect must exceed the floor of its unit, and its 95 % interval must exclude 0.
+* **Words.**  "supported" (``q <= 0.05`` and beyond the floor), "not supported", or "too few": with so few units or
+  draws ``q <= 0.05`` cannot be reached, whatever the effect.
+
+Source: rank p-values: Phipson & Smyth 2010 (Statistical Applications in Genetics and Molecular Biology 9, 39); false
+discovery rate: Benjamini & Hochberg 1995 (Journal of the Royal Statistical Society B 57, 289-300).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrep.errors import InputError
+from mechrep.results import Result, check_count
+from mechrep.stats import cluster_intervals, proportion_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BASELINE, ABLATION = "baseline", "ablation"
+LEVEL = 0.05
+FEWEST_UNITS = 6  # two-sided sign test: fewer independent units cannot reach 0.05 even if all of them agree
+SUPPORTED, NOT_SUPPORTED, TOO_FEW = "supported", "not supported", "too few"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the numbers of a measure are.
+
+    Attributes:
+        label: of an axis.
+        floor: an effect smaller than this is never supported: it is rounding, or of no use.
+        scale: factor for display.
+        relative: whether the floor is a share of the baseline's size.
+    """
+
+    label: str
+    floor: float
+    scale: float = 1.0
+    relative: bool = False
+
+
+UNITS: Mapping[str, Unit] = {
+    "share": Unit("percentage points", 0.01, scale=100.0),
+    "nats": Unit("nats", 0.01),
+    "norm": Unit("norm", 0.01, relative=True),
+    "score": Unit("score", 0.01),
+    "ratio": Unit("ratio", 0.01, relative=True),
+    "count": Unit("count", 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One column of the table: what the model is under.
+
+    Attributes:
+        name: which set of components is changed; ``"baseline"`` for none.
+        selection: ``"baseline"``, ``"ablation"`` (the set itself, whatever is done to it), or the kind of a control.
+        k: number of components.
+        op: what is done, ``"zero"``, ``"mean"``, ``"add"``, ``"hold"``.
+        part: ``"whole"``, or of a set of several kinds the kind that is changed alone.
+        seed: number of the draw of a control, from 0.
+        model: the checkpoint or null model; empty for the model under study.
+        step: training step of a checkpoint.
+        components: ``[layer, number]`` by kind, for the record.
+    """
+
+    name: str = BASELINE
+    selection: str = BASELINE
+    k: int = 0
+    op: str = ""
+    part: str = "whole"
+    seed: int = 0
+    model: str = ""
+    step: float | None = None
+    components: Mapping[str, Sequence[Sequence[Any]]] = field(default_factory=dict, compare=False)
+
+    @property
+    def of(self) -> tuple[Any, ...]:
+        """What an ablation shares with its controls: everything but ``selection`` and ``seed``."""
+        return self.name, self.k, self.op, self.part, self.model
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The columns of tables."""
+        return {name: getattr(self, name) for name in CELL}
+
+
+CELL = ["name", "selection", "k", "op", "part", "seed", "model", "step"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table.
+
+    Attributes:
+        name: of the measure.
+        unit: a key of :data:`UNITS`.
+        over: what the numbers are averaged over: ``"text"``, ``"token"``, ``"question"``; ``"model"``: one number that
+            is exact for the model, without an interval.
+        copy: repetition of a loop that it looks at; ``None`` where there is none.
+        trials: each number is the share of so many; 1: yes or no; 0: it is a mean.
+        direction: 1 or -1 where the claim named the sign of the effect before looking; 0: both sides.
+    """
+
+    name: str
+    unit: str = "nats"
+    over: str = "text"
+    copy: int | None = None
+    trials: int = 0
+    direction: int = 0
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS or self.direction not in (-1, 0, 1):
+            raise InputError(
+                f"measure {self.name!r} in {self.unit!r}, direction {self.direction!r}",
+                f"a unit of {sorted(UNITS)}, and a direction of -1, 0 or 1",
+                "choose among these",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Effects(Result):
+    """What every unit got in every measure under every condition.
+
+    Attributes:
+        conditions: the columns; the first is the baseline that effects are differences to.
+        measures: the rows.
+        units: ids of the units of each measure, in the order of ``values``.
+        clusters: the cluster of each unit; units of one cluster are not independent.
+        values: NaN where a unit has no such number, or was not measured under a condition.
+        notes: what the numbers do not say: units that no control may hold, controls that could not be drawn.
+
+    Example:
+        >>> from mechrep.ablation.effects import example_effects
+        >>> effects = example_effects()
+        >>> row = effects.summary().iloc[0]
+        >>> print(row["measure"], round(row["effect"], 2), row["m"], row["verdict"])
+        loss 1.01 99 supported
+    """
+
+    conditions: Sequence[Condition]
+    measures: Sequence[Measure]
+    units: Sequence[Sequence[str]]
+    clusters: Sequence[Sequence[str]]
+    values: Float[Tensor, "measure condition unit"]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    nested: ClassVar[Mapping[str, type]] = {"conditions": Condition, "measures": Measure}
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.measures), len(self.conditions))
+        ragged = [name for name, ids in (("units", self.units), ("clusters", self.clusters)) if len(ids) != sizes[0]]
+        if ragged or tuple(self.values.shape[:2]) != sizes or self.conditions[0].selection != BASELINE:
+            raise InputError(
+                f"values of shape {tuple(self.values.shape)} for {sizes[0]} measures and {sizes[1]} conditions",
+                "a number per measure, condition and unit; the first condition the baseline",
+                "give units and clusters for every measure",
+            )
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def number(self, measure: str | None = None, copy: int | None = None) -> int:
+        """Place of a measure; by default the first, and of the copies of a loop the first that has several tokens.
+
+        Raises:
+            InputError: a measure or copy that is not there.
+        """
+        name = self.measures[0].name if measure is None else measure
+        places = {m.copy: place for place, m in enumerate(self.measures) if m.name == name}
+        if copy is None and places and None not in places:
+            copy = min(1, max(one for one in places if one is not None))
+        if copy not in places:
+            measured = sorted({(m.name, m.copy) for m in self.measures}, key=str)
+            raise InputError(f"measure {name!r}, copy {copy}", f"one of {measured}", "choose one that was measured")
+        return places[copy]
+
+    def of(self, measure: str | None = None, copy: int | None = None) -> Float[np.ndarray, "condition unit"]:
+        """Values of one measure, for the units that it has."""
+        place = self.number(measure, copy)
+        return self.values[place, :, : len(self.units[place])].double().numpy()
+
+    def effect_of(self, measure: str | None = None, copy: int | None = None) -> Float[np.ndarray, "condition unit"]:
+        """Differences to the baseline, unit by unit."""
+        values = self.of(measure, copy)
+        return values - values[:1]
+
+    def select(self, keep: Sequence[int] | None = None, measures: Sequence[str] | None = None) -> Effects:
+        """Fewer conditions (the baseline stays) or measures.
+
+        Raises:
+            InputError: a measure that is not there.
+        """
+        unknown = set(measures or ()) - {m.name for m in self.measures}
+        if unknown:
+            raise InputError(f"measures {sorted(unknown)}", f"some of {self._names()}", "choose among these")
+        rows = [i for i, m in enumerate(self.measures) if measures is None or m.name in measures]
+        columns = list(range(len(self.conditions))) if keep is None else [0, *(i for i in keep if i)]
+        return dataclasses.replace(
+            self,
+            conditions=[self.conditions[i] for i in columns],
+            measures=[self.measures[i] for i in rows],
+            units=[self.units[i] for i in rows],
+            clusters=[self.clusters[i] for i in rows],
+            values=self.values[rows][:, columns],
+        )
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(m.name for m in self.measures))
+
+    # --- tables -----------------------------------------------------------------------------------------------------
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per measure and condition.
+
+        Columns: ``name, selection, k, op, part, seed, model, step``; ``measure, copy, unit, over``; ``value``, the mean
+        over units, with the 95 % interval ``value_low``/``value_high``; ``effect``, the mean difference to the baseline
+        over the units that have both, with ``low``/``high``; ``n`` independent units (clusters) among ``texts`` units.
+        Intervals resample clusters; where each number is yes or no and each unit its own cluster, the interval of the
+        value is Wilson's.  Of control draws intervals are left out: their spread over draws is what counts.
+        """
+        tables = [self._table(place) for place in range(len(self.measures))]
+        return pd.concat(tables, ignore_index=True).astype({"copy": "Int64", "step": float})
+
+    def _table(self, place: int) -> pd.DataFrame:
+        measure, ids = self.measures[place], np.asarray(self.clusters[place], dtype=object)
+        values = self.values[place, :, : len(ids)].double().numpy()
+        change = values - values[:1]
+        table = pd.DataFrame([condition.facts for condition in self.conditions])
+        own = table["selection"].isin([BASELINE, ABLATION]).to_numpy()
+        value_ends, ends = (np.full((len(values), 2), np.nan) for _ in range(2))
+        if measure.over != "model":
+            value_ends[own] = cluster_intervals(values[own], ids)
+            ends[own] = cluster_intervals(change[own], ids)
+            if measure.trials == 1 and len(set(ids)) == len(ids):
+                value_ends[own] = [
+                    proportion_interval(int(np.nansum(v)), int((~np.isnan(v)).sum())) for v in values[own]
+                ]
+        known = ~np.isnan(change)
+        return table.assign(
+            measure=measure.name, copy=measure.copy, unit=measure.unit, over=measure.over,
+            value=_mean(values), value_low=value_ends[:, 0], value_high=value_ends[:, 1],
+            effect=_mean(change), low=ends[:, 0], high=ends[:, 1],
+            n=[len(set(ids[row])) for row in known], texts=known.sum(1),
+        )  # fmt: skip
+
+    def unit_frame(self) -> pd.DataFrame:
+        """One row per measure, condition and unit: ``unit_id``, ``cluster``, ``value``."""
+        cells = pd.DataFrame([condition.facts for condition in self.conditions])
+        tables = []
+        for measure, ids, clusters, values in zip(self.measures, self.units, self.clusters, self.values, strict=True):
+            table = cells.loc[cells.index.repeat(len(ids))].reset_index(drop=True)
+            tables.append(
+                table.assign(
+                    measure=measure.name, copy=measure.copy, unit=measure.unit,
+                    unit_id=list(ids) * len(cells), cluster=list(clusters) * len(cells),
+                    value=values[:, : len(ids)].flatten().tolist(),
+                )
+            )  # fmt: skip
+        frame = pd.concat(tables, ignore_index=True).astype({"copy": "Int64", "step": float})
+        return frame[frame["value"].notna()].reset_index(drop=True)
+
+    def wide(self) -> pd.DataFrame:
+        """One row per condition, a column per measure: means, or counts where each number is yes or no."""
+        frame = pd.DataFrame([condition.facts for condition in self.conditions])
+        frame["texts"] = (~self.values.isnan()).sum(-1).max(0).values.tolist()
+        for measure, values in zip(self.measures, self.values.double().numpy(), strict=True):
+            name = measure.name if measure.copy is None else f"{measure.name} {measure.copy}"
+            frame[name] = pd.array(np.nansum(values, 1).round().astype(int)) if measure.trials == 1 else _mean(values)
+        return frame
+
+    def draws(self) -> pd.DataFrame:
+        """One row per measure, ablation and kind of control: ``m`` draws, their mean and range, the p-value.
+
+        ``control_low`` and ``control_high`` are the least and the largest effect of a draw.
+        """
+        frame, rows = self.to_frame(), []
+        for (_, _), part in frame.groupby(["measure", "copy"], sort=False, dropna=False):
+            controls = part[~part["selection"].isin([BASELINE, ABLATION])]
+            for row in part[part["selection"] == ABLATION].to_dict("records"):
+                mine = controls[_same(controls, row)].dropna(subset=["effect"])
+                for kind, drawn in mine.groupby("selection", sort=False)["effect"]:
+                    facts = {name: row[name] for name in [*_OF, "measure", "copy", "unit", "effect"]}
+                    direction = self.measures[self.number(row["measure"], _none(row["copy"]))].direction
+                    p = rank_p_value(row["effect"], drawn.tolist(), direction)
+                    spread = {"control_mean": drawn.mean(), "control_low": drawn.min(), "control_high": drawn.max()}
+                    rows.append(facts | {"control": kind, "m": len(drawn), **spread, "p": p})
+        columns = [*_OF, "measure", "copy", "unit", "effect", "control", "m", *_SPREAD, "p"]
+        return pd.DataFrame(rows, columns=columns).astype({"copy": "Int64"})
+
+    def summary(self, within: Sequence[str] = (), family: str = "") -> pd.DataFrame:
+        """One row per measure and ablation, with controls and verdict.
+
+        Columns as :meth:`to_frame` has, and: ``baseline``, the value without the ablation; ``controls``, their kinds;
+        ``m`` draws of the kind that has fewest; ``control_mean``, ``control_low``, ``control_high`` over all of them;
+        ``p``, ``q``, ``family``, ``verdict`` (:func:`judge`).
+
+        Args:
+            within: columns that divide the tests into families; by default the table is one family.
+            family: its name.
+        """
+        frame, draws = self.to_frame(), self.draws()
+        base = frame[frame["selection"] == BASELINE].drop_duplicates(["measure", "copy"])
+        rows = []
+        for row in frame[frame["selection"] == ABLATION].to_dict("records"):
+            mine = draws[_same(draws, row) & (draws["measure"] == row["measure"]) & _equal(draws["copy"], row["copy"])]
+            here = base[(base["measure"] == row["measure"]) & _equal(base["copy"], row["copy"])]
+            measure = self.measures[self.number(row["measure"], _none(row["copy"]))]
+            unit, baseline = UNITS[measure.unit], float(here["value"].iloc[0])
+            row |= {
+                "baseline": baseline,
+                "direction": measure.direction,
+                "floor": unit.floor * (abs(baseline) if unit.relative else 1.0),
+                "controls": ", ".join(mine["control"]),
+                "m": int(mine["m"].min()) if len(mine) else 0,
+                "control_mean": float(np.average(mine["control_mean"], weights=mine["m"])) if len(mine) else np.nan,
+                "control_low": mine["control_low"].min(),
+                "control_high": mine["control_high"].max(),
+                "p": float(mine["p"].max()) if len(mine) else np.nan,
+            }
+            rows.append(row)
+        columns = [*frame.columns, "baseline", "direction", "floor", "controls", "m", *_SPREAD, "p"]
+        table = pd.DataFrame(rows, columns=columns).drop(columns=["selection", "seed"])
+        return judge(table.astype({"copy": "Int64"}), within=within, family=family)
+
+    def ranking(self, measure: str | None = None, copy: int | None = None) -> list[int]:
+        """Places of the ablations, the one that changes a measure most first."""
+        sizes = np.abs(_mean(self.effect_of(measure, copy)))
+        chosen = [i for i, one in enumerate(self.conditions) if one.selection == ABLATION]
+        return sorted(chosen, key=lambda place: -np.nan_to_num(sizes[place]))
+
+    def top(self, k: int, measure: str | None = None, copy: int | None = None) -> list[Condition]:
+        """The ``k`` ablations that change a measure most.
+
+        Raises:
+            InputError: ``k`` larger than their number, or a measure that is not there.
+        """
+        ranking = self.ranking(measure, copy)
+        check_count(k, len(ranking), "ablations")
+        return [self.conditions[place] for place in ranking[:k]]
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write :meth:`unit_frame` for other programs (R, DuckDB, polars)."""
+        self.unit_frame().to_parquet(path)
+
+    # --- figures ----------------------------------------------------------------------------------------------------
+
+    def plot(self, measures: Sequence[str] | None = None) -> go.Figure:
+        """Forest plot: a panel per measure, a line per ablation with its interval, every control draw an open mark."""
+        from mechrep.ablation.effect_plots import forest
+
+        return forest(self, measures)
+
+    def curve(self, x: str = "k", measures: Sequence[str] | None = None) -> go.Figure:
+        """The measures over ``"k"`` (numbers of components) or ``"step"`` (training), with intervals and controls."""
+        from mechrep.ablation.effect_plots import curve
+
+        return curve(self, x, measures)
+
+
+_OF = ["name", "k", "op", "part", "model"]
+_SPREAD = ["control_mean", "control_low", "control_high"]
+
+
+def _mean(values: Float[np.ndarray, "condition unit"]) -> Float[np.ndarray, " condition"]:
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0.0).sum(1), known.sum(1)
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def _same(frame: pd.DataFrame, row: Mapping[str, Any]) -> pd.Series:
+    mask = pd.Series(True, index=frame.index)
+    for name in _OF:
+        mask &= frame[name] == row[name]
+    return mask
+
+
+def _equal(column: pd.Series, value: Any) -> pd.Series:
+    return column.isna() if pd.isna(value) else (column == value).fillna(False).astype(bool)
+
+
+def _none(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
+# --- the one verdict ------------------------------------------------------------------------------------------------
+
+
+def rank_p_value(effect: float, draws: Sequence[float], direction: int = 0) -> float:
+    """How rarely a control draw is as extreme: ``p = (1 + number of such draws) / (m + 1)``.
+
+    Under the null the set under test is one more draw, so every rank is equally likely and p is valid at any ``m``.
+
+    Args:
+        effect: of the set under test.
+        draws: effects of its controls.
+        direction: the sign that was named before looking, or 0: then extreme means far from 0.
+
+    Returns:
+        NaN without draws.
+
+    Example:
+        >>> rank_p_value(-2.0, [0.1, -0.3, 0.2]), rank_p_value(-2.0, [0.1, -0.3, 0.2], direction=1)
+        (0.25, 1.0)
+    """
+    known = np.asarray([draw for draw in draws if not np.isnan(draw)], dtype=float)
+    if len(known) == 0 or np.isnan(effect):
+        return float("nan")
+    own, others = (abs(effect), np.abs(known)) if direction == 0 else (direction * effect, direction * known)
+    tolerance = 1e-9 * max(1.0, abs(own))  # equal up to rounding counts as equal
+    return float((1 + (others >= own - tolerance).sum()) / (len(known) + 1))
+
+
+def detection(
+    name: str,
+    measure: str,
+    value: float,
+    draws: Sequence[float],
+    *,
+    unit: str = "score",
+    interval: tuple[float, float] = (float("nan"), float("nan")),
+    n: int = 0,
+    direction: int = 1,
+) -> dict[str, Any]:
+    """A row for :func:`judge`: is something there at all, beside what null models and random units give?
+
+    ``effect`` is the value minus the mean of the draws.
+
+    Args:
+        name: what was looked for.
+        measure: what was measured.
+        value: of the model, or of the unit found.
+        draws: the same of null models or random units.
+        unit: a key of :data:`UNITS`.
+        interval: of the value over texts, where there is one.
+        n: independent units behind the value; 0: it is exact for the model.
+        direction: the sign that counts.
+
+    Example:
+        >>> row = detection("norm sink", "ratio", 9.0, [1.0 + i / 100 for i in range(19)], unit="ratio")
+        >>> judge([row])[["p", "verdict"]].values.tolist()
+        [[0.05, 'supported']]
+    """
+    known = [draw for draw in draws if not np.isnan(draw)]
+    centre = float(np.mean(known)) if known else float("nan")
+    return {
+        "name": name, "measure": measure, "unit": unit, "value": value, "baseline": centre, "effect": value - centre,
+        "low": interval[0] - centre, "high": interval[1] - centre, "n": n, "over": "text" if n else "model",
+        "direction": direction, "floor": UNITS[unit].floor * (abs(centre) if UNITS[unit].relative else 1.0),
+        "controls": "null models", "m": len(known), "control_mean": centre,
+        "control_low": min(known, default=float("nan")), "control_high": max(known, default=float("nan")),
+        "p": rank_p_value(value, known, direction),
+    }  # fmt: skip
+
+
+def judge(
+    rows: pd.DataFrame | Sequence[Mapping[str, Any]], *, within: Sequence[str] = (), family: str = ""
+) -> pd.DataFrame:
+    """Add ``q``, ``family`` and ``verdict`` to rows of effects.  No other place decides a verdict.
+
+    Args:
+        rows: with ``effect, low, high, n, over, direction, floor, m, p``, as :meth:`Effects.summary` and
+            :func:`detection` make them.
+        within: columns that divide the rows into families for the false discovery rate.
+        family: what the family is called.
+
+    Returns:
+        The rows; ``family`` is the name with the number of tests in it.  Rows that can reach no q of 0.05 are "too few"
+        and do not burden the others' q-values.
+    """
+    from scipy.stats import false_discovery_control
+
+    table = pd.DataFrame(rows).reset_index(drop=True)
+    if table.empty:
+        return table.assign(q=pd.Series(dtype=float), family=pd.Series(dtype=str), verdict=pd.Series(dtype=str))
+    exact = table["over"] == "model"
+    reachable = (table["m"] >= 1 / LEVEL - 1) & (exact | (table["n"] >= FEWEST_UNITS)) & table["p"].notna()
+    groups = table.groupby(list(within), sort=False, dropna=False).groups if within else {"": table.index}
+    table["q"], table["family"] = np.nan, family
+    for index in groups.values():
+        tested = [place for place in index if reachable[place]]
+        if tested:
+            table.loc[tested, "q"] = false_discovery_control(table.loc[tested, "p"].to_numpy(float), method="bh")
+        noun = "test" if len(tested) == 1 else "tests"
+        table.loc[index, "family"] = f"{family} ({len(tested)} {noun})".strip()
+    signed = np.where(table["direction"] == 0, table["effect"].abs(), table["direction"] * table["effect"])
+    apart = (table["low"] > 0) | (table["high"] < 0) | (table["low"].isna() & exact)
+    holds = reachable & (table["q"] <= LEVEL) & (signed >= table["floor"]) & apart
+    table["verdict"] = np.where(~reachable, TOO_FEW, np.where(holds, SUPPORTED, NOT_SUPPORTED))
+    return table
+
+
+def example_effects(shift: float = 1.0, n: int = 12, m: int = 99, seed: int = 0) -> Effects:
+    """A small made-up table for examples and tests: one ablation that changes the loss by ``shift``, and controls."""
+    import torch
+
+    from mechrep.provenance import Provenance
+
+    generator = np.random.default_rng(seed)
+    values = generator.normal(2.0, 0.3, n) + generator.normal(0, 0.05, (2 + m, n))
+    values[1] += shift
+    conditions = [Condition(), Condition("heads", ABLATION, 2, "zero")]
+    conditions += [Condition("heads", "random", 2, "zero", seed=draw) for draw in range(m)]
+    names = [f"text-{i}" for i in range(n)]
+    provenance = Provenance({"name": "made up"}, {"texts": n}, {"study": "example"})
+    return Effects(provenance, conditions, [Measure("loss")], [names], [names], torch.from_numpy(values)[None])

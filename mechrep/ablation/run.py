@@ -1,0 +1,235 @@
+"""The engine: every outcome under every condition, shard by shard, into one table.
+
+Conditions are rows of batches, never runs of the model of their own.  With a store, finished shards are kept under a
+fingerprint of weights, texts, conditions and settings, and the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects, Measure
+from mechrep.errors import InputError
+from mechrep.interventions.ops import Intervention
+from mechrep.models.model import Model
+from mechrep.provenance import provenance_of
+from mechrep.run import Run
+from mechrep.store import Journal
+
+_ROWS_PER_SHARD = 4096
+
+Cell = tuple[Condition, Intervention | None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens that a measure costs under one condition, at most.
+
+    Attributes:
+        read: tokens of forward passes over known texts.
+        written: tokens of generation.
+    """
+
+    read: int = 0
+    written: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.read + other.read, self.written + other.written)
+
+    def times(self, number: int) -> Cost:
+        """The cost of so many conditions."""
+        return Cost(number * self.read, number * self.written)
+
+
+@runtime_checkable
+class Outcome(Protocol):
+    """Something to measure on every unit under every intervention.
+
+    Attributes:
+        measures: the rows that :meth:`values` gives.
+        units: ids of the units.
+        clusters: the cluster of each unit, see :mod:`mechrep.text.families`.
+        facts: what decides the values, for JSON; texts by their fingerprint.
+        regenerates: whether texts are written anew: expensive, so fewer control draws are measured.
+        cost: tokens per condition.
+    """
+
+    measures: Sequence[Measure]
+    units: Sequence[str]
+    clusters: Sequence[str]
+    facts: Mapping[str, Any]
+    regenerates: bool
+    cost: Cost
+
+    def values(
+        self, interventions: Sequence[Intervention | None], progress: bool | None
+    ) -> Float[Tensor, "measure intervention unit"]:
+        """The values; NaN where a unit has none."""
+        ...
+
+
+def measure_effects(
+    model: Model,
+    cells: Sequence[Cell],
+    outcomes: Sequence[Outcome],
+    *,
+    config: Mapping[str, Any],
+    run: Run | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Effects:
+    """Measure every outcome under every condition.
+
+    Outcomes that write texts anew are measured under the first ``run.sizes.regenerated_draws`` draws of each control;
+    their values under the others are NaN.
+
+    Args:
+        model: the model.
+        cells: conditions with what they do; the first is the baseline, ``None``.
+        outcomes: what to measure, each with measures of its own names.
+        config: settings of the study, for the provenance and the store.
+        run: options.
+        notes: for :attr:`Effects.notes`.
+
+    Raises:
+        InputError: no outcome, two conditions or two measures of one name, a first condition that is not the baseline.
+        StoreError: a store that cannot be read or written.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.ablation.outcomes import HeldOutLoss
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> windows = mechrep.Corpus.from_tokens([[0, *range(20, 40)], [0, *range(50, 70)]], model=model)
+        >>> cells = [(Condition(), None), (Condition("one head", "ablation", 1, "zero"), mechrep.Heads([(0, 0)]))]
+        >>> effects = measure_effects(model, cells, [HeldOutLoss(model, windows)], config={})
+        >>> effects.values.shape
+        torch.Size([1, 2, 2])
+    """
+    options, conditions = run or Run(), [condition for condition, _ in cells]
+    _check(conditions, outcomes)
+    settings = dict(config) | {
+        "conditions": [condition.facts | {"components": condition.components} for condition in conditions],
+        "interventions": fingerprint_of(model, [intervention for _, intervention in cells]),
+        "outcomes": [dict(outcome.facts) | {"measures": [m.name for m in outcome.measures]} for outcome in outcomes],
+    }
+    provenance = provenance_of(model, _Units(model, outcomes), settings)
+    journal = None if options.store is None else Journal(Path(options.store), provenance)
+    tables, shard = [], 0
+    for outcome in outcomes:
+        table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)
+        asked = _asked(conditions, options.sizes.regenerated_draws if outcome.regenerates else None)
+        per_shard = max(1, _ROWS_PER_SHARD // len(outcome.units))
+        for first in range(0, len(asked), per_shard):
+            some = asked[first : first + per_shard]
+            kept = None if journal is None else journal.find(shard)
+            if kept is None:
+                values = outcome.values([cells[place][1] for place in some], options.progress)
+                if journal is not None:
+                    journal.keep(shard, [{"values": one.tolist()} for one in values])
+            else:
+                values = torch.tensor([record["values"] for record in kept], dtype=torch.float64)
+            table[:, some] = values.double()
+            shard += 1
+        tables.append(table)
+    return Effects(
+        provenance,
+        conditions,
+        [measure for outcome in outcomes for measure in outcome.measures],
+        [list(map(str, outcome.units)) for outcome in outcomes for _ in outcome.measures],
+        [list(map(str, outcome.clusters)) for outcome in outcomes for _ in outcome.measures],
+        stacked(tables),
+        dict(notes or {}),
+    )
+
+
+def cost_of(cells: Sequence[Cell], outcomes: Sequence[Outcome], run: Run | None = None) -> Cost:
+    """Tokens that :func:`measure_effects` would read and write, at most."""
+    conditions, total = [condition for condition, _ in cells], Cost()
+    for outcome in outcomes:
+        draws = (run or Run()).sizes.regenerated_draws if outcome.regenerates else None
+        total += outcome.cost.times(len(_asked(conditions, draws)))
+    return total
+
+
+def stacked(tables: Sequence[Float[Tensor, "_ condition _"]]) -> Float[Tensor, "measure condition unit"]:
+    """Tables of several outcomes as one; NaN beyond the units of each."""
+    longest = max(table.shape[2] for table in tables)
+    return torch.cat([torch.nn.functional.pad(t, (0, longest - t.shape[2]), value=torch.nan) for t in tables])
+
+
+def fingerprint_of(model: Model, interventions: Sequence[Intervention | None]) -> str:
+    """Fingerprint of everything that interventions change in a model, of their order, and of where they begin."""
+    digest = hashlib.sha256()
+    for intervention in interventions:
+        if intervention is None:
+            digest.update(b"none")
+            continue
+        for text in (0, 1) if intervention.differs_by_text else (0,):
+            edits = intervention.edits(model.anatomy, text)
+            for (site, layer), edit in sorted(edits.items(), key=lambda item: (item[0][0].value, item[0][1])):
+                digest.update(f"{site.value} {layer}".encode())
+                for numbers in (edit.factor, edit.offset):
+                    digest.update(numbers.double().cpu().contiguous().numpy().tobytes())
+        digest.update(repr((sorted(intervention.holds(model.anatomy).items()), intervention.when)).encode())
+    return digest.hexdigest()[:24]
+
+
+def _asked(conditions: Sequence[Condition], draws: int | None) -> list[int]:
+    """Places of the conditions that an outcome is measured under: of each control the first draws."""
+    counts: Counter[Any] = Counter()
+    places = []
+    for place, condition in enumerate(conditions):
+        counts[condition.of, condition.selection] += 1
+        if (
+            draws is None
+            or condition.selection in (BASELINE, ABLATION)
+            or counts[condition.of, condition.selection] <= draws
+        ):
+            places.append(place)
+    return places
+
+
+def _check(conditions: Sequence[Condition], outcomes: Sequence[Outcome]) -> None:
+    if not outcomes or not conditions or conditions[0].selection != BASELINE:
+        raise InputError(
+            f"{len(conditions)} conditions and {len(outcomes)} outcomes",
+            "the baseline first, and at least one outcome",
+            "begin the conditions with Condition()",
+        )
+    facts = [tuple(condition.facts.values()) for condition in conditions]
+    names = [(measure.name, measure.copy) for outcome in outcomes for measure in outcome.measures]
+    for what, keys in (("condition", facts), ("measure", names)):
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise InputError(f"{what} {twice[0]} twice", "each once", "rename one of them")
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The units of all outcomes, as the corpus of a provenance."""
+
+    model: Model
+    outcomes: Sequence[Outcome]
+
+    def __len__(self) -> int:
+        return max(len(outcome.units) for outcome in self.outcomes)
+
+    def fingerprint(self) -> str:
+        record = [(list(one.units), list(one.clusters), sorted(one.facts.items(), key=str)) for one in self.outcomes]
+        return hashlib.sha256(repr(record).encode()).hexdigest()[:16]
+
+    @property
+    def bos_policy(self) -> str:
+        return "prepended" if self.model.default_prepend_bos else "absent"
+
+    @property
+    def tokenizer(self) -> str | None:
+        return self.model.tokenizer_fingerprint

@@ -1,0 +1,113 @@
+"""How a study is run, apart from what it asks: where it keeps its work, how much effort it makes, what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mechrep.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Sizes that a study takes from its effort.
+
+    Attributes:
+        loops: looping texts to collect.
+        others: loop-free texts to collect.
+        windows: windows of held-out text.
+        tokens: tokens that are repeated, one stimulus each.
+        draws: control draws of measures that only read.
+        regenerated_draws: control draws of measures that write texts anew.
+        nulls: null models.
+        sequences: random repeats.
+        curve: numbers of components of a curve over k.
+    """
+
+    loops: int
+    others: int
+    windows: int
+    tokens: int
+    draws: int
+    regenerated_draws: int
+    nulls: int
+    sequences: int
+    curve: int
+
+
+EFFORTS = {
+    "quick": Effort(80, 12, 16, 12, 99, 19, 19, 16, 3),
+    "standard": Effort(200, 40, 48, 16, 99, 19, 19, 32, 5),
+    "full": Effort(400, 100, 100, 48, 199, 39, 39, 64, 8),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Options that every study, the report and the command line share.
+
+    Attributes:
+        store: folder that keeps finished work; the same call goes on where it stopped.
+        seed: of prompts, splits and draws.
+        effort: ``"quick"``, ``"standard"`` or ``"full"``: how many texts, draws and null models, see :data:`EFFORTS`.
+        engine: ``"local"``: this process.
+        batch_size: rows computed together; by default what fits.
+        progress: show progress; by default to people and, line by line, in log files.
+
+    Raises:
+        InputError: an unknown effort or engine, a seed that is no whole number from 0 on.
+
+    Example:
+        >>> Run(effort="quick").sizes.draws
+        99
+        >>> Run(effort="hasty")
+        Traceback (most recent call last):
+        mechrep.errors.InputError: given: effort='hasty'; expected: one of quick, standard, full; to do: choose one
+    """
+
+    store: str | Path | None = None
+    seed: int = 0
+    effort: str = "standard"
+    engine: str = "local"
+    batch_size: int | None = None
+    progress: bool | None = None
+    made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        one_of("effort", self.effort, EFFORTS)
+        one_of("engine", self.engine, ("local",))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"seed={self.seed!r}", "a whole number from 0 on", "choose another")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size}", "at least 1 row", "leave it out to take what fits")
+
+    @property
+    def sizes(self) -> Effort:
+        """How many texts, draws and null models this effort means."""
+        return EFFORTS[self.effort]
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made under this key in this run, made now if it was not: loops, windows, null models.
+
+        Example:
+            >>> run = Run()
+            >>> run.once("texts", lambda: [1, 2]) is run.once("texts", lambda: [1, 2])
+            True
+        """
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+def one_of(name: str, given: Any, allowed: Any) -> None:
+    """Refuse what is not among the allowed values.
+
+    Raises:
+        InputError: it is not.
+    """
+    if given not in allowed:
+        raise InputError(f"{name}={given!r}", f"one of {', '.join(map(str, allowed))}", "choose one")

@@ -1,0 +1,71 @@
+"""Families of loops: texts that loop in the same words are not independent of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mechrep.text.corpus import Corpus
+
+_GRAM, _SHARED = 6, 0.5
+
+
+def loop_families(corpus: Corpus) -> list[str]:
+    """The family of every text: loops that are equal up to rotation, or share half of their 6-grams, are one.
+
+    Sharing counts on the loop written out in a ring, against the loop that has fewer 6-grams, and is passed on: if a
+    and b are of one family, and b and c, then a and c are.  A text without a loop is a family of its own.
+
+    Args:
+        corpus: texts; with ``start`` and ``onset`` where they loop.
+
+    Returns:
+        One name per text: the id of the family's first text.
+
+    Limits: compares ids; the same words in other tokens are another loop.
+
+    Example:
+        >>> texts = Corpus.from_tokens([[0, *[5, 6, 7] * 4], [0, 1, *[6, 7, 5] * 4], [0, *[8, 9] * 6]]).with_cycles()
+        >>> loop_families(texts)
+        ['tokens-0', 'tokens-0', 'tokens-2']
+    """
+    ids = [str(name) for name in corpus.frame["id"]]
+    grams = [_grams(cycle) for cycle in _cycles(corpus)]
+    parents = list(range(len(ids)))
+
+    def root(text: int) -> int:
+        while parents[text] != text:
+            parents[text] = parents[parents[text]]
+            text = parents[text]
+        return text
+
+    owners: dict[tuple[int, ...], list[int]] = {}
+    for text, own in enumerate(grams):
+        shared: dict[int, int] = {}
+        for gram in own:
+            for other in owners.setdefault(gram, []):
+                shared[other] = shared.get(other, 0) + 1
+            owners[gram].append(text)
+        for other, number in shared.items():
+            if number >= _SHARED * min(len(own), len(grams[other])):
+                first, last = sorted((root(text), root(other)))
+                parents[last] = first
+    return [ids[root(text)] for text in range(len(ids))]
+
+
+def _cycles(corpus: Corpus) -> list[tuple[int, ...] | None]:
+    if not {"start", "onset"} <= set(corpus.frame):
+        return [None] * len(corpus)
+    places = zip(corpus.frame["start"], corpus.frame["onset"], strict=True)
+    found: list[tuple[int, ...] | None] = []
+    for text, (start, onset) in enumerate(places):
+        known = start == start and onset == onset and start is not None and onset is not None  # NaN is no number
+        found.append(tuple(corpus.row(text)[int(start) : int(onset)]) if known else None)
+    return found
+
+
+def _grams(cycle: Sequence[int] | None) -> set[tuple[int, ...]]:
+    """All 6-grams of a loop that goes on for ever."""
+    if not cycle:
+        return set()
+    ring = list(cycle) * (_GRAM // len(cycle) + 2)
+    return {tuple(ring[place : place + _GRAM]) for place in range(len(cycle))}
