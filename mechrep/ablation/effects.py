@@ -152,7 +152,9 @@ class Effects(Result):
         units: ids of the units of each measure, in the order of ``values``.
         clusters: the cluster of each unit; units of one cluster are not independent.
         values: NaN where a unit has no such number, or was not measured under a condition.
-        notes: what the numbers do not say: units that no control may hold, controls that could not be drawn.
+        notes: what the numbers do not say: ``excluded``, components that no control may hold; ``left_out``, controls
+            that could not be drawn; ``peers``: the ablations are of one size, and each one's controls are all others,
+            under this name.
 
     Example:
         >>> from mechrep.ablation.effects import example_effects
@@ -299,9 +301,13 @@ class Effects(Result):
         """
         frame, rows = self.to_frame(), []
         for (_, _), part in frame.groupby(["measure", "copy"], sort=False, dropna=False):
-            controls = part[~part["selection"].isin([BASELINE, ABLATION])]
-            for row in part[part["selection"] == ABLATION].to_dict("records"):
-                mine = controls[_same(controls, row)].dropna(subset=["effect"])
+            controls, peers = part[~part["selection"].isin([BASELINE, ABLATION])], self.notes.get("peers")
+            ablations = part[part["selection"] == ABLATION]
+            for place, row in zip(ablations.index, ablations.to_dict("records"), strict=True):
+                mine = (
+                    controls[_same(controls, row)] if peers is None else ablations.drop(place).assign(selection=peers)
+                )
+                mine = mine.dropna(subset=["effect"])
                 for kind, drawn in mine.groupby("selection", sort=False)["effect"]:
                     facts = {name: row[name] for name in [*_OF, "measure", "copy", "unit", "effect"]}
                     direction = self.measures[self.number(row["measure"], _none(row["copy"]))].direction
