@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import mechrep
-from mechrep.ablation.study import single_head_sweep
+from mechrep.ablation.old_study import single_head_sweep
 from mechrep.generation import collect_loops
 from mechrep.text.stimuli import random_repeats
 

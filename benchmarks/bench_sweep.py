@@ -16,7 +16,7 @@ import torch
 
 import mechrep
 from mechrep import studies
-from mechrep.ablation.controls import sweep_conditions
+from mechrep.ablation.old_controls import sweep_conditions
 from mechrep.generation import collect_loops
 
 

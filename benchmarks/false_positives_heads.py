@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 import mechrep
-from mechrep.ablation.controls import INDUCTION
+from mechrep.ablation.old_controls import INDUCTION
 from mechrep.generation import collect_loops
 from mechrep.measures.head_copying import score_copying
 from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, HeadScores, induction_heads

@@ -31,7 +31,7 @@ class _Lines:
         if self.spoke and kind is None:
             self._say(time.monotonic())
 
-    def update(self, n: float = 1) -> None:
+    def update(self, n: int = 1) -> None:
         """So much more is done."""
         self.n += n
         now = time.monotonic()

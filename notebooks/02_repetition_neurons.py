@@ -27,8 +27,8 @@
 # %%
 import mechrep
 from mechrep import studies
-from mechrep.ablation.loss import plot_perplexity
-from mechrep.ablation.sweeps import plot_sweep
+from mechrep.ablation.old_loss import plot_perplexity
+from mechrep.ablation.old_sweeps import plot_sweep
 from mechrep.generation import collect_loops
 from mechrep.measures.neurons import plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from mechrep.models import tiny

@@ -34,7 +34,7 @@ import pandas as pd
 
 import mechrep
 from mechrep import Circuit, studies
-from mechrep.ablation.study import ablation_figure
+from mechrep.ablation.old_study import ablation_figure
 from mechrep.generation import collect_loops
 from mechrep.models import tiny
 from mechrep.stats import paired_bootstrap_interval

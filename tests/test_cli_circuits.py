@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.study import AblationResult
+from mechrep.ablation.old_study import AblationResult
 from mechrep.cli import app
 from mechrep.measures.head_scores import HeadScoreResult
 

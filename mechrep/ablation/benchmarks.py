@@ -40,7 +40,7 @@ from mechrep.ablation.benchmark_tasks import (
     require_harness,
 )
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.controls import as_seeds, control_heads, control_units
+from mechrep.ablation.old_controls import as_seeds, control_heads, control_units
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, counted, plain, style_of, styled
 from mechrep.generation.patched_model import intervened

@@ -283,6 +283,11 @@ class Circuit:
         return f"{self.name} ({', '.join(f'{n} {what}' + 's' * (n > 1) for n, what in named if n)})"
 
     @property
+    def components(self) -> dict[str, list[list[Any]]]:
+        """The components as lists by kind, for the record."""
+        return {kind: [list(pair) for pair in getattr(self, kind)] for kind in self.kinds}
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Which of ``"neurons"``, ``"heads"`` and ``"layers"`` it has."""
         return tuple(kind for kind in KINDS if getattr(self, kind))

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechrep.errors import InputError
-from mechrep.run import one_of
 from mechrep.figures import AXIS, INK, plain, style_of, styled, translucent
+from mechrep.run import one_of
 
 if TYPE_CHECKING:
     from mechrep.ablation.effects import Effects

@@ -1,15 +1,11 @@
-"""The cheap outcomes of an ablation study: teacher-forced, without generating a token.
+"""What can be measured on texts under an intervention: the outcomes of ablation studies, each by the one protocol.
 
-The dear outcomes of an ablation study: texts are written again under the cut, and one looks whether they loop.
-
-The texts of an ablation study: looping ones with their loops, loop-free ones, and none that were searched.
-
-What became of a text: does it still repeat, when did it leave its loop, has it found another one?
+Teacher-forced ones read known texts; :class:`Regeneration` has the model write texts anew, which is expensive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,25 +13,88 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.ablation.loss import token_losses
-from mechrep.ablation.score import ScoredText, score_tokens
+from mechrep.ablation.effects import Measure
+from mechrep.ablation.score import ScoredText, score_tokens, token_losses
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.decode import Decoding, Request, run_requests
+from mechrep.generation.decode import Continuation, Decoding, Request, run_requests
 from mechrep.interventions.ops import Intervention, When
 from mechrep.measures.neurons import check_onsets
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.cycles import repeats_after_prompt
+from mechrep.text.families import loop_families
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens that an outcome costs under one condition, at most.
+
+    Attributes:
+        read: tokens of forward passes over known texts.
+        written: tokens of generation.
+    """
+
+    read: int = 0
+    written: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.read + other.read, self.written + other.written)
+
+    def times(self, number: int) -> Cost:
+        """The cost of so many conditions."""
+        return Cost(number * self.read, number * self.written)
+
+
+@runtime_checkable
+class Outcome(Protocol):
+    """Something to measure on every unit under every intervention.
+
+    Attributes:
+        measures: the rows that :meth:`values` gives.
+        units: ids of the units.
+        clusters: the cluster of each unit, see :mod:`mechrep.text.families`.
+        facts: what decides the values, for JSON; texts by their fingerprint.
+        regenerates: whether texts are written anew: expensive, so fewer control draws are measured.
+        cost: tokens per condition.
+    """
+
+    measures: Sequence[Measure]
+    units: Sequence[str]
+    clusters: Sequence[str]
+    facts: Mapping[str, Any]
+    regenerates: bool
+    cost: Cost
+
+    def values(
+        self, interventions: Sequence[Intervention | None], progress: bool | None
+    ) -> Float[Tensor, "measure intervention unit"]:
+        """The values; NaN where a unit has none."""
+        ...
+
+
+class _OnTexts:
+    """What outcomes over the texts of a corpus share."""
+
+    regenerates = False
+
+    def __init__(self, model: Model, corpus: Corpus, clusters: Sequence[str] | None = None) -> None:
+        corpus.check_model(model)
+        self.model, self.corpus = model, corpus
+        self.units = [str(name) for name in corpus.frame["id"]]
+        self.clusters = list(clusters or self.units)
+        self.measures: list[Measure] = []
+        self.facts: dict[str, Any] = {"texts": corpus.fingerprint()}
+        self.cost = Cost(read=int(corpus.lengths.sum()))
 
 
 @dataclass(frozen=True)
 class OldLoop:
-    """The loop a text was in when it was cut at its onset.
+    """The loop that a text was in at its onset.
 
     Attributes:
-        start: first position of the first copy.
-        onset: start of the second copy; the prompt ends here.
-        cycle: ids of one copy.
+        start: first position of the first repetition.
+        onset: start of the second repetition; the prompt ends here.
+        cycle: ids of one repetition.
     """
 
     start: int
@@ -50,6 +109,207 @@ class OldLoop:
         return None
 
 
+class LoopLogProbability(_OnTexts):
+    """Log-probability of a loop's own continuation, teacher-forced, in nats per token.
+
+    With the prompt ``ids[:onset]`` and the loop's ``cycle`` after it, over and over: repetition ``c`` (from 1) is the
+    mean of ``log p`` over the cycle's tokens in its ``c``-th repetition; 0 is the onset token alone.  A repetition that
+    would end beyond the model's context is missing.
+
+    Args:
+        model: the model.
+        corpus: looping texts.
+        loops: their loops.
+        copies: so many repetitions.
+        when: ``"from_onset"``: edited from the position that predicts the onset token on; ``"all"``: everywhere.
+    """
+
+    def __init__(self, model: Model, corpus: Corpus, loops: Sequence[OldLoop], copies: int, when: When) -> None:
+        if copies < 1:
+            raise InputError(f"copies={copies}", "at least 1", "ask for more")
+        super().__init__(model, corpus, loop_families(corpus))
+        self.loops = loops
+        room = [(model.anatomy.n_ctx - loop.onset) // len(loop.cycle) for loop in loops]
+        self.whole = [min(copies, fits) for fits in room]
+        self.measures = [Measure("loop_log_probability", copy=copy) for copy in range(max(self.whole) + 1)]
+        self.facts |= {"copies": copies, "when": when, "loops": [[loop.start, loop.onset] for loop in loops]}
+        self.texts = []
+        for number, (loop, fits) in enumerate(zip(loops, self.whole, strict=True)):
+            tokens = (*corpus.row(number)[: loop.onset], *(loop.cycle * fits or loop.cycle[:1]))
+            self.texts.append(ScoredText(tokens, loop.onset, 0 if when == "all" else loop.onset - 1, number))
+        self.cost = Cost(read=sum(len(text.tokens) for text in self.texts))
+
+    def values(
+        self, interventions: Sequence[Intervention | None], progress: bool | None
+    ) -> Float[Tensor, "measure intervention text"]:
+        """Means by repetition."""
+        size = (len(self.measures), len(interventions), len(self.texts))
+        values = torch.full(size, torch.nan, dtype=torch.float64)
+        scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="loop log-probability")
+        for text, (scores, loop, whole) in enumerate(zip(scored, self.loops, self.whole, strict=True)):
+            values[0, :, text] = scores.log_probability[:, 0]
+            if whole:
+                by_copy = scores.log_probability.unflatten(1, (whole, len(loop.cycle))).mean(-1)
+                values[1 : whole + 1, :, text] = by_copy.T
+        return values
+
+
+class CopyAccuracy(_OnTexts):
+    """How well random repeats are copied, edited at every position.
+
+    ``copy_accuracy``: share of the tokens of the second half that are the model's most probable ones;
+    ``copy_loss_drop``: loss on the first half minus loss on the second, nats per token.  The first token of the second
+    half cannot be foreseen and counts in neither.
+
+    Args:
+        model: the model.
+        corpus: random repeats, as :func:`mechrep.text.stimuli.random_repeats` makes them.
+    """
+
+    def __init__(self, model: Model, corpus: Corpus) -> None:
+        super().__init__(model, corpus)
+        needed = {"start", "onset", "period"}
+        facts = corpus.frame[sorted(needed & set(corpus.frame))].dropna().drop_duplicates().to_dict("records")
+        if len(facts) != 1 or set(facts[0]) != needed or facts[0]["period"] < 2:
+            raise InputError(
+                f"repeats with {len(facts)} kinds of start, onset and period",
+                "texts that repeat alike, with a period of at least 2",
+                "make them with mechrep.text.random_repeats",
+            )
+        start, onset, period = (int(facts[0][name]) for name in ("start", "onset", "period"))
+        self.first_copy = onset - max(1, start)  # a text without BOS begins with a token that nothing predicts
+        self.facts |= {"start": start, "onset": onset, "period": period}
+        self.measures = [Measure("copy_accuracy", "share", trials=period - 1), Measure("copy_loss_drop")]
+        self.texts = [
+            ScoredText(tuple(corpus.row(i)[: onset + period]), max(1, start), 0, i) for i in range(len(corpus))
+        ]
+
+    def values(
+        self, interventions: Sequence[Intervention | None], progress: bool | None
+    ) -> Float[Tensor, "measure intervention text"]:
+        """Accuracy and loss drop."""
+        scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="copying")
+        after = self.first_copy + 1
+        accuracy = [scores.correct[:, after:].double().mean(1) for scores in scored]
+        drop = [
+            scores.log_probability[:, after:].mean(1) - scores.log_probability[:, : self.first_copy].mean(1)
+            for scores in scored
+        ]
+        return torch.stack([torch.stack(accuracy, dim=1), torch.stack(drop, dim=1)])
+
+
+class HeldOutLoss(_OnTexts):
+    """Loss on held-out text, nats per token; see :func:`mechrep.ablation.score.token_losses`.
+
+    Args:
+        model: the model.
+        corpus: windows of one length.
+    """
+
+    def __init__(self, model: Model, corpus: Corpus) -> None:
+        super().__init__(model, corpus)
+        self.measures = [Measure("loss")]
+
+    def values(
+        self, interventions: Sequence[Intervention | None], progress: bool | None
+    ) -> Float[Tensor, "measure intervention text"]:
+        """Mean loss over the second half of each window, which is edited."""
+        return token_losses(self.model, self.corpus, interventions, progress=progress).double()[None]
+
+
+@dataclass(frozen=True)
+class LoopDecoding:
+    """How texts are regenerated, and when they count as looping.
+
+    Attributes:
+        preset: of the detector, see :func:`mechrep.text.cycles.detect_cycle`.
+        max_new_tokens: tokens to write; published: 160.
+        stop_early: end a text as soon as its question is answered.
+    """
+
+    preset: str = "mechrep"
+    max_new_tokens: int = 160
+    stop_early: bool = True
+
+
+class Regeneration(_OnTexts):
+    """What becomes of texts that are regenerated from their prompt on, greedily.
+
+    The first measure, ``name``: 1 where a text loops by the preset's detector, else 0.  Where the old loops are known
+    also ``escaped`` (left the old loop at some point), ``tokens_to_escape``, ``relooped`` (escaped, yet looping) and
+    ``new_period`` of that loop; NaN where there is none.
+
+    Args:
+        name: of the first measure.
+        model: the model.
+        corpus: the texts.
+        prompts: where each prompt ends.
+        loops: the loop that each text was in there; ``None`` for loop-free texts.
+        decoding: the preset of the detector, how many tokens are written, and whether a text stops as soon as the
+            detector has fired (escapes after that are not seen).
+        when: ``"from_onset"``: edited from the prompt's last position on; ``"all"``: everywhere.
+    """
+
+    regenerates = True
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        corpus: Corpus,
+        prompts: Sequence[int],
+        loops: Sequence[OldLoop] | None,
+        decoding: LoopDecoding,
+        when: When = "from_onset",
+    ) -> None:
+        super().__init__(model, corpus, loop_families(corpus))
+        self.name, self.loops, self.how = name, loops, decoding
+        self.prompts = [tuple(corpus.row(i)[:end]) for i, end in enumerate(prompts)]
+        self.starts = [0 if when == "all" else end - 1 for end in prompts]
+        self.measures = [Measure(name, "share", trials=1)]
+        if loops is not None:
+            self.measures += [
+                Measure("escaped", "share", trials=1),
+                Measure("tokens_to_escape", "count"),
+                Measure("relooped", "share", trials=1),
+                Measure("new_period", "count"),
+            ]
+        self.facts |= {"when": when, "prompts": list(prompts), **vars(decoding)}
+        written = decoding.max_new_tokens * len(self.prompts)
+        self.cost = Cost(read=sum(map(len, self.prompts)), written=written)
+
+    def values(
+        self, interventions: Sequence[Intervention | None], progress: bool | None
+    ) -> Float[Tensor, "measure intervention text"]:
+        """What became of each text."""
+        requests = [
+            Request(prompt, intervention, start, text)
+            for intervention in interventions
+            for text, (prompt, start) in enumerate(zip(self.prompts, self.starts, strict=True))
+        ]
+        decoding = Decoding(self.how.max_new_tokens, ["eos", self.how.preset] if self.how.stop_early else "eos")
+        what = f"regenerating, {self.name.replace('_', ' ')}"
+        answers = run_requests(self.model, requests, decoding, progress=progress, what=what)
+        special = sorted(self.model.special_ids)
+        rows = [self._row(answer, number % len(self.prompts), special) for number, answer in enumerate(answers)]
+        table = torch.tensor(rows, dtype=torch.float64)
+        return table.view(len(interventions), len(self.prompts), len(self.measures)).permute(2, 0, 1)
+
+    def _row(self, answer: Continuation, text: int, special: Sequence[int]) -> list[float]:
+        facts = outcome_of(
+            answer.ids,
+            len(self.prompts[text]),
+            preset=self.how.preset,
+            old=None if self.loops is None else self.loops[text],
+            eos_id=answer.ids[-1] if answer.reason == "eos" else None,
+            special_ids=special,
+        )
+        row = [facts["repeating"]]
+        if self.loops is not None:
+            row += [facts["escaped_at"] is not None, facts["escaped_at"], facts["relooped"], facts["new_period"]]
+        return [float("nan") if value is None else float(value) for value in row]
+
+
 def outcome_of(
     ids: Sequence[int],
     prompt_length: int,
@@ -59,14 +319,14 @@ def outcome_of(
     eos_id: int | None = None,
     special_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Facts about one text after an edit.
+    """Facts about one regenerated text.
 
     Args:
         ids: prompt and continuation.
         prompt_length: tokens of the prompt.
         preset: see :func:`mechrep.text.cycles.repeats_after_prompt`.
-        old: the loop before the edit; ``None`` for a text that had none.
-        eos_id: cut the text there (default detector).
+        old: the loop before; ``None`` for a text that had none.
+        eos_id: end the text there (default detector).
         special_ids: no cycle on their own.
 
     Returns:
@@ -86,205 +346,7 @@ def outcome_of(
     }
 
 
-Measure = dict[str, Any]
-
-
-def measure(outcome: str, *, copy: int | None = None, trials: int = 0) -> Measure:
-    """What one table of values is: its name, the copy of the loop, and of how many trials each value is the share.
-
-    ``trials=0``: a mean and no share.
-    """
-    return {"outcome": outcome, "copy": copy, "trials": trials}
-
-
-@runtime_checkable
-class Outcome(Protocol):
-    """Something to measure on every text under every intervention.
-
-    Attributes:
-        corpus: the texts.
-        measures: the tables that :meth:`values` gives, see :func:`measure`.
-        facts: settings that decide the values.
-    """
-
-    corpus: Corpus
-    measures: list[Measure]
-    facts: dict[str, Any]
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention text"]:
-        """The values; NaN where a text has none."""
-        ...
-
-
-class LoopLogProbability:
-    """Log-probability of a loop's own continuation, teacher-forced, in nats per token.
-
-    With the prompt ``ids[:onset]`` and the loop's ``cycle`` after it, over and over: copy ``c`` (from 1) is the mean of
-    ``log p`` over the cycle's tokens in its ``c``-th repetition; copy 0 is the onset token alone.  A copy that would
-    end beyond the model's context is missing.
-
-    Args:
-        model: the model.
-        corpus: looping texts.
-        loops: their loops.
-        copies: so many copies.
-        when: ``"from_onset"``: edited from the position that predicts the onset token on; ``"all"``: everywhere.
-    """
-
-    def __init__(self, model: Model, corpus: Corpus, loops: Sequence[OldLoop], copies: int, when: When) -> None:
-        if copies < 1:
-            raise InputError(f"copies={copies}", "at least 1", "ask for more")
-        self.model, self.corpus, self.loops = model, corpus, loops
-        room = [(model.anatomy.n_ctx - loop.onset) // len(loop.cycle) for loop in loops]
-        self.whole = [min(copies, fits) for fits in room]
-        self.measures = [measure("loop_log_probability", copy=copy) for copy in range(max(self.whole) + 1)]
-        self.facts = {"copies": copies, "when": when, "loops": [[loop.start, loop.onset] for loop in loops]}
-        self.texts = []
-        for number, (loop, fits) in enumerate(zip(loops, self.whole, strict=True)):
-            tokens = (*corpus.row(number)[: loop.onset], *(loop.cycle * fits or loop.cycle[:1]))
-            self.texts.append(ScoredText(tokens, loop.onset, 0 if when == "all" else loop.onset - 1, number))
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention text"]:
-        """Means by copy."""
-        size = (len(self.measures), len(interventions), len(self.texts))
-        values = torch.full(size, torch.nan, dtype=torch.float64)
-        scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="loop log-probability")
-        for text, (scores, loop, whole) in enumerate(zip(scored, self.loops, self.whole, strict=True)):
-            values[0, :, text] = scores.log_probability[:, 0]
-            if whole:
-                by_copy = scores.log_probability.unflatten(1, (whole, len(loop.cycle))).mean(-1)
-                values[1 : whole + 1, :, text] = by_copy.T
-        return values
-
-
-class CopyAccuracy:
-    """How well random repeats are copied, edited at every position.
-
-    ``copy_accuracy``: share of the tokens of the second copy that are the model's most probable ones;
-    ``copy_loss_drop``: loss on the first copy minus loss on the second, nats per token.  The first token of the second
-    copy cannot be foreseen and counts in neither.
-
-    Args:
-        model: the model.
-        corpus: random repeats, as :func:`mechrep.text.stimuli.random_repeats` makes them.
-    """
-
-    def __init__(self, model: Model, corpus: Corpus) -> None:
-        corpus.check_model(model)
-        needed = {"start", "onset", "period"}
-        facts = corpus.frame[sorted(needed & set(corpus.frame))].dropna().drop_duplicates().to_dict("records")
-        if len(facts) != 1 or set(facts[0]) != needed or facts[0]["period"] < 2:
-            raise InputError(
-                f"repeats with {len(facts)} kinds of start, onset and period",
-                "texts that repeat alike, with a period of at least 2",
-                "make them with mechrep.text.random_repeats",
-            )
-        self.model, self.corpus = model, corpus
-        start, onset, self.period = (int(facts[0][name]) for name in ("start", "onset", "period"))
-        self.first_copy = onset - max(1, start)  # a text without BOS begins with a token that nothing predicts
-        self.facts = {"start": start, "onset": onset, "period": self.period}
-        self.measures = [measure("copy_accuracy", trials=self.period - 1), measure("copy_loss_drop")]
-        self.texts = [
-            ScoredText(tuple(corpus.row(i)[: onset + self.period]), max(1, start), 0, i) for i in range(len(corpus))
-        ]
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention text"]:
-        """Accuracy and loss drop."""
-        scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="copying")
-        after = self.first_copy + 1
-        accuracy = [scores.correct[:, after:].double().mean(1) for scores in scored]
-        drop = [
-            scores.log_probability[:, after:].mean(1) - scores.log_probability[:, : self.first_copy].mean(1)
-            for scores in scored
-        ]
-        return torch.stack([torch.stack(accuracy, dim=1), torch.stack(drop, dim=1)])
-
-
-class HeldOutLoss:
-    """Loss on held-out text, nats per token; see :func:`mechrep.ablation.loss.token_losses`.
-
-    Args:
-        model: the model.
-        corpus: windows of one length.
-    """
-
-    def __init__(self, model: Model, corpus: Corpus) -> None:
-        self.model, self.corpus = model, corpus
-        self.facts: dict[str, Any] = {}
-        self.measures = [measure("loss")]
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention text"]:
-        """Mean loss over the second half of each window, which is edited."""
-        return token_losses(self.model, self.corpus, interventions, progress=progress).double()[None]
-
-
-class Regeneration:
-    """Share of texts that loop when they are written again from their prompt on, greedily.
-
-    Args:
-        name: ``"still_looping"`` or ``"newly_looping"``.
-        model: the model.
-        corpus: the texts.
-        cuts: where each prompt ends.
-        when: ``"from_onset"``: edited from the prompt's last position on; ``"all"``: everywhere.
-        preset: of the detector, which also stops a text that has its answer.
-        max_new_tokens: continue by so many tokens.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        model: Model,
-        corpus: Corpus,
-        cuts: Sequence[int],
-        *,
-        when: When,
-        preset: str,
-        max_new_tokens: int,
-    ) -> None:
-        self.name, self.model, self.corpus, self.preset = name, model, corpus, preset
-        self.prompts = [tuple(corpus.row(i)[:cut]) for i, cut in enumerate(cuts)]
-        self.starts = [0 if when == "all" else cut - 1 for cut in cuts]
-        self.decoding = Decoding(max_new_tokens, ["eos", preset])
-        self.measures = [measure(name, trials=1)]
-        self.facts: dict[str, Any] = {
-            "preset": preset, "max_new_tokens": max_new_tokens, "when": when, "cuts": list(cuts)
-        }  # fmt: skip
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention text"]:
-        """1 where a text loops, 0 where it does not."""
-        requests = [
-            Request(prompt, intervention, start, text)
-            for intervention in interventions
-            for text, (prompt, start) in enumerate(zip(self.prompts, self.starts, strict=True))
-        ]
-        answers = run_requests(self.model, requests, self.decoding, progress=progress, what=self.name)
-        special = sorted(self.model.special_ids)
-        loops = [
-            repeats_after_prompt(
-                answer.ids,
-                len(answer.request.prompt),
-                self.preset,
-                eos_id=answer.ids[-1] if answer.reason == "eos" else None,
-                special_ids=special,
-            )
-            is not None
-            for answer in answers
-        ]
-        return torch.tensor(loops, dtype=torch.float64).view(1, len(interventions), len(self.prompts))
-
-
-def unseen(corpus: Corpus, seen: Set[str]) -> Corpus:
+def unseen(corpus: Corpus, seen: Collection[str]) -> Corpus:
     """The texts on which nothing was searched.
 
     Raises:
@@ -293,7 +355,7 @@ def unseen(corpus: Corpus, seen: Set[str]) -> Corpus:
     mask = corpus.frame["id"].isin(set(seen))
     if mask.all():
         raise InputError(
-            "a corpus of exactly the texts on which the circuits were found",
+            "a corpus of exactly the texts on which the components were found",
             "texts that the search has not seen: testing where one searched inflates the effect",
             "find, test = corpus.split(); search on the one, ablate on the other (or pass held_out=False and say so)",
         )

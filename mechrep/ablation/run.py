@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects, Measure
+from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects
+from mechrep.ablation.outcomes import Cost, Outcome
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
@@ -28,53 +29,6 @@ from mechrep.store import Journal
 _ROWS_PER_SHARD = 4096
 
 Cell = tuple[Condition, Intervention | None]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Tokens that a measure costs under one condition, at most.
-
-    Attributes:
-        read: tokens of forward passes over known texts.
-        written: tokens of generation.
-    """
-
-    read: int = 0
-    written: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.read + other.read, self.written + other.written)
-
-    def times(self, number: int) -> Cost:
-        """The cost of so many conditions."""
-        return Cost(number * self.read, number * self.written)
-
-
-@runtime_checkable
-class Outcome(Protocol):
-    """Something to measure on every unit under every intervention.
-
-    Attributes:
-        measures: the rows that :meth:`values` gives.
-        units: ids of the units.
-        clusters: the cluster of each unit, see :mod:`mechrep.text.families`.
-        facts: what decides the values, for JSON; texts by their fingerprint.
-        regenerates: whether texts are written anew: expensive, so fewer control draws are measured.
-        cost: tokens per condition.
-    """
-
-    measures: Sequence[Measure]
-    units: Sequence[str]
-    clusters: Sequence[str]
-    facts: Mapping[str, Any]
-    regenerates: bool
-    cost: Cost
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention unit"]:
-        """The values; NaN where a unit has none."""
-        ...
 
 
 def measure_effects(

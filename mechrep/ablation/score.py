@@ -2,14 +2,14 @@
 
 The tokens before a text's first edited position are computed once for all of its interventions; from there on each
 intervention is a row, edited through one :class:`~mechrep.interventions.apply.EditTable`, and below the first layer
-that it edits it is one row with all others (:mod:`~mechrep.ablation.score`).  Texts of one shape share
+that it edits it is one row with all others (:class:`Branches`).  Texts of one shape share
 batches, so nothing is padded.
 
 Rows that are still equal are computed once: they part at the layer in which an edit first sets them apart.
 
-Cutting a head of layer 5 changes nothing below layer 5.  So a batch of one text under many interventions begins as one
+Ablating a head of layer 5 changes nothing below layer 5.  So a batch of one text under many interventions begins as one
 row; every layer takes the rows that begin to differ in it from the row that they were until then, and rows that no edit
-ever sets apart stay one to the end.  With every head cut once this halves the work; the numbers are the same.
+ever sets apart stay one to the end.  With every head ablated once this halves the work; the numbers are the same.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechrep.errors import InputError
 from mechrep.interventions.apply import EditTable, transformer_lens_hooks
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
+from mechrep.text.corpus import SHORTEST_WINDOW, Corpus
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,42 @@ def score_tokens(
                     kept[group[text]][1][condition] = correct[row]
                 bar.update(len(rows))
     return [TokenScores(*tensors) for tensors in kept]
+
+
+def token_losses(
+    model: Model, corpus: Corpus, interventions: Sequence[Intervention | None], *, progress: bool | None = None
+) -> Float[Tensor, "intervention text"]:
+    """Mean loss in nats per token on the second half of every text, under each intervention.
+
+    The edit is active at every position from the middle of the text on, that is wherever a loss is counted.
+
+    Args:
+        model: the model.
+        corpus: windows of held-out text, all of one length.
+        interventions: ``None`` is the baseline.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: windows of different lengths.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> token_losses(model, mechrep.Corpus.from_tokens([[0, *range(20, 40)]], model=model), [None]).shape
+        torch.Size([1, 1])
+    """
+    corpus.check_model(model)
+    length = int(corpus.lengths[0])
+    if not bool((corpus.lengths == length).all()) or length < SHORTEST_WINDOW:
+        raise InputError(
+            f"windows of {int(corpus.lengths.min())} to {int(corpus.lengths.max())} tokens",
+            f"one length of at least {SHORTEST_WINDOW}",
+            "cut them with windows_of_text",
+        )
+    half = length // 2
+    texts = [ScoredText(tuple(corpus.row(i)), half, half - 1, i) for i in range(len(corpus))]
+    scored = score_tokens(model, texts, interventions, progress=progress, what="measuring loss")
+    return torch.stack([-scores.log_probability.mean(1) for scores in scored], dim=1)
 
 
 Scored = tuple[list[tuple[int, int]], Tensor, Tensor]  # (text, intervention) of each row, and what the rows got

@@ -62,7 +62,7 @@ def ablate(
     circuits = [Circuit.load(path) for path in circuit]
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.ablation.study import CHEAP_OUTCOMES, ablation_figure, ablation_study
+    from mechrep.ablation.old_study import CHEAP_OUTCOMES, ablation_figure, ablation_study
     from mechrep.generation.loops import collect_loops
     from mechrep.measures.head_scores import score_heads
     from mechrep.report.page import text_table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mechrep.ablation.study import ablation_curves_figure
-from mechrep.ablation.sweeps import Verdict
+from mechrep.ablation.old_study import ablation_curves_figure
+from mechrep.ablation.old_sweeps import Verdict
 from mechrep.figures import counted
 from mechrep.report.old_cut_plots import SELECTIONS, cuts_figure, single_heads_figure
 from mechrep.report.old_effects import Effect, effects_of

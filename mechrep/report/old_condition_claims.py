@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mechrep.ablation.sweeps import Verdict
+from mechrep.ablation.old_sweeps import Verdict
 from mechrep.report.page import ReportTable, decimals, interval
 from mechrep.studies.natural_vs_induced_study import BuilderContrast, ConditionStudy
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from mechrep.ablation.sweeps import NO_BREAK
+from mechrep.ablation.old_sweeps import NO_BREAK
 from mechrep.figures import counted
 from mechrep.measures.natural_vs_induced import confidence_figure, lens_figure
 from mechrep.measures.text_kind_design import head_contrast_figure

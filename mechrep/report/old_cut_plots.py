@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechrep.ablation.study import HeadSweepResult
+from mechrep.ablation.old_study import HeadSweepResult
 from mechrep.figures import (
     AXIS,
     COLUMNS,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mechrep.ablation.study import AblationResult
-from mechrep.ablation.sweeps import NO_BREAK, Verdict, percent
+from mechrep.ablation.old_study import AblationResult
+from mechrep.ablation.old_sweeps import NO_BREAK, Verdict, percent
 from mechrep.errors import InputError
 from mechrep.figures import counted
 from mechrep.report.page import decimals

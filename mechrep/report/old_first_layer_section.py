@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from mechrep.ablation.sweeps import NO_BREAK
+from mechrep.ablation.old_sweeps import NO_BREAK
 from mechrep.figures import counted
 from mechrep.measures.first_token_detectors import SAME_VALUE, convergence_figure, detector_figure
 from mechrep.measures.first_token_heads import head_cuts_figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mechrep.ablation.sweeps import NO_BREAK
+from mechrep.ablation.old_sweeps import NO_BREAK
 from mechrep.measures.head_scores import HeadScoreResult
 from mechrep.report.page import decimals
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from mechrep.ablation.controls import ON_LOOPS, ON_REPEATS, PUBLISHED
+from mechrep.ablation.old_controls import ON_LOOPS, ON_REPEATS, PUBLISHED
 from mechrep.figures import attention_map_figure, counted
 from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, head_scores_figure, layer_profile_figure
 from mechrep.report.old_head_words import KINDS, listed, name_of, scored

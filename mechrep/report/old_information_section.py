@@ -7,7 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from mechrep.ablation.sweeps import NO_BREAK, percent
+from mechrep.ablation.old_sweeps import NO_BREAK, percent
 from mechrep.figures import counted
 from mechrep.measures.token_information import head_information_figure, information_figure
 from mechrep.report.page import Badge, ReportFigure, ReportTable, Section, decimals, interval

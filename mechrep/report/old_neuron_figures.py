@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mechrep.ablation.loss import plot_perplexity
-from mechrep.ablation.sweeps import plot_sweep
+from mechrep.ablation.old_loss import plot_perplexity
+from mechrep.ablation.old_sweeps import plot_sweep
 from mechrep.measures.neurons import plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from mechrep.report.page import ReportFigure
 from mechrep.studies.neurons import RepetitionStudy

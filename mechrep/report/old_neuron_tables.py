@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from mechrep.ablation.loss import LossResult, perplexity_summary
-from mechrep.ablation.sweeps import SweepResult, percent
+from mechrep.ablation.old_loss import LossResult, perplexity_summary
+from mechrep.ablation.old_sweeps import SweepResult, percent
 from mechrep.figures import style_of
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.report.page import ReportTable, decimals

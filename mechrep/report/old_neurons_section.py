@@ -6,7 +6,7 @@ import html
 import math
 from typing import Any
 
-from mechrep.ablation.sweeps import (
+from mechrep.ablation.old_sweeps import (
     SweepResult,
     activation_finding,
     cost_sentence,

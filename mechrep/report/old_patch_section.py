@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mechrep.ablation.benchmarks import MARGIN, UNTOUCHED, BenchmarkResult, benchmark_figure
-from mechrep.ablation.sweeps import NO_BREAK, percent
+from mechrep.ablation.old_sweeps import NO_BREAK, percent
 from mechrep.figures import counted
 from mechrep.report.old_patch_tables import patch_tables
 from mechrep.report.old_patch_words import CONTROLS, held, in_words, measured, told

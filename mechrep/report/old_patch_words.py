@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mechrep.ablation.sweeps import NO_BREAK, Verdict, percent
+from mechrep.ablation.old_sweeps import NO_BREAK, Verdict, percent
 from mechrep.figures import counted
 from mechrep.report.page import decimals, interval
 from mechrep.studies.sink_patch import LOSS, Change, PatchStudyResult

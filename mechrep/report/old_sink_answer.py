@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mechrep.ablation.sweeps import NO_BREAK, percent
+from mechrep.ablation.old_sweeps import NO_BREAK, percent
 from mechrep.figures import counted
 from mechrep.measures.sink_norms import SINK_RATIO
 from mechrep.report.old_head_words import listed, name_of

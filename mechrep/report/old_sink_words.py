@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from mechrep.ablation.sweeps import NO_BREAK, Verdict, percent
+from mechrep.ablation.old_sweeps import NO_BREAK, Verdict, percent
 from mechrep.figures import counted
 from mechrep.report.old_head_words import name_of
 from mechrep.report.page import decimals

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mechrep.ablation.sweeps import percent
+from mechrep.ablation.old_sweeps import percent
 from mechrep.figures import counted
 from mechrep.report.old_head_words import name_of
 from mechrep.report.old_training_words import (

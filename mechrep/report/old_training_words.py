@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mechrep.ablation.sweeps import percent
+from mechrep.ablation.old_sweeps import percent
 from mechrep.figures import counted
 from mechrep.report.old_head_words import name_of
 from mechrep.report.page import Badge, decimals, interval

@@ -37,7 +37,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.sweeps import SweepResult, Verdict
+from mechrep.ablation.old_sweeps import SweepResult, Verdict
 from mechrep.errors import StoreError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
 from mechrep.results import Result

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.conditions import Circuits, MatchBy, ablation_conditions, as_circuits
-from mechrep.ablation.controls import CONTROLS, HEAD_CONTROLS, ON_REPEATS, HeadKind, as_seeds, head_kinds, heads_of
-from mechrep.ablation.study import (
+from mechrep.ablation.old_conditions import Circuits, MatchBy, ablation_conditions, as_circuits
+from mechrep.ablation.old_controls import CONTROLS, HEAD_CONTROLS, ON_REPEATS, HeadKind, as_seeds, head_kinds, heads_of
+from mechrep.ablation.old_study import (
     CHEAP_OUTCOMES,
     AblationResult,
     HeadSweepResult,
@@ -26,7 +26,7 @@ from mechrep.ablation.study import (
     layer_profiles,
     single_head_sweep,
 )
-from mechrep.ablation.sweeps import ACTIVATION_PROMPT
+from mechrep.ablation.old_sweeps import ACTIVATION_PROMPT
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions.ops import When
@@ -102,7 +102,7 @@ def planned_circuits(
     published share of repetition neurons.
 
     Args:
-        kinds: of :func:`mechrep.ablation.controls.head_kinds`.
+        kinds: of :func:`mechrep.ablation.old_controls.head_kinds`.
         neurons: the ranking of the same model.
         n_heads: heads per layer.
 
@@ -140,7 +140,7 @@ def cut_circuit(model: Model, circuit: Circuit, when: When, outcomes: Sequence[s
     """Cut one circuit by zero, beside every control that can be drawn for it.
 
     Raises:
-        InputError: see :func:`mechrep.ablation.study.ablation_study`.
+        InputError: see :func:`mechrep.ablation.old_study.ablation_study`.
         NothingFoundError: no text of the kind that an outcome needs.
     """
     wanted = HEAD_CONTROLS if circuit.kinds == ("heads",) else tuple(dict.fromkeys((*CONTROLS, *HEAD_CONTROLS)))

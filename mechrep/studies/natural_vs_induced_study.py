@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from mechrep.ablation.controls import as_seeds
+from mechrep.ablation.old_controls import as_seeds
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.text_kinds import condition_flow, control_condition, induced_condition, natural_condition
 from mechrep.generation.written import Builder

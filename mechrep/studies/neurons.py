@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mechrep.ablation.controls import CONTROLS
-from mechrep.ablation.loss import LossResult, loss_sweep
-from mechrep.ablation.sweeps import ACTIVATION_PROMPT, NEW_TOKENS, SweepResult, activation_sweep, deactivation_sweep
+from mechrep.ablation.old_controls import CONTROLS
+from mechrep.ablation.old_loss import LossResult, loss_sweep
+from mechrep.ablation.old_sweeps import ACTIVATION_PROMPT, NEW_TOKENS, SweepResult, activation_sweep, deactivation_sweep
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.generation.decode import Decoding, Request, run_requests
@@ -96,7 +96,7 @@ def run_repetition_study(
         n_loops: looping texts to collect.
         n_others: loop-free texts to collect.
         ks: numbers of neurons; see :func:`default_ks`.
-        controls: see :mod:`mechrep.ablation.controls`.
+        controls: see :mod:`mechrep.ablation.old_controls`.
         seeds: draws of each control.
         held_out_text: English by default (public-domain books that mechrep-tiny was not trained on).
         store: folder that lets a stopped study go on.

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.ablation.controls import CONTROLS, Unit, _nearest, as_seeds, control_units
+from mechrep.ablation.old_controls import CONTROLS, Unit, _nearest, as_seeds, control_units
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import AXIS, INK, counted, plain, style_of, styled
 from mechrep.interventions.apply import EditTable

@@ -37,8 +37,8 @@ from torch import Tensor
 
 from mechrep.ablation.benchmark_tasks import EMBEDDED_TASKS
 from mechrep.ablation.benchmarks import BENCHMARK_CONTROLS, UNTOUCHED, BenchmarkResult, benchmark_study
-from mechrep.ablation.controls import CONTROLS, Unit, as_seeds
-from mechrep.ablation.sweeps import Verdict
+from mechrep.ablation.old_controls import CONTROLS, Unit, as_seeds
+from mechrep.ablation.old_sweeps import Verdict
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import AXIS, INK, counted, plain, style_of, styled

@@ -46,7 +46,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.ablation.controls import control_heads
+from mechrep.ablation.old_controls import control_heads
 from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
@@ -868,7 +868,7 @@ def head_dissociation(
         conditions: natural and induced, built from one list of prompts.
         k: heads cut together.
         op: as in :func:`~mechrep.studies.text_kind_effects.ablation_contrast`, as are ``reference`` to ``copies``.
-        controls: ``"random"``, ``"layer_matched"``, see :func:`mechrep.ablation.controls.control_heads`.
+        controls: ``"random"``, ``"layer_matched"``, see :func:`mechrep.ablation.old_controls.control_heads`.
         draws: of each control.
         reference: as there.
         when: as there.

@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from mechrep.ablation.controls import as_seeds
+from mechrep.ablation.old_controls import as_seeds
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.token_information import TokenFacts, TokenInformationResult, token_facts, token_information
 from mechrep.measures.token_information_masks import InformationCut, Way, information_cut

@@ -425,12 +425,16 @@ class Corpus:
         """
         return self.select(matching_texts(self.frame, conditions))
 
-    def split(self, share: float = 0.8, seed: int = 0) -> tuple[Corpus, Corpus]:
+    def split(
+        self, share: float = 0.8, seed: int = 0, *, clusters: Sequence[str] | None = None
+    ) -> tuple[Corpus, Corpus]:
         """Split the texts at random into two corpora, each in the order of this one.
 
         Args:
-            share: share of the texts in the first.
+            share: share of the texts in the first; with clusters as near to it as whole clusters allow.
             seed: seed of the draw; the same seed gives the same split.
+            clusters: the cluster of each text, as of :func:`mechrep.text.families.loop_families`: texts of one cluster
+                stay on one side, so that what is found on the first is tested on others.
 
         Raises:
             InputError: if one side would be empty.
@@ -438,8 +442,21 @@ class Corpus:
         n_first = round(share * len(self))
         if not 0 < n_first < len(self):
             raise InputError(f"share = {share} of {len(self)} texts", "texts on both sides", "change it, or add texts")
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self.select(np.sort(order[:n_first])), self.select(np.sort(order[n_first:]))
+        if clusters is None:
+            order = np.random.default_rng(seed).permutation(len(self))
+            return self.select(np.sort(order[:n_first])), self.select(np.sort(order[n_first:]))
+        names = np.asarray(clusters, dtype=object)
+        chosen, n = np.zeros(len(self), dtype=bool), 0
+        for name in np.random.default_rng(seed).permutation(list(dict.fromkeys(clusters))):
+            size = int((names == name).sum())
+            if abs(n + size - n_first) <= abs(n - n_first):
+                chosen |= names == name
+                n += size
+        if not 0 < n < len(self):
+            raise InputError(
+                f"{len(self)} texts in {len(set(clusters))} clusters", "clusters on both sides", "collect more texts"
+            )
+        return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
 
     @staticmethod
     def concatenate(*corpora: Corpus) -> Corpus:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from mechrep.text.corpus import Corpus
 
 _GRAM, _SHARED = 6, 0.5
@@ -58,7 +60,7 @@ def _cycles(corpus: Corpus) -> list[tuple[int, ...] | None]:
     places = zip(corpus.frame["start"], corpus.frame["onset"], strict=True)
     found: list[tuple[int, ...] | None] = []
     for text, (start, onset) in enumerate(places):
-        known = start == start and onset == onset and start is not None and onset is not None  # NaN is no number
+        known = not (pd.isna(start) or pd.isna(onset))
         found.append(tuple(corpus.row(text)[int(start) : int(onset)]) if known else None)
     return found
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.ablation.controls import INDUCTION
+from mechrep.ablation.old_controls import INDUCTION
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores, score_heads

@@ -14,10 +14,10 @@ import pytest
 import torch
 from scipy import stats
 
-from mechrep.ablation import study as ablation_plan
+from mechrep.ablation import old_study as ablation_plan
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.outcomes import LoopLogProbability
-from mechrep.ablation.study import AblationResult, HeadSweepResult, ablation_study, single_head_sweep
+from mechrep.ablation.old_outcomes import LoopLogProbability
+from mechrep.ablation.old_study import AblationResult, HeadSweepResult, ablation_study, single_head_sweep
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import Heads, mean

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mechrep.ablation.controls import HEAD_CONTROLS, control_heads, induction_heads
-from mechrep.ablation.study import layer_profiles
+from mechrep.ablation.old_controls import HEAD_CONTROLS, control_heads, induction_heads
+from mechrep.ablation.old_study import layer_profiles
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks

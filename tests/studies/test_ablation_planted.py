@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mechrep
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.study import AblationResult, ablation_study, single_head_sweep
+from mechrep.ablation.old_study import AblationResult, ablation_study, single_head_sweep
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
 from mechrep.studies import deactivation_sweep

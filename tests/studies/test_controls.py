@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.ablation.controls import (
+from mechrep.ablation.old_controls import (
     CONTROLS,
     as_ranking,
     as_seeds,

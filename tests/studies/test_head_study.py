@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.ablation.controls import ON_LOOPS, ON_REPEATS, PUBLISHED, head_kinds, heads_of
+from mechrep.ablation.old_controls import ON_LOOPS, ON_REPEATS, PUBLISHED, head_kinds, heads_of
 from mechrep.errors import InputError
 from mechrep.measures.head_copying import HeadCopying
 from mechrep.measures.head_scores import HeadScores

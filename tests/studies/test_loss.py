@@ -65,7 +65,7 @@ def test_texts_are_scored_alike_however_many_are_scored(monkeypatch: pytest.Monk
     corpus = Corpus.from_tokens(random_tokens(7, LENGTH, seed=2), model=model)
     conditions = [None, Neurons(UNITS, "zero", when="all")]
     whole = token_losses(model, corpus, conditions)
-    monkeypatch.setattr("mechrep.ablation.loss._TOKENS_PER_BATCH", 2 * LENGTH)
+    monkeypatch.setattr("mechrep.ablation.old_loss._TOKENS_PER_BATCH", 2 * LENGTH)
     torch.testing.assert_close(token_losses(model, corpus, conditions), whole, rtol=1e-5, atol=1e-6)
 
 

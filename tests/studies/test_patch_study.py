@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.ablation.controls import CONTROLS
+from mechrep.ablation.old_controls import CONTROLS
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import SinkPatch
 from mechrep.models.load import load_model, reinitialised

@@ -87,7 +87,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(repetition_study, "collect_loops", never)
-    monkeypatch.setattr("mechrep.ablation.sweeps.run_requests", never)
+    monkeypatch.setattr("mechrep.ablation.old_sweeps.run_requests", never)
     monkeypatch.setattr("mechrep.cache.corpus_cache.read_activations", never)
     again = study(model, store)
     assert torch.equal(again.neurons.t, first.neurons.t) and again.neurons.provenance == first.neurons.provenance

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mechrep.ablation import sweeps
+from mechrep.ablation import old_sweeps as sweeps
 from mechrep.errors import InputError, NothingFoundError, StoreError
 from mechrep.interventions import add, mean, scale
 from mechrep.studies import SweepResult, activation_sweep, deactivation_sweep

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mechrep
-from mechrep.ablation.sweeps import SweepResult
+from mechrep.ablation.old_sweeps import SweepResult
 from mechrep.studies import activation_sweep, deactivation_sweep
 from mechrep.text.corpus import Corpus
 from mechrep.text.cycles import repeats_after_prompt

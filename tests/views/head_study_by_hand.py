@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.controls import head_kinds
-from mechrep.ablation.study import AblationResult, HeadSweepResult
+from mechrep.ablation.old_controls import head_kinds
+from mechrep.ablation.old_study import AblationResult, HeadSweepResult
 from mechrep.measures.head_copying import HeadCopyingResult
 from mechrep.measures.head_scores import HeadScoreResult
 from mechrep.measures.head_targets import SCORES

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from mechrep.ablation.loss import LossResult
-from mechrep.ablation.sweeps import SweepResult
+from mechrep.ablation.old_loss import LossResult
+from mechrep.ablation.old_sweeps import SweepResult
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.provenance import Provenance
 from mechrep.studies.neurons import RepetitionStudy

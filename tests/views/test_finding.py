@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mechrep.ablation.sweeps import activation_finding, cost_sentence, deactivation_finding, escape_sentence, percent
+from mechrep.ablation.old_sweeps import (
+    activation_finding,
+    cost_sentence,
+    deactivation_finding,
+    escape_sentence,
+    percent,
+)
 from tests.views import study_by_hand as by_hand
 
 NB = "\u00a0"

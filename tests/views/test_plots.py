@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.ablation.loss import LossResult, plot_perplexity
-from mechrep.ablation.sweeps import plot_sweep
+from mechrep.ablation.old_loss import LossResult, plot_perplexity
+from mechrep.ablation.old_sweeps import plot_sweep
 from mechrep.errors import InputError
 from mechrep.figures import STYLES, number_positions
 from mechrep.measures.neurons import drawn_ranks, plot_layer_distribution, plot_onset_profile, plot_sorted_delta

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mechrep.ablation.loss import LossResult
-from mechrep.ablation.sweeps import SweepResult
+from mechrep.ablation.old_loss import LossResult
+from mechrep.ablation.old_sweeps import SweepResult
 from mechrep.errors import StoreError
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.report.page import save_tables

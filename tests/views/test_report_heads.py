@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.study import AblationResult
+from mechrep.ablation.old_study import AblationResult
 from mechrep.errors import InputError
 from mechrep.measures.head_scores import HeadScoreResult
 from mechrep.report.old_ablation_section import ablation_section

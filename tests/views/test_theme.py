@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import plotly.io
 import pytest
 
-from mechrep.ablation.controls import CONTROLS
+from mechrep.ablation.old_controls import CONTROLS
 from mechrep.figures import ACCENT, INK, SEQUENCE, STYLES, style_of, styled
 
 PAGES = ("#ffffff", "#15181d")

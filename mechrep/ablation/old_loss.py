@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechrep.ablation.controls import CONTROLS, Unit, as_seeds, sweep_conditions
+from mechrep.ablation.old_controls import CONTROLS, Unit, as_seeds, sweep_conditions
 from mechrep.errors import InputError
 from mechrep.figures import INK, counted, draw_selections, number_axis, styled
 from mechrep.interventions.apply import EditTable, transformer_lens_hooks
@@ -174,7 +174,7 @@ def loss_sweep(
         corpus: windows made by :func:`mechrep.text.corpus.windows_of_text`.
         neurons: a result or a ranked list of ``(layer, neuron)``.
         ks: numbers of neurons.
-        controls: see :mod:`mechrep.ablation.controls`.
+        controls: see :mod:`mechrep.ablation.old_controls`.
         seeds: number of draws of each control, or the seeds.
         op: the operation.
         store: folder in which the finished result is kept.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mechrep.ablation.circuit import KINDS, Circuit
-from mechrep.ablation.controls import CONTROLS, HEAD_CONTROLS, control_heads, control_units
+from mechrep.ablation.old_controls import CONTROLS, HEAD_CONTROLS, control_heads, control_units
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Cut, Intervention, When, op_name
 from mechrep.measures.attention_sinks import AttentionSinkResult
