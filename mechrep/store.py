@@ -97,7 +97,7 @@ class Store:
                 f"store {folder} ({error.strerror})", "a folder to write to", "choose another folder"
             ) from error
 
-    def key(self, model: Model, corpus: Corpus, analyzer: Analyzer) -> str:
+    def key(self, model: Model, corpus: Corpus, analyzer: Analyzer, under: str = "") -> str:
         """Fingerprint of everything that decides an analyzer's numbers."""
         record = {
             "model": model.fingerprint(),
@@ -107,7 +107,7 @@ class Store:
             "analyzer": type(analyzer).__name__,
             "config": analyzer.config,
             "versions": package_versions(),
-        }
+        } | ({"under": under} if under else {})
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
 
     def find_result(self, key: str, analyzer: Analyzer) -> Result | None:

@@ -59,7 +59,7 @@ def token_losses(
             "cut them with windows_of_text",
         )
     losses = torch.zeros(len(interventions), len(corpus))
-    measure = _reference_losses if model.plain is None or model.processed else _fast_losses
+    measure = _reference_losses if not model.fast else _fast_losses
     with progress_bar(losses.numel(), "measuring loss", "window", progress) as bar:
         for texts in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // length)):
             tokens = corpus.tokens[texts].to(model.device)

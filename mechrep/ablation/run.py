@@ -20,6 +20,7 @@ from torch import Tensor
 from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects
 from mechrep.ablation.outcomes import Cost, Outcome
 from mechrep.errors import InputError
+from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
@@ -117,23 +118,6 @@ def stacked(tables: Sequence[Float[Tensor, "_ condition _"]]) -> Float[Tensor, "
     """Tables of several outcomes as one; NaN beyond the units of each."""
     longest = max(table.shape[2] for table in tables)
     return torch.cat([torch.nn.functional.pad(t, (0, longest - t.shape[2]), value=torch.nan) for t in tables])
-
-
-def fingerprint_of(model: Model, interventions: Sequence[Intervention | None]) -> str:
-    """Fingerprint of everything that interventions change in a model, of their order, and of where they begin."""
-    digest = hashlib.sha256()
-    for intervention in interventions:
-        if intervention is None:
-            digest.update(b"none")
-            continue
-        for text in (0, 1) if intervention.differs_by_text else (0,):
-            edits = intervention.edits(model.anatomy, text)
-            for (site, layer), edit in sorted(edits.items(), key=lambda item: (item[0][0].value, item[0][1])):
-                digest.update(f"{site.value} {layer}".encode())
-                for numbers in (edit.factor, edit.offset):
-                    digest.update(numbers.double().cpu().contiguous().numpy().tobytes())
-        digest.update(repr((sorted(intervention.holds(model.anatomy).items()), intervention.when)).encode())
-    return digest.hexdigest()[:24]
 
 
 def _asked(conditions: Sequence[Condition], draws: int | None) -> list[int]:

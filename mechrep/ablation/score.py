@@ -215,7 +215,7 @@ def score_tokens(
         groups.setdefault(text.shape, []).append(index)
     sizes = [(len(interventions), len(text.tokens) - text.first) for text in texts]
     kept = [(torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.bool)) for size in sizes]
-    score = _reference if model.plain is None or model.processed else _fast
+    score = _reference if not model.fast else _fast
     with progress_bar(len(texts) * len(interventions), what, "row", progress) as bar:
         for group in groups.values():
             for rows, log_probability, correct in score(model, [texts[i] for i in group], interventions):

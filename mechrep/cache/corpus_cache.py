@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args, overload
 
 import pandas as pd
 import torch
@@ -18,14 +18,20 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.interventions.apply import applied, fingerprint_of
+from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
-from mechrep.models.reading import View, read_activations
+from mechrep.models.reading import Receiver, View, choose_view, read_activations
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
 from mechrep.store import Store
 from mechrep.text.corpus import Corpus
+
+R = TypeVar("R", bound=Result)
+R2 = TypeVar("R2", bound=Result)
+R3 = TypeVar("R3", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,23 @@ class Batch:
     frame: pd.DataFrame
 
 
-class Analyzer(ABC):
-    """Base of the analyzers: state that only ever adds up.
+class Analyzer(ABC, Generic[R]):
+    """Base of the analyzers: state that only ever adds up.  ``class Norms(Analyzer[NormResult])`` gives a NormResult.
 
     Subclasses put sums and counts into :attr:`state`, float64 or int64 tensors by name; merging two analyzers adds
     them.  So one pass, a resumed pass and many workers give the same numbers.
     """
 
     sites: ClassVar[frozenset[Site]]
+    result_type: ClassVar[type[Result]]
     state: dict[str, Tensor]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in getattr(cls, "__orig_bases__", ()):
+            kinds = get_args(base)
+            if kinds and isinstance(kinds[0], type):
+                cls.result_type = kinds[0]
 
     @abstractmethod
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
@@ -63,11 +77,11 @@ class Analyzer(ABC):
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
         """Add one activation to the state; it must not be kept or edited."""
 
-    def finish_batch(self, batch: Batch) -> None:  # noqa: B027 - most analyzers have nothing to do here
+    def finish_batch(self, batch: Batch) -> None:
         """Called once when every site of a batch has been observed."""
 
     @abstractmethod
-    def result(self, provenance: Provenance) -> Result:
+    def result(self, provenance: Provenance) -> R:
         """The result of everything observed so far."""
 
     @property
@@ -75,9 +89,9 @@ class Analyzer(ABC):
     def config(self) -> dict[str, Any]:
         """JSON-ready settings: two analyzers with equal settings observe the same."""
 
-    @abstractmethod
-    def load_result(self, folder: Any) -> Result:
+    def load_result(self, folder: Path) -> R:
         """Read a result of this analyzer's kind from a store."""
+        return self.result_type.load(folder)
 
     def layers(self, anatomy: Anatomy, site: Site) -> range:  # noqa: ARG002 - for those that override it
         """Layers at which ``site`` is observed; all of them unless overridden."""
@@ -128,6 +142,7 @@ class CorpusCache:
             shard; asking again for a finished result reads it from disk.  Results are filed under a fingerprint of the
             weights, the texts and the analyzer's settings, so nothing stale is ever returned.
         view: ``"auto"``, ``"plain"`` or ``"transformer_lens"``: which view of the model is read.
+        intervention: what the model is under while it is read; it must edit all positions (``when="all"``).
         max_gib: what :meth:`get` may return at most.
         progress: show a progress bar; by default to people only.
 
@@ -151,14 +166,18 @@ class CorpusCache:
         batch_size: int | str = "auto",
         store: str | Path | None = None,
         view: View = "auto",
+        intervention: Intervention | None = None,
         max_gib: float = 2.0,
         progress: bool | None = None,
     ) -> None:
         corpus.check_model(model)
+        if intervention is not None and intervention.when != "all":
+            raise InputError(f"an intervention with when={intervention.when!r}", "when='all'", "read under that one")
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch_size={batch_size!r}", "a number of texts, or 'auto'", "leave it out")
         self.model, self.corpus, self.max_gib, self.progress = model, corpus, max_gib, progress
         self.view: View = view
+        self.intervention = intervention
         self.batch_size = batch_size
         self.store = None if store is None else Store(Path(store))
 
@@ -176,7 +195,19 @@ class CorpusCache:
             yield left[:size]
             left = left[size:]
 
-    def run(self, *analyzers: Analyzer) -> tuple[Result, ...]:
+    @overload
+    def run(self, one: Analyzer[R], /) -> tuple[R]: ...
+
+    @overload
+    def run(self, one: Analyzer[R], two: Analyzer[R2], /) -> tuple[R, R2]: ...
+
+    @overload
+    def run(self, one: Analyzer[R], two: Analyzer[R2], three: Analyzer[R3], /) -> tuple[R, R2, R3]: ...
+
+    @overload
+    def run(self, *analyzers: Analyzer[Any]) -> tuple[Any, ...]: ...
+
+    def run(self, *analyzers: Analyzer[Any]) -> tuple[Any, ...]:
         """Results of the analyzers, from one forward pass over the corpus for all that are not in the store yet.
 
         Raises:
@@ -194,7 +225,8 @@ class CorpusCache:
         for index, analyzer in enumerate(analyzers):
             analyzer.prepare(self.model.anatomy, self.corpus.frame)
             if self.store is not None:
-                keys[index] = self.store.key(self.model, self.corpus, analyzer)
+                under = "" if self.intervention is None else fingerprint_of(self.model, [self.intervention])
+                keys[index] = self.store.key(self.model, self.corpus, analyzer, under)
                 finished = self.store.find_result(keys[index], analyzer)
                 if finished is not None:
                     results[index] = finished
@@ -239,9 +271,14 @@ class CorpusCache:
             for analyzer in listeners[site, layer]:
                 analyzer.observe(activation, site, layer, batch)
 
-        read_activations(self.model, batch.tokens, wanted, receive, view=self.view)
+        self._read(batch, wanted, receive)
         for analyzer in analyzers:
             analyzer.finish_batch(batch)
+
+    def _read(self, batch: Batch, wanted: Mapping[Site, Collection[int]], receive: Receiver) -> None:
+        view = choose_view(self.model, wanted, self.view)
+        with applied(self.model, self.intervention, batch.tokens, view=view):
+            read_activations(self.model, batch.tokens, wanted, receive, view=view)
 
     def _batch(self, texts: list[int]) -> Batch:
         lengths = self.corpus.lengths[texts]
@@ -296,7 +333,7 @@ class CorpusCache:
                 rows = [place[text] for text in batch.texts]
                 collected["all"][chosen_layers.index(layer), rows] = _cut(part, site, span)
 
-            read_activations(self.model, batch.tokens, {site: chosen_layers}, receive, view=self.view)
+            self._read(batch, {site: chosen_layers}, receive)
         return collected["all"]
 
     def _check_size(self, site: Site, places: int, key_positions: int) -> None:

@@ -609,7 +609,7 @@ def run_requests(
     what: str = "generating",
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
-    fast = model.plain is not None and not model.processed
+    fast = model.fast
     if batch_size < 1 or view not in ("auto", "plain", "transformer_lens"):
         raise InputError(
             f"batch_size={batch_size}, view={view!r}",

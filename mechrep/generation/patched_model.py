@@ -477,7 +477,7 @@ def intervened(model: Model, intervention: Intervention | None) -> Iterator[nn.M
         >>> torch.allclose(changed, expected, atol=1e-3)
         True
     """
-    if model.plain is None or model.processed:
+    if not model.fast:
         raise InputError(
             f"{model.name} with {'processed weights' if model.processed else 'no plain view'}",
             "a model whose plain Hugging Face module mechrep can edit",

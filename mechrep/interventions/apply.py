@@ -21,6 +21,7 @@ So ``z(t) <- z(0)`` of the same text.  Position 0 depends on nothing but the fir
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -466,3 +467,94 @@ class EditTable:
         if site in (Site.Z, Site.PATTERN):
             return handles.attention_outputs[layer].register_forward_pre_hook(edit_input)
         raise InputError(f"an edit at {site.value}", "gate_act, mlp_post, z or pattern", "use view='transformer_lens'")
+
+
+@contextmanager
+def applied(
+    model: Model,
+    intervention: Intervention | None,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    starts: Int[Tensor, " batch"] | None = None,
+    view: str = "auto",
+) -> Iterator[None]:
+    """While open, one forward pass over these right-padded tokens, on the chosen view, runs under an intervention.
+
+    Args:
+        model: the model.
+        intervention: ``None`` changes nothing.
+        tokens: of the pass.
+        starts: first edited position of each row; not needed for ``when="all"``.
+        view: ``"auto"``: the one that :func:`logits` takes; or one of the two by name.
+
+    Raises:
+        InputError: another ``when`` without ``starts``, components that the model does not have.
+    """
+    if intervention is None:
+        yield
+        return
+    if starts is None and intervention.when != "all":
+        raise InputError(
+            f"when={intervention.when!r} without starts", "the first edited position of each row", "pass it"
+        )
+    begins = torch.zeros(len(tokens), dtype=torch.long) if starts is None else starts.cpu()
+    if view == "transformer_lens" or (view == "auto" and not model.fast):
+        with model.hooks(fwd_hooks=transformer_lens_hooks(intervention, model, begins)):
+            yield
+        return
+    rows = torch.arange(len(tokens), device=tokens.device)
+    table = EditTable(
+        model, [intervention] * len(tokens), rows.tolist(), first_tokens=tokens[:, 0].tolist(), starts=begins.tolist()
+    )
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None].expand(len(tokens), -1)
+    table.aim(rows, positions >= begins.to(tokens.device)[:, None], positions)
+    with table.applied():
+        yield
+
+
+@torch.no_grad()
+def logits(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    intervention: Intervention | None = None,
+    *,
+    starts: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of right-padded tokens, under an intervention if one is given: on the fast view where there is one.
+
+    Args:
+        model: the model.
+        tokens: ids.
+        intervention: what the model is under.
+        starts: first edited position of each row; not needed for ``when="all"``.
+
+    Raises:
+        InputError: as :func:`applied`.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> tokens = torch.tensor([[0, 5, 6, 7]])
+        >>> without = logits(model, tokens, mechrep.Heads([(0, 1)], when="all"))
+        >>> bool((without != logits(model, tokens)).any())
+        True
+    """
+    with applied(model, intervention, tokens, starts=starts):
+        return model.plain_logits(tokens) if model.fast else model.tl(tokens)
+
+
+def fingerprint_of(model: Model, interventions: Sequence[Intervention | None]) -> str:
+    """Fingerprint of everything that interventions change in a model, of their order, and of where they begin."""
+    digest = hashlib.sha256()
+    for intervention in interventions:
+        if intervention is None:
+            digest.update(b"none")
+            continue
+        for text in (0, 1) if intervention.differs_by_text else (0,):
+            edits = intervention.edits(model.anatomy, text)
+            for (site, layer), edit in sorted(edits.items(), key=lambda item: (item[0][0].value, item[0][1])):
+                digest.update(f"{site.value} {layer}".encode())
+                for numbers in (edit.factor, edit.offset):
+                    digest.update(numbers.double().cpu().contiguous().numpy().tobytes())
+        digest.update(repr((sorted(intervention.holds(model.anatomy).items()), intervention.when)).encode())
+    return digest.hexdigest()[:24]

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
@@ -159,7 +158,7 @@ class AttentionSinkResult(Result):
 _SUMS = ("alpha_sum", "published_sum", "above", "row_entropy_sum", "column_entropy_sum")
 
 
-class AttentionSinks(Analyzer):
+class AttentionSinks(Analyzer[AttentionSinkResult]):
     """Measures attention to the first position, the published sink rate, and the entropy of rows and columns.
 
     Args:
@@ -266,10 +265,6 @@ class AttentionSinks(Analyzer):
     def result(self, provenance: Provenance) -> AttentionSinkResult:
         """Means per head."""
         return AttentionSinkResult.from_state(self.state, provenance, self.epsilon)
-
-    def load_result(self, folder: Path) -> AttentionSinkResult:
-        """Read a stored result."""
-        return AttentionSinkResult.load(folder)
 
 
 @dataclass

@@ -39,7 +39,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -162,7 +161,7 @@ def check_patterns(anatomy: Anatomy) -> None:
         )
 
 
-class FirstTokenDetection(Analyzer):
+class FirstTokenDetection(Analyzer[OtherTokenResult]):
     """Measures the other-token mass of every head of layer 0 by position, and checks the identity on the model.
 
     Args:
@@ -304,10 +303,6 @@ class FirstTokenDetection(Analyzer):
     def result(self, provenance: Provenance) -> OtherTokenResult:
         """Means per head and position, and the largest errors."""
         return OtherTokenResult.from_state(self.state, provenance, residual=self.outputs is not None)
-
-    def load_result(self, folder: Path) -> OtherTokenResult:
-        """Read a stored result."""
-        return OtherTokenResult.load(folder)
 
 
 def other_token_mass(

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -259,7 +258,7 @@ def permutation_moments(table: Float[Tensor, "*unit query target"]) -> tuple[Ten
     return mean, rest.square().sum((-2, -1)) / max(n - 1, 1)
 
 
-class HeadCopying(Analyzer):
+class HeadCopying(Analyzer[HeadCopyingResult]):
     """Scores every head by what it adds to the logit of the token that comes next in a repeat.
 
     Beside ``functional`` and ``dla`` it measures ``prefix``, the attention on induction targets at the same queries, so
@@ -379,10 +378,6 @@ class HeadCopying(Analyzer):
             )
         return HeadCopyingResult.from_state(self.state, provenance)
 
-    def load_result(self, folder: Path) -> HeadCopyingResult:
-        """Read a stored result."""
-        return HeadCopyingResult.load(folder)
-
 
 def score_copying(
     model: Model, *, n: int = 50, copies: int = 2, sequences: int = 32, seed: int = 0, bos: bool | None = None
@@ -443,7 +438,7 @@ def predicted_keys(
     return mask & (position <= position[:, None]) & real[:, :, None] & usable[:, None]
 
 
-class CopySuppression(Analyzer):
+class CopySuppression(Analyzer[CopySuppressionResult]):
     """Scores every head as a suppressor of copies, on any texts.
 
     Args:
@@ -559,7 +554,3 @@ class CopySuppression(Analyzer):
             )
         weights = ov_scores(self.circuits.model, embed=self.embed, k=self.k, sample=self.sample, draws=0)
         return CopySuppressionResult.from_state(self.state, provenance, weights.suppress_topk, self.m)
-
-    def load_result(self, folder: Path) -> CopySuppressionResult:
-        """Read a stored result."""
-        return CopySuppressionResult.load(folder)

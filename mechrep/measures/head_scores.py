@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -252,7 +251,7 @@ _LEAST_OFF_SINK = 1e-6  # of a row's attention: less is rounding error of what l
 _TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small batches stay in its cache
 
 
-class HeadScores(Analyzer):
+class HeadScores(Analyzer[HeadScoreResult]):
     """Scores every head as induction, self-finding, previous-token, current-token and first-token head.
 
     Args:
@@ -419,10 +418,6 @@ class HeadScores(Analyzer):
         reason = period or "no query"
         missing = {name: reason for name, n in zip(SCORES, texts, strict=False) if n == 0}
         return HeadScoreResult.from_state(self.state, provenance, self.rules.variants, not_used, missing)
-
-    def load_result(self, folder: Path) -> HeadScoreResult:
-        """Read a stored result."""
-        return HeadScoreResult.load(folder)
 
 
 def score_heads(

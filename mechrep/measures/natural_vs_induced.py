@@ -392,7 +392,7 @@ _KEPT_BYTES = 2**28  # of residual streams and head outputs, until the last laye
 _NEEDED = ("condition", "builder", "prompt", "start", "period", "prompt_length")
 
 
-class ConditionContrast(Analyzer):
+class ConditionContrast(Analyzer[ConditionContrastResult]):
     """Confidence, logit lens and direct logit attribution by condition and by number of cycles shown.
 
     Args:
@@ -538,10 +538,6 @@ class ConditionContrast(Analyzer):
             builders=self._labels["builder"],
             prompts=self._labels["prompt"],
         )
-
-    def load_result(self, folder: Path) -> ConditionContrastResult:
-        """Read a stored result."""
-        return ConditionContrastResult.load(folder)
 
 
 def contrast_conditions(

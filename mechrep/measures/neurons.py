@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -282,7 +281,7 @@ def usable_texts(frame: pd.DataFrame, window: Window) -> np.ndarray:
 _PRESET_WINDOWS: dict[str, Window] = {"hiraoka2025": "published", "mechrep": "clean"}
 
 
-class RepetitionNeurons(Analyzer):
+class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
     """Finds repetition neurons: for each neuron the rise of its activation when the loop begins.
 
     Args:
@@ -412,10 +411,6 @@ class RepetitionNeurons(Analyzer):
     def result(self, provenance: Provenance) -> RepetitionNeuronResult:
         """Means, differences, their errors and the profile round the onset."""
         return RepetitionNeuronResult.from_state(self.state, provenance, self.r, list(self._ids), len(self._dropped))
-
-    def load_result(self, folder: Path) -> RepetitionNeuronResult:
-        """Read a stored result."""
-        return RepetitionNeuronResult.load(folder)
 
 
 _DRAWN_POINTS = 20_000  # more make a figure slow without showing more

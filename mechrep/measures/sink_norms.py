@@ -48,7 +48,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -419,7 +418,7 @@ def other_positions(lengths: Int[Tensor, " batch"], width: int) -> Bool[Tensor, 
     return (places > 0) & (places < lengths[:, None])
 
 
-class SinkNorms(Analyzer):
+class SinkNorms(Analyzer[SinkNormResult]):
     """Measures the residual norm at the first position and elsewhere, at the input of block 0 and after every block.
 
     Args:
@@ -502,10 +501,6 @@ class SinkNorms(Analyzer):
         """Means, ratios and jumps."""
         return SinkNormResult.from_state(self.state, provenance)
 
-    def load_result(self, folder: Path) -> SinkNormResult:
-        """Read a stored result."""
-        return SinkNormResult.load(folder)
-
 
 _COLUMNS = ("token_id", "repeats", "bos")
 _POINTS = 24  # numbers of repeats on the logarithmic grid
@@ -521,7 +516,7 @@ def repeat_grid(n: int) -> list[int]:
     return np.unique(np.geomspace(1, n, _POINTS).round().astype(int)).tolist()
 
 
-class RepeatNorms(Analyzer):
+class RepeatNorms(Analyzer[RepeatNormResult]):
     """Measures how the norm of a repeated token grows, for many tokens at once.
 
     Runs on corpora of :func:`mechrep.text.stimuli.repeated_tokens`.
@@ -625,10 +620,6 @@ class RepeatNorms(Analyzer):
             reached=self.state["reached"].float(),
         )
 
-    def load_result(self, folder: Path) -> RepeatNormResult:
-        """Read a stored result."""
-        return RepeatNormResult.load(folder)
-
 
 def _first_crossings(
     norms: Float[Tensor, "batch pos"], bos: Float[Tensor, " batch"], taus: Sequence[float]
@@ -726,7 +717,7 @@ class MassiveActivationResult(Result):
         return pd.DataFrame({"layer": range(len(self.share)), **columns})
 
 
-class MassiveActivations(Analyzer):
+class MassiveActivations(Analyzer[MassiveActivationResult]):
     """Counts massive activations after every block.
 
     Source: the rule is Sun et al. 2024 (arXiv 2402.17762) as coded by Owen et al. 2025 (arXiv 2503.22329).
@@ -785,10 +776,6 @@ class MassiveActivations(Analyzer):
         means = {name: (value / self.state["texts"]).float() for name, value in self.state.items() if name != "texts"}
         return MassiveActivationResult(provenance, **means, n_texts=int(self.state["texts"]))
 
-    def load_result(self, folder: Path) -> MassiveActivationResult:
-        """Read a stored result."""
-        return MassiveActivationResult.load(folder)
-
 
 _NAMES = {Site.K: "key", Site.V: "value"}
 
@@ -841,7 +828,7 @@ class SinkStateResult(Result):
         return pd.DataFrame({**places, **columns})
 
 
-class SinkStates(Analyzer):
+class SinkStates(Analyzer[SinkStateResult]):
     """Measures norms of keys and values at the first position and elsewhere.
 
     Query head h uses key-value head ``h // (n_heads / n_kv_heads)``.  Keys are read before rotary positions, which do
@@ -901,10 +888,6 @@ class SinkStates(Analyzer):
             for name in ("first_key", "other_key", "first_value", "other_value")
         }
         return SinkStateResult(provenance, **means)
-
-    def load_result(self, folder: Path) -> SinkStateResult:
-        """Read a stored result."""
-        return SinkStateResult.load(folder)
 
 
 _BOS = "#2a9396"

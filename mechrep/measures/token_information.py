@@ -159,7 +159,7 @@ def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
     width = corpus.tokens.shape[1]
     for texts in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // width)):
         tokens = corpus.tokens[texts].to(model.device)
-        logits = model.tl(tokens) if model.plain is None or model.processed else model.plain_logits(tokens)
+        logits = model.tl(tokens) if not model.fast else model.plain_logits(tokens)
         targets = tokens[:, 1:].to(logits.device)
         losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
         found[texts, 1:] = losses.cpu()
@@ -509,7 +509,7 @@ class DistanceProfileResult(Result):
         return (rows + 1e-9).masked_fill(distance < 0, 0.0)
 
 
-class DistanceProfile(Analyzer):
+class DistanceProfile(Analyzer[DistanceProfileResult]):
     """Sums of attention by distance; see the module.
 
     Args:
@@ -591,10 +591,6 @@ class DistanceProfile(Analyzer):
             weights[..., begin:end] = last[..., None]
         return DistanceProfileResult(provenance, weights.float(), pairs.float())
 
-    def load_result(self, folder: Path) -> DistanceProfileResult:
-        """Read a stored result."""
-        return DistanceProfileResult.load(folder)
-
 
 def distance_profile(model: Model, reference: Corpus, *, progress: bool | None = False) -> DistanceProfileResult:
     """The profile of all heads on reference text.
@@ -630,7 +626,7 @@ SINK = 0.3  # more mean attention from the queries behind it makes a key a sink 
 _LEAST = 1e-6  # of a row's attention: less is rounding error of what lies on sinks
 
 
-class TokenInformation(Analyzer):
+class TokenInformation(Analyzer[TokenInformationResult]):
     """Attention of every head by class, frequency and surprisal of the attended token; formulas in the module.
 
     Args:
@@ -782,10 +778,6 @@ class TokenInformation(Analyzer):
                 f"{len(self._frame)} texts without a query", "texts with a second copy of a cycle", "use longer texts"
             )
         return TokenInformationResult.from_state(self.state, self._frame, provenance)
-
-    def load_result(self, folder: Path) -> TokenInformationResult:
-        """Read a stored result."""
-        return TokenInformationResult.load(folder)
 
 
 @dataclass(frozen=True)

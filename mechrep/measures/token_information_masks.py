@@ -135,7 +135,7 @@ def information_cut(
             "correct them",
         )
     corpus.check_model(model)
-    if way == "mask" and (model.plain is None or model.processed):
+    if way == "mask" and (not model.fast):
         raise ModelError(f"{model.name} without a plain view", "a model with one", "choose way='swap'")
     measured, names, conditions = [], [], []
     with progress_bar(len(corpus), "cutting tokens", "text", progress) as bar:
@@ -249,7 +249,7 @@ def _swapped(
 
 
 def _logits(model: Model, tokens: Int64[Tensor, "row pos"]) -> Tensor:
-    return model.tl(tokens) if model.plain is None or model.processed else model.plain_logits(tokens)
+    return model.tl(tokens) if not model.fast else model.plain_logits(tokens)
 
 
 def _masked_logits(

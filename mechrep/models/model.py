@@ -398,6 +398,14 @@ class Model:
             return " ".join(map(str, ids))
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
+    @property
+    def fast(self) -> bool:
+        """Whether the plain view serves: it exists, and computes with the weights as they are now.
+
+        The one place that decides which view computes logits, losses and generation.
+        """
+        return self.plain is not None and not self.processed
+
     def plain_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the fast view (of the TransformerLens view where there is no other)."""
         if self.plain is None:

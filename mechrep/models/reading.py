@@ -74,7 +74,7 @@ def choose_view(model: Model, sites: Collection[Site], view: View = "auto") -> L
     """
     if view == "transformer_lens":
         return view
-    lacking = set(Site) if model.plain is None or model.processed else set(Site) - PLAIN_SITES
+    lacking = set(Site) if not model.fast else set(Site) - PLAIN_SITES
     if Site.PATTERN in sites and Site.PATTERN not in lacking and not patterns_agree(model):
         lacking.add(Site.PATTERN)
     if view == "plain" and not lacking.isdisjoint(sites):
@@ -104,7 +104,7 @@ def patterns_agree(model: Model) -> bool:
 
 
 def _compare_patterns(model: Model) -> bool:
-    if model.plain is None or model.processed or model.handles is None or model.handles.attentions is None:
+    if not model.fast or model.handles is None or model.handles.attentions is None:
         return False
     tokens, pairs = model.probe_tokens(), [(Site.PATTERN, layer) for layer in range(model.anatomy.n_layers)]
     seen: dict[int, Tensor] = {}
@@ -358,7 +358,7 @@ def rows_agree(model: Model) -> bool:
 
 
 def _compare_rows(model: Model) -> bool:
-    if model.plain is None or model.processed or model.handles is None or model.handles.attentions is None:
+    if not model.fast or model.handles is None or model.handles.attentions is None:
         return False
     tokens, layers = model.probe_tokens(), range(model.anatomy.n_layers)
     if not _asks_for_attention(model.plain, tokens):

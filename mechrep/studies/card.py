@@ -216,7 +216,7 @@ def _losses(model: Model, corpus: Corpus) -> Float[Tensor, "text target"]:
     losses = []
     for rows in corpus.tokens.split(8):
         tokens = rows.to(model.device)
-        logits = model.tl(tokens) if model.plain is None or model.processed else model.plain_logits(tokens)
+        logits = model.tl(tokens) if not model.fast else model.plain_logits(tokens)
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none"
         )

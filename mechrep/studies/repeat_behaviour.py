@@ -363,7 +363,7 @@ def _next(
 ) -> tuple[Float[Tensor, " request"], Float[Tensor, " request"]]:
     """Of every prompt's last token: its probability of coming next, and 1 where it is the most probable one."""
     probabilities, top = torch.zeros(len(requests)), torch.zeros(len(requests))
-    forward = _reference_logits if model.plain is None or model.processed else _plain_logits
+    forward = _reference_logits if not model.fast else _plain_logits
     by_length: dict[tuple[int, int], list[int]] = {}
     for number, request in enumerate(requests):
         # The reference applies one intervention at a time.

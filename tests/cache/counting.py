@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -74,7 +73,7 @@ class MeanResult(Result):
         return pd.DataFrame(self.mean.numpy())
 
 
-class MeanOf(Analyzer):
+class MeanOf(Analyzer[MeanResult]):
     """The simplest analyzer: the mean of a site in some layers; it may fall over at a batch, on purpose."""
 
     def __init__(self, site: Site, layers: int | None = None, *, dies_at: int | None = None) -> None:
@@ -117,7 +116,3 @@ class MeanOf(Analyzer):
         """Divide."""
         count = int(self.state["positions"])
         return MeanResult(provenance, self.state["sum"] / count, count)
-
-    def load_result(self, folder: Path) -> MeanResult:
-        """From a store."""
-        return MeanResult.load(folder)
