@@ -9,7 +9,8 @@ import dataclasses
 import html
 import json
 import shutil
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -33,15 +34,65 @@ class Result:
     Attributes:
         provenance: how the numbers were made.
         nested: fields that are sequences of a small dataclass, and which; the others hold what JSON can.
+        ranked_by: the field that units are ranked by.
     """
 
     provenance: Provenance
 
     nested: ClassVar[Mapping[str, type]] = {}
+    ranked_by: ClassVar[str] = ""
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """All tensors as tidy tables, one per set of axes: the axes' places, then a column per field.
+
+        The axes are those of the types: ``Float[Tensor, "layer head"]`` gives the columns ``layer`` and ``head``.
+        """
+        import numpy as np
+        import pandas as pd
+
+        hints, groups = typing.get_type_hints(type(self)), {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                axes = tuple(hints[field.name].dim_str.split())
+                groups.setdefault((axes, tuple(value.shape)), {})[field.name] = value.detach().cpu().flatten().tolist()
+        tables = {}
+        for (axes, shape), columns in groups.items():
+            places = np.indices(shape).reshape(len(shape), -1)
+            tables.setdefault(" ".join(axes), pd.DataFrame({**dict(zip(axes, places, strict=True)), **columns}))
+        return tables
 
     def to_frame(self) -> pd.DataFrame:
-        """A tidy table, one row per unit."""
-        raise NotImplementedError
+        """A tidy table, one row per unit, first the unit that ranks highest where the kind of result has a ranking.
+
+        By default the table of the axes that most fields share.
+        """
+        tables = self.frames()
+        if not self.ranked_by:
+            return max(tables.values(), key=lambda table: table.shape[1])
+        ((_, table),) = [(axes, table) for axes, table in tables.items() if self.ranked_by in table]
+        return table.iloc[self._order(self.ranked_by)].reset_index(drop=True)
+
+    def ranking(self, by: str = "") -> list[Any]:
+        """All units as tuples of their axes, the largest value first; NaN last, ties in order.
+
+        Args:
+            by: a field; by default the one that this kind of result is ranked by.
+
+        Raises:
+            InputError: no tensor of this name.
+        """
+        value = getattr(self, by or self.ranked_by, None)
+        if not isinstance(value, Tensor):
+            names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), Tensor)]
+            raise InputError(f"by={by!r}", f"one of {names}", "choose among these")
+        shape = value.shape
+        units = [tuple(int(part) for part in _places(place, shape)) for place in self._order(by or self.ranked_by)]
+        return units if len(shape) > 1 else [unit for (unit,) in units]
+
+    def _order(self, by: str) -> list[int]:
+        value = getattr(self, by).double().flatten()
+        return value.nan_to_num(nan=-float("inf")).argsort(descending=True, stable=True).tolist()
 
     def save(self, folder: str | Path) -> None:
         """Write the result to a folder of its own, complete or not at all.
@@ -106,8 +157,14 @@ class Result:
             ) from error
 
     def top(self, k: int) -> list[Any]:
-        """The first ``k`` units of the ranking."""
-        raise NotImplementedError
+        """The first ``k`` units of the ranking.
+
+        Raises:
+            InputError: ``k`` larger than their number.
+        """
+        ranking = self.ranking()
+        check_count(k, len(ranking), "units")
+        return ranking[:k]
 
     def _repr_html_(self) -> str:
         caption = html.escape(
@@ -115,6 +172,15 @@ class Result:
         )
         table = self.to_frame().head(10).to_html(border=0, index=False, escape=True)
         return f"<div><strong>{caption}</strong>{table}</div>"
+
+
+def _places(place: int, shape: Sequence[int]) -> list[int]:
+    """Of an element of a flattened tensor its place along each axis."""
+    places = []
+    for size in reversed(shape):
+        place, here = divmod(place, size)
+        places.append(here)
+    return places[::-1]
 
 
 def check_count(k: int, available: int, what: str) -> None:
