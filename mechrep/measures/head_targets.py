@@ -238,7 +238,7 @@ def _chosen(mask: Tensor, copies: Copies) -> Tensor:
 VARIANTS = ("tl_mul", "tl_mul_no_bos", "tl_abs", "diagonal", "doan2025", "song2025")
 NEED_PERIOD = frozenset({"diagonal", "doan2025", "song2025"})
 
-# Keyword arguments of mechrep.measures.score_heads.  The published filters of tokens (by frequency, by BPE rank) are
+# Keyword arguments of mechrep.score_heads.  The published filters of tokens (by frequency, by BPE rank) are
 # not among them: they depend on the tokenizer, and mechrep draws from all ordinary tokens.
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "olsson2022": {"n": 25, "copies": 4, "bos": True},  # read off result.induction, copies="all"

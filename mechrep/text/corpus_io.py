@@ -229,7 +229,7 @@ class _Anatomy(Protocol):
 
 @runtime_checkable
 class TokenizingModel(Protocol):
-    """What a corpus asks of a model; `mechrep.models.Model` is one, a small stand-in will do."""
+    """What a corpus asks of a model; `mechrep.models.model.Model` is one, a small stand-in will do."""
 
     @property
     def anatomy(self) -> _Anatomy:
