@@ -1,0 +1,66 @@
+"""Where a loop looks, by the information of the token."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import mechrep
+from tests.golden import api
+from tests.golden.entries.texts import loops, windows, written
+from tests.golden.flat import Record, of_array, of_frame, of_result, of_value, where
+from tests.golden.registry import golden
+
+
+@functools.cache
+def facts(model: mechrep.Model) -> Any:
+    """Facts about the tokens of the loops."""
+    return api.token_facts(model, loops(model), reference=windows(model))
+
+
+@golden()
+def token_facts(model: mechrep.Model) -> Record:
+    """Classes, surprisal and frequency of tokens."""
+    found = facts(model)
+    record: Record = {}
+    for field in ("groups", "values", "queries", "ends", "prompt", "source"):
+        record |= of_array(field, getattr(found, field).float())
+    return record
+
+
+@golden()
+def token_information(model: mechrep.Model) -> Record:
+    """Attention by class and information, both presets."""
+    record: Record = {}
+    corpus = written(model)
+    for preset in ("mechrep", "mahaut2025"):
+        result = api.token_information(model, corpus, reference=windows(model), preset=preset, progress=False)
+        record |= of_result(result, preset)
+        record |= of_value(f"{preset} bias", result.bias()) | of_value(f"{preset} top", result.top(3))
+        record |= of_frame(f"{preset} table", result.to_frame(draws=50))
+        record |= of_frame(f"{preset} matched", result.summary(matched=True, draws=200))
+        record |= of_frame(f"{preset} summary", result.summary(draws=200)) | of_frame(f"{preset} sinks", result.sinks())
+        compared = result.compare("looping", "loop_free", draws=200)
+        record |= of_frame(f"{preset} compared", compared)
+    return record
+
+
+@golden()
+def distance_profile(model: mechrep.Model) -> Record:
+    """Attention by distance."""
+    record = of_result(api.distance_profile(model, windows(model)))
+    (short,) = mechrep.CorpusCache(model, windows(model), progress=False).run(api.DistanceProfile(8))
+    return record | of_result(short, "short") | of_frame("short", short.to_frame())
+
+
+@golden()
+def information_cut(model: mechrep.Model) -> Record:
+    """Loops without their low-information tokens."""
+    record: Record = {}
+    for way in ("mask", "swap"):
+        cut = api.information_cut(model, loops(model), facts(model), way=way, draws=2, progress=False)
+        record |= of_value(f"{way} texts", cut.ids) | of_value(f"{way} left out", cut.left_out)
+        for field in ("untouched", "low", "others", "pairs", "distance"):
+            record |= of_value(where(way=way, condition=field), getattr(cut, field))
+        record |= of_frame(f"{way} summary", cut.summary()) | of_frame(f"{way} table", cut.to_frame())
+    return record
