@@ -30,6 +30,7 @@ class Section:
             wording in the text.
         tables: frames by the key of their caption.
         figures: figures by the key of their caption.
+        variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study.
     """
 
     name: str
@@ -38,3 +39,4 @@ class Section:
     claims: pd.DataFrame = field(default_factory=pd.DataFrame)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
+    variant: str = ""

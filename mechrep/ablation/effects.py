@@ -453,7 +453,7 @@ def detection(
 ) -> dict[str, Any]:
     """A row for :func:`judge`: is something there at all, beside what null models and random units give?
 
-    ``effect`` is the value minus the mean of the draws.
+    ``effect`` is the value minus the mean of the draws; so are ``control_low`` and ``control_high`` of the draws.
 
     Args:
         name: what was looked for.
@@ -476,8 +476,9 @@ def detection(
         "name": name, "measure": measure, "unit": unit, "value": value, "baseline": centre, "effect": value - centre,
         "low": interval[0] - centre, "high": interval[1] - centre, "n": n, "over": "text" if n else "model",
         "direction": direction, "floor": UNITS[unit].floor * (abs(centre) if UNITS[unit].relative else 1.0),
-        "controls": "null models", "m": len(known), "control_mean": centre,
-        "control_low": min(known, default=float("nan")), "control_high": max(known, default=float("nan")),
+        "controls": "null models", "m": len(known), "control_mean": 0.0 if known else centre,
+        "control_low": min(known, default=float("nan")) - centre,
+        "control_high": max(known, default=float("nan")) - centre,
         "p": rank_p_value(value, known, direction),
     }  # fmt: skip
 

@@ -1,0 +1,201 @@
+"""The page: sections laid out as one HTML file that holds its style, its script and plotly, and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mechrep.errors import InputError
+from mechrep.figures import GRID, INK, PAPER, PAPER_INK
+from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, view_of
+from mechrep.report.words import Words, clean, number, slug, to_html, to_text, words_of
+from mechrep.sections import Section
+
+SHOWN = 12  # rows of a table before "show all"
+_WIDE, _HIGH, _MARGIN = 120, 24, 6  # pixels of the little drawing of an effect beside its controls
+
+
+def render_page(model_name: str, sections: Sequence[Section], *, command: str = "", texts: Path | None = None) -> str:
+    """One self-contained HTML page: a table of all claims with their verdicts, then a section for each question.
+
+    It opens from disk, loads nothing, prints, and is light or dark by the reader's setting (or ``#light``, ``#dark``).
+    All text in fields, tables, captions and figures is shown as it is, never as markup.
+
+    Args:
+        model_name: as the page shows it.
+        sections: in the order of the page.
+        command: that makes this page again.
+        texts: folder of the words; by default mechrep's own.
+
+    Raises:
+        InputError: no section, or two of one name; words or fields that are missing, with file and name.
+    """
+    from plotly.offline import get_plotlyjs
+
+    views = _views(sections, texts)
+    claims = ordered_claims(views)
+    intro = words_of("intro", texts)
+    # Line ends are those of HTML, because the hashes are taken after they are read.
+    scripts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in (get_plotlyjs(), _asset("page.js"))]
+    colours = json.dumps({"ink": INK, "grid": GRID, "paper": PAPER, "paper-ink": PAPER_INK})
+    return _template().render(
+        model_name=model_name,
+        sections=views,
+        claims=claims,
+        section_of={claim.anchor: view for view in views for claim in view.claims},
+        words=_Intro(intro, _counts(model_name, views)),
+        tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
+        glossary=glossary(texts),
+        facts=_facts(views),
+        command=command,
+        provenance={view.name: _provenance(view) for view in views},
+        shown=SHOWN,
+        plotly=Markup(scripts[0]),
+        script=Markup(scripts[1]),
+        style=Markup(_asset("page.css")),
+        colours=Markup(colours),
+        policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {_hashes(scripts)}",
+    )
+
+
+def report_json(
+    model_name: str, sections: Sequence[Section], *, command: str = "", texts: Path | None = None
+) -> dict[str, Any]:
+    """Everything on the page as data: words, fields, claims, the rows of its tables, captions, provenance.
+
+    Unknown numbers are ``None``, so that any program can read it.
+
+    Args:
+        model_name: as the page shows it.
+        sections: in the order of the page.
+        command: that makes this report again.
+        texts: folder of the words; by default mechrep's own.
+
+    Raises:
+        InputError: as :func:`render_page`.
+    """
+    views = _views(sections, texts)
+    return {
+        "model": model_name,
+        "command": command,
+        "facts": dict(_facts(views)),
+        "counts": _counts(model_name, views),
+        "claims": [claim_json(claim) for claim in ordered_claims(views)],
+        "sections": [section_json(view) for view in views],
+    }
+
+
+def ordered_claims(views: Sequence[SectionView]) -> list[ClaimView]:
+    """The claims of all sections: those that are supported first, otherwise in the order of the page."""
+    claims = [claim for view in views for claim in view.claims]
+    return sorted(claims, key=lambda claim: VERDICTS.index(claim.verdict))
+
+
+def glossary(texts: Path | None = None) -> list[tuple[str, str, Markup]]:
+    """Anchor, term and explanation of every term."""
+    words = words_of("glossary", texts)
+    return [(f"term-{slug(term)}", term, to_html(text, {}, words.place(term))) for term, text in words.blocks.items()]
+
+
+def _views(sections: Sequence[Section], texts: Path | None) -> list[SectionView]:
+    names = [section.name for section in sections]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"sections {names}", "at least one, each of its own name", "leave out the second")
+    return [view_of(section, texts) for section in sections]
+
+
+def _counts(model_name: str, views: Sequence[SectionView]) -> dict[str, Any]:
+    """What the introduction can mention."""
+    claims = ordered_claims(views)
+    tally = {verdict.replace(" ", "_"): sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
+    return {"model": model_name, "sections": len(views), "claims": len(claims), **tally}
+
+
+def _facts(views: Sequence[SectionView]) -> list[tuple[str, str]]:
+    """Model, versions and date, of the section that was made last."""
+    provenance = max((view.section.provenance for view in views), key=lambda one: one.made)
+    model = provenance.model
+    facts = {
+        "Model": model.get("name"),
+        "Revision": model.get("revision"),
+        "Architecture": model.get("architecture"),
+        "Weights": model.get("fingerprint"),
+        "Precision": model.get("dtype"),
+        "Computed on": model.get("device"),
+        "mechrep": provenance.versions.get("mechrep"),
+        "TransformerLens": provenance.versions.get("transformer-lens"),
+        "Made": provenance.made.replace("T", " ").replace("+00:00", " UTC"),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def _provenance(view: SectionView) -> str:
+    return json.dumps(clean(view.section.provenance.to_dict()), indent=2, ensure_ascii=False)
+
+
+class _Intro:
+    """The introduction's words, for the template."""
+
+    def __init__(self, words: Words, fields: dict[str, Any]) -> None:
+        self.words, self.fields = words, fields
+
+    def text(self, heading: str) -> str:
+        """Plain."""
+        return to_text(self.words.block(heading), self.fields, self.words.place(heading))
+
+    def html(self, heading: str) -> Markup:
+        """In a line."""
+        return self.words.html(heading, self.fields)
+
+    def paragraphs(self, heading: str) -> list[Markup]:
+        """Blocks."""
+        self.words.block(heading)
+        return self.words.paragraphs(heading, self.fields)
+
+
+def strip_svg(claim: ClaimView) -> Markup:
+    """The effect with its interval (a dot on a line) over the range of its controls (a bar), and a mark at zero."""
+    effect, low, high, least, most = claim.scaled
+    if effect is None:
+        return Markup("")
+    ends = [0.0, *(value for value in claim.scaled if value is not None)]
+    span = (max(ends) - min(ends)) or 1.0
+
+    def place(value: float) -> float:
+        return round(_MARGIN + (value - min(ends)) / span * (_WIDE - 2 * _MARGIN), 1)
+
+    middle, parts = _HIGH / 2, []
+    if least is not None and most is not None:
+        parts.append(f'<rect class="range" x="{place(least) - 2}" y="{middle - 5}" rx="2" height="10" '
+                     f'width="{max(place(most) - place(least) + 4, 4):.1f}"/>')  # fmt: skip
+    parts.append(f'<path class="zero" d="M{place(0.0)} 2V{_HIGH - 2}"/>')
+    if low is not None and high is not None:
+        parts.append(f'<path class="interval" d="M{place(low)} {middle}H{place(high)}"/>')
+    parts.append(f'<circle class="effect" cx="{place(effect)}" cy="{middle}" r="4"/>')
+    return Markup(
+        f'<svg class="strip" viewBox="0 0 {_WIDE} {_HIGH}" width="{_WIDE}" height="{_HIGH}" aria-hidden="true">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "slug": slug, "strip": strip_svg}
+    return environment.from_string(_asset("page.html.j2"))
+
+
+def _hashes(scripts: Sequence[str]) -> str:
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+
+def _asset(name: str) -> str:
+    return resources.files("mechrep.report").joinpath(name).read_text(encoding="utf-8")

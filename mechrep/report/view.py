@@ -1,0 +1,334 @@
+"""What a section shows: its words with their fields filled, its claims, tables and figures as they are read.
+
+The page, ``report.json`` and the terminal are three renderings of this one view.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
+from mechrep.errors import InputError
+from mechrep.report.words import Words, clean, column_texts, number, plain_value, slug, words_of
+from mechrep.sections import Section
+
+VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
+MISSING = "missing"
+ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
+_TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
+
+
+@dataclass(frozen=True)
+class ClaimView:
+    """One row of the table of claims, as text.
+
+    Attributes:
+        anchor: of the row in the table of claims.
+        html: the claim in words.
+        text: the same without markup.
+        verdict: of :func:`mechrep.ablation.effects.judge`.
+        level: the baseline's value and the value under the condition.
+        effect: their difference.
+        interval: its 95 % interval.
+        unit: of effect, interval and range.
+        range: smallest and largest effect of a control draw or null model.
+        controls: how many of which kinds.
+        q: corrected within the family.
+        p: not corrected.
+        family: the tests that were corrected together.
+        row: the numbers.
+        scaled: effect, low, high, control_low, control_high in the unit shown.
+    """
+
+    anchor: str
+    html: Markup
+    text: str
+    verdict: str
+    level: tuple[str, str]
+    effect: str
+    interval: str
+    unit: str
+    range: str
+    controls: str
+    q: str
+    p: str
+    family: str
+    row: Mapping[str, Any]
+    scaled: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class TableView:
+    """One table.
+
+    Attributes:
+        anchor: of the table.
+        caption: HTML.
+        text: the caption without markup.
+        columns: their names.
+        numeric: which hold numbers.
+        cells: rows as text, at most :data:`ROWS`.
+        values: the same rows as JSON has them.
+        total: rows of the whole table.
+        file: of the whole table in the report's folder.
+    """
+
+    anchor: str
+    caption: Markup
+    text: str
+    columns: Sequence[str]
+    numeric: Sequence[bool]
+    cells: Sequence[Sequence[str]]
+    values: Sequence[Sequence[Any]]
+    total: int
+    file: str
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """One figure.
+
+    Attributes:
+        anchor: of the figure.
+        title: plain text.
+        subtitle: plain text.
+        caption: HTML.
+        text: the caption without markup.
+        height: pixels.
+        json: data and layout, safe inside a ``<script>`` element.
+    """
+
+    anchor: str
+    title: str
+    subtitle: str
+    caption: Markup
+    text: str
+    height: int
+    json: Markup
+
+
+@dataclass(frozen=True)
+class SectionView:
+    """One section, ready to be rendered.
+
+    Attributes:
+        section: the data.
+        title: plain text.
+        lead: paragraphs.
+        lead_text: the same without markup, a line each.
+        claims: rows of the table of claims.
+        tables: in their order.
+        figures: in their order.
+        notes: how it was measured.
+        limits: what it cannot say.
+        source: where the method comes from.
+        plain: notes, limits and source without markup.
+    """
+
+    section: Section
+    title: str
+    lead: Sequence[Markup]
+    lead_text: str
+    claims: Sequence[ClaimView]
+    tables: Sequence[TableView]
+    figures: Sequence[FigureView]
+    notes: Sequence[Markup]
+    limits: Sequence[Markup]
+    source: Sequence[Markup]
+    plain: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The anchor."""
+        return self.section.name
+
+    @property
+    def missing(self) -> bool:
+        """Whether the model has nothing that this section could study."""
+        return self.section.variant == MISSING
+
+
+def view_of(section: Section, texts: Path | None = None) -> SectionView:
+    """Fill the words of a section.
+
+    Args:
+        section: the data.
+        texts: folder of the words; by default mechrep's own.
+
+    Raises:
+        InputError: a heading or a field that is missing, a format that does not fit; the message names file and field.
+    """
+    words, fields = words_of(section.name, texts), dict(section.fields)
+    leads, heading = words, f"lead: {section.variant}" if section.variant else "lead"
+    if section.variant == MISSING and heading not in words:
+        leads, heading = words_of(MISSING), "lead"
+    plain = {name: words.text(name, fields) for name in ("notes", "limits", "source") if name in words}
+    blocks = {name: [] if section.variant == MISSING else words.paragraphs(name, fields) for name in plain}
+    lead_text = leads.text(heading, fields)
+    return SectionView(
+        section=section,
+        title=words.text("title", fields),
+        lead=leads.paragraphs(heading, fields),
+        lead_text=lead_text,
+        claims=_claims(section, words),
+        tables=[_table(section, words, key, frame) for key, frame in section.tables.items()],
+        figures=[_figure(section, words, key, figure) for key, figure in section.figures.items()],
+        notes=blocks.get("notes", []),
+        limits=blocks.get("limits", []),
+        source=blocks.get("source", []),
+        plain=plain,
+    )
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _claims(section: Section, words: Words) -> list[ClaimView]:
+    views: list[ClaimView] = []
+    for row in section.claims.to_dict("records"):
+        facts = {str(name): plain_value(value) for name, value in row.items()}
+        if not isinstance(facts.get("claim"), str) or facts.get("verdict") not in VERDICTS:
+            raise InputError(
+                f"a claim of section {section.name!r}: {facts}",
+                "columns 'claim' and 'verdict'",
+                "give the rows of judge, with the key of the claim's wording",
+            )
+        anchor = f"claim-{section.name}-{slug(facts['claim'])}"
+        same = sum(re.fullmatch(re.escape(anchor) + r"(-\d+)?", view.anchor) is not None for view in views)
+        views.append(_claim(facts, section.fields, words, f"{anchor}-{same + 1}" if same else anchor))
+    return views
+
+
+def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anchor: str) -> ClaimView:
+    unit, heading = UNITS[row.get("unit") or "score"], f"claim: {row['claim']}"
+    told = dict(fields) | {name: value for name, value in row.items() if value not in (None, "")}
+    names = ("effect", "low", "high", "control_low", "control_high")
+    scaled = [None if row.get(name) is None else unit.scale * float(row[name]) for name in names]
+    effect, low, high, least, most = column_texts(scaled, digits=3, more=1)
+    percent = " %" if unit.scale == 100 else ""
+    levels = [None if row.get(name) is None else unit.scale * float(row[name]) for name in ("baseline", "value")]
+    before, after = (f"{text}{percent if value is not None else ''}"
+                     for text, value in zip(column_texts(levels, 3, 1), levels, strict=True))  # fmt: skip
+    kinds = str(row.get("controls") or "").replace("_", "-")
+    return ClaimView(
+        anchor=anchor,
+        html=words.html(heading, told),
+        text=words.text(heading, told),
+        verdict=row["verdict"],
+        level=(before, after),
+        effect=effect,
+        interval=_ends(low, high, scaled[1:3]),
+        unit=unit.label,
+        range=_ends(least, most, scaled[3:]),
+        controls=f"{number(row.get('m'))} × {kinds}" if kinds else "",
+        q=_small(row.get("q")),
+        p=_small(row.get("p")),
+        family=str(row.get("family") or ""),
+        row=row,
+        scaled=scaled,
+    )
+
+
+def _ends(low: str, high: str, values: Sequence[float | None]) -> str:
+    return "" if None in values else f"{low} to {high}"
+
+
+def _small(value: float | None) -> str:
+    return number(None if value is None else float(f"{value:.2g}"))
+
+
+# --- tables and figures -----------------------------------------------------------------------------------------------
+
+
+def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> TableView:
+    kept = frame.head(ROWS)
+    values = {str(name): [plain_value(value) for value in kept.iloc[:, place]] for place, name in enumerate(kept)}
+    if len(values) < len(kept.columns):
+        raise InputError(f"table {key!r} of section {section.name!r} with a column twice", "each name once", "rename")
+    texts = [column_texts(column) for column in values.values()]
+    numeric = [_is_numeric(column) for column in values.values()]
+    heading = f"table: {key}"
+    return TableView(
+        anchor=f"table-{section.name}-{slug(key)}",
+        caption=words.html(heading, section.fields),
+        text=words.text(heading, section.fields),
+        columns=[name.replace("_", " ") for name in values],
+        numeric=numeric,
+        cells=[list(row) for row in zip(*texts, strict=True)],
+        values=[list(row) for row in zip(*values.values(), strict=True)],
+        total=len(frame),
+        file=f"sections/{section.name}/tables/{slug(key)}.parquet",
+    )
+
+
+def _is_numeric(column: Sequence[Any]) -> bool:
+    known = [value for value in column if value is not None]
+    return bool(known) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known)
+
+
+def _figure(section: Section, words: Words, key: str, figure: go.Figure) -> FigureView:
+    record, heading = json.loads(str(figure.to_json())), f"figure: {key}"
+    layout = record["layout"]
+    title = layout.pop("title", {})
+    margin, height = layout.get("margin", {}), int(layout.get("height", 420))
+    margin["t"] = max(40, margin.get("t", 104) - _TITLE)
+    layout |= {"margin": margin, "height": height if height <= 420 else height - _TITLE}
+    text = json.dumps({"data": record["data"], "layout": layout}, separators=(",", ":"))
+    for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
+        text = text.replace(mark, written)  # no text from a model can end the element that holds it
+    return FigureView(
+        anchor=f"figure-{section.name}-{slug(key)}",
+        title=html.unescape(title.get("text", "")),  # labels of figures are escaped when they are made
+        subtitle=html.unescape(title.get("subtitle", {}).get("text", "")),
+        caption=words.html(heading, section.fields),
+        text=words.text(heading, section.fields),
+        height=layout["height"],
+        json=Markup(text),
+    )
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------------
+
+
+def section_json(view: SectionView) -> dict[str, Any]:
+    """Every word and number of a section; unknown numbers are ``None``."""
+    section = view.section
+    return {
+        "name": section.name,
+        "variant": section.variant,
+        "title": view.title,
+        "lead": view.lead_text,
+        "fields": clean(section.fields),
+        "claims": [claim_json(claim) for claim in view.claims],
+        "tables": {
+            table.anchor: {
+                "caption": table.text,
+                "columns": list(table.columns),
+                "rows": clean(table.values),
+                "total": table.total,
+                "file": table.file,
+            }
+            for table in view.tables
+        },
+        "figures": {
+            figure.anchor: {"title": figure.title, "subtitle": figure.subtitle, "caption": figure.text}
+            for figure in view.figures
+        },
+        **view.plain,
+        "provenance": clean(section.provenance.to_dict()),
+    }
+
+
+def claim_json(claim: ClaimView) -> dict[str, Any]:
+    """One claim: its wording and its row."""
+    return {"anchor": claim.anchor, "words": claim.text, **clean(claim.row)}

@@ -1,0 +1,322 @@
+"""The words of the report: Markdown files with fields, filled with numbers; here no sentence is composed.
+
+``text/NAME.md`` holds blocks under headings (``# title``, ``# lead``, ``# claim: KEY`` ...).  A field in braces is
+replaced by a number or a short name; what it may contain never becomes markup.  Of Markdown it knows ``**bold**``,
+`` `code` ``, ``[words](#place)``, lists of lines that begin with ``- ``, and blank lines between paragraphs.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import math
+import re
+import statistics
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from mechrep.errors import InputError
+
+TEXT = Path(__file__).parent / "text"
+DASH, MINUS = "–", "−"
+_FIELD = "\ue000{}\ue001"  # private characters: they mark a field's place while the rest becomes HTML
+_ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def number(value: Any) -> str:
+    """One format for every number: four significant digits, thousands apart, a real minus, a dash where unknown.
+
+    Example:
+        >>> number(1408), number(-0.123456), number(12345.6), number(float("nan")), number(1.5e-07), number("L2 H0")
+        ('1,408', '−0.1235', '12,346', '–', '1.5e−07', 'L2 H0')
+    """
+    value = plain_value(value)
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", MINUS)
+    if isinstance(value, float):
+        if math.isinf(value):
+            return "∞" if value > 0 else f"{MINUS}∞"
+        return (f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}").replace("-", MINUS)
+    return str(value)
+
+
+def plain_value(value: Any) -> Any:
+    """A cell as JSON has it: ``None`` for what is unknown, Python's own numbers, text for anything else.
+
+    Example:
+        >>> plain_value(float("nan")), plain_value(pd.NA), plain_value((1, 2))
+        (None, None, [1, 2])
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_value(one) for one in value]
+    if hasattr(value, "tolist"):  # of NumPy, of PyTorch
+        return plain_value(value.tolist())
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return None if math.isnan(value) else float(value)
+    return str(value)
+
+
+def clean(value: Any) -> Any:
+    """Like :func:`plain_value`, and infinite numbers are ``None``, too: JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {str(key): clean(one) for key, one in value.items()}
+    value = plain_value(value)
+    if isinstance(value, list):
+        return [clean(one) for one in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def column_texts(values: Sequence[Any], digits: int = 4, more: int = 3) -> list[str]:
+    """The cells of one column, numbers with the same number of decimals so that they can be compared down the column.
+
+    Args:
+        values: numbers, texts, ``None``.
+        digits: significant digits of the largest number.
+        more: decimals more than that, at most, for two significant digits of the median.
+
+    Example:
+        >>> column_texts([0.5, 12.25, None]), column_texts([1.0, 400.0]), column_texts(["a", 2])
+        (['0.50', '12.25', '–'], ['1', '400'], ['a', '2'])
+        >>> column_texts([0.8559, 0.25, 1.2e-06])
+        ['0.8559', '0.2500', '1.2e−06']
+    """
+    cells = [plain_value(value) for value in values]
+    known = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
+    if any(not isinstance(cell, float) for cell in cells if cell is not None) or not known:
+        return [number(cell) for cell in cells]
+    sizes = [size for size in known if size] or [1.0]
+    if all(size == int(size) for size in known):
+        decimals = 0
+    else:
+        most = digits - 1 - math.floor(math.log10(max(sizes)))
+        decimals = min(max(most, min(1 - math.floor(math.log10(statistics.median(sizes))), most + more), 0), 9)
+    return [_decimals(cell, decimals) for cell in cells]
+
+
+def _decimals(cell: float | None, decimals: int) -> str:
+    if cell is None or math.isinf(cell):
+        return number(cell)
+    text = f"{cell:,.{decimals}f}"
+    if cell and not text.strip("-0.,"):
+        text = f"{cell:.2g}"
+    return text.replace("-", MINUS)
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+class _Fields(string.Formatter):
+    """Python's format, with plain names only and the report's numbers."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def get_field(self, field_name: str, _args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        if field_name not in kwargs:
+            known = ", ".join(sorted(kwargs)) or "none"
+            raise InputError(f"{self.place} uses {{{field_name}}}", f"one of the section's fields: {known}",
+                             "correct the text, or give the section this field")  # fmt: skip
+        return kwargs[field_name], field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        value = plain_value(value)
+        if value is None or not format_spec:
+            return number(value)
+        try:
+            text = format(value, format_spec)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.place}: {value!r} as {format_spec!r}", "a format that fits the value",
+                             f"correct the text ({error})") from error  # fmt: skip
+        return text.replace("-", MINUS) if isinstance(value, (int, float)) else text
+
+
+def _filled(text: str, fields: Mapping[str, Any], place: str) -> tuple[str, list[str]]:
+    """The text with marks for its fields, and what belongs there."""
+    formatter, values, parts = _Fields(place), [], []
+    try:
+        pieces = list(formatter.parse(text))
+    except ValueError as error:
+        raise InputError(f"{place}: {error}", "fields like {name} or {name:.1f}", "write {{ for a brace") from error
+    for literal, name, spec, _ in pieces:
+        parts.append(literal)
+        if name is not None:
+            parts.append(_FIELD.format(len(values)))
+            value, _ = formatter.get_field(name, (), fields)
+            values.append(formatter.format_field(value, spec or ""))
+    return "".join(parts), values
+
+
+def _put(text: str, values: Sequence[str]) -> str:
+    return re.sub(_FIELD.format(r"(\d+)"), lambda match: values[int(match[1])], text)
+
+
+def to_text(text: str, fields: Mapping[str, Any], place: str) -> str:
+    """The block as plain text: fields filled, markup taken away, one line per paragraph or bullet.
+
+    Example:
+        >>> to_text("**{n}** of [heads](#term-head)", {"n": 1408}, "here")
+        '1,408 of heads'
+    """
+    marked, values = _filled(text, fields, place)
+    marked = re.sub(r"\[([^\]]+)\]\([^)\s]+\)", r"\1", marked).replace("**", "").replace("`", "")
+    return "\n".join(_put(line, values) for line in _lines(marked))
+
+
+def to_html(text: str, fields: Mapping[str, Any], place: str) -> Markup:
+    """The block as HTML without a paragraph around it; text in fields stays text.
+
+    Example:
+        >>> print(to_html("**{n}** {name}", {"n": 2, "name": "<b>"}, "here"))
+        <strong>2</strong> &lt;b&gt;
+    """
+    marked, values = _filled(text, fields, place)
+    return Markup(_put(_inline(" ".join(_lines(marked))), [html.escape(value) for value in values]))
+
+
+def blocks_html(text: str, fields: Mapping[str, Any], place: str) -> list[Markup]:
+    """Paragraphs and lists, each with its element around it."""
+    marked, values = _filled(text, fields, place)
+    safe, blocks = [html.escape(value) for value in values], []
+    for block in re.split(r"\n\s*\n", marked.strip()):
+        lines = [_put(_inline(line.removeprefix("- ")), safe) for line in _lines(block)]
+        if block.startswith("- "):
+            blocks.append(Markup("<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"))
+        elif block:
+            blocks.append(Markup(f"<p>{' '.join(lines)}</p>"))
+    return blocks
+
+
+def _lines(text: str) -> list[str]:
+    """Wrapped lines joined again: one per paragraph or bullet."""
+    joined: list[str] = []
+    for block in re.split(r"\n\s*\n", text.strip()):
+        fresh = True
+        for line in block.splitlines():
+            if fresh or line.startswith("- "):
+                joined.append(line.strip())
+            else:
+                joined[-1] += " " + line.strip()
+            fresh = False
+    return joined
+
+
+def _inline(text: str) -> str:
+    text = html.escape(text)
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    text = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
+    text = re.sub(r"\[([^\]]+)\]\((#[\w-]+)\)", r'<a href="\2">\1</a>', text)
+    text = re.sub(r"\[([^\]]+)\]\((https://[^\s)]+)\)", r'<a href="\2" rel="noreferrer">\1</a>', text)
+    return _ARXIV.sub(r'<a href="https://arxiv.org/abs/\1" rel="noreferrer">arXiv \1</a>', text)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Words:
+    """One file of words, by heading.
+
+    Attributes:
+        file: its name, for messages.
+        blocks: text by heading, in the order of the file.
+    """
+
+    file: str
+    blocks: Mapping[str, str] = field(default_factory=dict)
+
+    def __contains__(self, heading: str) -> bool:
+        return heading in self.blocks
+
+    def block(self, heading: str) -> str:
+        """The text under a heading.
+
+        Raises:
+            InputError: there is none.
+        """
+        if heading not in self.blocks:
+            raise InputError(f"{self.file} without the heading '# {heading}'", "one for everything a section holds",
+                             f"write '# {heading}' and its words into {self.file}")  # fmt: skip
+        return self.blocks[heading]
+
+    def place(self, heading: str) -> str:
+        """How messages name a block."""
+        return f"{self.file}, '# {heading}'"
+
+    def text(self, heading: str, fields: Mapping[str, Any]) -> str:
+        """A block as plain text."""
+        return to_text(self.block(heading), fields, self.place(heading))
+
+    def html(self, heading: str, fields: Mapping[str, Any]) -> Markup:
+        """A block as HTML that stands in a line."""
+        return to_html(self.block(heading), fields, self.place(heading))
+
+    def paragraphs(self, heading: str, fields: Mapping[str, Any]) -> list[Markup]:
+        """A block as paragraphs and lists; none where the heading is missing."""
+        return blocks_html(self.blocks.get(heading, ""), fields, self.place(heading))
+
+
+def words_of(name: str, folder: Path | None = None) -> Words:
+    """The words of ``text/NAME.md``.
+
+    Args:
+        name: of a section, or ``"intro"``, ``"glossary"``, ``"missing"``.
+        folder: of the texts; by default mechrep's own.
+
+    Raises:
+        InputError: no such file, a heading twice, words above the first heading.
+
+    Example:
+        >>> "lead" in words_of("missing"), "claim: x" in words_of("missing")
+        (True, False)
+    """
+    path = (folder or TEXT) / f"{name}.md"
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or not path.is_file():
+        raise InputError(f"section {name!r}", f"a text {path.name} in {path.parent}", "write its words there")
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, _changed: int) -> Words:
+    file = f"report/text/{path.name}"
+    first, *pieces = re.split(r"^# +", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    blocks: dict[str, str] = {}
+    for piece in pieces:
+        heading, _, body = piece.partition("\n")
+        if heading.strip() in blocks:
+            raise InputError(f"{file} with the heading '# {heading.strip()}' twice", "each once", "join the two")
+        blocks[heading.strip()] = body.strip()
+    if first.strip():
+        raise InputError(f"{file} with words above its first heading", "headings like '# title'", "add a heading")
+    return Words(file, blocks)
+
+
+def slug(name: str) -> str:
+    """A name as an anchor.
+
+    Example:
+        >>> slug("Loop family (cluster)")
+        'loop-family-cluster'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"
