@@ -27,19 +27,16 @@ from mechrep.ablation.outcomes import (
     unseen,
 )
 from mechrep.ablation.run import Cell, measure_effects
+from mechrep.ablation.texts import shared_loops, shared_repeats, shared_windows
 from mechrep.errors import InputError
-from mechrep.generation.loops import collect_loops
 from mechrep.interventions.ops import Cut, Op, When, op_name
-from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.run import Run, one_of
-from mechrep.text.corpus import Corpus, windows_of_text
-from mechrep.text.stimuli import random_repeats
+from mechrep.text.corpus import Corpus
 
 READ_OUTCOMES = ("loop_log_probability", "copy_accuracy", "loss")
 OUTCOMES = (*READ_OUTCOMES, "still_looping", "newly_looping")
 ACTIVATION_PROMPT = 50  # as published
-_PERIOD, _REPEATS_SEED = 50, 1_000_003  # random repeats on which no head was scored
 
 Circuits = Circuit | Sequence[Circuit]
 
@@ -126,28 +123,6 @@ class StudyTexts:
             "newly_looping": newly_looping,
         }
         return [makers[name]() for name in names]
-
-
-def shared_loops(model: Model, run: Run, preset: str = "mechrep") -> Corpus:
-    """Texts that the model writes itself, looping and loop-free ones, once per run."""
-    sizes, key = run.sizes, ("loops", model.fingerprint(), preset, run.seed)
-    make = lambda: collect_loops(  # noqa: E731 - a maker
-        model, sizes.loops, n_others=sizes.others, preset=preset, seed=run.seed, progress=run.progress
-    )
-    return run.once(key, make)
-
-
-def shared_repeats(model: Model, run: Run) -> Corpus:
-    """Random repeats on which no head was scored, once per run."""
-    n = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
-    key = ("repeats", model.fingerprint(), n)
-    return run.once(key, lambda: random_repeats(model, n=n, seed=_REPEATS_SEED))
-
-
-def shared_windows(model: Model, run: Run, text: str | None = None) -> Corpus:
-    """Windows of held-out text, English by default, once per run."""
-    key = ("windows", model.fingerprint(), hash(text), run.sizes.windows)
-    return run.once(key, lambda: windows_of_text(model, text or tiny.held_out_text(), limit=run.sizes.windows))
 
 
 def ablation_study(

@@ -1,0 +1,149 @@
+"""Texts that several studies of one run share: made once, kept in the run's store, the same in every part.
+
+Loops that the model writes itself, held-out windows, random repeats, and null models (the same model without what it
+has learned).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mechrep.errors import InputError
+from mechrep.generation.decode import generate
+from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
+from mechrep.models import tiny
+from mechrep.models.load import reinitialised, shuffled
+from mechrep.models.model import Model
+from mechrep.run import Run
+from mechrep.stats import proportion_interval
+from mechrep.store import Store
+from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.families import loop_families
+from mechrep.text.stimuli import random_repeats
+
+_FIND_SHARE = 0.8  # of the looping texts are searched, the others tested
+_PERIOD, _REPEATS_SEED = 50, 1_000_003  # random repeats on which no head was scored
+_WINDOW = 128  # tokens
+
+
+def shared_loops(model: Model, run: Run, preset: str = "mechrep") -> Corpus:
+    """Looping and loop-free texts that the model writes itself, with ``family`` and ``split``, once per run.
+
+    ``split`` is ``"find"`` or ``"test"`` for looping texts (by whole families; under ``"hiraoka2025"``, which searches
+    and tests on the same texts, ``"both"``) and ``"other"`` for loop-free ones.  ``prompts_tried`` counts prompts.
+
+    Raises:
+        NothingFoundError: the model wrote no looping text.
+        InputError: fewer than two families of loops.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.run import Run
+        >>> run, model = Run(effort="quick"), mechrep.load_model("mechrep-tiny")
+        >>> corpus = shared_loops(model, run)
+        >>> corpus is shared_loops(model, run), sorted(set(corpus.frame["split"]))
+        (True, ['find', 'other', 'test'])
+    """
+    sizes, weights = run.sizes, model.fingerprint()
+    name = f"loops-{weights}-{preset}-{sizes.loops}-{sizes.others}-{run.seed}"
+
+    def make() -> Corpus:
+        corpus = collect_loops(
+            model, sizes.loops, n_others=sizes.others, preset=preset, seed=run.seed, progress=run.progress
+        )
+        tried = int(corpus.frame.attrs["prompts"])
+        corpus = corpus.with_columns(prompts_tried=tried, family=loop_families(corpus))
+        return with_split(corpus, preset, run.seed)
+
+    return run.once(name, lambda: _kept(run, name, make))
+
+
+def _kept(run: Run, name: str, make: Callable[[], Corpus]) -> Corpus:
+    """A corpus from the run's store, or made now and filed there."""
+    if run.store is None:
+        return make()
+    Store(Path(run.store))  # refuses a place that cannot be written before anything is computed
+    path = Path(run.store) / f"{name}.parquet"
+    if path.exists():
+        return Corpus.load(path)
+    corpus = make()
+    corpus.save(path)
+    return corpus
+
+
+def with_split(corpus: Corpus, preset: str = "mechrep", seed: int = 0) -> Corpus:
+    """The corpus with a column ``split``; a family of loops stays on one side.
+
+    Raises:
+        InputError: fewer than two families of loops.
+    """
+    looping = corpus.frame["onset"].notna().to_numpy()
+    if preset == "hiraoka2025":
+        return corpus.with_columns(split=np.where(looping, "both", "other").tolist())
+    texts = corpus.select(looping)
+    families = loop_families(texts)
+    if len(set(families)) < 2:
+        raise InputError(
+            f"{len(texts)} looping texts in {len(set(families))} families of loops",
+            "at least 2 families: one to find with, one to test with",
+            "try more prompts",
+        )
+    share = min(_FIND_SHARE, (len(texts) - 1) / len(texts))
+    find, _ = texts.split(share, seed=seed, clusters=families)
+    found = set(find.frame["id"])
+    names = [
+        "other" if not loops else "find" if name in found else "test"
+        for name, loops in zip(corpus.frame["id"], looping, strict=True)
+    ]
+    return corpus.with_columns(split=names)
+
+
+def find_and_test(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """The looping texts to search and those to test on, as ``split`` says."""
+    if (corpus.frame["split"] == "both").any():
+        both = corpus.where(split="both")
+        return both, both
+    return corpus.where(split="find"), corpus.where(split="test")
+
+
+def loop_share(model: Model, preset: str, run: Run, n: int = 256) -> tuple[float, tuple[float, float], int]:
+    """Share of sampled prompts whose greedy continuation loops by the preset's detector, its Wilson interval, and n."""
+    chosen = loop_preset(preset)
+    prompts = sample_prompts(
+        model, n, length=chosen.sampled, temperature=chosen.temperature, top_k=chosen.top_k, seed=run.seed + 1_000_003
+    )
+    texts = generate(model, prompts, max_new_tokens=chosen.greedy, progress=False)
+    found = texts.with_cycles(chosen.detector, eos_id=model.eos_ids).frame["onset"].notna()
+    return float(np.mean(found)), proportion_interval(int(found.sum()), n), n
+
+
+def shared_windows(model: Model, run: Run, text: str | None = None, length: int = _WINDOW) -> Corpus:
+    """Windows of held-out text, English by default (public-domain books), once per run."""
+    key = ("windows", model.fingerprint(), text, length, run.sizes.windows)
+
+    def make() -> Corpus:
+        size = min(model.anatomy.n_ctx, length)
+        return windows_of_text(model, text or tiny.held_out_text(), length=size, limit=run.sizes.windows)
+
+    return run.once(key, make)
+
+
+def shared_repeats(model: Model, run: Run) -> Corpus:
+    """Random repeats on which no head was scored, once per run."""
+    n = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
+    key = ("repeats", model.fingerprint(), n, run.sizes.sequences)
+    return run.once(key, lambda: random_repeats(model, n=n, sequences=run.sizes.sequences, seed=_REPEATS_SEED))
+
+
+def null_models(model: Model, run: Run) -> list[Callable[[], Model]]:
+    """Makers of null models: shuffled and re-initialised weights by turns, ``run.sizes.nulls`` of them.
+
+    One at a time has to fit beside the model: make one, measure it, drop it.
+    """
+    kinds = (shuffled, reinitialised)
+    return [
+        lambda number=number: kinds[number % 2](model, seed=run.seed + number // 2) for number in range(run.sizes.nulls)
+    ]
