@@ -1,6 +1,6 @@
 """Names that the golden record needs and the public facade does not offer: where they are defined today.
 
-When code moves, this table is all that has to follow.
+When code moves, this table is all that has to follow.  ``module:name`` where a name is another one there.
 """
 
 from __future__ import annotations
@@ -9,51 +9,52 @@ import importlib
 from typing import Any
 
 HOMES = {
+    "CONTRAST_MEASURES": "mechrep.measures.natural_vs_induced:MEASURES",
     "CLASSES": "mechrep.text.token_classes",
-    "DistanceProfile": "mechrep.analyzers.token_information.distances",
-    "EMBEDDED_TASKS": "mechrep.studies.benchmarks.tasks",
-    "MassiveActivations": "mechrep.analyzers.sinks.massive_activations",
+    "DistanceProfile": "mechrep.measures.token_information",
+    "EMBEDDED_TASKS": "mechrep.ablation.benchmark_tasks",
+    "MassiveActivations": "mechrep.measures.sink_norms",
     "Measure": "mechrep.studies.checkpoints",
-    "SinkStates": "mechrep.analyzers.sinks.states",
-    "VARIANTS": "mechrep.analyzers.heads.variants",
-    "agreement": "mechrep.studies.contrast",
+    "SinkStates": "mechrep.measures.sink_norms",
+    "VARIANTS": "mechrep.measures.head_targets",
+    "agreement": "mechrep.studies.text_kind_effects",
     "collect_loops": "mechrep.generation",
-    "compare_heads": "mechrep.studies.contrast.comparison",
-    "condition_flow": "mechrep.generation.conditions",
-    "contrast_conditions": "mechrep.analyzers.conditions.contrast",
-    "continuation_questions": "mechrep.studies.benchmarks.embedded",
+    "compare_heads": "mechrep.studies.text_kind_effects",
+    "condition_flow": "mechrep.generation.text_kinds",
+    "contrast_conditions": "mechrep.measures.natural_vs_induced",
+    "continuation_questions": "mechrep.ablation.benchmark_tasks",
     "detect_cycle": "mechrep.text.cycles",
-    "distance_profile": "mechrep.analyzers.token_information",
-    "first_layer_convergence": "mechrep.analyzers.first_token.convergence",
-    "first_layer_head_cuts": "mechrep.analyzers.first_token.head_cuts",
-    "first_token_detectors": "mechrep.analyzers.first_token.detectors",
-    "first_token_parts": "mechrep.analyzers.first_token.find_first_token",
-    "head_kinds": "mechrep.studies.head_kinds",
-    "head_reference": "mechrep.studies.contrast.reference",
-    "information_cut": "mechrep.analyzers.token_information",
-    "joined_conditions": "mechrep.generation.conditions",
-    "limit_norms": "mechrep.analyzers.sinks.repeat_norms",
-    "match_lengths": "mechrep.generation.conditions",
+    "distance_profile": "mechrep.measures.token_information",
+    "first_layer_convergence": "mechrep.measures.first_token_detectors",
+    "first_layer_head_cuts": "mechrep.measures.first_token_heads",
+    "first_token_detectors": "mechrep.measures.first_token_detectors",
+    "first_token_parts": "mechrep.measures.first_token",
+    "head_kinds": "mechrep.ablation.old_controls",
+    "head_reference": "mechrep.studies.text_kind_effects",
+    "information_cut": "mechrep.measures.token_information_masks",
+    "joined_conditions": "mechrep.generation.text_kinds",
+    "limit_norms": "mechrep.measures.sink_norms",
+    "match_lengths": "mechrep.generation.text_kinds",
     "mean": "mechrep.interventions",
     "measure_named": "mechrep.studies.checkpoints",
-    "ov_vectors": "mechrep.analyzers.sinks.cluster",
+    "ov_vectors": "mechrep.measures.ov_cluster",
     "random_repeats": "mechrep.text",
-    "recall_questions": "mechrep.studies.benchmarks.embedded",
-    "reinitialised": "mechrep.models.nulls",
+    "recall_questions": "mechrep.ablation.benchmark_tasks",
+    "reinitialised": "mechrep.models.load",
     "rep_n": "mechrep.text",
     "repeated_tokens": "mechrep.text",
     "resample": "mechrep.interventions",
-    "row_norms": "mechrep.analyzers.sinks.neurons",
+    "row_norms": "mechrep.measures.sink_neurons",
     "sample_prompts": "mechrep.generation",
     "scale": "mechrep.interventions",
     "seq_rep_n": "mechrep.text",
-    "shuffled": "mechrep.models.nulls",
-    "sink_neuron_ablation": "mechrep.analyzers.sinks.ablation",
-    "sink_neurons": "mechrep.analyzers.sinks.neurons",
+    "shuffled": "mechrep.models.load",
+    "sink_neuron_ablation": "mechrep.measures.sink_neurons",
+    "sink_neurons": "mechrep.measures.sink_neurons",
     "tiny": "mechrep.models",
     "token_classes": "mechrep.text.token_classes",
-    "token_facts": "mechrep.analyzers.token_information",
-    "token_information": "mechrep.analyzers.token_information",
+    "token_facts": "mechrep.measures.token_information",
+    "token_information": "mechrep.measures.token_information",
     "windows_of_text": "mechrep.text",
 }
 
@@ -61,5 +62,8 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(HOMES[name])
-    return importlib.import_module(f"{HOMES[name]}.{name}") if name == "tiny" else getattr(module, name)
+    home, _, other_name = HOMES[name].partition(":")
+    module = importlib.import_module(home)
+    if not hasattr(module, other_name or name):
+        importlib.import_module(f"{home}.{name}")  # a module
+    return getattr(module, other_name or name)

@@ -35,7 +35,7 @@ def condition_contrast(model: mechrep.Model) -> Record:
     """What changes from copy to copy, text by text."""
     result = api.contrast_conditions(model, list(kinds(model)), copies=2, progress=False)
     record: Record = {"texts": list(result.ids), "kinds": list(result.labels)}
-    for number, measure in enumerate(_measures(result)):
+    for number, measure in enumerate(api.CONTRAST_MEASURES):
         for copy in range(result.copies):
             record |= of_value(where(measure=measure, copy=copy), result.measures[number, :, copy])
     for field in ("lens", "heads", "mlps", "counts"):
@@ -45,13 +45,6 @@ def condition_contrast(model: mechrep.Model) -> Record:
     record |= of_frame("contrast", effects.contrast(draws=200)) | of_frame("specialisation", effects.specialisation())
     record |= of_frame("overlap", effects.overlap(scores(model), 2))
     return record | of_frame("lens", result.lens_frame())
-
-
-def _measures(result: Any) -> list[str]:
-    from mechrep.analyzers.conditions.contrast_result import MEASURES
-
-    assert len(MEASURES) == len(result.measures)
-    return list(MEASURES)
 
 
 @golden(slow=True, models=EMBEDDED)
