@@ -6,16 +6,26 @@ stands in ``report/text/NAME.md``, with fields in braces.
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechrep.errors import StoreError
 from mechrep.provenance import Provenance
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+MISSING = "missing"
+_FILE = "section.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,3 +50,120 @@ class Section:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     variant: str = ""
+
+    def save(self, folder: str | Path) -> None:
+        """Write the section to a folder of its own, complete or not at all: JSON, tables as Parquet, figures as JSON.
+
+        A column that holds numbers and texts is written as texts: Parquet knows one type per column.
+
+        Raises:
+            StoreError: the folder cannot be written, or holds something else.
+        """
+        target = Path(folder)
+        if target.is_dir() and any(target.iterdir()) and not (target / _FILE).is_file():
+            raise StoreError(f"{target}, a folder of other things", "a new folder, or one of a section", "choose one")
+        partial, before = (target.with_name(target.name + end) for end in (".partial", ".before"))
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
+            self._write(partial)
+            if target.exists():
+                target.replace(before)
+            partial.replace(target)
+        except OSError as error:
+            raise StoreError(
+                f"section folder {target} ({error})", "a place to write", "free space or choose another"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True)
+        record = {
+            "name": self.name,
+            "variant": self.variant,
+            "fields": plain_value(self.fields),
+            "provenance": plain_value(self.provenance.to_dict()),
+            "tables": {key: slug(key) for key in self.tables},
+            "figures": {key: slug(key) for key in self.figures},
+        }
+        (folder / _FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        _write_frame(self.claims, folder / "claims.parquet")
+        for key, frame in self.tables.items():
+            _write_frame(frame, folder / "tables" / f"{slug(key)}.parquet")
+        for key, figure in self.figures.items():
+            (folder / "figures" / f"{slug(key)}.json").write_text(str(figure.to_json()), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Section:
+        """Read a section that :meth:`save` wrote.
+
+        Raises:
+            StoreError: nothing there, or damaged.
+        """
+        from plotly.io import from_json
+
+        path = Path(folder)
+        try:
+            record = json.loads((path / _FILE).read_text(encoding="utf-8"))
+            figures = {
+                key: from_json((path / "figures" / f"{file}.json").read_text(encoding="utf-8"))
+                for key, file in record["figures"].items()
+            }
+            return cls(
+                record["name"],
+                Provenance(**record["provenance"]),
+                record["fields"],
+                pd.read_parquet(path / "claims.parquet"),
+                {key: pd.read_parquet(path / "tables" / f"{file}.parquet") for key, file in record["tables"].items()},
+                figures,
+                record["variant"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} ({error})", "a folder that save() wrote", "make this part again") from error
+
+
+def _write_frame(frame: pd.DataFrame, path: Path) -> None:
+    frame = frame.rename(columns=str).reset_index(drop=True)
+    for name in [name for name in frame if frame[name].dtype.kind == "O"]:
+        values = [plain_value(value) for value in frame[name]]
+        kinds = {float if type(value) is int else type(value) for value in values if value is not None}
+        mixed = len(kinds) > 1 or kinds & {list, dict}
+        frame[name] = [None if value is None else str(value) if mixed else value for value in values]
+    frame.to_parquet(path, index=False)
+
+
+def plain_value(value: Any) -> Any:
+    """A cell as JSON has it: ``None`` for what is unknown, Python's own numbers, text for anything else.
+
+    Example:
+        >>> plain_value(float("nan")), plain_value(pd.NA), plain_value((1, 2))
+        (None, None, [1, 2])
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_value(one) for one in value]
+    if hasattr(value, "tolist"):  # of NumPy, of PyTorch
+        return plain_value(value.tolist())
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return None if math.isnan(value) else float(value)
+    return str(value)
+
+
+def slug(name: str) -> str:
+    """A name as an anchor.
+
+    Example:
+        >>> slug("Loop family (cluster)")
+        'loop-family-cluster'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from mechrep.errors import InputError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
 from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, view_of
-from mechrep.report.words import Words, clean, number, slug, to_html, to_text, words_of
-from mechrep.sections import Section
+from mechrep.report.words import Words, clean, number, to_html, to_text, words_of
+from mechrep.sections import Section, slug
 
 SHOWN = 12  # rows of a table before "show all"
 _WIDE, _HIGH, _MARGIN = 120, 24, 6  # pixels of the little drawing of an effect beside its controls

@@ -19,11 +19,10 @@ from markupsafe import Markup
 
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
 from mechrep.errors import InputError
-from mechrep.report.words import Words, clean, column_texts, number, plain_value, slug, words_of
-from mechrep.sections import Section
+from mechrep.report.words import Words, clean, column_texts, number, words_of
+from mechrep.sections import MISSING, Section, plain_value, slug
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
-MISSING = "missing"
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
 _TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
 
@@ -283,7 +282,7 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure) -> Figu
     margin, height = layout.get("margin", {}), int(layout.get("height", 420))
     margin["t"] = max(40, margin.get("t", 104) - _TITLE)
     layout |= {"margin": margin, "height": height if height <= 420 else height - _TITLE}
-    text = json.dumps({"data": record["data"], "layout": layout}, separators=(",", ":"))
+    text = json.dumps({"data": record["data"], "layout": layout}, separators=(",", ":"), sort_keys=True)
     for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
         text = text.replace(mark, written)  # no text from a model can end the element that holds it
     return FigureView(

@@ -15,14 +15,13 @@ import statistics
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from markupsafe import Markup
 
 from mechrep.errors import InputError
+from mechrep.sections import plain_value
 
 TEXT = Path(__file__).parent / "text"
 DASH, MINUS = "–", "−"
@@ -54,32 +53,8 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def plain_value(value: Any) -> Any:
-    """A cell as JSON has it: ``None`` for what is unknown, Python's own numbers, text for anything else.
-
-    Example:
-        >>> plain_value(float("nan")), plain_value(pd.NA), plain_value((1, 2))
-        (None, None, [1, 2])
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain_value(one) for one in value]
-    if hasattr(value, "tolist"):  # of NumPy, of PyTorch
-        return plain_value(value.tolist())
-    if value is None or value is pd.NaT or value is pd.NA:
-        return None
-    if isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return None if math.isnan(value) else float(value)
-    return str(value)
-
-
 def clean(value: Any) -> Any:
-    """Like :func:`plain_value`, and infinite numbers are ``None``, too: JSON has no word for them."""
+    """Like :func:`~mechrep.sections.plain_value`, and infinite numbers are ``None``, too: JSON has no word for them."""
     if isinstance(value, Mapping):
         return {str(key): clean(one) for key, one in value.items()}
     value = plain_value(value)
@@ -310,13 +285,3 @@ def _read(path: Path, _changed: int) -> Words:
     if first.strip():
         raise InputError(f"{file} with words above its first heading", "headings like '# title'", "add a heading")
     return Words(file, blocks)
-
-
-def slug(name: str) -> str:
-    """A name as an anchor.
-
-    Example:
-        >>> slug("Loop family (cluster)")
-        'loop-family-cluster'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"
