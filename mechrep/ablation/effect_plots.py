@@ -17,7 +17,7 @@ from mechrep.run import one_of
 if TYPE_CHECKING:
     from mechrep.ablation.effects import Effects
 
-_LINE, _PANEL = 34, 70  # pixels of one line, and of the frame of a panel
+_LINE, _CURVE, _GAP = 34, 210, 92  # pixels of one line, of one curve, and between two panels
 
 
 def forest(effects: Effects, measures: Sequence[str] | None = None) -> go.Figure:
@@ -32,53 +32,73 @@ def forest(effects: Effects, measures: Sequence[str] | None = None) -> go.Figure
         >>> len(forest(example_effects()).data)
         2
     """
-    from mechrep.ablation.effects import UNITS
-
     table = effects.select(measures=measures)
     rows, draws = table.summary(), _drawn(table)
     panels = list(dict.fromkeys(zip(rows["measure"], rows["copy"], strict=True)))
-    heights = [len(_panel(rows, panel)) * _LINE + _PANEL for panel in panels]
-    titles = [plain(_title(panel)) for panel in panels]
-    spacing = 0.55 * _PANEL / sum(heights)
-    figure = make_subplots(len(panels), 1, subplot_titles=titles, vertical_spacing=spacing, row_heights=heights)
+    heights = [max(len(_panel(rows, panel)) * _LINE, 2 * _LINE) for panel in panels]
+    figure = _stacked(panels, heights)
     seen: set[str] = set()
     for number, panel in enumerate(panels, 1):
-        here = _panel(rows, panel)
-        unit = UNITS[here["unit"].iloc[0]]
-        controls = _panel(draws, panel)
-        for kind, part in controls.groupby("selection", sort=False):
-            marks = part.assign(label=[_label(row) for row in part.to_dict("records")])
-            style = style_of(str(kind), len(seen))
-            figure.add_scatter(
-                x=unit.scale * marks["effect"], y=marks["label"], mode="markers", name=plain(style.label),
-                legendgroup=kind, showlegend=kind not in seen, row=number, col=1,
-                marker={"color": style.colour, "symbol": style.symbol, "size": 6, "opacity": 0.45},
-                hovertemplate="%{x:.4g}<extra>" + plain(style.label) + "</extra>",
-            )  # fmt: skip
-            seen.add(str(kind))
-        style = style_of("top")
-        spread = {"type": "data", "symmetric": False, "thickness": 2.5, "color": style.colour,
-                  "array": unit.scale * (here["high"] - here["effect"]).fillna(0),
-                  "arrayminus": unit.scale * (here["effect"] - here["low"]).fillna(0)}  # fmt: skip
+        _draw_effects(figure, _panel(rows, panel), _panel(draws, panel), number, seen)
+    title = "Effect of each ablation, beside its controls"
+    return _finished(figure, heights, AXIS, AXIS | {"showgrid": False, "autorange": "reversed"}, title, effects)
+
+
+def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, number: int, seen: set[str]) -> None:
+    """One panel of the forest plot; ``seen`` are the entries that the legend has already."""
+    from mechrep.ablation.effects import UNITS
+
+    unit = UNITS[here["unit"].iloc[0]]
+    for kind, part in draws.groupby("selection", sort=False):
+        marks = part.assign(label=[_label(row) for row in part.to_dict("records")])
+        style = style_of(str(kind), len(seen))
         figure.add_scatter(
-            x=unit.scale * here["effect"], y=[_label(row) for row in here.to_dict("records")], mode="markers",
-            error_x=spread, name="ablation", legendgroup="ablation", showlegend="ablation" not in seen, row=number,
-            col=1, marker={"color": style.colour, "symbol": style.symbol, "size": 10},
-            customdata=here[["verdict", "q", "m", "n"]].to_numpy(),
-            hovertemplate="%{x:.4g}<br>%{customdata[0]}, q = %{customdata[1]:.3g}<br>"
-            "%{customdata[2]} draws, %{customdata[3]} independent units<extra></extra>",
+            x=unit.scale * marks["effect"], y=marks["label"], mode="markers", name=plain(_control(str(kind))),
+            legendgroup=kind, showlegend=kind not in seen, row=number, col=1,
+            marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.5},
+            hovertemplate="%{x:.4g}<extra>" + plain(_control(str(kind))) + "</extra>",
         )  # fmt: skip
-        seen.add("ablation")
-        figure.add_vline(0, line={"color": INK, "dash": "dot", "width": 1}, row=number, col=1)  # pyright: ignore[reportArgumentType]
-        figure.update_xaxes(title_text=plain(f"change ({unit.label})"), row=number, col=1)
-    figure = styled(
-        figure, title="Effect of each ablation, beside its controls", subtitle=_subtitle(effects), x="", y=""
+        seen.add(str(kind))
+    style = style_of("top")
+    spread = {"type": "data", "symmetric": False, "thickness": 2, "width": 0, "color": style.colour,
+              "array": unit.scale * (here["high"] - here["effect"]).fillna(0),
+              "arrayminus": unit.scale * (here["effect"] - here["low"]).fillna(0)}  # fmt: skip
+    figure.add_scatter(
+        x=unit.scale * here["effect"], y=[_label(row) for row in here.to_dict("records")], mode="markers",
+        error_x=spread, name="ablation", legendgroup="ablation", showlegend="ablation" not in seen, row=number,
+        col=1, marker={"color": style.colour, "symbol": style.symbol, "size": 10},
+        customdata=here[["verdict", "q", "m", "n"]].to_numpy(),
+        hovertemplate="%{x:.4g}<br>%{customdata[0]}, q = %{customdata[1]:.3g}<br>"
+        "%{customdata[2]} draws, %{customdata[3]} independent units<extra></extra>",
+    )  # fmt: skip
+    seen.add("ablation")
+    figure.add_vline(0, line={"color": INK, "dash": "dot", "width": 1}, row=number, col=1)  # pyright: ignore[reportArgumentType]
+    figure.update_xaxes(title_text=plain(f"change ({unit.label})"), row=number, col=1)
+
+
+def _stacked(panels: Sequence[tuple[str, Any]], heights: Sequence[int]) -> go.Figure:
+    """Panels of these heights in pixels, one below the other, with room for titles of panels and of axes."""
+    whole = sum(heights) + _GAP * (len(panels) - 1)
+    titles = [plain(_title(panel)) for panel in panels]
+    return make_subplots(
+        len(panels), 1, subplot_titles=titles, vertical_spacing=_GAP / whole, row_heights=list(heights)
     )
-    figure.update_xaxes(AXIS).update_yaxes(AXIS | {"showgrid": False, "autorange": "reversed"})
-    for number, panel in enumerate(panels, 1):
-        unit = UNITS[_panel(rows, panel)["unit"].iloc[0]]
-        figure.update_xaxes(title_text=plain(f"change ({unit.label})"), row=number, col=1)
-    return figure.update_layout(height=sum(heights) + 150)
+
+
+def _finished(
+    figure: go.Figure, heights: Sequence[int], x: dict[str, Any], y: dict[str, Any], title: str, effects: Effects
+) -> go.Figure:
+    """The look of the house for stacked panels; the titles of their axes stay."""
+    whole = sum(heights) + _GAP * (len(heights) - 1)
+    names = [axis.title.text for axis in figure.select_xaxes()], [axis.title.text for axis in figure.select_yaxes()]
+    figure.update_annotations(x=0, xanchor="left", font={"size": 14})
+    figure = styled(figure, title=title, subtitle=_subtitle(effects), x="", y="")
+    for axis, name in zip(figure.select_xaxes(), names[0], strict=True):
+        axis.update(x | {"title": {"text": name or "", "standoff": 4}})
+    for axis, name in zip(figure.select_yaxes(), names[1], strict=True):
+        axis.update(y | {"title": {"text": name or "", "standoff": 8}})
+    # The legend stands above the title of the first panel.
+    return figure.update_layout(legend={"y": 1 + 28 / whole}, margin={"t": 120}, height=whole + 120 + 60)
 
 
 def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None) -> go.Figure:
@@ -98,42 +118,57 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
     panels = list(dict.fromkeys(zip(frame["measure"], frame["copy"], strict=True)))
     if frame[x].notna().sum() == 0:
         raise InputError(f"x={x!r} of conditions without one", "conditions with several values of it", "plot() instead")
-    figure = make_subplots(len(panels), 1, subplot_titles=[plain(_title(panel)) for panel in panels], shared_xaxes=True)
+    heights = [_CURVE] * len(panels)
+    figure = _stacked(panels, heights)
     for number, panel in enumerate(panels, 1):
         _draw_curves(figure, _panel(frame, panel), x, number)
     title = "Measures over numbers of components" if x == "k" else "Measures over training"
-    figure = styled(figure, title=title, subtitle=_subtitle(effects), x="", y="")
-    figure.update_xaxes(AXIS | {"showgrid": False}).update_yaxes(AXIS)
-    figure.update_xaxes(title_text="components" if x == "k" else "training step", row=len(panels), col=1)
-    return figure.update_layout(height=260 * len(panels) + 150)
+    figure.update_xaxes(title_text="components" if x == "k" else "training step")
+    return _finished(figure, heights, AXIS | {"showgrid": False}, AXIS, title, effects)
 
 
 def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> None:
     from mechrep.ablation.effects import ABLATION, BASELINE, UNITS
 
     unit = UNITS[part["unit"].iloc[0]]
-    lines = part.groupby(["name", "op", "part", "selection"], sort=False)
-    for place, ((name, op, kind, selection), line) in enumerate(lines):
-        style = style_of("top" if selection == ABLATION else str(selection), place)
-        label = str(selection) if selection == BASELINE else f"{name} {op} {kind} {selection}".replace(" whole", "")
-        drawn = line.groupby(x, sort=True)["value"] if line[x].notna().any() else None
-        if drawn is None:
-            continue
+    keys = ["name", "op", "part"]
+    sets = list(dict.fromkeys(part.loc[part["selection"] == ABLATION, keys].itertuples(index=False, name=None)))
+    for (*key, selection), line in part[part[x].notna()].groupby([*keys, "selection"], sort=False):
+        own = tuple(key) in sets and len(sets) > 1  # with several sets, colours tell the sets apart
+        style = style_of("top" if selection == ABLATION else str(selection))
+        colour = style_of(str(key[0]), sets.index(tuple(key))).colour if own else style.colour
+        control = selection not in (BASELINE, ABLATION)
+        drawn = line.groupby(x, sort=True)["value"]
         low, high = (line.groupby(x)[end].min() for end in ("value_low", "value_high"))
-        if selection not in (BASELINE, ABLATION):
+        if control:
             low, high = drawn.min(), drawn.max()
-        at, middle = drawn.mean().index.to_numpy(), unit.scale * drawn.mean()
+        at, middle, label = drawn.mean().index.to_numpy(), unit.scale * drawn.mean(), _curve_label(key, str(selection))
         common: dict[str, Any] = {"legendgroup": label, "row": number, "col": 1}
         band = np.concatenate([unit.scale * high.to_numpy(), unit.scale * low.to_numpy()[::-1]])
-        if len(at) > 1 and not np.isnan(band).any():
+        if len(at) > 1 and not np.isnan(band).any() and not (own and control):
             figure.add_scatter(x=np.concatenate([at, at[::-1]]), y=band, fill="toself", mode="none", hoverinfo="skip",
-                               fillcolor=translucent(style.colour, 0.15), showlegend=False, **common)  # fmt: skip
+                               fillcolor=translucent(colour, 0.13), showlegend=False, **common)  # fmt: skip
+        if selection == BASELINE:  # a line across, whatever its size
+            figure.add_hline(float(middle.iloc[0]), line={"color": INK, "dash": "dot", "width": 1}, row=number, col=1)  # pyright: ignore[reportArgumentType]
         figure.add_scatter(
             x=at, y=middle, mode="lines+markers", name=plain(label), showlegend=number == 1,
-            line={"color": style.colour, "dash": style.dash, "width": style.width},
+            line={"color": colour, "dash": style.dash, "width": style.width},
             marker={"symbol": style.symbol, "size": 7}, **common,
         )  # fmt: skip
     figure.update_yaxes(title_text=plain("%" if unit.scale == 100 else unit.label), row=number, col=1)
+
+
+def _curve_label(key: Sequence[Any], selection: str) -> str:
+    from mechrep.ablation.effects import ABLATION, BASELINE
+
+    if selection == BASELINE:
+        return selection
+    facts = " ".join(str(part) for part in key if part not in ("", "whole"))
+    return facts if selection == ABLATION else f"{facts}, {_control(selection)} controls"
+
+
+def _control(kind: str) -> str:
+    return kind.replace("_", "-")
 
 
 def _drawn(effects: Effects) -> pd.DataFrame:

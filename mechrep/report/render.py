@@ -20,7 +20,7 @@ from mechrep.report.words import Words, clean, number, to_html, to_text, words_o
 from mechrep.sections import Section, slug
 
 SHOWN = 12  # rows of a table before "show all"
-_WIDE, _HIGH, _MARGIN = 120, 24, 6  # pixels of the little drawing of an effect beside its controls
+_WIDE, _HIGH, _MARGIN = 112, 24, 6  # pixels of the little drawing of an effect beside its controls
 
 
 def render_page(model_name: str, sections: Sequence[Section], *, command: str = "", texts: Path | None = None) -> str:

@@ -232,7 +232,7 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         controls=f"{number(row.get('m'))} × {kinds}" if kinds else "",
         q=_small(row.get("q")),
         p=_small(row.get("p")),
-        family=str(row.get("family") or ""),
+        family=re.sub(r" (tests?\))$", "\u00a0\\1", str(row.get("family") or "")),
         row=row,
         scaled=scaled,
     )
