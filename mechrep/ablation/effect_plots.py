@@ -81,7 +81,11 @@ def _stacked(panels: Sequence[tuple[str, Any]], heights: Sequence[int]) -> go.Fi
     whole = sum(heights) + _GAP * (len(panels) - 1)
     titles = [plain(_title(panel)) for panel in panels]
     return make_subplots(
-        len(panels), 1, subplot_titles=titles, vertical_spacing=_GAP / whole, row_heights=list(heights)
+        len(panels),
+        1,
+        subplot_titles=titles,
+        vertical_spacing=_GAP / whole if len(panels) > 1 else 0.0,
+        row_heights=list(heights),
     )
 
 
