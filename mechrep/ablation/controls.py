@@ -98,6 +98,8 @@ def draw_controls(
         [[(1, 1)], [(1, 2)]]
     """
     one_of("control", kind, CONTROLS)
+    if draws < 1:
+        raise InputError(f"draws={draws}", "at least one draw of each control", "leave the control out instead")
     control, own = CONTROLS[kind], sorted(set(units))
     if not own or not all(0 <= layer < layers and 0 <= number < width for layer, number in own):
         raise InputError(

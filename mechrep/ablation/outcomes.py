@@ -225,11 +225,13 @@ class LoopDecoding:
         preset: of the detector, see :func:`mechrep.text.cycles.detect_cycle`.
         max_new_tokens: tokens to write; published: 160.
         stop_early: end a text as soon as its question is answered.
+        prompt_length: tokens of a loop-free text that are kept; published: 50.
     """
 
     preset: str = "mechrep"
     max_new_tokens: int = 160
     stop_early: bool = True
+    prompt_length: int = 50
 
 
 class Regeneration(_OnTexts):

@@ -36,7 +36,6 @@ from mechrep.text.corpus import Corpus
 
 READ_OUTCOMES = ("loop_log_probability", "copy_accuracy", "loss")
 OUTCOMES = (*READ_OUTCOMES, "still_looping", "newly_looping")
-ACTIVATION_PROMPT = 50  # as published
 
 Circuits = Circuit | Sequence[Circuit]
 
@@ -71,7 +70,6 @@ class StudyTexts:
         windows: held-out windows of one length for ``loss``.
         copies: repetitions of a loop whose tokens are predicted.
         decoding: how texts are regenerated.
-        prompt_length: tokens of a loop-free text that are kept.
         held_out: leave out texts that the circuits' provenance names.
     """
 
@@ -80,7 +78,6 @@ class StudyTexts:
     windows: Corpus | None = None
     copies: int = 3
     decoding: LoopDecoding = field(default_factory=LoopDecoding)
-    prompt_length: int = ACTIVATION_PROMPT
     held_out: bool = True
 
     def outcomes(
@@ -111,8 +108,8 @@ class StudyTexts:
             return Regeneration("still_looping", model, corpus, prompts, loops, self.decoding, when)
 
         def newly_looping() -> Outcome:
-            free = loop_free_texts(texts(), self.prompt_length)
-            prompts = [self.prompt_length] * len(free)
+            free = loop_free_texts(texts(), self.decoding.prompt_length)
+            prompts = [self.decoding.prompt_length] * len(free)
             return Regeneration("newly_looping", model, free, prompts, None, self.decoding, when)
 
         makers: dict[str, Callable[[], Outcome]] = {
@@ -149,7 +146,7 @@ def ablation_study(
     * ``loss``: on the second half of windows of held-out text, which is edited, nats per token.
     * ``still_looping``: share of looping texts that still loop when they are regenerated from their onset on, with
       what became of them.  Expensive, as every text is generated.
-    * ``newly_looping``: share of loop-free texts that loop when regenerated after ``prompt_length`` tokens.  Expensive.
+    * ``newly_looping``: share of loop-free texts that loop when regenerated after 50 tokens.  Expensive.
 
     Args:
         model: the model.

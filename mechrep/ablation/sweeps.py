@@ -25,7 +25,7 @@ from mechrep.ablation.outcomes import (
     unseen,
 )
 from mechrep.ablation.run import measure_effects
-from mechrep.ablation.study import ACTIVATION_PROMPT, Controls, ablation_cells
+from mechrep.ablation.study import Controls, ablation_cells
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Op, When
 from mechrep.measures.neurons import RepetitionNeuronResult
@@ -139,9 +139,9 @@ def activation_sweep(
         [0, 1]
     """
     corpus.check_model(model)
-    texts = loop_free_texts(corpus, ACTIVATION_PROMPT)
-    prompts = [ACTIVATION_PROMPT] * len(texts)
-    outcome = Regeneration("newly_repeating", model, texts, prompts, None, decoding or LoopDecoding())
+    how = decoding or LoopDecoding()
+    texts = loop_free_texts(corpus, how.prompt_length)
+    outcome = Regeneration("newly_repeating", model, texts, [how.prompt_length] * len(texts), None, how)
     return _sweep(model, outcome, "activation", neurons, ks, op, controls, "last", run)
 
 

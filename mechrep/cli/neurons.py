@@ -61,6 +61,6 @@ def neurons(
         raise StoreError(
             f"folder {out} ({error.strerror})", "a place to write", "free space or choose another"
         ) from error
-    columns = ["rank", "layer", "neuron", "delta", "standard_error", "t", "dprime"]
+    columns = ["layer", "neuron", "delta", "standard_error", "t", "dprime"]
     typer.echo(text_table(frame[columns].head(20)))
     typer.echo(out / "neurons")

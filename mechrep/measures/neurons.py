@@ -45,6 +45,7 @@ from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, styled, tran
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
+from mechrep.run import one_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -90,6 +91,9 @@ class RepetitionNeuronResult(Result):
     n_dropped: int
     r: int
     texts: Sequence[str]
+
+    component: ClassVar[str] = "neurons"
+    ranked_by: ClassVar[str] = "delta"
 
     @classmethod
     def from_state(
@@ -138,14 +142,14 @@ class RepetitionNeuronResult(Result):
         """Size of the published set, ``int(0.005 N)``."""
         return int(PUBLISHED_SHARE * self.n_neurons)
 
-    def ranking(self, score: Score = "delta") -> list[tuple[int, int]]:
-        """All ``(layer, neuron)`` pairs, highest score first; ties keep the order of the flat index."""
-        if score not in ("delta", "t", "dprime"):
-            raise InputError(f"score={score!r}", "'delta', 't' or 'dprime'", "choose one of these")
-        values = getattr(self, score).flatten()
-        order = torch.argsort(torch.nan_to_num(values, nan=-torch.inf), descending=True, stable=True)
-        width = self.delta.shape[1]
-        return [(index // width, index % width) for index in order.tolist()]
+    def ranking(self, by: str = "delta") -> list[tuple[int, int]]:
+        """All ``(layer, neuron)`` pairs, highest score first; ties keep the order of the flat index.
+
+        Raises:
+            InputError: another score than ``"delta"`` (published), ``"t"`` or ``"dprime"``.
+        """
+        one_of("score", by, ("delta", "t", "dprime"))
+        return super().ranking(by)
 
     def top(self, k: int, score: Score = "delta") -> list[tuple[int, int]]:
         """The ``k`` neurons that rise most.
@@ -167,23 +171,6 @@ class RepetitionNeuronResult(Result):
             if self.delta[layer, neuron] >= 0:
                 counts[layer] += 1
         return counts
-
-    def to_frame(self, k: int | None = None) -> pd.DataFrame:
-        """One row per neuron, best first: rank, layer, neuron, delta, its standard error, t, dprime, both means."""
-        units = self.ranking() if k is None else self.top(k)
-        layers, neurons = torch.tensor(units, dtype=torch.long).reshape(-1, 2).T
-        columns = (
-            "delta",
-            "standard_error",
-            "t",
-            "dprime",
-            "normal_mean",
-            "repetition_mean",
-            "delta_published",
-            "delta_clean",
-        )
-        values: dict[str, Any] = {name: getattr(self, name)[layers, neurons].numpy() for name in columns}
-        return pd.DataFrame({"rank": range(len(units)), "layer": layers.numpy(), "neuron": neurons.numpy(), **values})
 
     def plot(self, k: int = 4) -> go.Figure:
         """Activation of the top ``k`` neurons round the onset."""

@@ -17,7 +17,6 @@ from mechrep.report.old_conditions_section import conditions_section
 from mechrep.report.old_first_layer_section import first_layer_section
 from mechrep.report.old_heads_section import heads_section
 from mechrep.report.old_information_section import information_section
-from mechrep.report.old_neurons_section import neurons_section
 from mechrep.report.old_patch_section import patch_section
 from mechrep.report.old_sinks_section import sinks_section
 from mechrep.report.old_training_section import training_section
@@ -26,7 +25,6 @@ from mechrep.studies.first_layer import FirstLayerStudy
 from mechrep.studies.full_study import MissingStudy
 from mechrep.studies.heads import HeadStudy
 from mechrep.studies.natural_vs_induced_study import ConditionStudy
-from mechrep.studies.neurons import RepetitionStudy
 from mechrep.studies.sink_patch import RepairStudy
 from mechrep.studies.sinks import SinkStudy
 from mechrep.studies.token_information_study import InformationStudy
@@ -45,7 +43,6 @@ def missing_section(study: MissingStudy) -> Section:
 
 
 SECTIONS: Mapping[type, tuple[Callable[[Any], Section], ...]] = {
-    RepetitionStudy: (neurons_section,),
     HeadStudy: (heads_section, ablation_section),
     SinkStudy: (sinks_section,),
     FirstLayerStudy: (first_layer_section,),

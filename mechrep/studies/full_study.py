@@ -16,6 +16,7 @@ from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.run import Run
 from mechrep.studies import first_layer as first_layer_study
 from mechrep.studies import heads as head_study
 from mechrep.studies import natural_vs_induced_study as condition_study
@@ -83,7 +84,8 @@ class MissingStudy:
 
 
 def _neurons(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
-    return repetition_study.run_repetition_study(model, ks=settings.ks, **settings.loops())
+    options = Run(store=settings.store, seed=settings.seed, progress=settings.progress)
+    return repetition_study.run_repetition_study(model, preset=settings.preset, ks=settings.ks, run=options)
 
 
 def _heads(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) -> Any:

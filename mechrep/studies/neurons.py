@@ -1,48 +1,52 @@
-"""The first main job from end to end: collect loops, find repetition neurons, cut and boost them against controls."""
+"""Repetition neurons: which neurons rise when a loop begins, and what ablating and boosting them does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from mechrep.ablation.old_controls import CONTROLS
-from mechrep.ablation.old_loss import LossResult, loss_sweep
-from mechrep.ablation.old_sweeps import ACTIVATION_PROMPT, NEW_TOKENS, SweepResult, activation_sweep, deactivation_sweep
+from mechrep.ablation.effects import ABLATION, Effects, judge
+from mechrep.ablation.outcomes import LoopDecoding
+from mechrep.ablation.study import Controls
+from mechrep.ablation.sweeps import activation_sweep, deactivation_sweep, loss_sweep
+from mechrep.ablation.texts import find_and_test, loop_share, shared_loops, shared_windows
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.errors import InputError
+from mechrep.errors import NothingFoundError
 from mechrep.generation.decode import Decoding, Request, run_requests
-from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
 from mechrep.interventions.ops import Neurons
-from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.models import tiny
+from mechrep.measures.neurons import (
+    RepetitionNeuronResult,
+    RepetitionNeurons,
+    plot_layer_distribution,
+    plot_onset_profile,
+    plot_sorted_delta,
+)
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.stats import proportion_interval
-from mechrep.store import Store
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.run import Run
+from mechrep.sections import Section
+from mechrep.text.corpus import Corpus
 
-_FIND_SHARE = 0.8  # of the looping texts find the neurons, the rest test them (default preset)
+_SHARES = (0.005, 0.07, 0.02, 0.0025, 0.01, 0.04)  # of all neurons; the published share first
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class RepetitionStudy:
-    """Everything that the report shows.
+    """What was found and tested.
 
     Attributes:
         model_name: how the model was named.
         preset: ``"mechrep"`` or ``"hiraoka2025"``.
-        corpus: all texts, with ``condition`` (looping, loop_free) and ``split`` (find, test).
+        corpus: all texts, with ``split``.
         neurons: the ranking and its uncertainty.
-        deactivation: sweep on held-out looping texts.
-        activation: sweep on loop-free texts, or ``None`` where the model wrote none.
-        deactivation_loss: loss on held-out text under the deactivation.
-        activation_loss: the same under the activation.
-        prompts: prompts tried while collecting.
-        loop_share: share of sampled prompts that loop, with its interval.
+        deactivation: :func:`~mechrep.ablation.sweeps.deactivation_sweep` on texts to test with.
+        activation: the same of :func:`~mechrep.ablation.sweeps.activation_sweep`; ``None`` without loop-free texts.
+        losses: loss on held-out text under ``"zero"`` and ``"add"``.
+        loop_share: share of sampled prompts that loop, with its interval and their number.
         examples: looping texts with and without the top neurons.
         provenance: of the whole study.
     """
@@ -51,174 +55,173 @@ class RepetitionStudy:
     preset: str
     corpus: Corpus
     neurons: RepetitionNeuronResult
-    deactivation: SweepResult
-    activation: SweepResult | None
-    deactivation_loss: LossResult
-    activation_loss: LossResult
-    prompts: int
-    loop_share: float
-    loop_share_interval: tuple[float, float]
-    examples: list[dict[str, Any]]
+    deactivation: Effects
+    activation: Effects | None
+    losses: Mapping[str, Effects]
+    loop_share: tuple[float, tuple[float, float], int]
+    examples: pd.DataFrame
     provenance: Provenance
 
+    @property
+    def claimed_k(self) -> int:
+        """The number of neurons that the claims are about: the published share, or the nearest that was tested."""
+        ks = sorted({one.k for one in self.deactivation.conditions if one.selection == ABLATION})
+        return min(ks, key=lambda k: abs(k - max(1, self.neurons.published_k)))
 
-def default_ks(n_neurons: int) -> list[int]:
-    """Numbers of neurons to try: the published share (0.5 %) and a sweep up to about 7 % of the model.
+    def claims(self) -> pd.DataFrame:
+        """The verdicts: at the published share of neurons, in one family with every other size that was tested."""
+        rows = [self.deactivation.select(measures=["still_repeating", "escaped"]).summary()]
+        if self.activation is not None:
+            rows.append(self.activation.summary())
+        rows = [table.assign(claim=table["measure"]) for table in rows]
+        rows += [effects.summary().assign(claim=f"loss_{op}") for op, effects in self.losses.items()]
+        table = pd.concat(rows, ignore_index=True)
+        judged = judge(table.drop(columns=["q", "family", "verdict"]), family="all sizes and measures of this section")
+        return judged[judged["k"] == self.claimed_k].reset_index(drop=True)
+
+    def section(self) -> Section:
+        """Numbers, tables and figures of the report."""
+        result, share = self.neurons, self.loop_share
+        ((layer, neuron),) = result.top(1)
+        find, test = find_and_test(self.corpus)
+        k = self.claimed_k
+        fields: dict[str, Any] = {
+            "model": self.model_name, "preset": self.preset, "loop_share": share[0], "loop_low": share[1][0],
+            "loop_high": share[1][1], "prompts": share[2], "found_on": result.n_texts, "tested_on": len(test),
+            "families": len(set(test.frame["family"])) if "family" in test.frame else len(test), "searched": len(find),
+            "neurons": result.n_neurons, "k": k, "share": k / result.n_neurons, "top": f"L{layer} N{neuron}",
+            "before": float(result.normal_mean[layer, neuron]), "after": float(result.repetition_mean[layer, neuron]),
+            "window": result.provenance.config["window"], "r": result.r, "site": result.provenance.config["site"],
+        }  # fmt: skip
+        figures = {
+            "profile": plot_onset_profile(result, k=min(4, result.n_neurons)),
+            "sorted": plot_sorted_delta(result),
+            "layers": plot_layer_distribution(result, k=None if result.published_k else min(4, result.n_neurons)),
+            "deactivation": self.deactivation.plot(["still_repeating", "escaped"]),
+        }
+        if self.activation is not None:
+            figures["activation"] = self.activation.plot()
+        figures |= {f"loss_{op}": effects.plot() for op, effects in self.losses.items()}
+        columns = ["layer", "neuron", "delta", "standard_error", "t", "dprime", "normal_mean", "repetition_mean"]
+        tables = {
+            "neurons": result.to_frame().head(20)[columns],
+            "deactivation": _shown(self.deactivation),
+            **({} if self.activation is None else {"activation": _shown(self.activation)}),
+            **{f"loss_{op}": _shown(effects) for op, effects in self.losses.items()},
+            "examples": self.examples,
+        }
+        return Section("neurons", self.provenance, fields, self.claims(), tables, figures)
+
+
+def _shown(effects: Effects) -> pd.DataFrame:
+    """What the page shows of a table of effects."""
+    columns = ["k", "measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "n", "q"]
+    table = effects.summary()
+    return table.loc[table["n"] > 1, [*columns, "verdict"]].reset_index(drop=True)
+
+
+def default_ks(n_neurons: int, number: int = 6) -> list[int]:
+    """Numbers of neurons to try: the published share (0.5 %) first, then up to 7 % of the model.
 
     Example:
-        >>> default_ks(1408)
-        [0, 3, 7, 14, 28, 56, 98]
+        >>> default_ks(1408), default_ks(1408, 2)
+        ([3, 7, 14, 28, 56, 98], [7, 98])
     """
-    shares = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.07)
-    return sorted({0, *(max(1, int(share * n_neurons)) for share in shares)})
+    return sorted({max(1, int(share * n_neurons)) for share in _SHARES[:number]})
 
 
 def run_repetition_study(
     model: Model,
     *,
     preset: str = "mechrep",
-    n_loops: int = 200,
-    n_others: int = 100,
     ks: Sequence[int] | None = None,
-    controls: Sequence[str] = CONTROLS,
-    seeds: int | Sequence[int] = 5,
+    corpus: Corpus | None = None,
     held_out_text: str | None = None,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
+    controls: Controls | None = None,
+    run: Run | None = None,
 ) -> RepetitionStudy:
     """Find repetition neurons and test what they do.
 
     Args:
         model: the model.
         preset: ``"hiraoka2025"`` searches and tests on the same texts with the published windows and detector;
-            ``"mechrep"`` searches on 80 % of the looping texts and tests on the others.
-        n_loops: looping texts to collect.
-        n_others: loop-free texts to collect.
+            ``"mechrep"`` searches on 80 % of the looping texts and tests on other families of loops.
         ks: numbers of neurons; see :func:`default_ks`.
-        controls: see :mod:`mechrep.ablation.old_controls`.
-        seeds: draws of each control.
-        held_out_text: English by default (public-domain books that mechrep-tiny was not trained on).
-        store: folder that lets a stopped study go on.
-        seed: of the prompts and the split.
-        progress: show progress bars.
+        corpus: looping and loop-free texts with ``split``; by default the model writes them
+            (:func:`mechrep.ablation.texts.shared_loops`).
+        held_out_text: for the loss; English by default (public-domain books that mechrep-tiny was not trained on).
+        controls: by default neurons of the same layer with nearly the same activation in normal text.
+        run: options.
 
     Raises:
         NothingFoundError: the model wrote no looping text.
-        InputError: fewer than two looping texts, or ``ks`` that the model cannot serve.
+        InputError: fewer than two families of loops, or ``ks`` that the model cannot serve.
+
+    Source: Hiraoka & Inui 2025 (arXiv 2410.13497); controls, families, intervals and verdicts are mechrep's own.
+
+    Limits: a rise is a correlation; greedy decoding only; zero and plus 1 may lie far from what a neuron does.
     """
-    corpus = collect_texts(model, n_loops, n_others, preset, seed, store, progress)
-    looping = corpus.where(condition="looping")
-    find, test = split_texts(looping, preset, seed)
-    (neurons,) = CorpusCache(model, find, store=store, progress=progress).run(RepetitionNeurons(preset))
-    assert isinstance(neurons, RepetitionNeuronResult)
-    chosen = default_ks(model.anatomy.n_neurons) if ks is None else list(ks)
-    common: dict[str, Any] = {
-        "neurons": neurons,
-        "ks": chosen,
-        "controls": controls,
-        "seeds": seeds,
-        "progress": progress,
-    }
-    sweep = deactivation_sweep(model, test, preset=preset, store=store, **common)
-    free = ((corpus.frame["condition"] == "loop_free") & (corpus.lengths.numpy() >= ACTIVATION_PROMPT)).tolist()
-    boosted = None
-    if any(free):
-        boosted = activation_sweep(model, corpus.select(free), preset=preset, store=store, **common)
-    windows = windows_of_text(model, held_out_text or tiny.held_out_text())
-    losses = [loss_sweep(model, windows, op=op, store=store, **common) for op in ("zero", "add")]
-    share, interval = measure_loop_share(model, preset, seed=seed)
-    tested = set(test.frame["id"])
-    found = set(find.frame["id"])
-    corpus = corpus.with_columns(
-        split=["test" if name in tested else "find" if name in found else "other" for name in corpus.frame["id"]]
+    options = run or Run()
+    texts = shared_loops(model, options, preset) if corpus is None else corpus
+    find, test = find_and_test(texts)
+    cache = CorpusCache(model, find, store=options.store, progress=options.progress)
+    (neurons,) = cache.run(RepetitionNeurons(preset))
+    chosen = (
+        default_ks(model.anatomy.n_neurons, options.sizes.curve) if ks is None else sorted({int(k) for k in ks} - {0})
     )
+    wanted = controls or Controls(("activation_matched",), strict=False)
+    common: dict[str, Any] = {"neurons": neurons, "controls": wanted, "run": options}
+    decoding = LoopDecoding(preset)
+    sweep = deactivation_sweep(model, test, ks=chosen, decoding=decoding, **common)
+    try:
+        boosted = activation_sweep(model, texts, ks=chosen, decoding=decoding, **common)
+    except NothingFoundError:  # an answer too: every text of this model loops
+        boosted = None
+    windows = shared_windows(model, options, held_out_text)
+    k = min(chosen, key=lambda k: abs(k - max(1, neurons.published_k)))
+    losses = {op: loss_sweep(model, windows, ks=[k], op=op, **common) for op in ("zero", "add")}
+    config = {"study": "repetition neurons", "preset": preset, "ks": chosen, "effort": options.effort}
+    sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
+    examples = _examples(model, test, neurons, max(chosen))
     return RepetitionStudy(
-        model_name=model.name,
-        preset=preset,
-        corpus=corpus,
-        neurons=neurons,
-        deactivation=sweep,
-        activation=boosted,
-        deactivation_loss=losses[0],
-        activation_loss=losses[1],
-        prompts=int(corpus.frame["prompts_tried"].iloc[0]),
-        loop_share=share,
-        loop_share_interval=interval,
-        examples=_examples(model, test, neurons, max(chosen)),
-        provenance=provenance_of(model, corpus, {"study": "repetition", "preset": preset, "ks": chosen, "seed": seed}),
-    )
+        model.name, preset, texts, neurons, sweep, boosted, losses, loop_share(model, preset, options), examples,
+        provenance_of(model, texts, config),
+    )  # fmt: skip
 
 
-def collect_texts(
-    model: Model, n_loops: int, n_others: int, preset: str, seed: int, store: str | Path | None, progress: bool | None
-) -> Corpus:
-    """The corpus, read back from the store when the same model has written it before."""
-    path = None
-    if store is not None:
-        Store(Path(store))  # refuses a place that cannot be written before anything is computed
-        path = Path(store) / f"corpus-{model.fingerprint()}-{preset}-{n_loops}-{n_others}-{seed}.parquet"
-        if path.exists():
-            return Corpus.load(path)
-    corpus = collect_loops(model, n_loops, n_others=n_others, preset=preset, seed=seed, progress=progress)
-    corpus = corpus.with_columns(prompts_tried=corpus.frame.attrs["prompts"])
-    if path is not None:
-        corpus.save(path)
-    return corpus
+def _named(effects: Effects, **directions: int) -> Effects:
+    """The same with the direction that the hypothesis named before looking."""
+    measures = [replace(one, direction=directions.get(one.name, one.direction)) for one in effects.measures]
+    return replace(effects, measures=measures)
 
 
-def split_texts(looping: Corpus, preset: str, seed: int) -> tuple[Corpus, Corpus]:
-    """Looping texts to find with and to test with; the published protocol does both on the same ones."""
-    if preset == "hiraoka2025":
-        return looping, looping
-    if len(looping) < 2:
-        raise InputError(
-            f"{len(looping)} looping text", "at least 2: one to find neurons, one to test them", "try more prompts"
-        )
-    share = min(_FIND_SHARE, (len(looping) - 1) / len(looping))
-    return looping.split(share, seed=seed)
+def _examples(model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: int) -> pd.DataFrame:
+    """A few looping texts: the prompt, what came before the loop, the loop, and what is written without the neurons."""
+    onsets, starts = texts.frame["onset"].astype(int).tolist(), texts.frame["start"].astype(int).tolist()
+    prompts, chosen = texts.frame["prompt_length"].astype(int).tolist(), range(min(_EXAMPLES, len(texts)))
+    ablated = Neurons(neurons.top(k), "zero", when="last")
+    requests = [Request(tuple(texts.row(i)[: onsets[i]]), ablated, onsets[i] - 1, i) for i in chosen]
+    answers = run_requests(model, requests, Decoding(80), progress=False)
 
+    def piece(ids: Sequence[int], begin: int, end: int | None = None) -> str:
+        """Text of ``ids[begin:end]`` as it reads in its place: a piece alone may lose its leading blank."""
+        return model.decode(ids[:end])[len(model.decode(ids[:begin])) :]
 
-def measure_loop_share(model: Model, preset: str, *, n: int = 256, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Share of sampled prompts whose greedy continuation loops by the preset's detector, with a Wilson interval."""
-    from mechrep.generation.decode import generate
-
-    chosen = loop_preset(preset)
-    prompts = sample_prompts(
-        model, n, length=chosen.sampled, temperature=chosen.temperature, top_k=chosen.top_k, seed=seed + 1_000_003
-    )
-    texts = generate(model, prompts, max_new_tokens=chosen.greedy, progress=False)
-    found = texts.with_cycles(chosen.detector, eos_id=model.eos_ids).frame["onset"].notna()
-    return float(np.mean(found)), proportion_interval(int(found.sum()), n)
-
-
-def _examples(
-    model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: int, count: int = 3
-) -> list[dict[str, Any]]:
-    """A few looping texts: what came before the loop, the loop, and what is written instead when neurons are cut."""
-    onsets, starts = texts.frame["onset"].astype(int), texts.frame["start"].astype(int)
-    chosen = range(min(count, len(texts)))
-    cut = Neurons(neurons.top(k), "zero", when="last")
-    requests = [Request(tuple(texts.row(i)[: onsets[i]]), cut, int(onsets[i]) - 1, i) for i in chosen]
-    answers = run_requests(model, requests, Decoding(NEW_TOKENS), progress=False)
-    examples = []
+    rows = []
     for i, answer in zip(chosen, answers, strict=True):
-        ids, prompt = texts.row(i), int(texts.frame["prompt_length"].iloc[i])
-        start = max(prompt, int(starts[i]))
-        examples.append(
+        ids, start = texts.row(i), max(prompts[i], starts[i])
+        rows.append(
             {
-                "text_id": str(texts.frame["id"].iloc[i]),
-                "prompt": model.decode(ids[:prompt]),
-                "loop_before": _decode_after(model, ids[:start], prompt),
-                "first_copy": _decode_after(model, ids[: onsets[i]], start),
-                "loop": _decode_after(model, ids, int(onsets[i])),
-                "cut": _decode_after(model, answer.ids, int(onsets[i])),
-                "k": k,
+                "prompt": model.decode(ids[: prompts[i]]),
+                "before the loop": piece(ids, prompts[i], start),
+                "first repetition": piece(ids, start, onsets[i]),
+                "the loop": piece(ids, onsets[i], onsets[i] + 80),
+                f"regenerated without {k} neurons": piece(answer.ids, onsets[i]),
             }
         )
-    return examples
+    return pd.DataFrame(rows)
 
 
-def _decode_after(model: Model, ids: Sequence[int], begin: int) -> str:
-    """Text of ``ids[begin:]`` as it reads in its place: a piece alone may lose its leading blank."""
-    return model.decode(ids)[len(model.decode(ids[:begin])) :]
+from mechrep.studies.old_texts import collect_texts as collect_texts  # noqa: E402 - until their users have moved
+from mechrep.studies.old_texts import measure_loop_share as measure_loop_share  # noqa: E402
+from mechrep.studies.old_texts import split_texts as split_texts  # noqa: E402

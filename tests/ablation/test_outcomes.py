@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.ablation.old_outcomes import OldLoop, outcome_of
+from mechrep.ablation.outcomes import OldLoop, outcome_of
 
 PREFIX, CYCLE, EOS = [20, 21, 22, 23], [5, 6, 7], 1
 OLD = OldLoop(4, 7, (5, 6, 7))

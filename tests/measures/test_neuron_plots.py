@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.ablation.old_loss import LossResult, plot_perplexity
-from mechrep.ablation.old_sweeps import plot_sweep
 from mechrep.errors import InputError
-from mechrep.figures import STYLES, number_positions
 from mechrep.measures.neurons import drawn_ranks, plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from tests.views import study_by_hand as by_hand
 
@@ -89,68 +86,6 @@ def test_layer_distribution_of_one_layer() -> None:
     assert list(bars.x) == [0] and list(bars.customdata) == [1.0]
 
 
-@pytest.mark.parametrize("kind", ["deactivation", "activation"])
-def test_sweep_draws_the_shares_of_its_summary(kind: str) -> None:
-    sweep = by_hand.sweep(kind)
-    table, figure = sweep.summary().set_index(["selection", "k"]), plot_sweep(sweep)
-    drawn = lines(figure)
-    assert set(drawn) == {style.label for style in STYLES.values()}
-    for selection, style in STYLES.items():
-        trace = drawn[style.label]
-        expected = [table.loc[("none", 0), "share"], *(table.loc[(selection, k), "share"] for k in by_hand.KS)]
-        assert list(trace.y) == expected
-        assert list(trace.customdata[:, 0]) == [0, *by_hand.KS]
-        assert [row[1] for row in trace.customdata[1:]] == [table.loc[(selection, k), "low"] for k in by_hand.KS]
-        assert trace.line.color == style.colour
-    assert len({trace.line.color for trace in drawn.values()}) == 4
-    assert "40 loop" in figure.layout.title.subtitle.text
-
-
-def test_sweep_sets_zero_apart_from_the_logarithms() -> None:
-    places = number_positions([100, 0, 10])
-    assert places[100] == 2 and places[10] == 1 and places[0] < 1
-    figure = plot_sweep(by_hand.sweep())
-    assert list(figure.layout.xaxis.ticktext) == ["0", "10", "100"]
-    assert list(figure.layout.xaxis.tickvals) == list(number_positions([0, 10, 100]).values())
-
-
-def test_sweep_bands_are_those_of_the_summary() -> None:
-    sweep = by_hand.sweep()
-    top = sweep.summary().query("selection in ('none', 'top')")
-    (band,) = (trace for trace in plot_sweep(sweep).data if trace.fill == "toself" and trace.legendgroup == "top")
-    assert list(band.y) == [*top["high"], *top["low"][::-1]]
-
-
-def test_sweep_of_the_untouched_model_alone() -> None:
-    figure = plot_sweep(by_hand.sweep(counts={}))
-    assert [list(trace.y) for trace in figure.data] == [[1.0]]
-
-
-def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
-    result = by_hand.losses()
-    table, drawn = result.to_frame(), lines(plot_perplexity(result))
-    assert set(drawn) == {style.label for style in STYLES.values()}
-    for selection, style in STYLES.items():
-        own = table[table["selection"] == selection]
-        means = [own[own["k"] == k]["loss"].mean() for k in by_hand.KS]
-        np.testing.assert_allclose(drawn[style.label].y, np.exp([table["loss"][0], *means]))
-
-
-def test_perplexities_far_apart_get_a_logarithmic_axis() -> None:
-    assert plot_perplexity(by_hand.losses(scale=0.1)).layout.yaxis.type == "linear"
-    assert plot_perplexity(by_hand.losses(scale=9.0)).layout.yaxis.type == "log"
-
-
-def test_names_are_escaped() -> None:
-    figures = [
-        plot_onset_profile(by_hand.neurons("<b>x")),
-        plot_sweep(by_hand.sweep(name="<b>x")),
-        plot_perplexity(by_hand.losses(name="<b>x")),
-    ]
-    assert all("&lt;b&gt;x" in figure.layout.title.subtitle.text for figure in figures)
-
-
-def test_results_offer_their_figures() -> None:
-    assert len(by_hand.neurons().plot(k=2).data) == 2
-    assert by_hand.sweep().plot().layout.title.text == plot_sweep(by_hand.sweep()).layout.title.text
-    assert isinstance(by_hand.losses(), LossResult) and by_hand.losses().plot().data
+def test_names_are_escaped_and_results_offer_their_figure() -> None:
+    figure = by_hand.neurons("<b>x").plot(k=2)
+    assert "&lt;b&gt;x" in figure.layout.title.subtitle.text and len(figure.data) == 2

@@ -1,0 +1,120 @@
+"""The study of repetition neurons from end to end, as small as it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import mechrep
+from mechrep.ablation.texts import find_and_test, loop_share
+from mechrep.errors import InputError, StoreError
+from mechrep.models.model import Model
+from mechrep.run import Run
+from mechrep.studies import RepetitionStudy, run_repetition_study
+from mechrep.studies.neurons import default_ks
+from mechrep.text.families import loop_families
+
+KS = [14]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return mechrep.load_model("mechrep-tiny")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+def study(model: Model, store: Path | None, preset: str = "mechrep") -> RepetitionStudy:
+    return run_repetition_study(model, preset=preset, ks=KS, run=Run(store=store, effort="quick"))
+
+
+@pytest.fixture(scope="module")
+def first(small_effort: None, model: Model, store: Path) -> RepetitionStudy:
+    return study(model, store)
+
+
+def test_neurons_are_found_on_some_families_and_tested_on_others(first: RepetitionStudy) -> None:
+    find, test = find_and_test(first.corpus)
+    assert set(first.neurons.texts) <= set(find.frame["id"])
+    assert set(first.deactivation.units[0]) == set(test.frame["id"])
+    looping = first.corpus.select(first.corpus.frame["onset"].notna())
+    split = dict(zip(looping.frame["id"], looping.frame["split"], strict=True))
+    sides: dict[str, set[str]] = {}
+    for name, family in zip(looping.frame["id"], loop_families(looping), strict=True):
+        sides.setdefault(family, set()).add(split[name])
+    assert all(len(side) == 1 for side in sides.values()) and len(sides) > 1
+    if first.activation is not None:
+        free = first.corpus.where(split="other").frame["id"]
+        assert set(first.activation.units[0]) <= set(free)
+
+
+def test_claims_are_rows_of_the_one_verdict(first: RepetitionStudy) -> None:
+    claims = first.claims()
+    assert {"still_repeating", "escaped", "loss_zero", "loss_add"} <= set(claims["claim"])
+    assert set(claims["k"]) == {first.claimed_k} and claims["family"].nunique() == 1
+    assert dict(zip(claims["claim"], claims["direction"], strict=True))["still_repeating"] == -1
+    section = first.section()
+    assert set(section.tables) >= {"neurons", "deactivation", "examples"} and set(section.figures) >= {"profile"}
+
+
+def test_examples_put_the_text_back_together(first: RepetitionStudy, model: Model) -> None:
+    _, test = find_and_test(first.corpus)
+    for row, example in enumerate(first.examples.itertuples(index=False)):
+        whole = "".join(example[:4])
+        assert model.decode(test.row(row)).startswith(whole.rstrip("\ufffd")[:40])
+
+
+def test_the_second_run_reads_what_the_first_one_kept(
+    first: RepetitionStudy, model: Model, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("mechrep.ablation.texts.collect_loops", never)
+    monkeypatch.setattr("mechrep.ablation.outcomes.run_requests", never)
+    monkeypatch.setattr("mechrep.ablation.outcomes.score_tokens", never)
+    monkeypatch.setattr("mechrep.cache.corpus_cache.read_activations", never)
+    again = study(model, store)
+    assert torch.equal(again.neurons.t, first.neurons.t) and again.neurons.provenance == first.neurons.provenance
+    assert again.corpus.fingerprint() == first.corpus.fingerprint()
+    for one, other in ((again.deactivation, first.deactivation), (again.losses["add"], first.losses["add"])):
+        pd.testing.assert_frame_equal(one.unit_frame(), other.unit_frame())
+
+
+def test_the_published_protocol_searches_and_tests_on_the_same_texts(
+    small_effort: None, model: Model, store: Path
+) -> None:
+    published = study(model, store, "hiraoka2025")
+    assert set(published.deactivation.units[0]) == set(published.neurons.texts)
+    assert published.deactivation.of()[0].all()  # greedy from its own prefix
+    assert torch.equal(published.neurons.delta, published.neurons.delta_published)
+
+
+def test_the_share_of_loops_is_counted_over_prompts(model: Model) -> None:
+    share, (low, high), n = loop_share(model, "hiraoka2025", Run(seed=3), n=8)
+    assert n == 8 and (share * 8) % 1 == 0 and 0 <= low <= share <= high <= 1
+    assert loop_share(model, "hiraoka2025", Run(seed=3), n=8)[0] == share
+
+
+def test_numbers_of_neurons_follow_the_size_of_the_model() -> None:
+    for n in (1, 48, 1408, 196_608, 458_752):
+        for number in range(1, 7):
+            ks = default_ks(n, number)
+            assert ks == sorted(set(ks)) and ks[0] >= 1 and ks[-1] <= n and max(1, int(0.005 * n)) in ks
+
+
+def test_what_cannot_be_studied_is_refused(small_effort: None, model: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="preset 'hiraoka2026'"):
+        run_repetition_study(model, preset="hiraoka2026")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="a folder to write to"):
+        study(model, tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="effort='hasty'"):
+        Run(effort="hasty")
