@@ -137,8 +137,8 @@
   const sort = (head) => {
     const table = head.closest("table");
     const column = [...head.parentElement.children].indexOf(head);
-    // The first click shows large numbers first, and words from A.
-    const number = head.classList.contains("number");
+    // The first click shows large numbers first (of p and q small ones), and words from A.
+    const number = head.classList.contains("number") && !["p", "q"].includes(shown(head));
     const now = head.getAttribute("aria-sort");
     const down = now ? now === "ascending" : number;
     for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
