@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import mechrep.cli.eval  # noqa: F401 - adds the command
-from mechrep.ablation.benchmarks import BenchmarkResult
 from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effects import Effects
 from mechrep.cli import app
 from mechrep.interventions import SinkPatch
 
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_patch_and_a_circuit_are_compared_with_the_untouched_model(data: Path, tmp_path: Path) -> None:
+def test_a_patch_and_a_circuit_are_compared_with_the_baseline(small_effort: None, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install mechrep[evals]")
     patch, circuit, out = tmp_path / "sink.json", tmp_path / "cut.json", tmp_path / "out"
     patch.write_text(json.dumps(SinkPatch(1, [5, 9]).to_dict()))
@@ -48,14 +48,13 @@ def test_a_patch_and_a_circuit_are_compared_with_the_untouched_model(data: Path,
         "mechrep-tiny", "--data", data, "--patch", patch, "--circuit", circuit, "--tasks", "arc_challenge,winogrande",
         "--limit", 4, "--controls", 1, "--out", out,
     )  # fmt: skip
-    assert "held at the first token after BOS: neurons 1.5, 1.9" in output and "zero: heads 0.0, 1.1" in output
+    assert "held at the first token after BOS: L1N5, L1N9" in output and "zero: L0H0, L1H1" in output
     assert "WinoGrande" in output and str(out) in output
-    result = BenchmarkResult.load(out / "result")
-    assert [facts["questions"] for facts in result.tasks] == [4, 4]
+    result = Effects.load(out / "result")
+    assert [facts["questions"] for facts in result.notes["benchmarks"].values()] == [4, 4]
     summary = pd.read_parquet(out / "summary.parquet")
-    assert summary["condition"].tolist() == ["patched", "two heads"] * 2
-    assert summary["layer_matched"].notna().all()
-    assert len(pd.read_parquet(out / "questions.parquet")) == 2 * 5 * 4
+    assert set(summary["name"]) == {"patched", "two heads"} and (summary["m"] > 0).all()
+    assert set(pd.read_parquet(out / "questions.parquet")["unit_id"]) == {"0", "1", "2", "3"}
     assert "plotly" in (out / "eval.html").read_text(encoding="utf-8")
 
 
@@ -63,7 +62,8 @@ def test_without_intervention_it_is_a_plain_benchmark(data: Path, tmp_path: Path
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install mechrep[evals]")
     output = run("mechrep-tiny", "--data", data, "--tasks", "arc_challenge", "--out", tmp_path / "out")
     frame = pd.read_parquet(tmp_path / "out" / "conditions.parquet")
-    assert set(frame["metric"]) == {"acc", "acc_norm", "margin"} and set(frame["condition"]) == {"original"}
+    names = {f"arc_challenge {metric}" for metric in ("acc", "acc_norm", "margin", "truncated")}
+    assert set(frame["measure"]) == names and set(frame["name"]) == {"baseline"}
     assert "acc_norm" in output
 
 
@@ -96,7 +96,7 @@ def test_a_list_of_neurons_is_a_patch_too(data: Path, tmp_path: Path) -> None:
     (tmp_path / "sink.json").write_text("[[1, 5], [1, 9]]")
     given = ["mechrep-tiny", "--data", data, "--out", tmp_path / "out", "--tasks", "winogrande", "--controls", 0]
     for patch in (tmp_path / "sink.json", "1:5,1:9"):
-        assert "held at the first token after BOS: neurons 1.5, 1.9" in run(*given, "--patch", patch)
+        assert "held at the first token after BOS: L1N5, L1N9" in run(*given, "--patch", patch)
 
 
 @pytest.mark.slow

@@ -24,8 +24,6 @@ from mechrep.cli.options import (
 from mechrep.errors import InputError, NothingFoundError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from mechrep.interventions.ops import SinkPatch
     from mechrep.models.model import Model
 
@@ -67,7 +65,7 @@ def evaluate(
 
     require_harness()
     from mechrep.ablation.benchmark_tasks import as_tasks, read_documents
-    from mechrep.ablation.benchmarks import benchmark_figure, benchmark_study, benchmark_table
+    from mechrep.ablation.benchmarks import Questions, benchmark_study, paired_answers
     from mechrep.ablation.circuit import Circuit
     from mechrep.interventions.ops import Intervention
     from mechrep.report.page import text_table
@@ -83,54 +81,38 @@ def evaluate(
         interventions["patched"] = _find_patch(loaded, seed) if patch == _AUTO else _read_patch(patch)
     if cut is not None:
         interventions[cut.name] = cut
+    from mechrep.run import Run
+
     result = benchmark_study(
         loaded,
         interventions,
-        data=data,
-        tasks=names,
-        limit=limit,
+        questions=Questions(names, data, limit),
         controls=("layer_matched",) if controls else (),
-        seeds=range(seed, seed + max(1, controls)),
         batch_size=batch_size,
-        store=out / "store",
+        run=Run(store=out / "store", seed=seed, effort="quick"),
     )
     result.save(out / "result")
+    result.to_parquet(out / "questions.parquet")
     save_frame(result.to_frame(), out / "conditions.parquet")
-    save_frame(result.question_frame(), out / "questions.parquet")
-    for condition in result.conditions:
-        if condition["selection"] == "intervention":
-            typer.echo(f"{condition['condition']}: {condition['done']}")
+    import pandas as pd
+
+    from mechrep.ablation.benchmarks import in_words
+
+    for name, change in interventions.items():
+        done = change.intervention(when="all") if isinstance(change, Circuit) else change
+        typer.echo(f"{name}: {in_words(done)}")
+    typer.echo(text_table(pd.DataFrame(result.notes["benchmarks"]).T.rename_axis("benchmark").reset_index()))
     if interventions:
-        benchmark_figure(result).write_html(out / "eval.html", include_plotlyjs=True)
-        save_frame(result.summary(), out / "summary.parquet")
-        typer.echo(text_table(_in_per_cent(result.summary())))
-        typer.echo()
-        typer.echo(text_table(benchmark_table(result)))
+        result.plot().write_html(out / "eval.html", include_plotlyjs=True)
+        summary = result.summary()
+        save_frame(summary, out / "summary.parquet")
+        columns = ["measure", "name", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "q"]
+        typer.echo(text_table(summary[[*columns, "verdict"]]))
+        answers = paired_answers(result)
+        typer.echo(text_table(answers[answers["selection"] == "ablation"]))
     else:
-        typer.echo(text_table(_in_per_cent(result.to_frame(), "value", "low", "high", "n", "truncated", "chance")))
+        typer.echo(text_table(result.to_frame()[["measure", "value", "value_low", "value_high", "n"]]))
     typer.echo(out)
-
-
-def _in_per_cent(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The columns of a table that fit a screen; shares in per cent, differences in percentage points."""
-    chosen = columns or (
-        "condition",
-        "original",
-        "patched",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "gained",
-        "lost",
-        "p_value",
-        *(name for name in ("layer_matched", "layer_matched_low", "layer_matched_high") if name in frame),
-        "n",
-        "truncated",
-        "chance",
-    )
-    kept = {"condition", "gained", "lost", "p_value", "n", "truncated"}
-    table = frame[frame["metric"].isin(("acc", "acc_norm"))][["task", *(() if not columns else ("metric",)), *chosen]]
-    return table.assign(**{name: 100 * table[name] for name in chosen if name not in kept})
 
 
 def _find_patch(model: Model, seed: int) -> SinkPatch:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from mechrep.ablation.benchmarks import MARGIN, UNTOUCHED, BenchmarkResult, benchmark_figure
+from mechrep.ablation.old_benchmarks import MARGIN, UNTOUCHED, BenchmarkResult, benchmark_figure
 from mechrep.ablation.old_sweeps import NO_BREAK, percent
 from mechrep.figures import counted
 from mechrep.report.old_patch_tables import patch_tables

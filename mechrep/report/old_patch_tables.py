@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from mechrep.ablation.benchmarks import BenchmarkResult, benchmark_table
+from mechrep.ablation.old_benchmarks import BenchmarkResult, benchmark_table
 from mechrep.report.old_patch_words import CONTROLS, ends, held, ranges, value
 from mechrep.report.page import ReportTable
 from mechrep.studies.sink_patch import Change, PatchStudyResult, RepairStudy, benchmark_changes

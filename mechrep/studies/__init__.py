@@ -1,6 +1,5 @@
 """Floor 4: studies, which put the floors below together: what changes when a part is cut or boosted?"""
 
-from mechrep.ablation.benchmarks import BenchmarkResult as BenchmarkResult
 from mechrep.ablation.benchmarks import benchmark_study as benchmark_study
 from mechrep.ablation.circuit import Circuit as Circuit
 from mechrep.ablation.old_controls import CONTROLS as CONTROLS

@@ -36,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.benchmark_tasks import EMBEDDED_TASKS
-from mechrep.ablation.benchmarks import BENCHMARK_CONTROLS, UNTOUCHED, BenchmarkResult, benchmark_study
+from mechrep.ablation.old_benchmarks import BENCHMARK_CONTROLS, UNTOUCHED, BenchmarkResult, benchmark_study
 from mechrep.ablation.old_controls import CONTROLS, Unit, as_seeds
 from mechrep.ablation.old_sweeps import Verdict
 from mechrep.cache.corpus_cache import CorpusCache

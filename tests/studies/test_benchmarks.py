@@ -16,17 +16,13 @@ from hypothesis import strategies as st
 
 import mechrep
 from mechrep.ablation.benchmark_tasks import TASKS, as_tasks, read_documents
-from mechrep.ablation.benchmarks import (
-    BenchmarkResult,
-    benchmark_conditions,
-    benchmark_figure,
-    benchmark_table,
-    identity,
-)
+from mechrep.ablation.benchmarks import benchmark_cells, paired_answers
 from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effects import Condition, Effects, Measure
 from mechrep.errors import InputError
 from mechrep.generation.patched_model import intervened
 from mechrep.interventions import Combined, Heads, Intervention, Neurons, SinkPatch, mean, resample, scale
+from mechrep.interventions.apply import fingerprint_of
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance
 from mechrep.stats import discordant, mcnemar
@@ -190,48 +186,37 @@ def test_interventions_that_tell_texts_or_positions_apart_are_refused() -> None:
 
 
 def test_controls_do_the_same_to_as_many_other_units_of_the_same_layers() -> None:
-    anatomy = mechrep.load_model(tiny("llama")).anatomy
+    model = mechrep.load_model(tiny("llama"))
     circuit = Circuit("both", neurons=[(0, 3), (2, 5)], heads=[(1, 0)])
-    changes = {"patched": SinkPatch(1, [4, 6]), "cut": circuit}
-    conditions = benchmark_conditions(changes, anatomy, controls=["layer_matched", "random"], seeds=[0, 1, 2])
-    assert len(conditions) == 1 + 2 * (1 + 2 * 3)
-    assert [c.condition for c in conditions[:2]] == ["original", "patched"] and conditions[0].intervention is None
-    for one in conditions:
-        if one.selection != "layer_matched":
+    changes = {"patched": SinkPatch(1, [4, 6]), "ablated": circuit}
+    cells = benchmark_cells(changes, model.anatomy, controls=["layer_matched", "random"], draws=3)
+    assert [one.name for one, _ in cells[:2]] == ["baseline", "patched"] and cells[0][1] is None
+    for condition, done in cells:
+        if condition.selection != "layer_matched":
             continue
-        if one.condition == "patched":
-            assert isinstance(one.intervention, SinkPatch) and one.intervention.layer == 1
-            assert len(one.intervention.neurons) == 2 and not {4, 6} & set(one.intervention.neurons)
+        if condition.name == "patched":
+            assert isinstance(done, SinkPatch) and done.layer == 1
+            assert len(done.neurons) == 2 and not {4, 6} & set(done.neurons)
         else:
-            assert isinstance(one.intervention, Combined)
-            neurons, heads = one.intervention.parts
+            assert isinstance(done, Combined)
+            neurons, heads = done.parts
             assert isinstance(neurons, Neurons) and isinstance(heads, Heads)
             assert [layer for layer, _ in neurons.units] == [0, 2] and not set(neurons.units) & set(circuit.neurons)
             assert heads.units[0][0] == 1 and heads.units != ((1, 0),)
             assert (neurons.when, heads.when, neurons.op.name) == ("all", "all", "zero")
-    drawn = {identity(c.intervention, anatomy) for c in conditions}
-    assert len(drawn) > 8, "different draws have different identities"
+    assert len({fingerprint_of(model, [done]) for _, done in cells}) > 8, "different draws differ"
 
 
 def test_conditions_that_cannot_be_told_apart_or_drawn_are_refused() -> None:
     anatomy = mechrep.load_model(tiny("llama")).anatomy
-    cut = Neurons([(0, 1)], when="all")
-    for changes, controls in (({"original": cut}, []), (cut, ["nearest"]), (cut, ["random", "random"])):
+    one = Neurons([(0, 1)], when="all")
+    for changes, controls in (({"baseline": one}, []), (one, ["nearest"]), (one, ["random", "random"])):
         with pytest.raises(InputError):
-            benchmark_conditions(changes, anatomy, controls=controls, seeds=[0])
+            benchmark_cells(changes, anatomy, controls=controls, draws=1)
     whole = Circuit("a layer", layers=[("mlp", 0)])
     with pytest.raises(InputError, match="controls=\\(\\)"):
-        benchmark_conditions(whole, anatomy, controls=["layer_matched"], seeds=[0])
-    assert len(benchmark_conditions(whole, anatomy, controls=[], seeds=[0])) == 2
-
-
-def test_identity_tells_what_is_done_and_not_how_it_is_written() -> None:
-    anatomy = mechrep.load_model(tiny("llama")).anatomy
-    units = [(0, 3), (1, 4)]
-    together, apart = Neurons(units, when="all"), Neurons(units[:1], when="all") + Neurons(units[1:], when="all")
-    assert identity(together, anatomy) == identity(apart, anatomy)
-    others = [Neurons(units, scale(0.5), when="all"), SinkPatch(0, [3]), SinkPatch(1, [3]), None]
-    assert len({identity(one, anatomy) for one in [together, *others]}) == 5
+        benchmark_cells(whole, anatomy, controls=["layer_matched"], draws=1)
+    assert len(benchmark_cells(whole, anatomy, controls=[], draws=1)) == 2
 
 
 # -- statistics ----------------------------------------------------------------------------------------------------
@@ -258,96 +243,13 @@ def test_shares_have_no_mcnemar() -> None:
         discordant(np.array([0.5]), np.array([1.0]))
 
 
-# -- results -------------------------------------------------------------------------------------------------------
-
-
-def result_by_hand() -> BenchmarkResult:
-    """Two benchmarks of 8 and 4 questions; the patch gains 3 and loses 1 of the first, nothing of the second."""
-    selections = [("original", "none", 0), ("patched", "intervention", 0), *(("patched", "random", s) for s in (0, 1))]
-    conditions = [{"condition": c, "selection": s, "seed": n, "done": ""} for c, s, n in selections]
-    nan = float("nan")
-    original = [0.0, 0, 0, 0, 1, 1, 1, 1]
-    accuracy = [original, [1, 1, 1, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 0], original]
-    second = [[1, 0, 1, 0, nan, nan, nan, nan]] * 4
-    margins = [[0.5 * c + n / 8 for n in range(8)] for c in range(4)]
-    return BenchmarkResult(
-        Provenance({"name": "a <model>"}, {"texts": 12}, {}),
-        conditions=conditions,
-        tasks=[
-            {"task": "mmlu", "title": "MMLU", "questions": 8, "truncated": 2, "chance": 0.25},
-            {"task": "winogrande", "title": "WinoGrande", "questions": 4, "truncated": 0, "chance": 0.5},
-        ],
-        measures=[
-            {"task": "mmlu", "metric": "acc"},
-            {"task": "mmlu", "metric": "margin"},
-            {"task": "winogrande", "metric": "acc"},
-        ],
-        questions=[[str(n) for n in range(8)], [str(n) for n in range(4)]],
-        values=torch.tensor([accuracy, margins, second], dtype=torch.float64),
-        choices=torch.arange(2 * 4 * 8).view(2, 4, 8) % 3,
-    )
-
-
-def test_tables_are_paired_and_leave_padding_out() -> None:
-    frame = result_by_hand().to_frame().set_index(["task", "metric", "selection", "seed"])
-    row = frame.loc[("mmlu", "acc", "intervention", 0)]
-    assert (row["value"], row["difference"], row["gained"], row["lost"], row["n"]) == (0.75, 0.25, 3, 1, 8)
-    assert row["p_value"] == mcnemar(3, 1)
-    assert row["difference_low"] < 0.25 < row["difference_high"] and row["truncated"] == 2
-    untouched = frame.loc[("mmlu", "acc", "none", 0)]
-    assert (untouched["difference"], untouched["p_value"]) == (0.0, 1.0)
-    margin = frame.loc[("mmlu", "margin", "intervention", 0)]
-    assert margin[["difference", "difference_low", "difference_high"]].tolist() == pytest.approx([0.5] * 3)
-    assert np.isnan(margin["p_value"]) and np.isnan(margin["chance"])
-    second = frame.loc[("winogrande", "acc", "intervention", 0)]
-    assert (second["n"], second["value"], second["difference"]) == (4, 0.5, 0.0)
-
-
-def test_the_summary_has_the_posters_shape_with_controls_beside() -> None:
-    result = result_by_hand()
-    summary = result.summary().set_index("task")
-    assert summary.loc["mmlu", ["original", "patched", "difference"]].tolist() == [0.5, 0.75, 0.25]
-    assert summary.loc["mmlu", ["random", "random_low", "random_high"]].tolist() == [-0.0625, -0.125, 0.0]
-    assert result.top(1) == [("mmlu", "patched")]
-    assert result.summary("margin")["task"].tolist() == ["mmlu"]
-    with pytest.raises(InputError, match="metric 'f1'"):
-        result.summary("f1")
-    table = benchmark_table(result)
-    assert table["benchmark"].tolist() == ["MMLU", "WinoGrande"]
-    assert table.iloc[1, 1] == "50.00 → 50.00 [+0.00, +0.00]"
-    assert table.iloc[0, 1].startswith("50.00 → 75.00 [")
-    with pytest.raises(InputError, match="two results"):
-        benchmark_table(result, result)
-
-
-def test_questions_keep_their_own_verdicts() -> None:
-    result = result_by_hand()
-    frame = result.question_frame()
-    assert len(frame) == 4 * (8 + 4)
-    one = frame[(frame["task"] == "mmlu") & (frame["selection"] == "random") & (frame["seed"] == 0)]
-    assert one["acc"].tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
-    assert one["choice"].tolist() == result.choices[0, 2].tolist()
-
-
-def test_a_result_is_saved_whole(tmp_path: Path) -> None:
-    result = result_by_hand()
-    result.save(tmp_path / "kept")
-    loaded = BenchmarkResult.load(tmp_path / "kept")
-    assert loaded.summary().equals(result.summary())
-    assert loaded.questions == result.questions and bool((loaded.choices == result.choices).all())
-
-
-def test_the_figure_shows_differences_in_percentage_points_beside_controls() -> None:
-    result = result_by_hand()
-    figure: Any = result.plot()
-    patched, control = figure.data
-    assert list(patched.x) == [25.0, 0.0] and list(patched.y) == ["MMLU", "WinoGrande"]
-    assert patched.error_x.arrayminus[0] == pytest.approx(25.0 - 100 * result.summary()["difference_low"][0])
-    assert list(control.x) == [-6.25, 0.0] and control.marker.symbol.endswith("-open")
-    assert "<model>" not in figure.layout.title.subtitle.text
-    margins: Any = benchmark_figure(result, "margin")
-    assert list(margins.data[0].x) == [0.5]
-    with pytest.raises(InputError, match="without interventions"):
-        bare = {"conditions": result.conditions[:1], "values": result.values[:, :1], "choices": result.choices[:, :1]}
-        fields = ("tasks", "measures", "questions")
-        benchmark_figure(BenchmarkResult(result.provenance, **bare, **{name: getattr(result, name) for name in fields}))
+def test_gained_and_lost_questions_stand_beside_the_effect() -> None:
+    before, after = [0.0, 0, 0, 0, 1, 1, 1, 1], [1.0, 1, 1, 0, 0, 1, 1, 1]
+    ids = [str(n) for n in range(8)]
+    conditions = [Condition(), Condition("patched", "ablation"), Condition("patched", "random")]
+    table = torch.tensor([[before, after, before]], dtype=torch.float64)
+    measure = Measure("mmlu acc", "share", "question", trials=1)
+    effects = Effects(Provenance({"name": "m"}, {"texts": 8}, {}), conditions, [measure], [ids], [ids], table)
+    rows = paired_answers(effects)[["selection", "gained", "lost", "mcnemar"]].values.tolist()
+    assert rows == [["ablation", 3, 1, mcnemar(3, 1)], ["random", 0, 0, 1.0]]
+    assert effects.summary().loc[0, "effect"] == 0.25

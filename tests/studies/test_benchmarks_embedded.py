@@ -23,7 +23,7 @@ from mechrep.ablation.benchmark_tasks import (
     read_documents,
     recall_questions,
 )
-from mechrep.ablation.benchmarks import benchmark_study
+from mechrep.ablation.benchmarks import Questions, benchmark_study
 from mechrep.cli import app
 from mechrep.errors import InputError
 from mechrep.models import tiny
@@ -117,11 +117,11 @@ def test_they_are_benchmarks_without_a_folder_and_files_are_not() -> None:
 def test_they_are_asked_through_the_harness_without_data() -> None:
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install mechrep[evals]")
     model = mechrep.load_model("mechrep-tiny")
-    cut = mechrep.Neurons([(0, 1)], when="all")
-    result = benchmark_study(model, cut, tasks=EMBEDDED_TASKS, limit=2, controls=(), progress=False)
-    assert [facts["questions"] for facts in result.tasks] == [2, 2]
-    assert {facts["chance"] for facts in result.tasks} == {0.25}
-    assert [facts["truncated"] for facts in result.tasks] == [0, 0]
+    one, asked = mechrep.Neurons([(0, 1)], when="all"), Questions(EMBEDDED_TASKS, limit=2)
+    result = benchmark_study(model, one, questions=asked, controls=())
+    facts = result.notes["benchmarks"].values()
+    assert [one["questions"] for one in facts] == [2, 2] and {one["chance"] for one in facts} == {0.25}
+    assert not any(result.of(f"{name} truncated").any() for name in EMBEDDED_TASKS)
 
 
 def test_the_command_needs_no_data_for_them_and_says_so_for_files(tmp_path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import mechrep
+from mechrep import run
 from mechrep.ablation.benchmark_tasks import TASKS, Document, read_documents, require_harness
-from mechrep.ablation.benchmarks import BenchmarkResult, benchmark_study
+from mechrep.ablation.benchmarks import Questions, benchmark_study, paired_answers
+from mechrep.ablation.effects import Effects
 from mechrep.errors import InputError
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch, scale
 from mechrep.models.model import Model
@@ -51,36 +55,44 @@ def plain_score(model: Model, text: str, choice: str, intervention: Intervention
 
 @torch.no_grad()
 def check_against_plain_scores(
-    model: Model, result: BenchmarkResult, documents: list[Document], number: int, intervention: Intervention | None
+    model: Model, result: Effects, documents: list[Document], number: int, intervention: Intervention | None
 ) -> None:
-    """Choices, margins and verdicts of one condition of the result's only benchmark."""
-    frame = result.question_frame()
-    names = [c["condition"] for c in result.conditions]
-    frame = frame[frame["condition"] == names[number]].set_index("question")
+    """Margins and answers under one condition of the only benchmark."""
+    (task,) = result.notes["benchmarks"]
+    metrics = {m.name.removeprefix(f"{task} "): result.of(m.name)[number] for m in result.measures}
     for document in documents:
+        place = result.units[0].index(str(document["id"]))
         scores = [plain_score(model, *pair, intervention) for pair in pairs(document)]
         right = document["text"] if isinstance(document["text"], int) else document["target"]
-        found = frame.loc[document["id"]]
-        margin = scores[right] - max(score for place, score in enumerate(scores) if place != right)
-        assert found["margin"] == pytest.approx(margin, abs=TOLERANCE)
+        margin = scores[right] - max(score for choice, score in enumerate(scores) if choice != right)
+        assert metrics["margin"][place] == pytest.approx(margin, abs=TOLERANCE)
         best, second = sorted(scores)[-1:-3:-1]
         if best - second > TOLERANCE:
-            assert found["choice"] == scores.index(best)
-            assert found["acc"] == (scores.index(best) == right)
-        if "acc_norm" in frame:
+            assert metrics["acc"][place] == (scores.index(best) == right)
+        if "acc_norm" in metrics:
             per_character = [s / len(choice) for s, choice in zip(scores, document["choices"], strict=True)]
-            assert found["acc_norm"] == (per_character.index(max(per_character)) == right)
+            assert metrics["acc_norm"][place] == (per_character.index(max(per_character)) == right)
+
+
+def asked(model: Model, changes: Any = None, *, controls: Any = (), draws: int = 2, **options: Any) -> Effects:
+    """A study of the benchmarks in a folder; ``draws`` of each control."""
+    own = {name: options.pop(name) for name in ("batch_size",) if name in options}
+    store = options.pop("store", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run.EFFORTS, "quick", replace(run.EFFORTS["quick"], regenerated_draws=draws))
+        how = run.Run(store=store, effort="quick")
+        return benchmark_study(model, changes, questions=Questions(**options), controls=controls, run=how, **own)
 
 
 @pytest.mark.parametrize("name", ["winogrande", "arc_challenge"])
 def test_50_questions_get_the_scores_of_a_plain_implementation(model: Model, shared: Path, name: str) -> None:
     folder = shared / "data" / "benchmarks"
-    result = benchmark_study(model, CUT, data=folder, tasks=[name], limit=50, controls=())
+    result = asked(model, CUT, data=folder, tasks=[name], limit=50)
     documents = read_documents(TASKS[name], folder, 50)
-    assert result.questions == [[d["id"] for d in documents]] and len(documents) == 50
+    assert result.units[0] == [str(d["id"]) for d in documents] and len(documents) == 50
     check_against_plain_scores(model, result, documents, 0, None)
     check_against_plain_scores(model, result, documents[:10], 1, CUT)
-    assert (result.values[-1, 1] - result.values[-1, 0]).abs().max() > 0.1, "the cut is one that matters"
+    assert np.abs(result.effect_of(f"{name} margin")[1]).max() > 0.1, "the cut is one that matters"
 
 
 @pytest.mark.slow
@@ -88,7 +100,7 @@ def test_50_questions_get_the_scores_of_a_plain_implementation(model: Model, sha
 def test_the_other_benchmarks_do_too(model: Model, shared: Path, name: str) -> None:
     folder = shared / "data" / "benchmarks"
     patch = SinkPatch(0, list(range(100)))
-    result = benchmark_study(model, patch, data=folder, tasks=[name], limit=50, controls=())
+    result = asked(model, patch, data=folder, tasks=[name], limit=50)
     documents = read_documents(TASKS[name], folder, 50)
     check_against_plain_scores(model, result, documents, 0, None)
     check_against_plain_scores(model, result, documents[:10], 1, patch)
@@ -113,8 +125,8 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(model: Model, tmp_p
     long = "the ship sailed on and on over the grey water " * 40
     assert len(model.encode(long)) > model.anatomy.n_ctx
     write_arc(tmp_path, [QUERIES[0], long + QUERIES[1], QUERIES[2]])
-    result = benchmark_study(model, data=tmp_path, tasks=["arc_easy"])
-    assert [(facts["questions"], facts["truncated"]) for facts in result.tasks] == [(3, 1)]
+    result = asked(model, data=tmp_path, tasks=["arc_easy"])
+    assert result.of("arc_easy truncated").tolist() == [[0, 1, 0]]
     documents = read_documents(TASKS["arc_easy"], tmp_path)
     check_against_plain_scores(model, result, documents, 0, None)
 
@@ -122,54 +134,46 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(model: Model, tmp_p
 def test_a_choice_longer_than_the_context_is_refused_by_name(model: Model, tmp_path: Path) -> None:
     write_arc(tmp_path, QUERIES[:1], ["so it went on and on " * 90, "the sea"])
     with pytest.raises(InputError, match=r"so it went.*context"):
-        benchmark_study(model, data=tmp_path, tasks=["arc_easy"])
+        asked(model, data=tmp_path, tasks=["arc_easy"])
 
 
 def test_an_intervention_that_does_nothing_changes_nothing(model: Model, tmp_path: Path) -> None:
     nothing = Neurons([(1, n) for n in range(20)], scale(1.0), when="all")
-    result = benchmark_study(model, nothing, data=write_arc(tmp_path, QUERIES), tasks=["arc_easy"], controls=())
+    result = asked(model, nothing, data=write_arc(tmp_path, QUERIES), tasks=["arc_easy"])
     assert bool((result.values[:, 1] == result.values[:, 0]).all())
-    assert bool((result.choices[:, 1] == result.choices[:, 0]).all())
-    assert result.summary()[["difference", "gained", "lost", "p_value"]].values.tolist() == [[0.0, 0, 0, 1.0]]
+    assert paired_answers(result)[["gained", "lost", "mcnemar"]].values.tolist() == [[0, 0, 1.0]] * 2  # acc and acc_norm
 
 
-def test_the_size_of_batches_changes_no_choice(model: Model, tmp_path: Path) -> None:
+def test_the_size_of_batches_changes_no_answer(model: Model, tmp_path: Path) -> None:
     write_arc(tmp_path, [*QUERIES, "Where?", "Question: " + "Once upon a time there was a king. " * 5])
-    one, many = (
-        benchmark_study(model, CUT, data=tmp_path, tasks=["arc_easy"], controls=(), batch_size=size) for size in (1, 16)
-    )
+    one, many = (asked(model, CUT, data=tmp_path, tasks=["arc_easy"], batch_size=size) for size in (1, 16))
     torch.testing.assert_close(one.values, many.values, atol=TOLERANCE, rtol=0.0)
-    assert bool((one.choices == many.choices).all())
 
 
 def test_conditions_come_with_their_controls_in_order(model: Model, tmp_path: Path) -> None:
-    changes = {"patched": SinkPatch(1, [3]), "cut": CUT}
-    result = benchmark_study(
-        model, changes, data=write_arc(tmp_path, QUERIES), tasks=["arc_easy"], controls=["random"], seeds=2
-    )
-    assert [(c["condition"], c["selection"], c["seed"]) for c in result.conditions] == [
-        ("original", "none", 0),
-        *[(name, kind, s) for name in changes for kind, s in (("intervention", 0), ("random", 0), ("random", 1))],
+    changes = {"patched": SinkPatch(1, [3]), "both": CUT}
+    result = asked(model, changes, data=write_arc(tmp_path, QUERIES), tasks=["arc_easy"], controls=["random"])
+    assert [(c.name, c.selection, c.seed) for c in result.conditions] == [
+        ("baseline", "baseline", 0),
+        *[(name, kind, s) for name in changes for kind, s in (("ablation", 0), ("random", 0), ("random", 1))],
     ]
-    assert result.summary()["condition"].tolist() == ["patched", "cut"]
-    assert result.tasks[0]["chance"] == pytest.approx(1 / 3)
-    assert result.provenance.config["lm_eval"]
+    assert result.notes["benchmarks"]["arc_easy"]["chance"] == pytest.approx(1 / 3)
 
 
 def test_a_second_run_with_the_same_store_asks_nothing(model: Model, tmp_path: Path) -> None:
     write_arc(tmp_path, QUERIES)
-    asked: list[Any] = []
+    passes: list[Any] = []
     assert model.plain is not None
-    watching = model.plain.register_forward_pre_hook(lambda *_: asked.append(1))
+    watching = model.plain.register_forward_pre_hook(lambda *_: passes.append(1))
     try:
-        options: dict[str, Any] = {"data": tmp_path, "tasks": ["arc_easy"], "controls": (), "store": tmp_path / "kept"}
-        first = benchmark_study(model, CUT, **options)
-        after_first = len(asked)
-        again = benchmark_study(model, CUT, **options)
-        assert 0 < after_first == len(asked)
-        assert bool((first.values == again.values).all()) and first.tasks == again.tasks
-        benchmark_study(model, SinkPatch(0, [1]), **options)
-        assert len(asked) > after_first, "another intervention is another study"
+        options: dict[str, Any] = {"data": tmp_path, "tasks": ["arc_easy"], "store": tmp_path / "kept"}
+        first = asked(model, CUT, **options)
+        after_first = len(passes)
+        again = asked(model, CUT, **options)
+        assert 0 < after_first == len(passes)
+        assert bool((first.values == again.values).all()) and first.notes == again.notes
+        asked(model, SinkPatch(0, [1]), **options)
+        assert len(passes) > after_first, "another intervention is another study"
     finally:
         watching.remove()
 
@@ -193,7 +197,7 @@ def test_truthfulqa_stands_after_six_answered_questions_and_mc2_is_the_share_of_
     from mechrep.ablation.benchmark_tasks import _truthfulqa_text
 
     write_truthfulqa(tmp_path)
-    result = benchmark_study(model, data=tmp_path, tasks=["truthfulqa", "truthfulqa_mc2"])
+    result = asked(model, data=tmp_path, tasks=["truthfulqa", "truthfulqa_mc2"])
     # The examples are read out of the template by hand: what stands between its quotes, without the line continuations.
     examples = re.findall(r"(Q: .*?\nA: [^\n']*)", _truthfulqa_text())
     assert len(examples) == 6
@@ -201,9 +205,8 @@ def test_truthfulqa_stands_after_six_answered_questions_and_mc2_is_the_share_of_
         text = "\n\n".join([*examples, f"Q: {document['question']}\nA:"])
         scores = [plain_score(model, text, " " + choice, None) for choice in document["choices"]]
         shares = torch.tensor(scores, dtype=torch.float64).softmax(0)
-        values = result.values[[m["task"] == "truthfulqa_mc2" for m in result.measures].index(True), 0]
-        assert float(values[number]) == pytest.approx(float(shares[1] + shares[2]), abs=1e-3)
-        assert result.choices[1, 0, number] == scores.index(max(scores))
+        value = result.of("truthfulqa_mc2 acc")[0, number]
+        assert value == pytest.approx(float(shares[1] + shares[2]), abs=1e-3)
     assert result.summary().empty
 
 
@@ -221,6 +224,6 @@ def test_models_that_cannot_be_asked_are_refused(model: Model, tmp_path: Path) -
 
     write_arc(tmp_path, QUERIES)
     with pytest.raises(InputError, match="no tokenizer"):
-        benchmark_study(mechrep.load_model(tiny("llama")), data=tmp_path, tasks=["arc_easy"])
+        asked(mechrep.load_model(tiny("llama")), data=tmp_path, tasks=["arc_easy"])
     with pytest.raises(InputError, match="batch_size"):
-        benchmark_study(model, data=tmp_path, tasks=["arc_easy"], batch_size=0)
+        asked(model, data=tmp_path, tasks=["arc_easy"], batch_size=0)

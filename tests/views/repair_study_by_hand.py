@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechrep.ablation.benchmarks import BenchmarkResult
+from mechrep.ablation.old_benchmarks import BenchmarkResult
 from mechrep.studies.sink_patch import NOT_INSTALLED, PatchStudyResult, RepairStudy
 from tests.views import study_by_hand as by_hand
 
