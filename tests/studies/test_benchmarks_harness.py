@@ -141,7 +141,8 @@ def test_an_intervention_that_does_nothing_changes_nothing(model: Model, tmp_pat
     nothing = Neurons([(1, n) for n in range(20)], scale(1.0), when="all")
     result = asked(model, nothing, data=write_arc(tmp_path, QUERIES), tasks=["arc_easy"])
     assert bool((result.values[:, 1] == result.values[:, 0]).all())
-    assert paired_answers(result)[["gained", "lost", "mcnemar"]].values.tolist() == [[0, 0, 1.0]] * 2  # acc and acc_norm
+    answers = paired_answers(result)[["gained", "lost", "mcnemar"]].values.tolist()
+    assert answers == [[0, 0, 1.0]] * 2  # acc and acc_norm
 
 
 def test_the_size_of_batches_changes_no_answer(model: Model, tmp_path: Path) -> None:
