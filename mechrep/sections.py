@@ -39,7 +39,7 @@ class Section:
         claims: rows of :func:`mechrep.ablation.effects.judge` with one column more, ``claim``: the key of the claim's
             wording in the text.
         tables: frames by the key of their caption.
-        figures: figures by the key of their caption.
+        figures: figures by the key of their caption; ``# figure title: KEY`` gives one another title.
         variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study.
     """
 

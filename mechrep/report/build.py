@@ -11,7 +11,6 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,20 @@ from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
+from mechrep.studies import neurons
 
 _LIST = "parts.json"
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the report.
-
-    Attributes:
-        name: as ``--only`` takes it.
-        question: what it asks, in a few words.
-        make: runs its study; gives one section or several.  Where it finds nothing to study, the section is named like
-            the part.
-    """
-
-    name: str
-    question: str
-    make: Callable[[Model, Run], Section | Sequence[Section]]
+# Runs a study; gives its section or several.  One that finds nothing to study gets a section named like the part.
+Part = Callable[[Model, Run], Section | Sequence[Section]]
 
 
-PARTS: Mapping[str, Part] = {}
+def _neurons(model: Model, run: Run) -> Section:
+    return neurons.run_repetition_study(model, run=run).section()
+
+
+PARTS: Mapping[str, Part] = {"neurons": _neurons}
 
 
 def build_report(
@@ -89,7 +81,7 @@ def build_report(
         for name in chosen:
             bar.set_postfix_str(name)
             before = listed["parts"].pop(name, [])
-            after = _keep(target, name, _made(known[name], model, run), listed, list(known))
+            after = _keep(target, name, _made(name, known[name], model, run), listed, list(known))
             write_page(target, texts=texts)
             for stale in set(before) - set(after):
                 shutil.rmtree(target / "sections" / stale, ignore_errors=True)
@@ -153,13 +145,13 @@ def _chosen(only: Sequence[str] | None, known: Mapping[str, Part]) -> list[str]:
     return [name for name in known if only is None or name in only]
 
 
-def _made(part: Part, model: Model, run: Run) -> list[Section]:
+def _made(name: str, part: Part, model: Model, run: Run) -> list[Section]:
     try:
-        made = part.make(model, run)
+        made = part(model, run)
     except NothingFoundError as error:
         fields = {"model": model.name, "given": error.given, "expected": error.expected, "remedy": error.remedy}
-        provenance = provenance_of(model, None, {"study": part.name, "effort": run.effort, "seed": run.seed})
-        return [Section(part.name, provenance, fields, variant=MISSING)]
+        provenance = provenance_of(model, None, {"study": name, "effort": run.effort, "seed": run.seed})
+        return [Section(name, provenance, fields, variant=MISSING)]
     return [made] if isinstance(made, Section) else list(made)
 
 

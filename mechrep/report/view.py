@@ -23,6 +23,7 @@ from mechrep.report.words import Words, clean, column_texts, number, words_of
 from mechrep.sections import MISSING, Section, plain_value, slug
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
+_NAMES = {"measure", "selection", "control", "controls", "kind"}  # columns of names that the code gives
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
 _TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
 
@@ -45,6 +46,7 @@ class ClaimView:
         q: corrected within the family.
         p: not corrected.
         family: the tests that were corrected together.
+        tests: their number.
         row: the numbers.
         scaled: effect, low, high, control_low, control_high in the unit shown.
     """
@@ -62,6 +64,7 @@ class ClaimView:
     q: str
     p: str
     family: str
+    tests: str
     row: Mapping[str, Any]
     scaled: Sequence[float | None]
 
@@ -232,7 +235,8 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         controls=f"{number(row.get('m'))} × {kinds}" if kinds else "",
         q=_small(row.get("q")),
         p=_small(row.get("p")),
-        family=re.sub(r" (tests?\))$", "\u00a0\\1", str(row.get("family") or "")),
+        family=str(row.get("family") or ""),
+        tests="".join(re.findall(r"\((\d+ tests?)\)$", str(row.get("family") or ""))),
         row=row,
         scaled=scaled,
     )
@@ -252,6 +256,8 @@ def _small(value: float | None) -> str:
 def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> TableView:
     kept = frame.head(ROWS)
     values = {str(name): [plain_value(value) for value in kept.iloc[:, place]] for place, name in enumerate(kept)}
+    for name in _NAMES & set(values):
+        values[name] = [value.replace("_", " ") if isinstance(value, str) else value for value in values[name]]
     if len(values) < len(kept.columns):
         raise InputError(f"table {key!r} of section {section.name!r} with a column twice", "each name once", "rename")
     texts = [column_texts(column) for column in values.values()]
@@ -285,9 +291,11 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure) -> Figu
     text = json.dumps({"data": record["data"], "layout": layout}, separators=(",", ":"), sort_keys=True)
     for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
         text = text.replace(mark, written)  # no text from a model can end the element that holds it
+    own = f"figure title: {key}"
     return FigureView(
         anchor=f"figure-{section.name}-{slug(key)}",
-        title=html.unescape(title.get("text", "")),  # labels of figures are escaped when they are made
+        # Labels of figures are escaped when they are made.
+        title=words.text(own, section.fields) if own in words else html.unescape(title.get("text", "")),
         subtitle=html.unescape(title.get("subtitle", {}).get("text", "")),
         caption=words.html(heading, section.fields),
         text=words.text(heading, section.fields),

@@ -1,8 +1,10 @@
 """The words of the report: Markdown files with fields, filled with numbers; here no sentence is composed.
 
-``text/NAME.md`` holds blocks under headings (``# title``, ``# lead``, ``# claim: KEY`` ...).  A field in braces is
-replaced by a number or a short name; what it may contain never becomes markup.  Of Markdown it knows ``**bold**``,
-`` `code` ``, ``[words](#place)``, lists of lines that begin with ``- ``, and blank lines between paragraphs.
+``text/NAME.md`` holds blocks under headings: ``# title``, ``# lead`` and, for another case, ``# lead: VARIANT``;
+``# claim: KEY``, ``# table: KEY`` (its caption), ``# figure: KEY`` (its caption), ``# figure title: KEY`` (in place of
+the figure's own); ``# notes``, ``# limits``, ``# source``.  A field in braces is replaced by a number or a short name;
+what it may contain never becomes markup.  Of Markdown it knows ``**bold**``, `` `code` ``, ``[words](#place)``, lists
+of lines that begin with ``- ``, and blank lines between paragraphs.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ A second paragraph with a [link](#term-control).
 With {name} ablated ({k} of them), the loss rises.
 # claim: few
 With {name} ablated, something happens.
+# figure title: forest
+What {head} does
 # table: scores
 Scores of {head}.
 # table: long

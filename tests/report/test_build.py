@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,12 @@ def nothing(_model: Any, _run: Run) -> Section:
     raise NothingFoundError("no layer", "a layer", "name one")
 
 
-def parts(**makers: Callable[[Any, Run], Any]) -> dict[str, Part]:
-    given: dict[str, Callable[[Any, Run], Any]] = {
+def parts(**makers: Part) -> dict[str, Part]:
+    given: dict[str, Part] = {
         "heads": lambda model, run: [heads()], "sinks": lambda model, run: sinks(), "first-layer": nothing,
     }  # fmt: skip
     given |= makers
-    return {name: Part(name, "?", make) for name, make in given.items()}
+    return given
 
 
 # --- on disk ----------------------------------------------------------------------------------------------------------
@@ -148,7 +147,7 @@ def test_parts_share_one_run_with_a_store(tiny: Model, texts: Path, tmp_path: Pa
         return sinks() if run.once("n", lambda: len(seen)) == 1 else heads()
 
     run = Run(progress=False, effort="quick", seed=3)
-    two = {name: Part(name, "?", make) for name in ("a", "b")}
+    two = {"a": make, "b": make}
     with pytest.raises(InputError, match="'sinks'"):  # both give the section "sinks"
         build_report(tiny, tmp_path, parts=two, texts=texts, run=run)
     assert seen[0] is seen[1] and seen[0].store == tmp_path / "store" and seen[0].effort == "quick"
