@@ -13,6 +13,7 @@ from mechrep.report.view import ClaimView, TableView, view_of
 from mechrep.sections import Section
 
 _VERDICT, _CELL = 15, 44  # columns of the verdict; letters of a cell before it is shortened
+_HARD = "\u00a0"  # a space where no line breaks
 
 
 def print_section(section: Section, file: Any = None, *, tables: int = 2, rows: int = 12) -> None:
@@ -60,9 +61,10 @@ def _claim(claim: ClaimView, width: int) -> Iterator[str]:
     if claim.range:
         numbers.append(f"controls {claim.range} ({claim.controls})")
     numbers.append(f"q {claim.q}, {claim.family}" if claim.family else f"q {claim.q}")
-    body = [*textwrap.wrap(claim.text, width - _VERDICT), *textwrap.wrap("; ".join(numbers), width - _VERDICT)]
+    together = "; ".join(part.replace(" ", _HARD) for part in numbers)  # lines break between the parts only
+    body = [*textwrap.wrap(claim.text, width - _VERDICT), *textwrap.wrap(together, width - _VERDICT)]
     for place, line in enumerate(body):
-        yield f"{claim.verdict if place == 0 else '':<{_VERDICT}}{line}"
+        yield f"{claim.verdict if place == 0 else '':<{_VERDICT}}{line.replace(_HARD, ' ')}"
 
 
 def _boxed(interval: str) -> str:
