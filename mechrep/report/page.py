@@ -25,8 +25,7 @@ import html
 import json
 import math
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from numbers import Integral
@@ -40,6 +39,8 @@ from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.old_sweeps import SweepResult, Verdict
 from mechrep.errors import StoreError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
+from mechrep.report.terminal import described_texts as described_texts
+from mechrep.report.terminal import printable
 from mechrep.results import Result
 from mechrep.studies.card import CardResult
 from mechrep.studies.heads import CircuitCut
@@ -482,77 +483,6 @@ def _hash(script: str) -> str:
 
 def _asset(name: str) -> str:
     return resources.files("mechrep.report").joinpath(name).read_text(encoding="utf-8")
-
-
-_KEPT_WHITESPACE = "\n\t"
-
-
-def printable(text: str) -> str:
-    """Text with control characters written out, except line ends and tabs.
-
-    Example:
-        >>> printable("red\\x1b[31m")
-        'red\\\\x1b[31m'
-    """
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cf") and character not in _KEPT_WHITESPACE
-        else character
-        for character in text
-    )
-
-
-def marked_text(
-    ids: Sequence[int],
-    decode: Callable[[Sequence[int]], str],
-    *,
-    prompt_length: int,
-    start: int | None,
-    onset: int | None,
-) -> str:
-    """A text with a bar after its prompt, the first copy of its loop in single and the rest in double brackets.
-
-    Args:
-        ids: the whole text.
-        decode: from ids to text.
-        prompt_length: ids of the prompt.
-        start: of the first copy, or ``None``.
-        onset: of the second copy, or ``None``.
-
-    Example:
-        >>> marked_text([0, 1, 2, 1, 2], lambda ids: "".join("abc"[i] for i in ids), prompt_length=1, start=1, onset=3)
-        'a│⟨bc⟩⟪bc⟫'
-    """
-    marks = {prompt_length: "│"}
-    if start is not None and onset is not None:
-        marks[start] = marks.get(start, "") + "⟨"
-        marks[onset] = "⟩" + marks.get(onset, "") + "⟪"
-        marks[len(ids)] = marks.get(len(ids), "") + "⟫"
-    # Many tokenizers decode a piece alone differently (no leading space), so only whole beginnings are decoded.
-    whole, done, text = decode(ids), 0, ""
-    for place in sorted(marks):
-        end = min(len(decode(ids[:place])), len(whole))
-        text += printable(whole[done:end]) + marks[place]
-        done = max(done, end)
-    return text + printable(whole[done:])
-
-
-def described_texts(corpus: Corpus, decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """For each text of a corpus with cycles: whether and where it loops, and the text with its loop marked.
-
-    Example:
-        >>> corpus = Corpus.from_tokens([[0, 1, 2, 3]]).with_cycles()
-        >>> next(described_texts(corpus, lambda ids: "".join("abcd"[i] for i in ids))).splitlines()
-        ['[1/1] no loop', '│abcd']
-    """
-    for number, facts in enumerate(corpus.frame.to_dict("records")):
-        start, onset, said = None, None, "no loop"
-        if not pd.isna(facts["onset"]):
-            start, onset = int(facts["start"]), int(facts["onset"])
-            said = f"onset {onset}, period {int(facts['period'])}, {facts['copies']:.1f} copies"
-        prompt_length = int(facts["prompt_length"])
-        text = marked_text(corpus.row(number), decode, prompt_length=prompt_length, start=start, onset=onset)
-        yield f"[{number + 1}/{len(corpus)}] {said}\n{text}\n"
 
 
 def text_table(frame: pd.DataFrame) -> str:

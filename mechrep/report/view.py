@@ -254,26 +254,34 @@ def _small(value: float | None) -> str:
 
 
 def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> TableView:
-    kept = frame.head(ROWS)
-    values = {str(name): [plain_value(value) for value in kept.iloc[:, place]] for place, name in enumerate(kept)}
-    for name in _NAMES & set(values):
-        values[name] = [value.replace("_", " ") if isinstance(value, str) else value for value in values[name]]
-    if len(values) < len(kept.columns):
+    if len(set(frame.columns)) < len(frame.columns):
         raise InputError(f"table {key!r} of section {section.name!r} with a column twice", "each name once", "rename")
-    texts = [column_texts(column) for column in values.values()]
-    numeric = [_is_numeric(column) for column in values.values()]
-    heading = f"table: {key}"
+    kept, heading = frame.head(ROWS), f"table: {key}"
+    columns, numeric, cells = cells_of(kept)
     return TableView(
         anchor=f"table-{section.name}-{slug(key)}",
         caption=words.html(heading, section.fields),
         text=words.text(heading, section.fields),
-        columns=[name.replace("_", " ") for name in values],
+        columns=columns,
         numeric=numeric,
-        cells=[list(row) for row in zip(*texts, strict=True)],
-        values=[list(row) for row in zip(*values.values(), strict=True)],
+        cells=cells,
+        values=[[plain_value(value) for value in row] for row in kept.itertuples(index=False, name=None)],
         total=len(frame),
         file=f"sections/{section.name}/tables/{slug(key)}.parquet",
     )
+
+
+def cells_of(frame: pd.DataFrame) -> tuple[list[str], list[bool], list[list[str]]]:
+    """Names of the columns, which of them hold numbers, and the rows as text, as page and terminal show them."""
+    texts, numeric = [], []
+    for place, name in enumerate(frame.columns):
+        values = [plain_value(value) for value in frame.iloc[:, place]]
+        if str(name) in _NAMES:
+            values = [value.replace("_", " ") if isinstance(value, str) else value for value in values]
+        texts.append(column_texts(values))
+        numeric.append(_is_numeric(values))
+    columns = [str(name).replace("_", " ") for name in frame.columns]
+    return columns, numeric, [list(row) for row in zip(*texts, strict=True)]
 
 
 def _is_numeric(column: Sequence[Any]) -> bool:

@@ -76,19 +76,18 @@ def column_texts(values: Sequence[Any], digits: int = 4, more: int = 3) -> list[
     Example:
         >>> column_texts([0.5, 12.25, None]), column_texts([1.0, 400.0]), column_texts(["a", 2])
         (['0.50', '12.25', '–'], ['1', '400'], ['a', '2'])
-        >>> column_texts([0.8559, 0.25, 1.2e-06])
-        ['0.8559', '0.2500', '1.2e−06']
+        >>> column_texts([0.8559, 0.25, 1.2e-06]), column_texts([0.5, 0.25])
+        (['0.8559', '0.2500', '1.2e−06'], ['0.50', '0.25'])
     """
     cells = [plain_value(value) for value in values]
     known = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
     if any(not isinstance(cell, float) for cell in cells if cell is not None) or not known:
         return [number(cell) for cell in cells]
     sizes = [size for size in known if size] or [1.0]
-    if all(size == int(size) for size in known):
-        decimals = 0
-    else:
-        most = digits - 1 - math.floor(math.log10(max(sizes)))
-        decimals = min(max(most, min(1 - math.floor(math.log10(statistics.median(sizes))), most + more), 0), 9)
+    most = digits - 1 - math.floor(math.log10(max(sizes)))
+    decimals = min(max(most, min(1 - math.floor(math.log10(statistics.median(sizes))), most + more), 0), 9)
+    used = (f"{size:.{decimals}f}".partition(".")[2].rstrip("0") for size in known)
+    decimals = max(map(len, used))  # zeros at the end of all of them say nothing
     return [_decimals(cell, decimals) for cell in cells]
 
 
