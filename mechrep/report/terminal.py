@@ -66,12 +66,12 @@ def section_text(
 def frame_text(frame: pd.DataFrame, rows: int | None = None) -> str:
     """A frame as aligned columns, its numbers as the page has them.
 
-       Args:
-           frame: the table; its index is not shown.
-           rows: so many at most.
+    Args:
+        frame: the table; its index is not shown.
+        rows: so many at most.
 
-       Example:
-           >>> print(frame_text(pd.DataFrame({"n": ["a", "b"], "k": [1, 20], "share": [0.5, 0.25], "q": [0.01, None]})))
+    Example:
+        >>> print(frame_text(pd.DataFrame({"n": ["a", "b"], "k": [1, 20], "share": [0.5, 0.25], "q": [0.01, None]})))
         n   k  share     q
         a   1   0.50  0.01
         b  20   0.25     –
