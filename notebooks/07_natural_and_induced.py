@@ -32,7 +32,7 @@ import pandas as pd
 import mechrep
 from mechrep.generation.text_kinds import joined_conditions
 from mechrep.measures.token_information import token_facts, token_information
-from mechrep.measures.token_information_masks import information_cut
+from mechrep.ablation.masking import information_masking
 from mechrep.models.load import shuffled as shuffled_weights
 from mechrep.studies.natural_vs_induced_study import run_condition_study
 from mechrep.studies.text_kind_effects import compare_heads
@@ -177,7 +177,7 @@ information.plot()
 
 # %%
 loops = corpus.where(condition="natural")
-cut = information_cut(model, loops, token_facts(model, loops), draws=2, progress=False)
+cut = information_masking(model, loops, token_facts(model, loops), draws=2, progress=False)
 causal = cut.summary().set_index("cut")
 causal.round(3)
 
@@ -261,5 +261,5 @@ print(
 # 3. Look at `found.cut.head_effects(copy=1)` and `copy=3`. Does a loop come to rest on fewer heads as it goes on?
 # 4. Cut from the onset on only (`ablation_contrast(..., when="from_onset")`). Which heads lose their part, and why must
 #    a previous-token head be among them?
-# 5. Use `way="swap"` in `information_cut`: the tokens are not hidden but exchanged. Why can the two ways disagree?
+# 5. Use `way="swap"` in `information_masking`: the tokens are not hidden but exchanged. Why can the two ways disagree?
 # 6. Run `mechrep contrast` on a checkpoint from early in training. Do loops come before copying?

@@ -9,7 +9,6 @@ from mechrep.cli import (  # noqa: F401 - each adds its command
     first_token,
     generate,
     heads,
-    information,
     models,
     neurons,
     patch,

@@ -14,7 +14,7 @@ The same keys stand above and below the line, so no group gains by being frequen
 sinks is reported apart.  All of these are averages of features over keys, so one product serves them all, and of the
 patterns only sums per text are kept.
 
-``TokenInformationResult``: attention by information, with intervals over texts and contrasts between conditions.
+``TokenInformationResult``: attention by information, with intervals over texts and contrasts between text kinds.
 
 What is known of every token before any attention is read: its class, and how much information it carries.
 
@@ -253,7 +253,7 @@ class TokenInformationResult(Result):
         on_first: attention to the first position, summed over all queries.
         on_sinks: the same to other sinks.
         ids: of the texts.
-        conditions: of the texts.
+        text_kinds: of the texts.
         prompts: what each text is from; intervals draw these.
         groups: names.
         quantities: names.
@@ -267,7 +267,7 @@ class TokenInformationResult(Result):
     on_first: Float[Tensor, "text layer head"]
     on_sinks: Float[Tensor, "text layer head"]
     ids: Sequence[str]
-    conditions: Sequence[str]
+    text_kinds: Sequence[str]
     prompts: Sequence[str]
     groups: Sequence[str]
     quantities: Sequence[str]
@@ -278,46 +278,47 @@ class TokenInformationResult(Result):
     ) -> TokenInformationResult:
         """Sums with the names of their texts."""
         ids = frame["id"].astype(str).tolist()
-        conditions = frame["condition"] if "condition" in frame else pd.Series(["all"] * len(frame))
+        column = "text_kind" if "text_kind" in frame else "condition"
+        text_kinds = frame[column] if column in frame else pd.Series(["all"] * len(frame))
         prompts = frame["prompt"].astype(str).tolist() if "prompt" in frame else ids
         return cls(
             provenance,
             **{name: value.clone() for name, value in state.items()},
             ids=ids,
-            conditions=conditions.fillna("all").astype(str).tolist(),
+            text_kinds=text_kinds.fillna("all").astype(str).tolist(),
             prompts=prompts,
             groups=list(GROUPS),
             quantities=list(QUANTITIES),
         )
 
-    def share_att(self, condition: str | None = None) -> Float[Tensor, "layer head feature"]:
+    def share_att(self, text_kind: str | None = None) -> Float[Tensor, "layer head feature"]:
         """Share of a head's attention to visible keys that goes to each group; its mean attended information.
 
         Args:
-            condition: texts of one condition; all by default.
+            text_kind: texts of one kind; all by default.
         """
-        return self._mean("attended", self._ones(condition))
+        return self._mean("attended", self._ones(text_kind))
 
-    def share_vis(self, condition: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head feature"]:
+    def share_vis(self, text_kind: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head feature"]:
         """The same for a reader that takes all visible keys alike, or by distance as the head usually does.
 
         Args:
-            condition: texts of one condition; all by default.
+            text_kind: texts of one kind; all by default.
             matched: by distance.
         """
-        return self._mean("matched" if matched else "visible", self._ones(condition))
+        return self._mean("matched" if matched else "visible", self._ones(text_kind))
 
-    def bias(self, condition: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head group"]:
+    def bias(self, text_kind: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head group"]:
         """``share_att / share_vis``: above 1, a head looks at the group more than such a reader; NaN without one.
 
         Args:
-            condition: texts of one condition; all by default.
+            text_kind: texts of one kind; all by default.
             matched: compare with the reader by distance.
         """
-        return self._ratio(self._ones(condition), matched)
+        return self._ratio(self._ones(text_kind), matched)
 
     def to_frame(self, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """One row per condition, head and feature, with 95 % bootstrap intervals over prompts.
+        """One row per text kind, head and feature, with 95 % bootstrap intervals over prompts.
 
         Groups have ``bias`` and ``bias_matched``; for quantities these columns hold *differences*, in nats: attended
         minus visible information.
@@ -331,8 +332,8 @@ class TokenInformationResult(Result):
         index = pd.MultiIndex.from_product(
             [range(layers), range(heads), [*self.groups, *self.quantities]], names=["layer", "head", "group"]
         )
-        for condition in dict.fromkeys(self.conditions):
-            ones, counts = self._ones(condition), self._counts(condition, draws, seed)
+        for text_kind in dict.fromkeys(self.text_kinds):
+            ones, counts = self._ones(text_kind), self._counts(text_kind, draws, seed)
             columns: dict[str, Tensor] = {
                 "share_att": self._mean("attended", ones),
                 "share_vis": self._mean("visible", ones),
@@ -341,13 +342,13 @@ class TokenInformationResult(Result):
                 low, high = _interval(self._contrast(counts, matched))
                 columns |= {name: self._contrast(ones, matched), f"{name}_low": low, f"{name}_high": high}
             table = pd.DataFrame({name: value.flatten().numpy() for name, value in columns.items()}, index=index)
-            n_texts = int((self.queries[self._of(condition)].sum((1, 2)) > 0).sum())
-            parts.append(table.reset_index().assign(condition=condition, n_texts=n_texts))
+            n_texts = int((self.queries[self._of(text_kind)].sum((1, 2)) > 0).sum())
+            parts.append(table.reset_index().assign(text_kind=text_kind, n_texts=n_texts))
         frame = pd.concat(parts, ignore_index=True)
-        return frame[["condition", *[name for name in frame.columns if name != "condition"]]]
+        return frame[["text_kind", *[name for name in frame.columns if name != "text_kind"]]]
 
     def summary(self, *, matched: bool = False, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-        """The mean over heads for each condition and group: ``bias`` with its interval over prompts.
+        """The mean over heads for each text kind and group: ``bias`` with its interval over prompts.
 
         Args:
             matched: compare with the reader by distance.
@@ -355,24 +356,24 @@ class TokenInformationResult(Result):
             seed: of the draws.
         """
         rows = []
-        for condition in dict.fromkeys(self.conditions):
-            value = self._over_heads(self._ones(condition), matched)
-            low, high = _interval(self._over_heads(self._counts(condition, draws, seed), matched))
-            att, vis = (self._mean(name, self._ones(condition)).nanmean((0, 1)) for name in ("attended", "visible"))
+        for text_kind in dict.fromkeys(self.text_kinds):
+            value = self._over_heads(self._ones(text_kind), matched)
+            low, high = _interval(self._over_heads(self._counts(text_kind, draws, seed), matched))
+            att, vis = (self._mean(name, self._ones(text_kind)).nanmean((0, 1)) for name in ("attended", "visible"))
             for place, group in enumerate(self.groups):
                 numbers = (att[place], vis[place], value[place], low[place], high[place])
-                rows.append((condition, group, *map(float, numbers)))
-        return pd.DataFrame(rows, columns=["condition", "group", "share_att", "share_vis", "bias", "low", "high"])
+                rows.append((text_kind, group, *map(float, numbers)))
+        return pd.DataFrame(rows, columns=["text_kind", "group", "share_att", "share_vis", "bias", "low", "high"])
 
     def compare(
         self, first: str, second: str, *, matched: bool = False, draws: int = 2000, seed: int = 0
     ) -> pd.DataFrame:
-        """Does one condition look at a group more than another?  ``log2`` of the quotient of their mean biases.
+        """Does one kind of text look at a group more than another?  ``log2`` of the quotient of their mean biases.
 
-        Prompts are drawn once for both conditions, so what a prompt adds to both cancels.
+        Prompts are drawn once for both kinds, so what a prompt adds to both cancels.
 
         Args:
-            first: a condition.
+            first: a kind of text.
             second: another.
             matched: compare with the reader by distance.
             draws: of the bootstrap.
@@ -382,7 +383,7 @@ class TokenInformationResult(Result):
             ``group, first, second, log2_ratio, low, high``; an interval without 0 is a difference.
 
         Raises:
-            InputError: a condition that no text has.
+            InputError: a kind that no text has.
         """
         ones = [self._over_heads(self._ones(name), matched) for name in (first, second)]
         drawn = [self._over_heads(self._counts(name, draws, seed), matched) for name in (first, second)]
@@ -393,19 +394,90 @@ class TokenInformationResult(Result):
         frame.insert(0, "group", list(self.groups))
         return frame
 
+    def preference(
+        self, text_kind: str, group: str = "low_surprisal", *, draws: int = 999, seed: int = 0
+    ) -> tuple[float, list[float]]:
+        """``log2`` of the position-matched bias towards a group, and what chance makes of it.
+
+        Without a preference a head's attention and the reader by distance are exchangeable: the draws exchange them in
+        prompts chosen at random.
+
+        Args:
+            text_kind: texts of one kind.
+            group: of tokens.
+            draws: how many.
+            seed: of the draws.
+        """
+        place, chosen = list(self.groups).index(group), self._of(text_kind)
+        swap, own = self._exchanged(draws, seed), chosen.double()[:, None, None]
+        above, below = (getattr(self, name)[..., place].nan_to_num() * own for name in ("attended", "matched"))
+        tops = torch.tensordot(1 - swap, above, 1) + torch.tensordot(swap, below, 1)
+        bottoms = torch.tensordot(1 - swap, below, 1) + torch.tensordot(swap, above, 1)
+        values = (tops / bottoms).nanmean((-2, -1)).log2()
+        return float(values[0]), values[1:].tolist()
+
+    def difference(
+        self, first: str, second: str, group: str = "low_surprisal", *, draws: int = 999, seed: int = 0
+    ) -> tuple[float, list[float]]:
+        """``log2`` of the quotient of two kinds' position-matched biases, and the same with labels exchanged.
+
+        If the kinds do not differ, their labels are exchangeable: within a prompt that is in both kinds, and among the
+        prompts that are in one.
+
+        Args:
+            first: a kind of text.
+            second: another.
+            group: of tokens.
+            draws: how many.
+            seed: of the draws.
+        """
+        place, weights = list(self.groups).index(group), self._labels(first, second, draws, seed)
+        biases = []
+        for counts in (weights, self._of(first) + self._of(second).double() - weights):
+            sums = [torch.tensordot(counts, getattr(self, name)[..., place], 1) for name in ("attended", "matched")]
+            biases.append((sums[0] / sums[1]).nanmean((-2, -1)))
+        values = (biases[0] / biases[1]).log2()
+        return float(values[0]), values[1:].tolist()
+
+    def _labels(self, first: str, second: str, draws: int, seed: int) -> Float[Tensor, "draw text"]:
+        """1 where a text is called the first kind: as it is in row 0, exchanged in the others."""
+        generator = np.random.default_rng(seed)
+        own = [self._of(name).numpy() for name in (first, second)]
+        prompts = [{name for name, here in zip(self.prompts, one, strict=True) if here} for one in own]
+        both = sorted(prompts[0] & prompts[1])
+        alone = sorted(prompts[0] ^ prompts[1])
+        labels = np.array([name in prompts[0] for name in alone], dtype=bool)
+        taking_part = own[0] | own[1]
+        rows = [own[0].astype(float)]
+        for _ in range(draws):
+            swapped = dict(zip(both, generator.integers(0, 2, len(both)).tolist(), strict=True))
+            drawn = dict(zip(alone, generator.permutation(labels).tolist(), strict=True))
+            called = [one != bool(swapped[name]) if name in swapped else drawn.get(name, False)
+                      for name, one in zip(self.prompts, own[0].tolist(), strict=True)]  # fmt: skip
+            rows.append(np.array(called, dtype=float) * taking_part)
+        return torch.from_numpy(np.stack(rows))
+
+    def _exchanged(self, draws: int, seed: int) -> Float[Tensor, "draw text"]:
+        """In which texts labels are exchanged; none in the first row, whole prompts in the others."""
+        names = sorted(set(self.prompts))
+        column = {name: place for place, name in enumerate(names)}
+        drawn = np.random.default_rng(seed).integers(0, 2, (draws, len(names)))
+        rows = torch.from_numpy(np.concatenate([np.zeros((1, len(names)), dtype=int), drawn])).double()
+        return rows[:, [column[name] for name in self.prompts]]
+
     def sinks(self) -> pd.DataFrame:
-        """Share of attention on the first position and on other sinks, by condition and head."""
+        """Share of attention on the first position and on other sinks, by text kind and head."""
         rows = []
-        for condition in dict.fromkeys(self.conditions):
-            ones = self._ones(condition)
+        for text_kind in dict.fromkeys(self.text_kinds):
+            ones = self._ones(text_kind)
             all_queries = torch.tensordot(ones, self.queries + self.dropped, 1)
             shares = [torch.tensordot(ones, part, 1) / all_queries for part in (self.on_first, self.on_sinks)]
             rows += [
-                (condition, layer, head, float(shares[0][layer, head]), float(shares[1][layer, head]))
+                (text_kind, layer, head, float(shares[0][layer, head]), float(shares[1][layer, head]))
                 for layer in range(shares[0].shape[0])
                 for head in range(shares[0].shape[1])
             ]
-        return pd.DataFrame(rows, columns=["condition", "layer", "head", "first_position", "other_sinks"])
+        return pd.DataFrame(rows, columns=["text_kind", "layer", "head", "first_position", "other_sinks"])
 
     def top(self, k: int, group: str = "low_surprisal") -> list[tuple[int, int]]:
         """The ``k`` heads with the largest position-matched bias (plain without a profile) towards a group.
@@ -420,26 +492,26 @@ class TokenInformationResult(Result):
         return [(index // values.shape[1], index % values.shape[1]) for index in order]
 
     def plot(self) -> go.Figure:
-        """Bias by group, condition by condition."""
+        """Bias by group, text kind by text kind."""
         return information_figure(self)
 
-    def _of(self, condition: str | None) -> Tensor:
-        chosen = torch.tensor([condition in (None, own) for own in self.conditions])
+    def _of(self, text_kind: str | None) -> Tensor:
+        chosen = torch.tensor([text_kind in (None, own) for own in self.text_kinds])
         if not bool(chosen.any()):
             raise InputError(
-                f"condition {condition!r}", f"one of {sorted(set(self.conditions))}", "name one that the texts have"
+                f"text_kind {text_kind!r}", f"one of {sorted(set(self.text_kinds))}", "name one that the texts have"
             )
         return chosen
 
-    def _ones(self, condition: str | None) -> Float[Tensor, " text"]:
-        return self._of(condition).double()
+    def _ones(self, text_kind: str | None) -> Float[Tensor, " text"]:
+        return self._of(text_kind).double()
 
-    def _counts(self, condition: str, draws: int, seed: int) -> Float[Tensor, "draw text"]:
-        """How often each text of a condition is in each draw of prompts; the same draw for every condition."""
+    def _counts(self, text_kind: str, draws: int, seed: int) -> Float[Tensor, "draw text"]:
+        """How often each text of a kind is in each draw of prompts; the same draw for every kind."""
         names = sorted(set(self.prompts))
         counts = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), size=draws)
         column = {name: place for place, name in enumerate(names)}
-        return torch.from_numpy(counts[:, [column[name] for name in self.prompts]]).double() * self._of(condition)
+        return torch.from_numpy(counts[:, [column[name] for name in self.prompts]]).double() * self._of(text_kind)
 
     def _mean(self, name: str, counts: Tensor) -> Tensor:
         """Mean over queries for each row of counts, ``[... layer head feature]``."""
@@ -647,7 +719,7 @@ class TokenInformation(Analyzer[TokenInformationResult]):
     ratio divides attention over prompt and loop by the share in the prompt alone, so a loop that writes newlines
     inflates newlines; the definitions here are mechrep's own.
 
-    Limits: attention is not effect: see :func:`~mechrep.measures.token_information_masks.information_cut`.  In a loop
+    Limits: attention is not effect: see :func:`~mechrep.ablation.masking.information_masking`.  In a loop
     of period 1 all visible keys are one token.  The state has a row per text: texts x heads x groups numbers.
 
     Example:
@@ -859,7 +931,7 @@ def token_information(
 
     Args:
         model: the model.
-        corpus: texts with cycles, perhaps of several conditions
+        corpus: texts with cycles, perhaps of several kinds
             (:func:`mechrep.generation.text_kinds.joined_conditions`).
         reference: text that does not repeat, for frequencies and for the usual distances; by default the embedded
             held-out text, which is English.
@@ -885,7 +957,6 @@ def token_information(
     batch_size = max(1, TOKENS_PER_BATCH // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=batch_size, store=store, progress=progress)
     (result,) = cache.run(TokenInformation(facts, profile, sink=sink, preset=preset))
-    assert isinstance(result, TokenInformationResult)
     return result
 
 
@@ -894,7 +965,7 @@ _CELL = 34  # pixels per layer
 
 
 def information_figure(result: TokenInformationResult, *, matched: bool | None = None) -> go.Figure:
-    """Bias towards each group, mean over heads, with its 95 % interval over prompts; one marker per condition.
+    """Bias towards each group, mean over heads, with its 95 % interval over prompts; one marker per text kind.
 
     Args:
         result: of :class:`mechrep.TokenInformation`.
@@ -914,13 +985,13 @@ def information_figure(result: TokenInformationResult, *, matched: bool | None =
     by_distance = not bool(result.matched.isnan().any()) if matched is None else matched
     table = result.summary(matched=by_distance)
     figure = go.Figure()
-    for number, (condition, part) in enumerate(table.groupby("condition", sort=False)):
-        colour = _COLOURS.get(str(condition), SEQUENCE[number % len(SEQUENCE)])
+    for number, (text_kind, part) in enumerate(table.groupby("text_kind", sort=False)):
+        colour = _COLOURS.get(str(text_kind), SEQUENCE[number % len(SEQUENCE)])
         figure.add_scatter(
             x=part["bias"],
             y=[_label(group) for group in part["group"]],
             mode="markers",
-            name=plain(condition),
+            name=plain(text_kind),
             marker={"color": colour, "size": 9, "symbol": number},
             error_x={
                 "type": "data",
@@ -945,14 +1016,14 @@ def information_figure(result: TokenInformationResult, *, matched: bool | None =
 
 
 def head_information_figure(
-    result: TokenInformationResult, group: str = "low_surprisal", *, condition: str | None = None
+    result: TokenInformationResult, group: str = "low_surprisal", *, text_kind: str | None = None
 ) -> go.Figure:
     """Bias of every head towards one group, as ``log2``: 0 is a reader of all visible tokens alike.
 
     Args:
         result: of :class:`mechrep.TokenInformation`.
         group: one of ``result.groups``.
-        condition: texts of one condition; all by default.
+        text_kind: texts of one kind; all by default.
 
     Example:
         >>> import mechrep
@@ -965,7 +1036,7 @@ def head_information_figure(
     """
     import plotly.graph_objects as go
 
-    values = result.bias(condition)[..., list(result.groups).index(group)].log2().numpy()
+    values = result.bias(text_kind)[..., list(result.groups).index(group)].log2().numpy()
     finite = values[np.isfinite(values)]
     most = float(np.abs(finite).max()) if len(finite) else 1.0
     heads = go.Heatmap(
@@ -976,7 +1047,7 @@ def head_information_figure(
         colorbar={"title": {"text": "log2 bias"}, "outlinewidth": 0, "thickness": 12},
         hovertemplate="layer %{y}, head %{x}<br>log2 bias %{z:.2f}<extra></extra>",
     )
-    where = "" if condition is None else f", {condition}"
+    where = "" if text_kind is None else f", {text_kind}"
     titled = styled(
         go.Figure(heads), title=f"Heads and {_label(group)}", subtitle=_said(result) + where, x="head", y="layer"
     )

@@ -16,7 +16,6 @@ from mechrep.report.old_ablation_section import ablation_section
 from mechrep.report.old_conditions_section import conditions_section
 from mechrep.report.old_first_layer_section import first_layer_section
 from mechrep.report.old_heads_section import heads_section
-from mechrep.report.old_information_section import information_section
 from mechrep.report.old_patch_section import patch_section
 from mechrep.report.old_sinks_section import sinks_section
 from mechrep.report.old_training_section import training_section
@@ -27,7 +26,6 @@ from mechrep.studies.heads import HeadStudy
 from mechrep.studies.natural_vs_induced_study import ConditionStudy
 from mechrep.studies.sink_patch import RepairStudy
 from mechrep.studies.sinks import SinkStudy
-from mechrep.studies.token_information_study import InformationStudy
 from mechrep.studies.training import TrainingStudy
 
 
@@ -48,7 +46,6 @@ SECTIONS: Mapping[type, tuple[Callable[[Any], Section], ...]] = {
     FirstLayerStudy: (first_layer_section,),
     RepairStudy: (patch_section,),
     ConditionStudy: (conditions_section,),
-    InformationStudy: (information_section,),
     TrainingStudy: (training_section,),
     MissingStudy: (missing_section,),
 }

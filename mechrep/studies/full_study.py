@@ -118,7 +118,9 @@ def _conditions(model: Model, settings: StudySettings, _earlier: Mapping[str, An
 
 def _information(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) -> Any:
     corpus = None if "neurons" not in earlier else earlier["neurons"].corpus
-    return information_study.run_information_study(model, corpus=corpus, **settings.loops())
+    return information_study.run_information_study(
+        model, corpus=corpus, preset=settings.preset, run=Run(store=settings.store, seed=settings.seed)
+    )
 
 
 def _training(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:

@@ -1,52 +1,51 @@
-"""Do loops look at tokens that carry little information, and do they need them?  Beside texts that do not loop.
-
-Looping texts are cut after a few copies.  Beside each stand texts of its length that do not loop, read at the same
-positions: continuations of the same model (as far as there are long enough ones), and windows of held-out text.
-"""
+"""Do loops look at tokens that carry little information, and do they need them?  Beside texts that do not loop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mechrep.ablation.old_controls import as_seeds
+from mechrep.ablation.effects import Effects, detection, judge
+from mechrep.ablation.masking import Way, information_masking
+from mechrep.ablation.texts import shared_loops
 from mechrep.errors import InputError, ModelError, NothingFoundError
-from mechrep.measures.token_information import TokenFacts, TokenInformationResult, token_facts, token_information
-from mechrep.measures.token_information_masks import InformationCut, Way, information_cut
+from mechrep.measures.token_information import (
+    TokenInformationResult,
+    head_information_figure,
+    information_figure,
+    token_facts,
+    token_information,
+)
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.store import Journal
-from mechrep.studies.neurons import collect_texts
+from mechrep.run import Run
+from mechrep.sections import Section
 from mechrep.text.corpus import Corpus, windows_of_text
 
 LOOPS, FREE, HELD_OUT = "natural", "loop_free", "held_out"
-WAYS: tuple[Way, ...] = get_args(Way)
-_COPIES = 4  # a loop says no more after so many, and the context is finite
-_COLUMNS = ("id", "condition", "prompt", "prompt_length", "start", "onset", "period")
+WAYS: tuple[Way, ...] = ("mask", "swap")
+_REPETITIONS = 4  # a loop says no more after so many, and the context is finite
+_COLUMNS = ("id", "text_kind", "prompt", "prompt_length", "start", "onset", "period")
 
 
 @dataclass(frozen=True)
 class InformationStudy:
-    """Everything that the report shows about token information.
+    """What was found and tried.
 
     Attributes:
         model_name: how the model was named.
         preset: whose detector decided what a loop is.
-        corpus: looping texts (``condition`` ``"natural"``) and their controls (``"loop_free"``, ``"held_out"``).
+        corpus: looping texts (``text_kind`` ``"natural"``) and their controls (``"loop_free"``, ``"held_out"``).
         attention: sums per text, sinks apart.
         published: the same texts by the published ratio, in which sinks count.
-        bias: by ``"matched"`` (a reader by distance) and ``"visible"`` (one of all visible keys alike), the mean over
-            heads for each condition and group, with intervals.
-        compared: loops against each control, position-matched.
-        sinks: attention on the first position and on other sinks, by condition and head.
-        cuts: by way, what loops lose without low-information tokens, and without as many others.
+        masked: by way, what loops lose without low-information tokens, and without as many others.
         left_out: what could not be done, and why.
+        seed: of the draws.
         provenance: of the whole study.
     """
 
@@ -55,17 +54,79 @@ class InformationStudy:
     corpus: Corpus
     attention: TokenInformationResult
     published: TokenInformationResult
-    bias: Mapping[str, pd.DataFrame]
-    compared: Mapping[str, pd.DataFrame]
-    sinks: pd.DataFrame
-    cuts: Mapping[str, InformationCut]
+    masked: Mapping[str, Effects]
     left_out: Mapping[str, str]
+    seed: int
     provenance: Provenance
 
-    def n(self, condition: str) -> int:
-        """Different texts of a condition: a control text may stand beside several loops."""
+    def n(self, text_kind: str) -> int:
+        """Different texts of a kind: a control text may stand beside several loops."""
         frame = self.corpus.frame
-        return int(frame.loc[frame["condition"] == condition, "prompt"].nunique())
+        return int(frame.loc[frame["text_kind"] == text_kind, "prompt"].nunique())
+
+    @property
+    def controls(self) -> list[str]:
+        """The kinds of control texts that there are."""
+        return [name for name in (FREE, HELD_OUT) if name in set(self.corpus.frame["text_kind"])]
+
+    def claims(self) -> pd.DataFrame:
+        """Attention beyond distance, attention beyond each control, and what hiding low tokens does: one family."""
+        matched = self.attention.summary(matched=True, seed=self.seed).set_index(["text_kind", "group"])
+        low = matched.loc[(LOOPS, "low_surprisal")]
+        value, draws = self.attention.preference(LOOPS, seed=self.seed)
+        ends = tuple(np.log2([low["low"], low["high"]]).tolist())
+        rows = [self._row("attention", "bias, log2", value, draws, ends)]
+        for name in self.controls:
+            value, draws = self.attention.difference(LOOPS, name, seed=self.seed)
+            table = self.attention.compare(LOOPS, name, matched=True, seed=self.seed).set_index("group")
+            ends = tuple(table.loc["low_surprisal", ["low", "high"]].astype(float).tolist())
+            rows.append(self._row(f"attention_{name}", f"bias over {name}, log2", value, draws, ends))
+        for way, effects in self.masked.items():
+            rows += effects.summary().assign(claim=way).to_dict("records")
+        table = pd.DataFrame(rows).drop(columns=["q", "family", "verdict"], errors="ignore")
+        return judge(table, family="all claims of this section")
+
+    def _row(self, claim: str, measure: str, value: float, draws: Sequence[float], ends: Any) -> dict[str, Any]:
+        row = detection("low-information tokens", measure, value, draws, interval=ends, n=self.n(LOOPS))
+        exchanged = {"baseline": 0.0, "effect": value, "low": ends[0], "high": ends[1], "controls": "labels exchanged"}
+        return row | exchanged | {"claim": claim}
+
+    def section(self) -> Section:
+        """Numbers, tables and figures of the report."""
+        bias = {
+            name: self.attention.summary(matched=name == "matched", seed=self.seed) for name in ("matched", "visible")
+        }
+        low = {
+            name: table.set_index(["text_kind", "group"]).loc[(LOOPS, "low_surprisal")] for name, table in bias.items()
+        }
+        sinks = self.attention.sinks().groupby("text_kind", sort=False)[["first_position", "other_sinks"]].mean()
+        fields: dict[str, Any] = {
+            "model": self.model_name, "preset": self.preset, "loops": self.n(LOOPS), "repetitions": _REPETITIONS,
+            "free": self.n(FREE), "held_out": self.n(HELD_OUT),
+            **{f"bias_{name}": row["bias"] for name, row in low.items()},
+            **{f"low_{name}": row["low"] for name, row in low.items()},
+            **{f"high_{name}": row["high"] for name, row in low.items()},
+            "first_position": sinks.loc[LOOPS, "first_position"], "other_sinks": sinks.loc[LOOPS, "other_sinks"],
+        }  # fmt: skip
+        figures = {
+            "groups": information_figure(self.attention, matched=True),
+            "heads": head_information_figure(self.attention, "low_surprisal", text_kind=LOOPS),
+            **{way: effects.plot() for way, effects in self.masked.items()},
+        }
+        keys = ["text_kind", "group"]
+        groups = bias["matched"].rename(columns={"bias": "bias by distance"}).set_index(keys)
+        groups["bias"] = bias["visible"].set_index(keys)["bias"]
+        groups["as published"] = self.published.summary().set_index(keys)["bias"]
+        groups = groups.reset_index()
+        against = {name: self.attention.compare(LOOPS, name, matched=True, seed=self.seed) for name in self.controls}
+        compared = [table.assign(control=name) for name, table in against.items()]
+        tables = {
+            "groups": groups[groups["text_kind"] == LOOPS].drop(columns="text_kind"),
+            **({"controls": pd.concat(compared, ignore_index=True)} if compared else {}),
+            "sinks": sinks.reset_index(),
+            **({"left_out": pd.DataFrame(self.left_out.items(), columns=["what", "why"])} if self.left_out else {}),
+        }
+        return Section("information", self.provenance, fields, self.claims(), tables, figures)
 
 
 def run_information_study(
@@ -73,30 +134,19 @@ def run_information_study(
     *,
     corpus: Corpus | None = None,
     preset: str = "mechrep",
-    n_loops: int = 100,
-    n_others: int = 40,
-    seeds: int | Sequence[int] = 4,
     ways: Sequence[Way] = WAYS,
     held_out_text: str | None = None,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
+    run: Run | None = None,
 ) -> InformationStudy:
-    """Read where loops look by the information of the attended token, and cut low-information tokens.
+    """Read where loops look by the information of the attended token, and hide low-information tokens.
 
     Args:
         model: the model; it needs attention patterns and a tokenizer.
-        corpus: texts of an earlier study, with ``condition`` ``"looping"`` and ``"loop_free"``; by default they are
-            collected (and shared through the store).
+        corpus: looping and loop-free texts of an earlier study; by default the model writes them.
         preset: whose detector decides what a loop is.
-        n_loops: looping texts to collect, or to take from ``corpus`` at most.
-        n_others: loop-free texts to collect.
-        seeds: draws of partner tokens (and of new tokens) per text, or a list of as many.
-        ways: ``"mask"``, ``"swap"``.
+        ways: how tokens are taken away, "mask" (hidden) and "swap" (exchanged).
         held_out_text: control text; also where frequencies and usual distances are from.  English by default.
-        store: folder that lets a stopped study go on.
-        seed: of prompts and draws.
-        progress: show progress bars.
+        run: options.
 
     Raises:
         NothingFoundError: no looping text.
@@ -110,60 +160,44 @@ def run_information_study(
 
     Example:
         >>> import mechrep
-        >>> study = run_information_study(mechrep.load_model("mechrep-tiny"), n_loops=4, n_others=2, seeds=1)
-        >>> sorted(set(study.corpus.frame["condition"]) - {"loop_free"})
+        >>> from mechrep.run import Run
+        >>> study = run_information_study(mechrep.load_model("mechrep-tiny"), ways=[], run=Run(effort="quick"))
+        >>> sorted(set(study.corpus.frame["text_kind"]) - {"loop_free"})
         ['held_out', 'natural']
     """
-    if corpus is None:
-        corpus = collect_texts(model, n_loops, n_others, preset, seed, store, progress)
+    options = run or Run()
+    given = shared_loops(model, options, preset) if corpus is None else corpus
     left_out: dict[str, str] = {}
-    texts = matched_texts(model, corpus, n_loops, held_out_text or tiny.held_out_text(), seed, left_out)
+    known = held_out_text or tiny.held_out_text()
+    texts = matched_texts(model, given, options.sizes.windows, known, options.seed, left_out)
     reference = None if held_out_text is None else _reference(model, held_out_text)
+    common: dict[str, Any] = {"reference": reference, "store": options.store, "progress": options.progress}
     attention, published = (
-        token_information(model, texts, reference=reference, preset=name, store=store, progress=progress)
-        for name in ("mechrep", "mahaut2025")
+        token_information(model, texts, preset=name, **common) for name in ("mechrep", "mahaut2025")
     )
-    loops = texts.where(condition=LOOPS)
+    loops = texts.where(text_kind=LOOPS)
     facts = token_facts(model, loops, reference=reference)
-    cuts = {}
+    masked = {}
     for way in ways:
         try:
-            cuts[way] = _cut(model, loops, facts, way, len(as_seeds(seeds)), seed, store, progress)
+            masked[way] = information_masking(model, loops, facts, way=way, run=options)
         except (NothingFoundError, ModelError) as error:
-            left_out[f"cut ({way})"] = str(error)
-    controls = [name for name in (FREE, HELD_OUT) if name in set(texts.frame["condition"])]
-    config = {
-        "study": "information",
-        "preset": preset,
-        "seeds": list(as_seeds(seeds)),
-        "ways": list(ways),
-        "seed": seed,
-    }
-    return InformationStudy(
-        model_name=model.name,
-        preset=preset,
-        corpus=texts,
-        attention=attention,
-        published=published,
-        bias={name: attention.summary(matched=name == "matched", seed=seed) for name in ("matched", "visible")},
-        compared={name: attention.compare(LOOPS, name, matched=True, seed=seed) for name in controls},
-        sinks=attention.sinks(),
-        cuts=cuts,
-        left_out=left_out,
-        provenance=provenance_of(model, texts, config),
-    )
+            left_out[way] = str(error)
+    config = {"study": "information", "preset": preset, "ways": list(ways), "effort": options.effort}
+    provenance = provenance_of(model, texts, config)
+    return InformationStudy(model.name, preset, texts, attention, published, masked, left_out, options.seed, provenance)
 
 
 def matched_texts(
     model: Model, corpus: Corpus, n_loops: int, held_out: str, seed: int, left_out: dict[str, str]
 ) -> Corpus:
-    """Looping texts of a few copies, and beside each one loop-free and one held-out text of its length.
+    """Looping texts of a few repetitions, and beside each one loop-free and one held-out text of its length.
 
-    In the controls the queries are at the positions at which they are in the loop: from its second copy on.
+    In the controls the queries are at the positions at which they are in the loop: from its second repetition on.
 
     Args:
         model: the model.
-        corpus: with ``condition`` ``"looping"``, and ``"loop_free"`` where there are such texts.
+        corpus: looping texts, with ``onset``, and loop-free ones where there are such texts.
         n_loops: looping texts, at most.
         held_out: text to cut windows from.
         seed: of the choice.
@@ -172,30 +206,30 @@ def matched_texts(
     Raises:
         InputError: no looping text.
     """
-    kinds = corpus.frame["condition"].to_numpy(dtype=object)
-    numbers = np.flatnonzero((kinds == "looping") & corpus.frame["onset"].notna().to_numpy())[:n_loops]
+    loops = corpus.frame["onset"].notna().to_numpy()
+    numbers = np.flatnonzero(loops)[:n_loops]
     if not len(numbers):
-        raise InputError(f"{len(corpus)} texts without a loop", "texts with condition 'looping'", "collect some")
+        raise InputError(f"{len(corpus)} texts without a loop", "texts with an onset", "collect some")
     looping = corpus.select(numbers)
     facts, rows = [], []
     for i, (name, start, onset) in enumerate(looping.frame[["id", "start", "onset"]].itertuples(index=False)):
         period = int(onset) - int(start)
-        row = looping.row(i)[: int(start) + _COPIES * period]
+        row = looping.row(i)[: int(start) + _REPETITIONS * period]
         rows.append(row)
         facts.append((f"{name}/loop", LOOPS, name, int(onset), int(start), int(onset), period))
     lengths = [len(row) for row in rows]
     others = windows_of_text(model, held_out, length=max(lengths), limit=len(rows))
-    may = {FREE: (corpus, kinds == "loop_free"), HELD_OUT: (others, np.ones(len(others), dtype=bool))}
-    for condition, (source, usable) in may.items():
+    may = {FREE: (corpus, ~loops), HELD_OUT: (others, np.ones(len(others), dtype=bool))}
+    for kind, (source, usable) in may.items():
         found = 0
         for i, donor in enumerate(_donors(source.lengths.numpy() * usable, lengths, seed)):
             if donor is not None:
                 found += 1
                 name, onset = str(source.frame["id"][donor]), facts[i][3]
-                facts.append((f"{facts[i][2]}/{condition}", condition, name, onset, None, None, None))
+                facts.append((f"{facts[i][2]}/{kind}", kind, name, onset, None, None, None))
                 rows.append(source.row(donor)[: lengths[i]])
         if found < len(looping):
-            left_out[condition] = f"{found} of {len(looping)} looping texts have a control that is as long"
+            left_out[kind] = f"{found} of {len(looping)} looping texts have a control that is as long"
     frame = pd.DataFrame(facts, columns=list(_COLUMNS)).astype({name: "Int64" for name in _COLUMNS[3:]})
     return Corpus.from_tokens(rows, model=model, frame=frame, bos_policy=corpus.bos_policy)
 
@@ -215,19 +249,3 @@ def _donors(available: np.ndarray, lengths: Sequence[int], seed: int) -> list[in
 def _reference(model: Model, text: str) -> Corpus:
     """What :func:`~mechrep.measures.token_information.reference_text` is for the embedded text."""
     return windows_of_text(model, text, length=min(model.anatomy.n_ctx, 512), limit=32)
-
-
-def _cut(
-    model: Model, loops: Corpus, facts: TokenFacts, way: Way, draws: int, seed: int,
-    store: str | Path | None, progress: bool | None,
-) -> InformationCut:  # fmt: skip
-    """:func:`information_cut`, kept in the store when it is done."""
-    if store is None:
-        return information_cut(model, loops, facts, way=way, draws=draws, seed=seed, progress=progress)
-    config = {"study": "information cut", "way": way, "draws": draws, "seed": seed, "facts": facts.fingerprint()}
-    folder = Journal(Path(store), provenance_of(model, loops, config)).folder / "result"
-    if folder.is_dir():
-        return InformationCut.load(folder)
-    found = information_cut(model, loops, facts, way=way, draws=draws, seed=seed, progress=progress)
-    found.save(folder)
-    return found

@@ -280,7 +280,7 @@ def test_conditions_are_told_apart_and_swapped_labels_turn_the_sign() -> None:
     swapped = measured(facts, *patterns, sink=None, frame=frame_of(30, condition=mixed, prompt=prompts))
     null = swapped.compare("natural", "induced").set_index("group").loc["newline"]
     assert null["low"] < 0 < null["high"]
-    assert set(result.to_frame()["condition"]) == {"natural", "induced"}
+    assert set(result.to_frame()["text_kind"]) == {"natural", "induced"}
     assert result.top(1, "newline") == [(0, 0)]
 
 
@@ -304,7 +304,7 @@ def test_saving_and_bad_input(tmp_path: Any) -> None:
         TokenInformation(facts, preset="mahaut2024")
     with pytest.raises(InputError, match="facts of 2 texts"):
         TokenInformation(facts).prepare(anatomy(1), frame_of(3))
-    with pytest.raises(InputError, match="condition"):
+    with pytest.raises(InputError, match="kind"):
         result.bias("natural")
     silent = TokenFacts(
         facts.groups, facts.values, torch.zeros_like(facts.queries), facts.ends, facts.prompt, facts.source

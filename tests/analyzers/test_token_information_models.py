@@ -12,9 +12,10 @@ import torch
 from transformers import DynamicCache
 
 import mechrep
+from mechrep.ablation.masking import _log_probabilities, _masked_logits, information_masking, paired_tokens
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.token_information import GROUPS, lowest, token_facts, token_information, token_surprisal
-from mechrep.measures.token_information_masks import _masked_logits, information_cut, paired_tokens
+from mechrep.run import Run
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import random_tokens, tiny
@@ -149,39 +150,50 @@ def test_partners_are_near_of_the_same_part_and_used_once() -> None:
 
 
 @pytest.mark.parametrize("way", ["mask", "swap"])
-def test_a_cut_is_compared_with_as_many_others(model: mechrep.Model, loops: Corpus, way: Any) -> None:
+def test_low_tokens_are_compared_with_as_many_others(
+    model: mechrep.Model, loops: Corpus, way: Any, tmp_path: Any
+) -> None:
     facts = token_facts(model, loops, reference=loops)
-    cut = information_cut(model, loops, facts, way=way, draws=2)
-    assert len(cut.ids) + cut.left_out == 6 and cut.way == way
-    assert bool((cut.pairs >= 1).all()) and bool((cut.distance <= 16).all())
-    table = cut.summary()
-    assert set(table["condition"]) == {"natural", "induced"}
-    for _, part in table.groupby("condition"):
-        changes = part.set_index("cut")["change"]
-        assert changes["low - others"] == pytest.approx(changes["low"] - changes["others"], abs=1e-9)
-    again = information_cut(model, loops, facts, way=way, draws=2)
-    assert torch.equal(cut.low, again.low)
+    effects = information_masking(model, loops, facts, way=way, draws=2, run=Run(store=tmp_path))
+    assert len(effects.units[0]) + effects.notes["left_out"] == 6
+    assert effects.notes["pairs"] >= 1 and effects.notes["distance"] <= 16
+    assert [c.selection for c in effects.conditions] == ["baseline", "ablation", *["nearest other tokens"] * 2]
+    assert (np.abs(effects.effect_of()[1:]) > 1e-4).any()
+    again = information_masking(model, loops, facts, way=way, draws=2, run=Run(store=tmp_path))
+    assert torch.equal(effects.values, again.values)
 
 
-def test_an_untouched_text_has_its_own_log_probability(model: mechrep.Model, loops: Corpus) -> None:
-    facts = token_facts(model, loops, reference=loops)
-    cut = information_cut(model, loops, facts, way="mask", draws=1)
+def test_the_baseline_is_the_texts_own_log_probability(model: mechrep.Model, loops: Corpus) -> None:
+    effects = information_masking(model, loops, token_facts(model, loops, reference=loops), draws=1)
     own = -token_surprisal(model, loops)
-    for place, name in enumerate(cut.ids):
+    for place, name in enumerate(effects.units[0]):
         text = loops.frame["id"].tolist().index(name)
         start, period = int(loops.frame["start"][text]), int(loops.frame["period"][text])
         last = own[text, start + 2 * period : start + 3 * period].double().mean()
-        assert float(cut.untouched[place]) == pytest.approx(float(last), abs=1e-4)
+        assert effects.of()[0, place] == pytest.approx(float(last), abs=1e-4)
 
 
-def test_what_cannot_be_cut(model: mechrep.Model) -> None:
+@torch.no_grad()
+def test_a_row_by_itself_gives_what_the_batch_gives(model: mechrep.Model, loops: Corpus) -> None:
+    rows = loops.tokens[:1, : int(loops.lengths[0])].repeat(3, 1)
+    hidden = torch.zeros(rows.shape, dtype=torch.bool)
+    hidden[1, 3], hidden[2, 5] = True, True
+    first = rows.shape[1] - 6
+    together = _log_probabilities(model, rows, hidden, first, "mask")
+    for row in range(3):
+        alone = _masked_logits(model, rows[[0, row]], hidden[[0, row]], first - 1)
+        scores = alone[1, first - 1 : -1].log_softmax(-1).gather(-1, rows[row, first:, None])[:, 0]
+        torch.testing.assert_close(together[row], scores.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_masked(model: mechrep.Model) -> None:
     corpus = random_repeats(model, n=1, copies=4, sequences=2)  # a loop of one token has no other tokens
     facts = token_facts(model, corpus, reference=corpus)
     with pytest.raises(NothingFoundError, match="partner"):
-        information_cut(model, corpus, facts)
+        information_masking(model, corpus, facts, draws=1)
     with pytest.raises(InputError, match="draw"):
-        information_cut(model, corpus, facts, draws=0)
+        information_masking(model, corpus, facts, draws=0)
     one_view = mechrep.load_model("mechrep-tiny")
     one_view.plain = None
     with pytest.raises(ModelError, match="plain view"):
-        information_cut(one_view, corpus, facts)
+        information_masking(one_view, corpus, facts, draws=1)

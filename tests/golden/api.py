@@ -31,7 +31,7 @@ HOMES = {
     "first_token_parts": "mechrep.measures.first_token",
     "head_kinds": "mechrep.ablation.old_controls",
     "head_reference": "mechrep.studies.text_kind_effects",
-    "information_cut": "mechrep.measures.token_information_masks",
+    "information_masking": "mechrep.ablation.masking",
     "joined_conditions": "mechrep.generation.text_kinds",
     "limit_norms": "mechrep.measures.sink_norms",
     "match_lengths": "mechrep.generation.text_kinds",

@@ -69,8 +69,8 @@ def recorded(name: str) -> dict[str, dict[str, Record]]:
 
 
 def expected(name: str, entry: str) -> Record | None:
-    """What is recorded of an entry, values and frames together; None where there is nothing."""
+    """The raw values that are recorded of an entry; None where there is nothing."""
     record = recorded(name)
     if entry not in record["values"]:
         return None
-    return record["values"][entry] | record["frames"].get(entry, {})
+    return record["values"][entry]

@@ -9,15 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import mechrep
 from mechrep.errors import InputError
 from mechrep.measures.token_information import TokenInformation
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.report.old_information_section import information_section
-from mechrep.studies import token_information_study as information_study
+from mechrep.run import Run
 from mechrep.studies.token_information_study import (
     FREE,
     HELD_OUT,
@@ -54,8 +52,8 @@ def texts() -> Corpus:
 
 
 def run(store: Path | None = None, **options: Any) -> InformationStudy:
-    settings: dict[str, Any] = {"corpus": texts(), "seeds": 1, "ways": ["mask"], "held_out_text": KNOWN}
-    return run_information_study(model(), store=store, progress=False, **(settings | options))
+    settings: dict[str, Any] = {"corpus": texts(), "ways": ["mask"], "held_out_text": KNOWN}
+    return run_information_study(model(), run=Run(store=store, effort="quick"), **(settings | options))
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +62,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(store: Path) -> InformationStudy:
+def study(small_effort: None, store: Path) -> InformationStudy:
     return run(store)
 
 
 def test_controls_are_as_long_as_the_loops_and_are_read_at_the_same_places(study: InformationStudy) -> None:
     frame = study.corpus.frame.assign(length=study.corpus.lengths.numpy())
     frame["loop"] = [name.rsplit("/", 1)[0] for name in frame["id"]]
-    loops = frame[frame["condition"] == LOOPS].set_index("loop")
+    loops = frame[frame["text_kind"] == LOOPS].set_index("loop")
     assert loops["length"].tolist() == [6 + 4 * period for period in PERIODS], "four copies of five"
-    for condition, served in ((FREE, ["loop-1"]), (HELD_OUT, list(loops.index))):
-        controls = frame[frame["condition"] == condition].set_index("loop")
+    for kind, served in ((FREE, ["loop-1"]), (HELD_OUT, list(loops.index))):
+        controls = frame[frame["text_kind"] == kind].set_index("loop")
         assert list(controls.index) == served
         for name in served:
             assert controls.loc[name, "length"] == loops.loc[name, "length"]
@@ -83,55 +81,52 @@ def test_controls_are_as_long_as_the_loops_and_are_read_at_the_same_places(study
     queries = study.attention.queries + study.attention.dropped
     expected = [3 * period for period in PERIODS]
     assert queries[: len(PERIODS), 0, 0].tolist() == expected
-    held_out = [i for i, name in enumerate(study.attention.conditions) if name == HELD_OUT]
+    held_out = [i for i, name in enumerate(study.attention.text_kinds) if name == HELD_OUT]
     assert queries[held_out, 0, 0].tolist() == expected, "as many queries as the loop has"
     assert "1 of 3 looping texts have a control that is as long" in study.left_out[FREE]
 
 
-def test_the_tables_are_those_of_the_sums(study: InformationStudy) -> None:
+def test_the_claims_are_those_of_the_sums(study: InformationStudy) -> None:
     low = list(study.attention.groups).index("low_surprisal")
     bias = study.attention.bias(LOOPS, matched=True)[..., low].nanmean()
-    table = study.bias["matched"].set_index(["condition", "group"])
-    assert float(table.loc[(LOOPS, "low_surprisal"), "bias"]) == pytest.approx(float(bias))  # pyright: ignore
-    assert set(study.compared) == {FREE, HELD_OUT} and list(study.cuts) == ["mask"]
-    assert set(study.cuts["mask"].conditions) == {LOOPS} and study.n(LOOPS) == len(PERIODS)
-    assert information_section(study).badges[0].kind == "open", "three texts decide nothing"
+    claims = study.claims().set_index("claim")
+    assert claims.loc["attention", "effect"] == pytest.approx(float(bias.log2()), abs=0.2)  # mean over heads, then log
+    assert set(claims.index) == {"attention", f"attention_{FREE}", f"attention_{HELD_OUT}", "mask"}
+    assert set(claims["verdict"]) == {"too few"} and study.n(LOOPS) == len(PERIODS), "three texts decide nothing"
+    section = study.section()
+    assert set(section.figures) == {"groups", "heads", "mask"} and section.fields["loops"] == len(PERIODS)
+
+
+def test_exchanged_labels_are_a_null(study: InformationStudy) -> None:
+    value, draws = study.attention.difference(LOOPS, HELD_OUT, draws=400)
+    table = study.attention.compare(LOOPS, HELD_OUT, matched=True).set_index("group")
+    assert value == pytest.approx(float(table.loc["low_surprisal", "log2_ratio"]), rel=1e-5)
+    assert any(draw == pytest.approx(-value, rel=1e-4) for draw in draws), "all labels exchanged turn the sign"
+    assert any(draw == pytest.approx(value, rel=1e-4) for draw in draws)
+    _, exchanged = study.attention.preference(LOOPS, draws=200)
+    assert min(exchanged) < 0 < max(exchanged)
 
 
 def test_the_second_run_reads_what_the_first_one_kept(
-    study: InformationStudy, store: Path, monkeypatch: pytest.MonkeyPatch
+    small_effort: None, study: InformationStudy, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(TokenInformation, "observe", never)
-    monkeypatch.setattr(information_study, "information_cut", never)
+    monkeypatch.setattr("mechrep.ablation.masking._one_text", never)
     again = run(store)
     assert torch.equal(again.attention.attended, study.attention.attended)
-    assert torch.equal(again.cuts["mask"].low, study.cuts["mask"].low)
+    assert torch.equal(again.masked["mask"].values, study.masked["mask"].values)
 
 
-def test_what_cannot_be_tried_is_left_out_with_its_reason() -> None:
+def test_what_cannot_be_tried_is_left_out_with_its_reason(small_effort: None) -> None:
     same = [[0, *[7] * 20], [0, *[9] * 20]]
     frame = pd.DataFrame(
         {"id": ["a", "b"], "condition": "looping", "start": 1, "onset": 2, "period": 1, "prompt_length": 1}
     )
     alone = run(corpus=Corpus.from_tokens(same, model=model(), frame=frame))
-    assert alone.cuts == {} and "none with a low-information token" in alone.left_out["cut (mask)"]
-    assert alone.left_out[FREE] == "0 of 2 looping texts have a control that is as long" and FREE not in alone.compared
+    assert alone.masked == {} and "none with a low-information token" in alone.left_out["mask"]
+    assert alone.left_out[FREE] == "0 of 2 looping texts have a control that is as long" and FREE not in alone.controls
     with pytest.raises(InputError, match="texts without a loop"):
         matched_texts(model(), texts().where(condition="loop_free"), 4, KNOWN, 0, {})
-
-
-def test_the_command_prints_its_answer_and_writes_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mechrep.cli import information  # noqa: F401 - adds its command, wherever it is listed
-    from mechrep.cli.app import app
-
-    monkeypatch.setattr(information_study, "collect_texts", lambda *_: texts())
-    (tmp_path / "known.txt").write_text(KNOWN, encoding="utf-8")
-    arguments = ["information", "mechrep-tiny", "--way", "swap", "--seeds", "1", "--out", str(tmp_path)]
-    arguments += ["--held-out", str(tmp_path / "known.txt")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    assert "In loops of mechrep-tiny" in result.output and "left out, loop_free" in result.output
-    assert len(pd.read_parquet(tmp_path / "cut-swap.parquet")) == 3 and (tmp_path / "groups.html").is_file()

@@ -58,9 +58,11 @@ def information_cut(model: mechrep.Model) -> Record:
     """Loops without their low-information tokens."""
     record: Record = {}
     for way in ("mask", "swap"):
-        cut = api.information_cut(model, loops(model), facts(model), way=way, draws=2, progress=False)
-        record |= of_value(f"{way} texts", cut.ids) | of_value(f"{way} left out", cut.left_out)
-        for field in ("untouched", "low", "others", "pairs", "distance"):
-            record |= of_value(where(way=way, condition=field), getattr(cut, field))
-        record |= of_frame(f"{way} summary", cut.summary()) | of_frame(f"{way} table", cut.to_frame())
+        effects = api.information_masking(model, loops(model), facts(model), way=way, draws=2)
+        values = effects.of()
+        record |= of_value(f"{way} texts", list(effects.units[0])) | of_value(
+            f"{way} left out", effects.notes["left_out"]
+        )
+        for field, numbers in (("untouched", values[0]), ("low", values[1]), ("others", values[2:].mean(0))):
+            record |= of_value(where(way=way, condition=field), numbers)
     return record

@@ -1,14 +1,14 @@
-"""``information_cut``: does the loop go on when its low-information tokens are hidden or exchanged?
+"""``information_masking``: does the loop go on when its low-information tokens are hidden or exchanged?
 
-Attention is not effect.  In a text of at least two copies the last one is foretold from the text before it, and before
-that one of two things is done to a set of earlier tokens:
+Attention is not effect.  In a text of at least two repetitions the last one is foretold from the text before it, and
+before that one of two things is done to a set of earlier tokens:
 
-* ``"mask"``: the queries that foretell the last copy cannot see them, in any layer.  Everything before those queries
-  is as it was.
-* ``"swap"``: they are other tokens, drawn from the corpus, the same one at the same place of every copy.  So the text
-  is a loop as it was; only the tokens left alone are scored.
+* ``"mask"``: the queries that foretell the last repetition cannot see them, in any layer.  Everything before those
+  queries is as it was.
+* ``"swap"``: they are other tokens, drawn from the corpus, the same one at the same place of every repetition.  So the
+  text is a loop as it was; only the tokens left alone are scored.
 
-The set is the tokens of low surprisal; beside it stand sets of other tokens, as many and as near: each low token is
+The set is the tokens of low surprisal; its controls are sets of other tokens, as many and as near: each low token is
 paired with the nearest other one in its own part of the text (before the loop, or in it), and a low token without
 such a neighbour belongs to neither set.
 """
@@ -16,7 +16,7 @@ such a neighbour belongs to neither set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,146 +25,131 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from mechrep.ablation.effects import ABLATION, Condition, Effects, Measure
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.interventions.apply import logits
 from mechrep.measures.token_information import GROUPS, TokenFacts
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
-from mechrep.provenance import provenance_of
-from mechrep.results import Result
-from mechrep.stats import paired_bootstrap_interval
+from mechrep.provenance import Provenance, provenance_of
+from mechrep.run import Run, one_of
+from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
+from mechrep.text.families import loop_families
 
 Way = Literal["mask", "swap"]
+LOW, PARTNERS = "low-information tokens", "nearest other tokens"
 REACH = 16  # positions between a low token and its partner, at most
+_TOKENS_PER_BATCH = 4096
 _SAME_LOGITS = 1e-2  # between our own causal mask and the model's
 
 
-@dataclass(frozen=True, eq=False)
-class InformationCut(Result):
-    """Mean log-probability, in nats per token, of the last copy of each text.
-
-    Attributes:
-        untouched: of the text as it is, on the tokens that both cuts leave alone.
-        low: with low-information tokens cut, mean over draws.
-        others: with as many others cut, mean over draws.
-        pairs: tokens in each set, mean over draws, counted in the first copy and before it.
-        distance: mean distance of the partners, in positions.
-        ids: of the texts that were used.
-        conditions: of these.
-        way: ``"mask"`` or ``"swap"``.
-        left_out: texts without a pair, or without a token left to score.
-    """
-
-    untouched: Float[Tensor, " text"]
-    low: Float[Tensor, " text"]
-    others: Float[Tensor, " text"]
-    pairs: Float[Tensor, " text"]
-    distance: Float[Tensor, " text"]
-    ids: Sequence[str]
-    conditions: Sequence[str]
-    way: str
-    left_out: int
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per text."""
-        columns = {name: getattr(self, name).numpy() for name in ("untouched", "low", "others", "pairs", "distance")}
-        return pd.DataFrame({"id": list(self.ids), "condition": list(self.conditions), **columns})
-
-    def summary(self) -> pd.DataFrame:
-        """What each cut changes, by condition, with 95 % bootstrap intervals over texts.
-
-        ``low`` and ``others`` are changes against the untouched text, ``low - others`` what low information adds: below
-        0, the loop leans on low-information tokens more than on others.
-        """
-        rows = []
-        for condition, part in self.to_frame().groupby("condition", sort=False):
-            changes = {
-                "low": part["low"] - part["untouched"],
-                "others": part["others"] - part["untouched"],
-                "low - others": part["low"] - part["others"],
-            }
-            for name, values in changes.items():
-                low, high = paired_bootstrap_interval(values.to_numpy(dtype=float))
-                rows.append((condition, name, float(values.mean()), low, high, len(values)))
-        return pd.DataFrame(rows, columns=["condition", "cut", "change", "low", "high", "n_texts"])
-
-
 @torch.no_grad()
-def information_cut(
+def information_masking(
     model: Model,
     corpus: Corpus,
     facts: TokenFacts,
     *,
     way: Way = "mask",
-    draws: int = 4,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> InformationCut:
-    """Hide or exchange low-information tokens, and as many others, and score the last copy.
+    draws: int | None = None,
+    run: Run | None = None,
+) -> Effects:
+    """Hide or exchange low-information tokens, and as many others, and score the last repetition.
+
+    Measure ``loop_log_probability``: mean log p of the last repetition's tokens, nats per token.  Draws of partners
+    differ in which low tokens have one, and (``"swap"``) in which tokens are left to score; changes are taken within a
+    draw.
 
     Args:
         model: the model; ``"mask"`` needs its plain view.
-        corpus: texts with cycles of at least two copies.
+        corpus: texts with cycles of at least two repetitions.
         facts: of this corpus.
         way: ``"mask"`` or ``"swap"``.
-        draws: sets of partners (and of new tokens) per text.
-        seed: of the draws.
-        progress: show a progress bar.
+        draws: sets of partners (and of new tokens) per text; by default what the run's effort says.
+        run: options.
+
+    Returns:
+        Effects with the condition ``"low-information tokens"`` and its controls, ``"nearest other tokens"``; the notes
+        have the mean number of ``pairs`` of a text, their mean ``distance``, and the texts ``left_out``.
 
     Raises:
         InputError: another way, no draw, facts of other texts.
         NothingFoundError: no text with a pair and something left to score.
         ModelError: ``"mask"`` for a model without a plain view, or one that does not obey a mask.
 
-    Limits: hidden tokens can still act through what later tokens took from them before the last copy.  A swap also
-    changes what the model expects.  In loops of period 1 no token of the loop has a partner.
+    Limits: hidden tokens can still act through what later tokens took from them before the last repetition.  A swap
+    also changes what the model expects.  In loops of period 1 no token of the loop has a partner.
 
     Example:
         >>> import mechrep
         >>> from mechrep.measures.token_information import token_facts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.text.random_repeats(model, n=12, copies=3, sequences=2)
-        >>> cut = information_cut(model, corpus, token_facts(model, corpus, reference=corpus), draws=1)
-        >>> cut.summary()["cut"].tolist()
-        ['low', 'others', 'low - others']
+        >>> effects = information_masking(model, corpus, token_facts(model, corpus, reference=corpus), draws=1)
+        >>> effects.wide()["selection"].tolist()
+        ['baseline', 'ablation', 'nearest other tokens']
     """
-    if way not in ("mask", "swap") or draws < 1 or facts.source.shape != corpus.tokens.shape:
+    options = run or Run()
+    number = options.sizes.draws if draws is None else draws
+    one_of("way", way, ("mask", "swap"))
+    if number < 1 or facts.source.shape != corpus.tokens.shape:
         raise InputError(
-            f"way={way!r}, draws={draws}, facts of {len(facts.source)} texts for {len(corpus)}",
-            "'mask' or 'swap', at least one draw, facts of this corpus",
+            f"draws={number}, facts of {len(facts.source)} texts for {len(corpus)}",
+            "at least one draw, facts of this corpus",
             "correct them",
         )
     corpus.check_model(model)
-    if way == "mask" and (not model.fast):
+    if way == "mask" and not model.fast:
         raise ModelError(f"{model.name} without a plain view", "a model with one", "choose way='swap'")
-    measured, names, conditions = [], [], []
-    with progress_bar(len(corpus), "cutting tokens", "text", progress) as bar:
+    config = {"study": "information masking", "way": way, "draws": number, "seed": options.seed}
+    provenance = provenance_of(model, corpus, config | {"facts": facts.fingerprint()})
+    journal = None if options.store is None else Journal(Path(options.store), provenance)
+    measured: list[list[float] | None] = []
+    with progress_bar(len(corpus), f"low-information tokens, {way}", "text", options.progress) as bar:
         for text in range(len(corpus)):
-            numbers = _cut_text(model, corpus, facts, text, way, draws, np.random.default_rng([seed, text]))
+            kept = None if journal is None else journal.find(text)
+            if kept is None:
+                generator = np.random.default_rng([options.seed, text])
+                kept = [{"values": _one_text(model, corpus, facts, text, way, number, generator)}]
+                if journal is not None:
+                    journal.keep(text, kept)
+            measured.append(kept[0]["values"])
             bar.update(1)
-            if numbers is not None:
-                measured.append(numbers)
-                names.append(str(corpus.frame["id"][text]))
-                condition = corpus.frame["condition"][text] if "condition" in corpus.frame else None
-                conditions.append("all" if pd.isna(condition) else str(condition))
-    if not measured:
+    return _effects(provenance, corpus, measured, way, number)
+
+
+def _effects(
+    provenance: Provenance, corpus: Corpus, measured: Sequence[list[float] | None], way: str, draws: int
+) -> Effects:
+    used = [text for text, numbers in enumerate(measured) if numbers is not None]
+    if not used:
         raise NothingFoundError(
             f"{len(corpus)} texts, none with a low-information token that has a partner and a token left to score",
-            "cycles of several different tokens, in at least two copies",
+            "cycles of several different tokens, in at least two repetitions",
             "use texts with longer periods",
         )
-    columns = torch.tensor(measured, dtype=torch.float64).T
-    config = {"study": "information cut", "way": way, "draws": draws, "seed": seed, "facts": facts.fingerprint()}
-    return InformationCut(
-        provenance_of(model, corpus, config), *columns, ids=names, conditions=conditions, way=way,
-        left_out=len(corpus) - len(measured),
-    )  # fmt: skip
+    numbers = torch.tensor([measured[text] for text in used], dtype=torch.float64).T
+    conditions = [Condition(), Condition(LOW, ABLATION, op=way)]
+    conditions += [Condition(LOW, PARTNERS, op=way, seed=draw) for draw in range(draws)]
+    families = loop_families(corpus)
+    notes = {
+        "pairs": float(numbers[0].mean()), "distance": float(numbers[1].mean()), "left_out": len(corpus) - len(used),
+    }  # fmt: skip
+    return Effects(
+        provenance,
+        conditions,
+        [Measure("loop_log_probability")],
+        [[str(corpus.frame["id"][text]) for text in used]],
+        [[families[text] for text in used]],
+        numbers[2:][None].contiguous(),
+        notes,
+    )
 
 
-def _cut_text(
+def _one_text(
     model: Model, corpus: Corpus, facts: TokenFacts, text: int, way: Way, draws: int, generator: np.random.Generator
-) -> tuple[float, float, float, float, float] | None:
-    """Untouched, low, others, pairs, distance of one text; None where it cannot be used."""
+) -> list[float] | None:
+    """Pairs, distance, baseline, low, and partners by draw of one text; None where it cannot be used."""
     if pd.isna(corpus.frame["start"][text]):
         return None
     start, period = int(corpus.frame["start"][text]), int(corpus.frame["period"][text])
@@ -172,7 +157,7 @@ def _cut_text(
     if copies < 2:
         return None
     end = start + copies * period
-    first = end - period  # of the last copy
+    first = end - period  # of the last repetition
     row, source = corpus.tokens[text, :end], facts.source[text, :end]
     low = facts.groups[GROUPS.index("low_surprisal"), text, :end]
     rows, hidden, scored, pairs, distances = [], [], [], [], []
@@ -191,14 +176,32 @@ def _cut_text(
     if not all(bool(left.any()) for left in scored):
         return None
     rows, hidden = [row, *rows], [torch.zeros(end, dtype=torch.bool), *hidden]
-    tokens = torch.stack(rows).to(model.device)
-    logits = _masked_logits(model, tokens, torch.stack(hidden), first - 1) if way == "mask" else _logits(model, tokens)
-    log_p = logits[:, first - 1 : -1].float().log_softmax(-1).gather(-1, tokens[:, first:, None])[..., 0].cpu().double()
+    log_p = _log_probabilities(model, torch.stack(rows), torch.stack(hidden), first, way)
     keep = torch.stack(scored).double()
-    cut = (log_p[1:] * keep).sum(-1) / keep.sum(-1)
-    untouched = ((log_p[0] * keep).sum(-1) / keep.sum(-1)).mean()
-    low_mean, others_mean = cut.view(draws, 2).mean(0).tolist()
-    return float(untouched), low_mean, others_mean, float(np.mean(pairs)), float(np.mean(distances))
+    base = (log_p[0] * keep).sum(-1) / keep.sum(-1)
+    changes = ((log_p[1:] * keep).sum(-1) / keep.sum(-1) - base).view(draws, 2)
+    baseline = float(base.mean())
+    values = [baseline, baseline + float(changes[:, 0].mean()), *(baseline + changes[:, 1]).tolist()]
+    return [float(np.mean(pairs)), float(np.mean(distances)), *values]
+
+
+def _log_probabilities(
+    model: Model, rows: Int64[Tensor, "row pos"], hidden: Bool[Tensor, "row pos"], first: int, way: Way
+) -> Float[Tensor, "row token"]:
+    """Of the last repetition's tokens in every row; rows that are alike are computed once."""
+    both = torch.cat([rows, hidden.long()], dim=1)
+    distinct, places = torch.unique(both, dim=0, return_inverse=True)
+    order = [int(places[0]), *(i for i in range(len(distinct)) if i != int(places[0]))]  # row 0, the baseline, first
+    where = torch.argsort(torch.tensor(order))[places]
+    tokens, masks = distinct[order][:, : rows.shape[1]], distinct[order][:, rows.shape[1] :].bool()
+    parts = []
+    for some in torch.arange(len(order)).split(max(1, _TOKENS_PER_BATCH // rows.shape[1])):
+        chosen = torch.cat([torch.zeros(1, dtype=torch.long), some])  # the baseline beside each batch, for the check
+        here = tokens[chosen].to(model.device)
+        found = _masked_logits(model, here, masks[chosen], first - 1) if way == "mask" else logits(model, here)
+        scores = found[:, first - 1 : -1].float().log_softmax(-1)
+        parts.append(scores.gather(-1, here[:, first:, None])[1:, :, 0].cpu().double())
+    return torch.cat(parts)[where]
 
 
 def paired_tokens(
@@ -207,8 +210,8 @@ def paired_tokens(
     """Pairs ``[pair, (low, other)]`` of positions, every position once, partners in the same part of the text.
 
     Args:
-        low: of the text up to the end of the first copy.
-        start: of the first copy; position 0 takes no part.
+        low: of the text up to the end of the first repetition.
+        start: of the first repetition; position 0 takes no part.
         generator: decides which low token chooses first, and between two equally near partners.
         reach: partners are at most so far apart.
 
@@ -246,10 +249,6 @@ def _swapped(
     for place in source[chosen].unique().tolist():
         new[chosen & (source == place)] = pool[int(generator.integers(len(pool)))]
     return new
-
-
-def _logits(model: Model, tokens: Int64[Tensor, "row pos"]) -> Tensor:
-    return model.tl(tokens) if not model.fast else model.plain_logits(tokens)
 
 
 def _masked_logits(
