@@ -108,6 +108,9 @@ def _finished(
 def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None) -> go.Figure:
     """The mean of each measure over ``k`` or ``step``: ablations with their intervals, controls with their range.
 
+    Steps of training stand on a logarithmic axis, the untrained model half of the first step before it; checkpoints
+    whose steps are not known stand side by side.
+
     Raises:
         InputError: another ``x``, or a table with one value of it.
 
@@ -116,9 +119,11 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
         >>> curve(example_effects()).data[0].name
         'baseline'
     """
+    from mechrep.ablation.effects import CHECKPOINT
+
     one_of("x", x, ("k", "step"))
     table = effects.select(measures=measures)
-    frame = table.to_frame()
+    frame, ticks = _placed(table.to_frame(), x)
     panels = list(dict.fromkeys(zip(frame["measure"], frame["copy"], strict=True)))
     if frame[x].notna().sum() == 0:
         raise InputError(f"x={x!r} of conditions without one", "conditions with several values of it", "plot() instead")
@@ -127,21 +132,51 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
     for number, panel in enumerate(panels, 1):
         _draw_curves(figure, _panel(frame, panel), x, number)
     title = "Measures over numbers of components" if x == "k" else "Measures over training"
-    figure.update_xaxes(title_text="components" if x == "k" else "training step")
-    return _finished(figure, heights, AXIS | {"showgrid": False}, AXIS, title, effects)
+    figure.update_xaxes(title_text="components" if x == "k" else "checkpoint" if ticks else "training step")
+    figure = _finished(figure, heights, AXIS | {"showgrid": False}, AXIS, title, effects)
+    if ticks:
+        figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=[plain(name) for name in ticks])
+    elif CHECKPOINT in set(frame["selection"]):
+        figure.update_xaxes(type="log", dtick=1)
+    return figure
+
+
+def _placed(frame: pd.DataFrame, x: str) -> tuple[pd.DataFrame, list[str]]:
+    """Places of checkpoints on the axis of steps; names for its ticks where steps are not known."""
+    from mechrep.ablation.effects import BASELINE, CHECKPOINT
+
+    if x != "step" or not (frame["selection"] == CHECKPOINT).any():
+        return frame, []
+    places, ticks = training_axis(frame)
+    merged = frame["selection"].replace({BASELINE: CHECKPOINT})
+    return frame.assign(selection=merged, step=frame["model"].map(places)), ticks
+
+
+def training_axis(frame: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+    """Where each checkpoint stands on the axis of training, and the names of its ticks where steps are not known.
+
+    Args:
+        frame: :meth:`Effects.to_frame` of a table over checkpoints.
+    """
+    known = frame.drop_duplicates("model")
+    steps, names = known["step"].to_numpy(float), known["model"].tolist()
+    if np.isnan(steps).any() or len(set(steps)) < len(steps) or not (steps > 0).any():
+        return {name: float(place) for place, name in enumerate(names)}, names
+    least = steps[steps > 0].min() / 2  # the untrained model, which a logarithmic axis cannot show at 0
+    return {name: float(step) if step > 0 else least for name, step in zip(names, steps, strict=True)}, []
 
 
 def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> None:
-    from mechrep.ablation.effects import ABLATION, BASELINE, UNITS
+    from mechrep.ablation.effects import ABLATION, BASELINE, CHECKPOINT, UNITS
 
     unit = UNITS[part["unit"].iloc[0]]
     keys = ["name", "op", "part"]
     sets = list(dict.fromkeys(part.loc[part["selection"] == ABLATION, keys].itertuples(index=False, name=None)))
     for (*key, selection), line in part[part[x].notna()].groupby([*keys, "selection"], sort=False):
         own = tuple(key) in sets and len(sets) > 1  # with several sets, colours tell the sets apart
-        style = style_of("top" if selection == ABLATION else str(selection))
+        style = style_of("top" if selection in (ABLATION, CHECKPOINT) else str(selection))
         colour = style_of(str(key[0]), sets.index(tuple(key))).colour if own else style.colour
-        control = selection not in (BASELINE, ABLATION)
+        control = selection not in (BASELINE, ABLATION, CHECKPOINT)
         drawn = line.groupby(x, sort=True)["value"]
         low, high = (line.groupby(x)[end].min() for end in ("value_low", "value_high"))
         if control:
@@ -155,7 +190,7 @@ def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> 
         if selection == BASELINE:  # a line across, whatever its size
             figure.add_hline(float(middle.iloc[0]), line={"color": INK, "dash": "dot", "width": 1}, row=number, col=1)  # pyright: ignore[reportArgumentType]
         figure.add_scatter(
-            x=at, y=middle, mode="lines+markers", name=plain(label), showlegend=number == 1,
+            x=at, y=middle, mode="lines+markers", name=plain(label), showlegend=number == 1 and selection != CHECKPOINT,
             line={"color": colour, "dash": style.dash, "width": style.width},
             marker={"symbol": style.symbol, "size": 7}, **common,
         )  # fmt: skip
@@ -163,9 +198,9 @@ def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> 
 
 
 def _curve_label(key: Sequence[Any], selection: str) -> str:
-    from mechrep.ablation.effects import ABLATION, BASELINE
+    from mechrep.ablation.effects import ABLATION, BASELINE, CHECKPOINT
 
-    if selection == BASELINE:
+    if selection in (BASELINE, CHECKPOINT):
         return selection
     facts = " ".join(str(part) for part in key if part not in ("", "whole"))
     return facts if selection == ABLATION else f"{facts}, {_control(selection)} controls"
@@ -176,10 +211,10 @@ def _control(kind: str) -> str:
 
 
 def _drawn(effects: Effects) -> pd.DataFrame:
-    from mechrep.ablation.effects import ABLATION, BASELINE
+    from mechrep.ablation.effects import ABLATION, BASELINE, CHECKPOINT
 
     frame = effects.to_frame()
-    return frame[~frame["selection"].isin([BASELINE, ABLATION])]
+    return frame[~frame["selection"].isin([BASELINE, ABLATION, CHECKPOINT])]
 
 
 def _panel(frame: pd.DataFrame, panel: tuple[str, Any]) -> pd.DataFrame:

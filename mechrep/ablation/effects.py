@@ -39,7 +39,8 @@ from mechrep.stats import cluster_intervals, proportion_interval
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-BASELINE, ABLATION = "baseline", "ablation"
+BASELINE, ABLATION, CHECKPOINT = "baseline", "ablation", "checkpoint"
+_TESTED = (BASELINE, ABLATION, CHECKPOINT)  # all other selections are controls
 LEVEL = 0.05
 FEWEST_UNITS = 6  # two-sided sign test: fewer independent units cannot reach 0.05 even if all of them agree
 SUPPORTED, NOT_SUPPORTED, TOO_FEW = "supported", "not supported", "too few"
@@ -78,7 +79,8 @@ class Condition:
 
     Attributes:
         name: which set of components is changed; ``"baseline"`` for none.
-        selection: ``"baseline"``, ``"ablation"`` (the set itself, whatever is done to it), or the kind of a control.
+        selection: ``"baseline"``, ``"ablation"`` (the set itself, whatever is done to it), ``"checkpoint"`` (another
+            checkpoint than the first, which is the baseline), or the kind of a control.
         k: number of components.
         op: what is done, ``"zero"``, ``"mean"``, ``"add"``, ``"hold"``.
         part: ``"whole"``, or of a set of several kinds the kind that is changed alone.
@@ -252,7 +254,7 @@ class Effects(Result):
         values = self.values[place, :, : len(ids)].double().numpy()
         change = values - values[:1]
         table = pd.DataFrame([condition.facts for condition in self.conditions])
-        own = table["selection"].isin([BASELINE, ABLATION]).to_numpy()
+        own = table["selection"].isin(_TESTED).to_numpy()
         value_ends, ends = (np.full((len(values), 2), np.nan) for _ in range(2))
         if measure.over != "model":
             value_ends[own] = cluster_intervals(values[own], ids)
@@ -301,7 +303,7 @@ class Effects(Result):
         """
         frame, rows = self.to_frame(), []
         for (_, _), part in frame.groupby(["measure", "copy"], sort=False, dropna=False):
-            controls, peers = part[~part["selection"].isin([BASELINE, ABLATION])], self.notes.get("peers")
+            controls, peers = part[~part["selection"].isin(_TESTED)], self.notes.get("peers")
             ablations = part[part["selection"] == ABLATION]
             for place, row in zip(ablations.index, ablations.to_dict("records"), strict=True):
                 mine = (

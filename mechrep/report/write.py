@@ -18,7 +18,6 @@ from mechrep.report.old_first_layer_section import first_layer_section
 from mechrep.report.old_heads_section import heads_section
 from mechrep.report.old_patch_section import patch_section
 from mechrep.report.old_sinks_section import sinks_section
-from mechrep.report.old_training_section import training_section
 from mechrep.report.page import Badge, Section, figures_json, header_html, navigation_html, page_html, provenance_html
 from mechrep.studies.first_layer import FirstLayerStudy
 from mechrep.studies.full_study import MissingStudy
@@ -26,7 +25,6 @@ from mechrep.studies.heads import HeadStudy
 from mechrep.studies.natural_vs_induced_study import ConditionStudy
 from mechrep.studies.sink_patch import RepairStudy
 from mechrep.studies.sinks import SinkStudy
-from mechrep.studies.training import TrainingStudy
 
 
 def missing_section(study: MissingStudy) -> Section:
@@ -46,7 +44,6 @@ SECTIONS: Mapping[type, tuple[Callable[[Any], Section], ...]] = {
     FirstLayerStudy: (first_layer_section,),
     RepairStudy: (patch_section,),
     ConditionStudy: (conditions_section,),
-    TrainingStudy: (training_section,),
     MissingStudy: (missing_section,),
 }
 

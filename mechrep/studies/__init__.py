@@ -16,7 +16,7 @@ from mechrep.ablation.sweeps import deactivation_sweep as deactivation_sweep
 from mechrep.ablation.sweeps import loss_sweep as loss_sweep
 from mechrep.studies.card import CardResult as CardResult
 from mechrep.studies.card import measure_card as measure_card
-from mechrep.studies.checkpoints import CheckpointResult as CheckpointResult
+from mechrep.studies.checkpoints import ModelMeasure as ModelMeasure
 from mechrep.studies.checkpoints import over_checkpoints as over_checkpoints
 from mechrep.studies.first_layer import FirstLayerStudy as FirstLayerStudy
 from mechrep.studies.first_layer import run_first_layer_study as run_first_layer_study

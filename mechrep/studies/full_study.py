@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
@@ -124,13 +123,8 @@ def _information(model: Model, settings: StudySettings, earlier: Mapping[str, An
 
 
 def _training(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
-    if model.name not in tiny.NAMES:  # others have to be fetched or named, a dozen models: not without being asked
-        raise NothingFoundError(
-            f"{model.name}, whose checkpoints are not embedded",
-            "checkpoints at hand",
-            f"run mechrep checkpoints {model.name} --revisions ...",
-        )
-    return training_study.run_training_study(model, **settings.common())
+    run = Run(store=settings.store, seed=settings.seed, progress=settings.progress)
+    return training_study.run_training_study(model, run=run)
 
 
 Part = Callable[[Model, StudySettings, Mapping[str, Any]], Any]

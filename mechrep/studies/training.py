@@ -1,238 +1,337 @@
-"""Mechanisms over training: when each appears, which comes first, and whether the same heads carry loops and copying.
+"""Mechanisms over training: when each appears, which comes first, and whether the same heads carry both kinds of loops.
 
 At every checkpoint, on the same texts: heads on random repeats, attention sinks, what becomes of fixed prompts
-(:mod:`mechrep.studies.checkpoints`), and what every head does in natural loops and in induced copying
+(:mod:`mechrep.measures.mechanisms`), and what every head does in natural loops and in induced repetition
 (:mod:`mechrep.studies.training_heads`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.ablation.effects import SUPPORTED, Effects
+from mechrep.errors import InputError, NothingFoundError
+from mechrep.figures import ACCENT, plain, styled, translucent
+from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL
 from mechrep.models import tiny
 from mechrep.models.model import Model
+from mechrep.models.revisions import Revisions
 from mechrep.provenance import Provenance
+from mechrep.run import Run, one_of
+from mechrep.sections import Section
 from mechrep.studies.checkpoints import (
     MEASURES,
-    CheckpointResult,
-    Measure,
-    all_revisions,
+    ModelMeasure,
+    change_points,
     measure_named,
+    order_of_steps,
     over_checkpoints,
+    part_of,
+    revisions_of,
+    training_curves,
 )
 from mechrep.studies.training_heads import (
-    APPEARING,
-    EARLIER,
     HEAD_EFFECTS,
     HeadCurves,
     HeadHistory,
+    curves_figure,
     head_effects_measure,
-    judged_order,
-    judged_points,
-    starts_of,
+    head_maps_figure,
 )
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 TRAINING_MEASURES = (*MEASURES, HEAD_EFFECTS)
+NAMES = {
+    "loops_naturally": "natural loops",
+    "phrase_loops": "loops of two tokens or more",
+    "copies_in_icl": "repetition of a text shown twice",
+    "induction": "induction heads",
+    "self_finding": "duplicate-token heads",
+    "previous_token": "previous-token heads",
+    "copying": "gain from repetition",
+    "sink": "attention sink",
+    "sink_heads": "share of sink heads",
+}
+_CLAIMED = {"loops_naturally": "loops", "induction": "induction", "copying": "copying", "sink": "sink"}
+_ORDERS = {"loops_naturally": "loops-order", "sink": "sink-order", "phrase_loops": "", "copying": ""}
 _PARTS = {"phrase_loops": "loops_naturally"}  # counted again within another measure: no rival of it
-Revisions = str | Sequence[str] | Mapping[str, str | Path]
+_AGREEMENTS = {(NATURAL, INDUCED): "same-heads", (NATURAL, INDUCTION): "loops-on-induction-heads"}
 
 
 @dataclass(frozen=True)
 class TrainingStudy:
-    """Everything that the report shows about training.
+    """When each mechanism appears, in which order, and whether the same heads carry loops and induced repetition.
 
     Attributes:
         model_name: whose training.
         checkpoints: every measure at every checkpoint; not those of single heads.
-        values: its table, with intervals.
-        points: change points, see :meth:`~mechrep.studies.checkpoints.CheckpointResult.change_points`, with a
-            ``verdict`` on each, see :func:`~mechrep.studies.training_heads.judged_points`.
-        starts: ``measure, first, low, high, largest, n, there``: what each measure is at the first checkpoint, and
-            whether it was there from the start: the interval lies above half of the largest value of all checkpoints.
-        order: which of two measures that appear is earlier, as a share of bootstrap draws, with a ``verdict``:
-            ``"earlier"`` or ``"same checkpoints"`` in at least 95 % of the draws, else ``"not decided"``.
+        points: change points, see :func:`~mechrep.studies.checkpoints.change_points`.
+        order: which of two steps is earlier, see :func:`~mechrep.studies.checkpoints.order_of_steps`.
         heads: whether the same heads carry both; ``None`` where heads' effects were not measured.
         provenance: of the whole study.
     """
 
     model_name: str
-    checkpoints: CheckpointResult
-    values: pd.DataFrame
+    checkpoints: Effects
     points: pd.DataFrame
-    starts: pd.DataFrame
     order: pd.DataFrame
     heads: HeadCurves | None
     provenance: Provenance
 
     @property
     def first(self) -> list[str]:
-        """Measures that appear and that no other precedes: one, or several among which the order is not decided."""
-        known = self.points[self.points["verdict"].isin(APPEARING)]["measure"].tolist()
-        preceded = set(self.order[self.order["verdict"] == EARLIER]["second"])
+        """Measures that appear (a supported step upwards) and that no other precedes: one, or several undecided."""
+        known = self.points[(self.points["verdict"] == SUPPORTED) & (self.points["effect"] > 0)]["measure"].tolist()
+        decided = self.order[(self.order["verdict"] == SUPPORTED) & self.order["first"].isin(known)]
         parts = {part for part, whole in _PARTS.items() if whole in known}
-        return [name for name in known if name not in preceded | parts]
+        return [name for name in known if name not in set(decided["second"]) | parts]
 
-    def verdict_of(self, measure: str) -> str | None:
-        """The verdict on a measure's step; ``None`` where it was not measured, or at one checkpoint only."""
-        found = self.points[self.points["measure"] == measure]["verdict"]
-        return None if found.empty else str(found.iloc[0])
+    def section(self) -> Section:
+        """The section of the report."""
+        return Section(
+            "training", self.provenance, self._fields(), claims=self._claims(), tables=self._tables(),
+            figures=self._figures(),
+        )  # fmt: skip
 
-    @property
-    def starts_untrained(self) -> bool:
-        """Whether the first checkpoint is the model before training."""
-        return bool(self.checkpoints.steps[0] == 0)
+    def _fields(self) -> dict[str, Any]:
+        names, frame = revisions_of(self.checkpoints), self.checkpoints.to_frame()
+        fields: dict[str, Any] = {
+            "model": self.model_name, "checkpoints": len(names), "begin": names[0], "end": names[-1],
+            "first": ", ".join(NAMES.get(name, name) for name in self.first) or None,
+            "prompts": self.provenance.config["prompts"],
+        }  # fmt: skip
+        for measure, key in _CLAIMED.items():
+            rows = frame[frame["measure"] == measure]["value"]
+            step = self.points[self.points["measure"] == measure]
+            facts = ("before", "after") if len(step) else ()
+            fields |= {f"{key}_{name}": None for name in ("begin", "end", "before", "after")}
+            fields |= {f"{key}_{name}": step.iloc[0][name] for name in facts}
+            if len(rows):
+                fields |= {f"{key}_begin": float(rows.iloc[0]), f"{key}_end": float(rows.iloc[-1])}
+        row = None
+        if self.heads is not None:
+            last = self.heads.last(self.heads.agreement)
+            same = last[(last["first"] == NATURAL) & (last["second"] == INDUCED)]
+            row = None if same.empty else same.iloc[0]
+        for name in ("revision", "value", "best", "reliability_first", "lead_first", "lead_second", "same_lead"):
+            fields[f"heads_{name}"] = None if row is None else row[name]
+        return fields
+
+    def _claims(self) -> pd.DataFrame:
+        tables = [
+            self.points.assign(claim=self.points["measure"].map(_CLAIMED)),
+            self.order.assign(claim=[_ORDERS.get(other, "") for other in self._others()]),
+        ]
+        if self.heads is not None:
+            agreement, special = (self.heads.last(one) for one in (self.heads.agreement, self.heads.specialisation))
+            pairs = zip(agreement["first"], agreement["second"], strict=True)
+            tables.append(agreement.assign(claim=[_AGREEMENTS.get(pair, "") for pair in pairs]))
+            tables.append(special.assign(claim=special["kind"].map({INDUCED: "specialised"})))
+        rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+        rows = rows[rows["claim"].notna() & (rows["claim"] != "")].reset_index(drop=True)
+        return rows.assign(**{name: rows[name].replace(NAMES) for name in ("first", "second") if name in rows})
+
+    def _others(self) -> list[str]:
+        """Of each pair the measure that is not induction."""
+        pairs = self.order[["first", "second"]].itertuples(index=False) if len(self.order) else []
+        return [first if second == INDUCTION else second for first, second in pairs]
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        begin = self.checkpoints.to_frame().query("selection == 'baseline'").set_index("measure")["value"]
+        points = self.points.assign(measure=self.points["measure"].replace(NAMES))
+        tables = {}
+        if len(points):
+            points.insert(1, "at first", [float(begin[name]) for name in self.points["measure"]])
+            columns = ["measure", "at first", "before", "after", "effect", "low", "high", "verdict"]
+            tables["steps"] = points[columns].rename(columns={"effect": "change"})
+        if len(self.order):
+            columns = ["first", "second", "effect", "low", "high", "earlier", "same", "verdict"]
+            order = self.order[columns].rename(columns={"effect": "checkpoints apart"})
+            tables["order"] = order.assign(**{name: order[name].replace(NAMES) for name in ("first", "second")})
+        if self.heads is not None:
+            tables["agreement"] = _agreement_table(self.heads.agreement)
+        return tables
+
+    def _figures(self) -> dict[str, go.Figure]:
+        result, figures = self.checkpoints, {}
+        if result.measures and len(result.conditions) > 1:
+            figures["measures"] = training_curves(result)
+            if {"loops_naturally", "copies_in_icl"} <= {measure.name for measure in result.measures}:
+                figures["flow"] = flow_figure(result)
+        if self.heads is not None:
+            figures["head-maps"] = head_maps_figure(self.heads.history)
+            figures["specialisation"] = curves_figure(self.heads.specialisation, self.model_name)
+            figures["agreement"] = curves_figure(self.heads.agreement, self.model_name)
+        return figures
+
+
+def _agreement_table(agreement: pd.DataFrame) -> pd.DataFrame:
+    rows = agreement[(agreement["first"] == NATURAL) & (agreement["second"] == INDUCED)]
+    return pd.DataFrame(
+        {
+            "checkpoint": rows["revision"], "loops": rows["n_first"], "shown": rows["n_second"],
+            "overlap": rows["value"], "low": rows["baseline"] + rows["low"], "high": rows["baseline"] + rows["high"],
+            "largest control": rows["baseline"] + rows["control_high"], "two halves": rows["reliability_first"],
+        }
+    ).reset_index(drop=True)  # fmt: skip
 
 
 def run_training_study(
-    model: Model,
+    model: Model | str | Path,
     *,
-    revisions: Revisions = "grid",
-    prompts: int = 64,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> TrainingStudy:
-    """Follow the training of a loaded model, by the checkpoints that are known under its name.
-
-    Args:
-        model: whose name, type and device are taken; its own weights are not read.
-        revisions: ``"grid"``, a thinned list; ``"all"``; a list of names; or a mapping from names to folders, which
-            serves a model without known checkpoints too.
-        prompts: whose fate is followed.
-        store: folder that lets a stopped study go on.
-        seed: of random repeats and draws.
-        progress: show a progress bar.
-
-    Raises:
-        NothingFoundError: no checkpoint of this model is known: a folder, a model object, a hub model whose revisions
-            name no step or cannot be asked for.
-        InputError: as :func:`training_study`.
-        ModelError: a checkpoint that is known but cannot be loaded.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> study = run_training_study(model, revisions=["step0"], prompts=8)
-        >>> study.checkpoints.revisions, study.first
-        (['step0'], [])
-    """
-    if isinstance(revisions, str):
-        _check_known(model.name)
-    return training_study(
-        model.name,
-        revisions=revisions,
-        prompts=prompts,
-        dtype=model.dtype,
-        device=model.device,
-        store=store,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def training_study(
-    model: str | Path,
-    *,
-    revisions: Revisions = "grid",
+    revisions: Revisions | None = None,
     measures: Sequence[str] = TRAINING_MEASURES,
     prompts: int = 64,
+    run: Run | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
 ) -> TrainingStudy:
-    """The study of a model that is named, not loaded; see :func:`run_training_study`.
+    """Follow the training of a model by its checkpoints, one in memory at a time.
 
     Args:
-        model: an embedded model or a hub name.
-        revisions: as there.
+        model: an embedded model or a hub name; of a loaded model, name, type and device are taken, not its weights.
+        revisions: by default those of an embedded model that stand next to a thinned list of steps; for others
+            ``"grid"``, ``"all"``, a list of names, or a mapping from names to folders.
         measures: some of :data:`TRAINING_MEASURES`.
-        prompts: as there.
-        dtype: of the weights.
-        device: of the weights.
-        store: as there.
-        seed: as there.
-        progress: as there.
+        prompts: whose fate is followed, the same at every checkpoint.
+        run: options; with a store, each measure of each checkpoint is kept.
+        dtype: of the weights, where the model is named.
+        device: of the weights, where the model is named.
 
     Raises:
+        NothingFoundError: no revisions named, and none embedded.
         InputError: no measure or an unknown one, revisions that do not exist, checkpoints of two tokenizers.
         ModelError: a checkpoint that cannot be found or loaded.
 
     Source: Olsson et al. 2022 (arXiv 2209.11895); Mahaut and Franzon 2025 (arXiv 2504.01100).
+
+    Example:
+        >>> study = run_training_study("mechrep-tiny", revisions=["step0"], measures=["sinks"])
+        >>> len(study.checkpoints.conditions), study.first
+        (1, [])
     """
-    chosen = [_measure(name, prompts, seed) for name in measures]
+    options, name = run or Run(), str(model)
+    if isinstance(model, Model):
+        name, dtype, device = model.name, model.dtype, model.device
+    if revisions is None and name not in tiny.NAMES:  # a dozen models to fetch: not without being asked
+        raise NothingFoundError(
+            f"{name}, whose checkpoints are not embedded",
+            "checkpoints at hand",
+            'name them: revisions="grid", a list of names, or a mapping from names to folders',
+        )
     whole = over_checkpoints(
-        chosen, model=model, revisions=revisions, store=store, dtype=dtype, device=device, progress=progress
+        [_measure(one, prompts, options.seed) for one in measures],
+        model=name,
+        revisions="grid" if revisions is None else revisions,
+        run=options,
+        dtype=dtype,
+        device=device,
     )
-    return study_of_checkpoints(whole, prompts=prompts, seed=seed)
+    return study_of_checkpoints(whole, prompts=prompts, seed=options.seed)
 
 
-def study_of_checkpoints(whole: CheckpointResult, *, prompts: int, seed: int = 0) -> TrainingStudy:
-    """The study that a result of :func:`~mechrep.studies.checkpoints.over_checkpoints` makes.
+def study_of_checkpoints(whole: Effects, *, prompts: int, seed: int = 0) -> TrainingStudy:
+    """The study that a table of :func:`~mechrep.studies.checkpoints.over_checkpoints` makes.
 
     Args:
         whole: with or without the effects of heads.
         prompts: whose fate was followed.
         seed: of the draws.
-
-    Example:
-        >>> units = {"loops_naturally": [[0.0] * 8] * 6 + [[1.0] * 8] * 6}
-        >>> names, steps = [f"step{i}" for i in range(12)], [float(i) for i in range(12)]
-        >>> provenance, sources = Provenance({"name": "mine"}, {}, {}), {"loops_naturally": "loops"}
-        >>> result = CheckpointResult(provenance, names, steps, steps, [""] * 12, units, sources)
-        >>> study_of_checkpoints(result, prompts=8).verdict_of("loops_naturally")
-        'appears'
     """
-    sources = list(dict.fromkeys(whole.sources.values()))
-    result = whole.part([name for name in sources if name != HEAD_EFFECTS])
-    values = result.to_frame(seed=seed)
-    points = judged_points(result.change_points(seed=seed), values)
-    appearing = points[points["verdict"].isin(APPEARING)]["measure"].tolist()
-    config = {"study": "checkpoints", "measures": sources, "revisions": list(result.revisions)}
+    sources = list(dict.fromkeys(whole.notes["sources"].values()))
+    result = part_of(whole, [name for name in sources if name != HEAD_EFFECTS])
+    points = change_points(result, seed=seed)
+    known = set() if points.empty else set(points["measure"])
+    pairs = [(other, INDUCTION) for other in _ORDERS if {other, INDUCTION} <= known]
+    config = {"study": "training", "measures": sources, "revisions": revisions_of(result)}
     return TrainingStudy(
         model_name=str(whole.provenance.model["name"]),
         checkpoints=result,
-        values=values,
         points=points,
-        starts=starts_of(values),
-        order=judged_order(result.order(appearing, seed=seed)),
+        order=order_of_steps(result, pairs, seed=seed),
         heads=HeadCurves.of(HeadHistory.of_checkpoints(whole), seed) if HEAD_EFFECTS in sources else None,
         provenance=Provenance(whole.provenance.model, {"texts": prompts}, config | {"prompts": prompts, "seed": seed}),
     )
 
 
-def _check_known(name: str) -> None:
-    """Refuse a model of which no checkpoints are known.
-
-    Raises:
-        NothingFoundError: that.
-    """
-    reason = "a folder or an object" if "/" not in name or Path(name).expanduser().exists() else ""
-    if name in tiny.NAMES:
-        return
-    if not reason:
-        try:
-            all_revisions(name)
-            return
-        except ModelError as error:
-            reason = error.given
-    raise NothingFoundError(
-        f"checkpoints of {name!r} ({reason})",
-        "a model whose revisions are known by its name",
-        "pass revisions= as a mapping from names to folders",
-    )
-
-
-def _measure(name: str, prompts: int, seed: int) -> Measure:
+def _measure(name: str, prompts: int, seed: int) -> ModelMeasure:
+    one_of("measure", name, TRAINING_MEASURES)
     if name == HEAD_EFFECTS:
         return head_effects_measure(prompts, seed=seed)
-    if name not in MEASURES:
-        raise InputError(f"measure {name!r}", f"one of {sorted(TRAINING_MEASURES)}", "choose among these")
     return measure_named(name, **{"heads": {"seed": seed}, "loops": {"prompts": prompts}}.get(name, {}))
+
+
+_NEVER, _NATURAL, _COPIED = "neither", "loops naturally", "repeats when shown twice"
+_STATES = {_NATURAL: ACCENT, _COPIED: "#3b82c4", _NEVER: "#747c88"}
+
+
+def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.Figure:
+    """What becomes of the same prompts from checkpoint to checkpoint: loops naturally, repeats when shown, or neither.
+
+    Args:
+        effects: of :func:`~mechrep.studies.checkpoints.over_checkpoints` with the measure ``"loops"``.
+        revisions: checkpoints side by side; by default up to eight, spread evenly.
+
+    Raises:
+        InputError: a table without that measure, or fewer than two checkpoints.
+    """
+    import plotly.graph_objects as go
+
+    columns = ("loops_naturally", "copies_in_icl")
+    measured, known = [measure.name for measure in effects.measures], revisions_of(effects)
+    if not set(columns) <= set(measured):
+        raise InputError(f"measures {measured}", f"{list(columns)}", 'measure "loops" too')
+    if revisions is None:
+        spread = np.linspace(0, len(known) - 1, min(8, len(known))).round().astype(int)
+        chosen = [known[int(place)] for place in spread]
+    else:
+        chosen = list(revisions)
+    unknown = [name for name in chosen if name not in known]
+    if unknown or len(chosen) < 2:
+        raise InputError(f"revisions {chosen}", f"two or more of {known}", "correct them")
+    numbers = [known.index(str(name)) for name in chosen]
+    loops, copies = (effects.of(name)[numbers] for name in columns)
+    states = np.where(loops > 0.5, 0, np.where(np.nan_to_num(copies) > 0.5, 1, 2))  # [checkpoint prompt]
+    names = list(_STATES)
+    links = [
+        (3 * place + a, 3 * (place + 1) + b, float(((states[place] == a) & (states[place + 1] == b)).sum()))
+        for place in range(len(chosen) - 1)
+        for a in range(3)
+        for b in range(3)
+    ]
+    source, target, value = zip(*(link for link in links if link[2] > 0), strict=True)
+    sankey = go.Sankey(
+        arrangement="snap",
+        node={
+            "label": [""] * (3 * len(chosen)),  # names of all nodes would lie on top of each other
+            "customdata": [plain(f"{revision}: {name}") for revision in chosen for name in names],
+            "hovertemplate": "%{customdata}, %{value:.0f} prompts<extra></extra>",
+            "color": [_STATES[name] for _ in chosen for name in names],
+            "pad": 14,
+            "thickness": 12,
+            "line": {"width": 0},
+        },
+        link={
+            "source": source,
+            "target": target,
+            "value": value,
+            "color": [translucent(_STATES[names[node % 3]], 0.3) for node in source],
+            "hovertemplate": "%{source.customdata} → %{target.customdata}, %{value:.0f} prompts<extra></extra>",
+        },
+    )
+    subtitle = f"{effects.provenance.model['name']}, {loops.shape[1]} prompts, the same at every checkpoint"
+    figure = styled(go.Figure(sankey), title="What becomes of each prompt", subtitle=subtitle, x="", y="")
+    paper = {"xref": "paper", "yref": "paper", "showarrow": False}
+    for place, revision in enumerate(chosen):
+        figure.add_annotation(text=plain(revision), x=place / (len(chosen) - 1), y=-0.02, yanchor="top", **paper)
+    legend = "   ".join(f'<span style="color:{colour}">■</span> {name}' for name, colour in _STATES.items())
+    return figure.add_annotation(text=legend, x=0, y=1.02, xanchor="left", yanchor="bottom", **paper)

@@ -1,47 +1,26 @@
-"""The measure behind "do the same heads carry both": what every head does in loops and in copying, at one checkpoint.
-
-Three numbers per head, each with its units, in two passes over the model:
-
-* ``natural``: direct logit attribution of the loop's next token, mean over the copies that follow a whole cycle, for
-  every prompt that loops by itself;
-* ``induced``: the same for the next token of *every* prompt, shown twice.  The published condition shows only those
-  that do not loop by themselves; which these are can be told from ``natural``, where they have no value.  Showing all
-  keeps the texts the same from checkpoint to checkpoint, whatever the model has learned to loop on meanwhile;
-* ``induction``: attention on what followed the earlier copy, on random repeats, for groups of texts.
-
-Both effects are teacher-forced, so they exist before the model copies anything.
-
-``HeadHistory``: what every head does in natural loops and in induced copying, at every checkpoint.
-
-Curves are made from it (:mod:`mechrep.studies.training_heads`): how specialised the heads are, whether two
-conditions rest on the same ones, and when either changes.
-
-Do the same heads carry natural loops and induced copying?  Curves over training, with intervals and controls.
+"""Do the same heads carry natural loops and induced repetition?  Curves over training, with intervals and controls.
 
 * *Specialisation*: Gini coefficient of the sizes of the mean effects, 0 for heads that are all alike.  Control: in each
   text the heads change places at random, so each text stays as concentrated as it was and no head stands out over
   texts.
-* *Agreement* of two conditions: with a head's share of the summed sizes, ``a_h = |e_h| / sum |e|``, the overlap
+* *Agreement* of two text kinds: with a head's share of the summed sizes, ``a_h = |e_h| / sum |e|``, the overlap
   ``sum_h min(a_h, b_h)``: 1 if every head does as large a part in both, 0 if no head does anything in both.  Heads
   count by what they do; a correlation of ranks, given beside it, counts the many that do next to nothing as much as
-  the one that does all.  Controls: the heads of one condition change places, among all heads or within their layers.
-  *Reliability*, the overlap of two random halves of the texts of one condition, says how alike two measurements of the
-  very same thing are, at half of the texts.
-* Change points of these curves.
+  the one that does all.  Controls: the heads of one text kind change places, among all heads or within their layers.
+  *Reliability*, the overlap of two random halves of the texts of one kind, says how alike two measurements of the very
+  same thing are, at half of the texts.
 
 Intervals draw prompts (and groups of random repeats) anew, the same draw at every checkpoint; noise spreads effects
 over heads, so intervals lie a little low.
 
-What change points say: which mechanism appears, which of two comes first, and what was there from the start.
-
-Figures of heads over training: maps by condition and checkpoint, specialisation, and agreement of conditions.
+Source: the question is Mahaut and Franzon's (2025, arXiv 2504.01100); estimator and controls are mechrep's.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,130 +29,39 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor, tensor
 
-from mechrep.errors import InputError, NothingFoundError
-from mechrep.figures import ACCENT, AXIS, DASHES, INK, plain, styled, translucent
-from mechrep.generation.text_kinds import natural_condition
-from mechrep.measures.natural_vs_induced import contrast_conditions
+from mechrep.ablation.effects import Effects, Measure, detection, judge
+from mechrep.errors import InputError
+from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
+from mechrep.measures.change_points import DRAWS, change_point, drawn_means, unit_draws
+from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL, SEQUENCES, head_effects
 from mechrep.measures.text_kind_design import gini, rank_correlation
-from mechrep.models.model import Model
 from mechrep.provenance import Provenance
 from mechrep.results import Result
 from mechrep.stats import percentile_interval
-from mechrep.studies.checkpoints import (
-    PERIOD,
-    SEQUENCES,
-    CheckpointResult,
-    Measure,
-    Numbers,
-    bootstrap_means,
-    change_point_of_draws,
-    draw_counts,
-    fixed_prompts,
-    named_measure,
-    order_p_value,
-    scores_by_group,
-)
-from mechrep.text.corpus import Corpus
-from mechrep.text.stimuli import random_repeats
+from mechrep.studies.checkpoints import ModelMeasure, named_measure, revisions_of, step_row
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 HEAD_EFFECTS = "head_effects"
-NATURAL, INDUCED, INDUCTION = "natural", "induced", "induction"
-_SHOWN, _COPIES = 2, 2  # times a text is shown; copies beyond the first that are looked at
+ELIGIBLE = "induced, not looping"  # the published text kind: texts that do not loop by themselves
+KINDS = (NATURAL, INDUCED, ELIGIBLE, INDUCTION)
+PAIRS = ((NATURAL, INDUCED), (NATURAL, ELIGIBLE), (NATURAL, INDUCTION), (INDUCED, INDUCTION))
+LEAST_UNITS = 8  # fewer texts say nothing about a mean over texts
+_SHUFFLES, _SPLITS = 199, 50
+_NAN = float("nan")
 
 
-def head_effects_measure(prompts: int = 64, sequences: int = SEQUENCES, seed: int = 0) -> Measure:
-    """:func:`head_effects` for :func:`mechrep.studies.over_checkpoints`.
+def head_effects_measure(prompts: int = 64, sequences: int = SEQUENCES, seed: int = 0) -> ModelMeasure:
+    """:func:`~mechrep.measures.mechanisms.head_effects` for :func:`mechrep.studies.over_checkpoints`.
 
-    Its numbers are many, one series per head and condition: read them with
-    :meth:`mechrep.studies.training_heads.HeadHistory.of_checkpoints`.
-
-    Args:
-        prompts: how many, the same that loops are counted on.
-        sequences: random repeats.
-        seed: of the random repeats.
+    Its numbers are many, one row per head and text kind: read them with :meth:`HeadHistory.of_checkpoints`.
 
     Example:
         >>> head_effects_measure(prompts=8).name
         'head_effects'
     """
     return named_measure(HEAD_EFFECTS, head_effects, {"prompts": prompts, "sequences": sequences, "seed": seed})
-
-
-def head_effects(model: Model, prompts: int = 64, sequences: int = SEQUENCES, seed: int = 0) -> Numbers:
-    """Effects of all heads: ``natural/L.H`` and ``induced/L.H`` by prompt, ``induction/L.H`` by group of repeats.
-
-    A prompt without a natural loop has NaN there; there may be none with one.
-
-    Args:
-        model: the model.
-        prompts: how many.
-        sequences: random repeats.
-        seed: of the random repeats.
-
-    Source: the question is Mahaut and Franzon's (2025, arXiv 2504.01100), the estimator direct logit attribution, see
-    :mod:`mechrep.measures.natural_vs_induced`.
-
-    Limits: direct attribution sees what a head writes for this token, not what later parts make of it.
-    """
-    corpus, limit = fixed_prompts(model, prompts)
-    conditions = [shown_twice(model, corpus)]
-    with suppress(NothingFoundError):  # that no prompt loops is a fact of this checkpoint, and NaN says it
-        conditions.append(natural_condition(model, corpus, max_new_tokens=limit, progress=False))
-    result = contrast_conditions(model, conditions, copies=_COPIES, progress=False)
-    place = {str(name): i for i, name in enumerate(corpus.frame["id"])}
-    values = result.head_effects().values
-    shape = (len(corpus), *values.shape[1:])
-    tables: dict[str, np.ndarray[Any, Any]] = {name: np.full(shape, np.nan) for name in (NATURAL, INDUCED)}
-    for condition, prompt, effects in zip(result.conditions, result.prompts, values, strict=True):
-        tables[condition][place[prompt]] = effects
-    repeats = random_repeats(model, n=min(PERIOD, (model.anatomy.n_ctx - 1) // 2), sequences=sequences, seed=seed)
-    tables[INDUCTION] = scores_by_group(model, repeats, ["induction"])["induction"].double().numpy()
-    return {
-        f"{name}/{layer}.{head}": table[:, layer, head].tolist()
-        for name, table in tables.items()
-        for layer in range(table.shape[1])
-        for head in range(table.shape[2])
-    }
-
-
-def shown_twice(model: Model, prompts: Corpus) -> Corpus:
-    """Every prompt twice, and once more as what is expected; a BOS stays in front and is not repeated.
-
-    The condition is that of :func:`mechrep.induced_condition`, whatever the texts do by themselves.
-
-    Args:
-        model: the model.
-        prompts: the fixed list.
-    """
-    rows, starts, periods = [], [], []
-    for i in range(len(prompts)):
-        prompt = prompts.row(i)
-        begin = prompt[:1] if prompt[0] == model.bos_id else []
-        copy = prompt[len(begin) :]
-        rows.append([*begin, *copy * (_SHOWN + 1)])
-        starts.append(len(begin))
-        periods.append(len(copy))
-    return Corpus.from_tokens(rows, model=model, frame=_facts(prompts, starts, periods), bos_policy=prompts.bos_policy)
-
-
-def _facts(prompts: Corpus, starts: Sequence[int], periods: Sequence[int]) -> pd.DataFrame:
-    """What the builders of conditions say of each text."""
-    frame = pd.DataFrame({"prompt": prompts.frame["id"].tolist(), "source": prompts.frame["source"].tolist()})
-    frame = frame.assign(condition=INDUCED, builder=f"every_text_shown({_SHOWN})", shown=_SHOWN, seam=True)
-    frame["id"] = frame["prompt"] + "/" + frame["builder"]
-    frame["start"], frame["period"] = pd.array(list(starts), "Int64"), pd.array(list(periods), "Int64")
-    frame["onset"] = frame["start"] + frame["period"]
-    frame["prompt_length"] = frame["start"] + _SHOWN * frame["period"]
-    return frame
-
-
-ELIGIBLE = "induced, not looping"  # the published condition: texts that do not loop by themselves
-CONDITIONS = (NATURAL, INDUCED, ELIGIBLE, INDUCTION)
-LEAST_UNITS = 8  # fewer texts say nothing about a mean over texts
-DRAWS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,73 +74,60 @@ class HeadHistory(Result):
         induced: the same for the next token of prompts that were shown twice.
         induction: attention of a head on what followed the earlier copy, on random repeats, for groups of texts.
         revisions: names of the checkpoints, in the order of training.
-        steps: of training; NaN where unknown.
-        tokens: seen; NaN where unknown.
     """
 
     natural: Float[Tensor, "checkpoint prompt layer head"]
     induced: Float[Tensor, "checkpoint prompt layer head"]
     induction: Float[Tensor, "checkpoint group layer head"]
     revisions: Sequence[str]
-    steps: Sequence[float]
-    tokens: Sequence[float]
 
     @classmethod
-    def of_checkpoints(cls, result: CheckpointResult) -> HeadHistory:
-        """The history of the heads of which a result of :func:`mechrep.studies.over_checkpoints` has the numbers.
-
-        Args:
-            result: measured with :func:`~mechrep.studies.training_heads.head_effects_measure`.
+    def of_checkpoints(cls, effects: Effects) -> HeadHistory:
+        """The history of the heads of which a table of :func:`mechrep.studies.over_checkpoints` has the numbers.
 
         Raises:
-            InputError: a result without that measure.
+            InputError: a table without :func:`head_effects_measure`.
         """
-        names = [name for name in result.measures if result.sources[name] == HEAD_EFFECTS]
+        made = effects.notes["sources"]
+        names = [measure.name for measure in effects.measures if made[measure.name] == HEAD_EFFECTS]
         if not names:
-            raise InputError(f"measures {result.measures[:6]}", "head effects", "measure head_effects_measure() too")
+            measured = sorted(set(made.values()))
+            raise InputError(f"measures {measured}", "head effects", "measure head_effects_measure() too")
         units = [tuple(map(int, name.split("/")[1].split("."))) for name in names if name.startswith(f"{NATURAL}/")]
         shape = (max(layer for layer, _ in units) + 1, max(head for _, head in units) + 1)
         tables = {
-            condition: tensor(
-                np.stack([result.of(f"{condition}/{layer}.{head}") for layer, head in units], axis=2)
-            ).unflatten(2, shape)
-            for condition in (NATURAL, INDUCED, INDUCTION)
+            kind: tensor(np.stack([effects.of(f"{kind}/{layer}.{head}") for layer, head in units], axis=2)).unflatten(
+                2, shape
+            )
+            for kind in (NATURAL, INDUCED, INDUCTION)
         }
-        return cls(
-            Provenance(result.provenance.model, result.provenance.corpus, {"study": "head history"}),
-            **tables,
-            revisions=list(result.revisions),
-            steps=list(result.steps),
-            tokens=list(result.tokens),
-        )
+        provenance = Provenance(effects.provenance.model, effects.provenance.corpus, {"study": "head history"})
+        return cls(provenance, **tables, revisions=revisions_of(effects))
 
-    def of(self, condition: str) -> Float[np.ndarray, "checkpoint unit layer head"]:
-        """Effects by text (attention by group of random repeats); NaN where a text is not of this condition.
-
-        Args:
-            condition: ``"natural"``, ``"induced"``, ``"induced, not looping"`` or ``"induction"``.
+    def of(self, kind: str) -> Float[np.ndarray, "checkpoint unit layer head"]:
+        """Effects by text (attention by group of random repeats); NaN where a text is not of this kind.
 
         Raises:
-            InputError: another condition.
+            InputError: a kind that is none of :data:`KINDS`.
         """
-        if condition not in CONDITIONS:
-            raise InputError(f"condition {condition!r}", f"one of {CONDITIONS}", "choose one of these")
-        if condition == ELIGIBLE:
+        if kind not in KINDS:
+            raise InputError(f"text kind {kind!r}", f"one of {KINDS}", "choose one of these")
+        if kind == ELIGIBLE:
             return np.where(np.isnan(self.natural.numpy()), self.induced.numpy(), np.nan)
-        return {NATURAL: self.natural, INDUCED: self.induced, INDUCTION: self.induction}[condition].numpy()
+        return {NATURAL: self.natural, INDUCED: self.induced, INDUCTION: self.induction}[kind].numpy()
 
     def counts(self) -> pd.DataFrame:
-        """How many texts (or groups) each condition has at each checkpoint: ``revision, condition, n, enough``."""
+        """How many texts (or groups) each text kind has at each checkpoint: ``revision, kind, n, enough``."""
         rows = [
-            (revision, condition, n, n >= LEAST_UNITS)
-            for condition in CONDITIONS
-            for revision, n in zip(self.revisions, map(int, self.known(condition).sum(1)), strict=True)
+            (revision, kind, n, n >= LEAST_UNITS)
+            for kind in KINDS
+            for revision, n in zip(self.revisions, map(int, self.known(kind).sum(1)), strict=True)
         ]
-        return pd.DataFrame(rows, columns=["revision", "condition", "n", "enough"])
+        return pd.DataFrame(rows, columns=["revision", "kind", "n", "enough"])
 
-    def means(self, condition: str) -> Float[np.ndarray, "checkpoint layer head"]:
+    def means(self, kind: str) -> Float[np.ndarray, "checkpoint layer head"]:
         """Mean effects; NaN at a checkpoint with fewer than :data:`LEAST_UNITS` texts."""
-        values, known = self.of(condition), self.known(condition)
+        values, known = self.of(kind), self.known(kind)
         means = np.full((len(values), *values.shape[2:]), np.nan)
         for place, has in enumerate(known):
             if has.sum() >= LEAST_UNITS:
@@ -260,66 +135,43 @@ class HeadHistory(Result):
         return means
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per checkpoint, condition and head: mean over texts with its 95 % interval (bootstrap), texts."""
+        """One row per checkpoint, kind and head: mean over texts with its 95 % interval (bootstrap), texts."""
         rows = []
-        for condition, place in itertools.product(CONDITIONS, range(len(self.revisions))):
-            drawn = self.drawn(condition, place)
-            n, mean = int(self.known(condition)[place].sum()), self.means(condition)[place]
+        for kind, place in itertools.product(KINDS, range(len(self.revisions))):
+            drawn = self.drawn(kind, place)
+            n, mean = int(self.known(kind)[place].sum()), self.means(kind)[place]
             ends = np.full((2, mean.size), np.nan) if drawn is None else np.percentile(drawn, [2.5, 97.5], axis=0)
             for unit, (low, high) in enumerate(ends.T):
                 layer, head = divmod(unit, mean.shape[1])
-                rows.append((self.revisions[place], condition, layer, head, mean[layer, head], low, high, n))
+                rows.append((self.revisions[place], kind, layer, head, mean[layer, head], low, high, n))
         return pd.DataFrame(
-            rows, columns=["revision", "condition", "layer", "head", "value", "low", "high", "n"]
+            rows, columns=["revision", "kind", "layer", "head", "value", "low", "high", "n"]
         )  # fmt: skip
 
-    def known(self, condition: str) -> Bool[np.ndarray, "checkpoint unit"]:
-        """Whether a text is of a condition."""
-        return np.asarray(~np.isnan(self.of(condition)).any((2, 3)))
+    def known(self, kind: str) -> Bool[np.ndarray, "checkpoint unit"]:
+        """Whether a text is of a kind."""
+        return np.asarray(~np.isnan(self.of(kind)).any((2, 3)))
 
-    def drawn(
-        self, condition: str, place: int, draws: int = DRAWS, seed: int = 0
-    ) -> Float[np.ndarray, "draw head"] | None:
+    def drawn(self, kind: str, place: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draw head"] | None:
         """Mean effects of all heads, layer by layer, in every draw of texts; ``None`` where there are too few.
 
-        The draws are the same at every checkpoint, and for all conditions of prompts.
-
-        Args:
-            condition: as in :meth:`of`.
-            place: number of the checkpoint.
-            draws: of the bootstrap.
-            seed: of the draws.
+        The draws are the same at every checkpoint, and for all text kinds of prompts.
         """
-        known = self.known(condition)[place]
+        known = self.known(kind)[place]
         if known.sum() < LEAST_UNITS:
             return None
-        values = np.where(known[:, None, None], self.of(condition)[place], np.nan).reshape(len(known), -1)
-        own = seed * 1009 + int(condition == INDUCTION)  # groups of random repeats are no prompts
-        return bootstrap_means(values.T, draw_counts(len(known), draws, own))
-
-
-PAIRS = ((NATURAL, INDUCED), (NATURAL, ELIGIBLE), (NATURAL, INDUCTION), (INDUCED, INDUCTION))
-ALIKE, NOT_ALIKE, TOO_FEW = "beyond controls", "not beyond controls", "too few texts"
-CANNOT_TELL = "controls cannot be beaten"
-_NEARLY = 0.95  # of the best overlap; controls that reach so much leave no room for a finding
-_SHUFFLES, _SPLITS = 200, 50
-_NAN = float("nan")
-_UNKNOWN = dict.fromkeys(
-    [
-        "value", "low", "high", "random_high", "layer_high", "best", "reliability_first", "reliability_second",
-        "rank", "rank_low", "rank_high", "shared", "shared_low", "shared_high", "same_lead",
-    ],
-    _NAN,
-)  # fmt: skip
+        values = np.where(known[:, None, None], self.of(kind)[place], np.nan).reshape(len(known), -1)
+        own = seed * 1009 + int(kind == INDUCTION)  # groups of random repeats are no prompts
+        return drawn_means(values.T, unit_draws(range(len(known)), draws, own))
 
 
 @dataclass(frozen=True)
 class HeadCurves:
-    """Whether the same heads carry loops and copying, over training.
+    """Whether the same heads carry loops and repetition, over training.
 
     Attributes:
         history: what every head does in every text, at every checkpoint.
-        counts: texts of each condition, see :meth:`HeadHistory.counts`.
+        counts: texts of each kind, see :meth:`HeadHistory.counts`.
         specialisation: see :func:`specialisation_curves`.
         agreement: see :func:`agreement_curves`.
         points: when these curves change, see :func:`curve_change_points`.
@@ -333,12 +185,7 @@ class HeadCurves:
 
     @classmethod
     def of(cls, history: HeadHistory, seed: int = 0) -> HeadCurves:
-        """All curves of a history.
-
-        Args:
-            history: of the heads.
-            seed: of draws, shuffles and halves.
-        """
+        """All curves of a history; the seed is that of draws, shuffles and halves."""
         return cls(
             history=history,
             counts=history.counts(),
@@ -347,12 +194,19 @@ class HeadCurves:
             points=curve_change_points(history, seed=seed),
         )
 
+    def last(self, curves: pd.DataFrame) -> pd.DataFrame:
+        """Of each curve the last checkpoint with enough texts, with verdicts."""
+        keys = [name for name in ("first", "second", "kind") if name in curves]
+        rows = curves[curves["value"].notna()].groupby(keys, sort=False).tail(1)
+        return judge(rows, family=f"{rows['measure'].iloc[0] if len(rows) else 'heads'} at the last checkpoint")
+
 
 def specialisation_curves(history: HeadHistory, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """How concentrated the mean effects are: one row per condition and checkpoint.
+    """How concentrated the mean effects are: one row per text kind and checkpoint.
 
-    Columns: ``revision, condition, value`` (Gini), ``low, high`` (95 %, bootstrap over texts), ``null`` and
-    ``null_high`` (mean and 97.5 % of heads that changed places in each text), ``n``.  NaN where texts are too few.
+    Columns: ``revision, kind``, and what :func:`~mechrep.ablation.effects.judge` needs: ``value``, the Gini
+    coefficient; ``effect``, its distance from the mean of heads that changed places in each text, with ``low, high``
+    (95 %, bootstrap over texts) and the range of the control; ``n`` texts.  NaN where texts are too few.
 
     Args:
         history: of the heads.
@@ -360,61 +214,51 @@ def specialisation_curves(history: HeadHistory, *, draws: int = DRAWS, seed: int
         seed: of draws and shuffles.
     """
     rows = []
-    for condition, (place, revision) in itertools.product(CONDITIONS, enumerate(history.revisions)):
-        drawn, n = history.drawn(condition, place, draws, seed), int(history.known(condition)[place].sum())
-        cells: tuple[float, ...] = (_NAN,) * 5
-        if drawn is not None:
-            low, high = percentile_interval(_finite(gini(drawn)))
-            null = _finite(_scattered(_values(history, condition, place), seed))
-            value = float(gini(history.means(condition)[place].ravel()))
-            cells = (value, low, high, float(np.mean(null)) if null else _NAN, percentile_interval(null)[1])
-        rows.append((revision, condition, *cells, n))
-    return pd.DataFrame(rows, columns=["revision", "condition", "value", "low", "high", "null", "null_high", "n"])
+    for kind, (place, revision) in itertools.product(KINDS, enumerate(history.revisions)):
+        drawn, known = history.drawn(kind, place, draws, seed), history.known(kind)[place]
+        row = {"revision": revision, "kind": kind, "n": int(known.sum())}
+        if drawn is None:
+            rows.append(row | _unknown("specialisation"))
+            continue
+        value, shuffled = (
+            float(gini(history.means(kind)[place].ravel())),
+            _scattered(_values(history, kind, place), seed),
+        )
+        ends = percentile_interval(_finite(gini(drawn)))
+        rows.append(row | _found("specialisation", value, {"heads shuffled": (shuffled, _SHUFFLES)}, ends, row["n"]))
+    return pd.DataFrame(rows)
 
 
-def agreement_curves(history: HeadHistory, k: int | None = None, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """Do two conditions rest on the same heads?  One row per pair of conditions and checkpoint.
+def agreement_curves(history: HeadHistory, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """Do two text kinds rest on the same heads?  One row per pair and checkpoint.
 
-    Columns: ``revision, first, second``; ``value``, the overlap, with ``low, high`` (95 %, bootstrap); ``random_high``
-    and ``layer_high``, the 97.5 % of heads of one condition that changed places among all heads, and within their
-    layers; ``best``, the overlap if both ranked the heads alike; ``reliability_first, reliability_second``; ``rank``,
-    Spearman's correlation of the sizes, with ``rank_low, rank_high``; ``shared`` of the first ``k`` heads, with
-    ``shared_low, shared_high`` and ``chance``; ``lead_first, lead_second``, the head that does most in either, as
-    ``"layer.head"``; ``same_lead``, share of draws in which it is the same; ``n_first, n_second``; ``verdict``:
-    :data:`ALIKE` where the interval lies beyond both controls, :data:`CANNOT_TELL` where the controls reach 95 % of the
-    best (one head of few does nearly all, or heads of a layer are alike), else :data:`NOT_ALIKE`; :data:`TOO_FEW`
-    texts (numbers are NaN there).
+    Columns: ``revision, first, second``; what :func:`~mechrep.ablation.effects.judge` needs, with the overlap as
+    ``value`` and the larger p of both controls; ``best``, the overlap if both ranked the heads alike;
+    ``reliability_first, reliability_second``; ``rank``, Spearman's correlation of the sizes; ``lead_first,
+    lead_second``, the head that does most in either, as ``"layer.head"``; ``same_lead``, share of draws in which it is
+    the same; ``n_first, n_second`` texts.  NaN where texts are too few.
 
     Args:
         history: of the heads.
-        k: heads that count as the first; a quarter of them, at least 1, by default.
         draws: of the bootstrap.
         seed: of draws, shuffles and halves.
 
-    Raises:
-        InputError: ``k`` that is no number of heads.
-
-    Limits: with few heads, and few in a layer, there are few ways to change places, and a control reaches far.
+    Limits: with few heads, and few in a layer, there are few ways to change places: then no verdict can be reached.
     """
-    heads = history.natural[0, 0].numel()
-    chosen = max(1, heads // 4) if k is None else k
-    if not 1 <= chosen <= heads:
-        raise InputError(f"k = {k}", f"1 to {heads} heads", "choose another")
     rows = [
         {"revision": revision, "first": first, "second": second}
-        | _agreement(history, first, second, place, chosen, draws, seed)
+        | _agreement(history, (first, second), place, draws, seed)
         for first, second in PAIRS
         for place, revision in enumerate(history.revisions)
     ]
-    frame = pd.DataFrame(rows)
-    return frame.assign(verdict=[_verdict(row) for row in frame.to_dict("records")])
+    return pd.DataFrame(rows)
 
 
 def curve_change_points(history: HeadHistory, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """When the curves change: the columns of :meth:`CheckpointResult.change_points`, with ``curve`` for the measure.
+    """When the curves change, with verdicts: rows as of :func:`~mechrep.studies.checkpoints.change_points`.
 
-    Curves: ``specialisation: <condition>`` and ``agreement: <first> / <second>``; what is known at fewer than two
-    checkpoints is left out.
+    Curves: ``specialisation: KIND`` and ``agreement: FIRST / SECOND``; what is known at fewer than two checkpoints is
+    left out.
 
     Args:
         history: of the heads.
@@ -422,84 +266,83 @@ def curve_change_points(history: HeadHistory, *, draws: int = DRAWS, seed: int =
         seed: of draws and shuffles.
     """
     rows = []
-    for name, values, drawn in _curves(history, draws, seed):
-        places = np.flatnonzero(~np.isnan(values))
-        if len(places) < 2:
-            continue
-        point, _ = change_point_of_draws(values, drawn)
-        behind = [int(places[places > place][0]) for place in (point.after, point.high)]
-        ends = [history.revisions[place] for place in (point.after, behind[0], point.low, behind[1])]
-        sizes = (point.size, point.size_low, point.size_high, point.explained)
-        rows.append((name, *ends, *sizes, order_p_value(values, seed=seed), point.clear))
-    columns = ["curve", "before", "after", "earliest", "latest", "size", "low", "high", "explained", "p", "clear"]
-    return pd.DataFrame(rows, columns=columns)
+    for name, kinds, values, drawn in _curves(history, draws, seed):
+        if (~np.isnan(values)).sum() >= 2:
+            n = min(int(history.known(kind).any(0).sum()) for kind in kinds)
+            rows.append(step_row(Measure(name, "score"), change_point(values, drawn, seed=seed), n, history.revisions))
+    return judge(rows, family="steps of the heads' curves")
 
 
 Summary = Callable[[Sequence[Float[np.ndarray, "draw head"]]], Float[np.ndarray, " draw"]]
 
 
-def _curves(history: HeadHistory, draws: int, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Every curve by its name, with the curve of each draw."""
+def _curves(
+    history: HeadHistory, draws: int, seed: int
+) -> Iterator[tuple[str, tuple[str, ...], np.ndarray, np.ndarray]]:
+    """Every curve by its name and text kinds, with the curve of each draw."""
     summaries: list[tuple[str, tuple[str, ...], Summary]] = [
-        *((f"specialisation: {one}", (one,), lambda means: gini(means[0])) for one in CONDITIONS),
+        *((f"specialisation: {one}", (one,), lambda means: gini(means[0])) for one in KINDS),
         *((f"agreement: {a} / {b}", (a, b), lambda m: overlap(m[0], m[1])) for a, b in PAIRS),
     ]
-    for name, conditions, summary in summaries:
+    for name, kinds, summary in summaries:
         values, curves = np.full(len(history.revisions), np.nan), np.full((draws, len(history.revisions)), np.nan)
-        means = [history.means(condition) for condition in conditions]
+        means = [history.means(kind) for kind in kinds]
         for place in range(len(values)):
-            parts = [part for c in conditions if (part := history.drawn(c, place, draws, seed)) is not None]
-            if len(parts) == len(conditions):
+            parts = [part for kind in kinds if (part := history.drawn(kind, place, draws, seed)) is not None]
+            if len(parts) == len(kinds):
                 curves[:, place] = summary(parts)
                 values[place] = summary([mean[place].reshape(1, -1) for mean in means])[0]
-        yield name, values, curves
+        yield name, kinds, values, curves
 
 
-def _verdict(row: Mapping[Hashable, Any]) -> str:
-    if np.isnan(row["low"]):
-        return TOO_FEW
-    controls = float(np.nanmax([row["random_high"], row["layer_high"], 0.0]))
-    if row["low"] > controls:
-        return ALIKE
-    return CANNOT_TELL if controls >= _NEARLY * row["best"] else NOT_ALIKE
-
-
-def _agreement(
-    history: HeadHistory, first: str, second: str, place: int, k: int, draws: int, seed: int
-) -> dict[str, float | str]:
-    facts: dict[str, float | str] = {"k": k, "chance": k * k / history.natural[0, 0].numel()}
-    facts |= {f"n_{end}": int(history.known(c)[place].sum()) for end, c in (("first", first), ("second", second))}
-    drawn = [history.drawn(condition, place, draws, seed) for condition in (first, second)]
+def _agreement(history: HeadHistory, pair: tuple[str, str], place: int, draws: int, seed: int) -> dict[str, Any]:
+    known = [int(history.known(kind)[place].sum()) for kind in pair]
+    facts: dict[str, Any] = {"n_first": known[0], "n_second": known[1]}
+    drawn = [history.drawn(kind, place, draws, seed) for kind in pair]
     if drawn[0] is None or drawn[1] is None:
-        return _UNKNOWN | {"lead_first": "", "lead_second": ""} | facts
+        more = dict.fromkeys(("best", "reliability_first", "reliability_second", "rank", "same_lead"), _NAN)
+        return _unknown("agreement") | more | {"lead_first": "", "lead_second": ""} | facts
     ones, others = np.abs(drawn[0]), np.abs(drawn[1])
-    one, other = (np.abs(history.means(condition)[place]) for condition in (first, second))
+    one, other = (np.abs(history.means(kind)[place]) for kind in pair)
     flat = [one.reshape(1, -1), other.reshape(1, -1)]
-    found: dict[str, float | str] = {}
-    ways: list[tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = [("", overlap), ("rank", rank_correlation)]
-    for name, way in ways:
-        low, high = percentile_interval(_finite(way(ones, others)))
-        prefix = f"{name}_" if name else ""
-        found |= {name or "value": float(way(flat[0], flat[1])[0]), f"{prefix}low": low, f"{prefix}high": high}
-    shared_low, shared_high = percentile_interval(_shared(ones, others, k).tolist())
-    leads = [divmod(int(sizes.argmax()), one.shape[1]) for sizes in flat]
-    return (
-        found
-        | {
-            "random_high": _moved(one, other, seed, within_layers=False),
-            "layer_high": _moved(one, other, seed, within_layers=True),
-            "best": float(overlap(np.sort(flat[0], axis=1), np.sort(flat[1], axis=1))[0]),
-            "reliability_first": _reliability(_values(history, first, place), seed),
-            "reliability_second": _reliability(_values(history, second, place), seed),
-            "shared": float(_shared(flat[0], flat[1], k)[0]),
-            "shared_low": shared_low,
-            "shared_high": shared_high,
-            "same_lead": float((ones.argmax(1) == others.argmax(1)).mean()),
-            "lead_first": f"{leads[0][0]}.{leads[0][1]}",
-            "lead_second": f"{leads[1][0]}.{leads[1][1]}",
-        }
-        | facts
+    heads, (layers, width) = one.size, one.shape
+    controls = {
+        "heads shuffled": (_moved(one, other, seed, within_layers=False), math.factorial(heads) - 1),
+        "shuffled within layers": (_moved(one, other, seed, within_layers=True), math.factorial(width) ** layers - 1),
+    }
+    leads = [divmod(int(sizes.argmax()), width) for sizes in flat]
+    found = _found(
+        "agreement", float(overlap(*flat)[0]), controls, percentile_interval(_finite(overlap(ones, others))), min(known)
     )
+    return found | facts | {
+        "best": float(overlap(np.sort(flat[0], axis=1), np.sort(flat[1], axis=1))[0]),
+        "reliability_first": _reliability(_values(history, pair[0], place), seed),
+        "reliability_second": _reliability(_values(history, pair[1], place), seed),
+        "rank": float(rank_correlation(*flat)[0]),
+        "same_lead": float((ones.argmax(1) == others.argmax(1)).mean()),
+        "lead_first": f"{leads[0][0]}.{leads[0][1]}",
+        "lead_second": f"{leads[1][0]}.{leads[1][1]}",
+    }  # fmt: skip
+
+
+def _found(
+    measure: str,
+    value: float,
+    controls: Mapping[str, tuple[Float[np.ndarray, " draw"], int]],
+    interval: tuple[float, float],
+    n: int,
+) -> dict[str, Any]:
+    """A detection beside each kind of control, with how many different draws it has: the kind with the largest p."""
+    rows = []
+    for kind, (drawn, different) in controls.items():
+        row = detection(measure, measure, value, drawn.tolist(), interval=interval, n=n)
+        rows.append(row | {"controls": kind, "m": min(row["m"], different)})
+    worst = max(rows, key=lambda row: (row["p"], -row["m"]))
+    return worst | {"m": min(row["m"] for row in rows)}
+
+
+def _unknown(measure: str) -> dict[str, Any]:
+    return detection(measure, measure, _NAN, [])
 
 
 def overlap(ones: Float[np.ndarray, "draw head"], others: Float[np.ndarray, "draw head"]) -> Float[np.ndarray, " draw"]:
@@ -517,9 +360,9 @@ def overlap(ones: Float[np.ndarray, "draw head"], others: Float[np.ndarray, "dra
     return np.minimum(*shares).sum(1)
 
 
-def _values(history: HeadHistory, condition: str, place: int) -> Float[np.ndarray, "text head"]:
-    known = history.known(condition)[place]
-    return history.of(condition)[place][known].reshape(int(known.sum()), -1)
+def _values(history: HeadHistory, kind: str, place: int) -> Float[np.ndarray, "text head"]:
+    known = history.known(kind)[place]
+    return history.of(kind)[place][known].reshape(int(known.sum()), -1)
 
 
 def _scattered(values: Float[np.ndarray, "text head"], seed: int) -> Float[np.ndarray, " shuffle"]:
@@ -539,115 +382,26 @@ def _reliability(values: Float[np.ndarray, "text head"], seed: int) -> float:
 
 def _moved(
     one: Float[np.ndarray, "layer head"], other: Float[np.ndarray, "layer head"], seed: int, *, within_layers: bool
-) -> float:
-    """97.5 % of the overlaps after the heads of one condition changed places."""
+) -> Float[np.ndarray, " shuffle"]:
+    """Overlaps after the heads of one kind changed places."""
     generator = np.random.default_rng(seed)
     moved = [
         (generator.permuted(other, axis=1) if within_layers else generator.permutation(other.ravel())).ravel()
         for _ in range(_SHUFFLES)
     ]
-    found = overlap(np.repeat(one.reshape(1, -1), _SHUFFLES, axis=0), np.stack(moved))
-    return percentile_interval(_finite(found))[1]
-
-
-def _shared(
-    ones: Float[np.ndarray, "draw head"], others: Float[np.ndarray, "draw head"], k: int
-) -> Float[np.ndarray, " draw"]:
-    """How many of the ``k`` largest are the same; what does nothing is not among them."""
-    first = []
-    for sizes in (ones, others):
-        chosen = np.zeros(sizes.shape, dtype=bool)
-        np.put_along_axis(chosen, np.argsort(-sizes, axis=1, kind="stable")[:, :k], True, axis=1)
-        first.append(chosen & (sizes > 0))
-    return (first[0] & first[1]).sum(1).astype(float)
+    return overlap(np.repeat(one.reshape(1, -1), _SHUFFLES, axis=0), np.stack(moved))
 
 
 def _finite(values: np.ndarray) -> list[float]:
     return values[~np.isnan(values)].tolist()
 
 
-APPEARS, BY_ONE, FADES, UNSURE, NO_STEP = (
-    "appears",
-    "appears, by one checkpoint",
-    "fades",
-    "no more than shuffled checkpoints",
-    "no clear step",
-)
-APPEARING = (APPEARS, BY_ONE)
-EARLIER, SAME, UNDECIDED = "earlier", "same checkpoints", "not decided"
-_LEVEL = 0.05
-_THERE = 0.5  # of its largest value: what has so much at the first checkpoint did not appear during training
+# --- figures ----------------------------------------------------------------------------------------------------------
 
-
-def judged_points(points: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
-    """Change points with a ``verdict`` on each.
-
-    :data:`APPEARS` or :data:`FADES` where the step is clear and shuffled orders of the checkpoints seldom have one like
-    it (p < 0.05).  One checkpoint apart from all others is at an end in ``2 / K`` of the orders of K checkpoints, so p
-    cannot be small for a step next to an end: there a clear step upwards is :data:`BY_ONE`, as sure as the texts at
-    that one checkpoint.  Any other clear step is :data:`UNSURE`; the rest is :data:`NO_STEP`.
-
-    Args:
-        points: of :meth:`~mechrep.studies.checkpoints.CheckpointResult.change_points`.
-        values: of :meth:`~mechrep.studies.checkpoints.CheckpointResult.to_frame`.
-
-    Example:
-        >>> columns = ["measure", "before", "after", "size", "p", "clear"]
-        >>> points = pd.DataFrame([("loops", "step1", "step2", 0.5, 0.01, True)], columns=columns)
-        >>> values = pd.DataFrame({"measure": "loops", "revision": ["step1", "step2", "step3"], "n": 8})
-        >>> judged_points(points, values)["verdict"].tolist()
-        ['appears']
-    """
-    known = values[values["n"] > 0].groupby("measure")["revision"].agg(["first", "last"])
-    verdicts = []
-    for point in points.to_dict("records"):
-        first, last = known.loc[point["measure"]]
-        verdict = APPEARS if point["size"] > 0 else FADES
-        if not point["clear"]:
-            verdict = NO_STEP
-        elif not point["p"] < _LEVEL:
-            at_end = (point["before"] == first) != (point["after"] == last)  # both: two checkpoints, no order at all
-            verdict = BY_ONE if verdict == APPEARS and at_end else UNSURE
-        verdicts.append(verdict)
-    return points.assign(verdict=verdicts)
-
-
-def judged_order(order: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of measures with a ``verdict`` on each; what is more often earlier stands first.
-
-    Args:
-        order: of :meth:`~mechrep.studies.checkpoints.CheckpointResult.order`.
-
-    Example:
-        >>> columns = ["first", "second", "earlier", "same", "later"]
-        >>> judged_order(pd.DataFrame([("a", "b", 0.5, 0.3, 0.2)], columns=columns))["verdict"].tolist()
-        ['not decided']
-    """
-    verdicts = []
-    for pair in order.to_dict("records"):
-        sure = {EARLIER: pair["earlier"], SAME: pair["same"]}
-        verdicts.append(next((name for name, share in sure.items() if share >= 1 - _LEVEL), UNDECIDED))
-    return order.assign(verdict=verdicts)
-
-
-def starts_of(values: pd.DataFrame) -> pd.DataFrame:
-    """What each measure is at the first checkpoint, and whether it was there from the start.
-
-    Args:
-        values: of :meth:`~mechrep.studies.checkpoints.CheckpointResult.to_frame`.
-    """
-    rows = []
-    for measure, part in values.groupby("measure", sort=False):
-        first, largest = part.iloc[0], float(part["value"].max())
-        there = bool(first["low"] > 0 and first["low"] >= _THERE * largest)  # False where nothing is known
-        rows.append((measure, first["value"], first["low"], first["high"], largest, int(first["n"]), there))
-    return pd.DataFrame(rows, columns=["measure", "first", "low", "high", "largest", "n", "there"])
-
-
-CONDITION_WORDS = {
+KIND_WORDS = {
     NATURAL: "natural loops",
-    INDUCED: "induced copying",
-    ELIGIBLE: "induced copying, texts that do not loop",
+    INDUCED: "induced repetition",
+    ELIGIBLE: "induced repetition, texts that do not loop",
     INDUCTION: "induction score",
 }
 _COLOURS = {NATURAL: ACCENT, INDUCED: "#3b82c4", ELIGIBLE: "#7a74e6", INDUCTION: "#5d8a3a"}
@@ -656,7 +410,7 @@ _CELL, _PANEL = 26, 190  # pixels: of a layer in a map, of a panel of curves
 
 
 def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = None) -> go.Figure:
-    """What every head does, one row of maps per condition and one column per checkpoint.
+    """What every head does, one row of maps per text kind and one column per checkpoint.
 
     All maps of direct effects share one scale; the induction score has its own, 0 to 1.  A map with too few texts is
     empty.
@@ -679,25 +433,25 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
         chosen = list(revisions)
     if not chosen or not set(chosen) <= set(known):
         raise InputError(f"revisions {chosen}", f"some of {known}", "correct them")
-    conditions = (NATURAL, INDUCED, INDUCTION)
+    kinds = (NATURAL, INDUCED, INDUCTION)
     numbers = [known.index(name) for name in chosen]
-    means = {condition: history.means(condition)[numbers] for condition in conditions}
+    means = {kind: history.means(kind)[numbers] for kind in kinds}
     scale = max(_largest(means[NATURAL]), _largest(means[INDUCED])) or 1.0
     figure = make_subplots(
-        len(conditions),
+        len(kinds),
         len(chosen),
         column_titles=[plain(name) for name in chosen],
-        row_titles=[CONDITION_WORDS[condition] for condition in conditions],
+        row_titles=[KIND_WORDS[kind] for kind in kinds],
         shared_xaxes=True,
         shared_yaxes=True,
         horizontal_spacing=0.015,
         vertical_spacing=0.06,
     )
-    for row, condition in enumerate(conditions, start=1):
+    for row, kind in enumerate(kinds, start=1):
         for column in range(len(chosen)):
             trace = go.Heatmap(
-                z=means[condition][column],
-                coloraxis="coloraxis2" if condition == INDUCTION else "coloraxis",
+                z=means[kind][column],
+                coloraxis="coloraxis2" if kind == INDUCTION else "coloraxis",
                 hovertemplate="layer %{y}, head %{x}: %{z:.3f}<extra></extra>",
             )
             figure.add_trace(trace, row=row, col=column + 1)
@@ -705,128 +459,71 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
     figure.update_annotations(font_size=12)
     titled = styled(
         figure,
-        title="What every head does, by condition and checkpoint",
+        title="What every head does, by text kind and checkpoint",
         subtitle=f"{history.provenance.model['name']}; direct effect on the logit difference, and attention",
         x="",
         y="",
     )
     titled.update_xaxes(AXIS | {"showgrid": False, "dtick": 1})
     titled.update_yaxes(AXIS | {"showgrid": False, "dtick": 1})
-    titled.update_xaxes(title_text="head", row=len(conditions))
+    titled.update_xaxes(title_text="head", row=len(kinds))
     titled.update_yaxes(title_text="layer", col=1)
     bar = {"thickness": 10, "len": 0.6, "x": 1.07}
     return titled.update_layout(
         coloraxis={"colorscale": "RdBu", "cmin": -scale, "cmax": scale, "colorbar": bar | {"y": 0.68}},
         coloraxis2={"colorscale": "Greens", "cmin": 0, "cmax": 1, "colorbar": bar | {"y": 0.15, "len": 0.3}},
-        height=max(420, len(conditions) * layers * _CELL + 220),
+        height=max(420, len(kinds) * layers * _CELL + 220),
         margin={"t": 140, "r": 110},
     )
 
 
-def specialisation_figure(curves: pd.DataFrame, name: str) -> go.Figure:
-    """How concentrated the heads' effects are over training, one line per condition, with its control dotted.
+def curves_figure(curves: pd.DataFrame, name: str) -> go.Figure:
+    """Specialisation or agreement over training, one panel per text kind or pair, with intervals and controls.
+
+    Grey: the largest control draw.  Dotted, for agreement: the smaller reliability of the two text kinds.
 
     Args:
-        curves: of :func:`mechrep.studies.training_heads.specialisation_curves`.
-        name: of the model.
-
-    Example:
-        >>> rows = [(r, "natural", 0.5, 0.4, 0.6, 0.2, 0.3, 20) for r in ("step0", "step8")]
-        >>> columns = ["revision", "condition", "value", "low", "high", "null", "null_high", "n"]
-        >>> specialisation_figure(pd.DataFrame(rows, columns=columns), "mine").layout.title.text
-        'Specialisation of the heads over training'
-    """
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for number, (condition, part) in enumerate(curves.groupby("condition", sort=False)):
-        if part["value"].isna().all():
-            continue
-        colour, label = _COLOURS[str(condition)], CONDITION_WORDS[str(condition)]
-        _add_curve(figure, part, label, colour, DASHES[number % len(DASHES)])
-        control = go.Scatter(
-            x=_names(part["revision"]), y=part["null_high"], mode="lines",
-            line={"color": colour, "dash": "dot", "width": 1}, name=f"{label}: control", showlegend=False,
-            hovertemplate="%{x}<br>97.5 % of the control: %{y:.2f}<extra></extra>",
-        )  # fmt: skip
-        figure.add_trace(control)
-    titled = styled(
-        figure,
-        title="Specialisation of the heads over training",
-        subtitle=f"{name}; Gini coefficient of the mean effects, 95 % intervals; dotted: 97.5 % of the control",
-        x="checkpoint",
-        y="Gini coefficient",
-    )
-    return titled.update_yaxes(range=[0, 1]).update_layout(margin={"t": 150})
-
-
-def agreement_figure(agreement: pd.DataFrame, name: str) -> go.Figure:
-    """How alike two conditions are in their heads over training, one panel per pair.
-
-    Grey: the 97.5 % of both controls, the larger; dotted: the smaller reliability of the two conditions.
-
-    Args:
-        agreement: of :func:`mechrep.studies.training_heads.agreement_curves`.
+        curves: of :func:`specialisation_curves` or :func:`agreement_curves`.
         name: of the model.
     """
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    pairs = list(agreement.groupby(["first", "second"], sort=False))
-    titles = [f"{CONDITION_WORDS[str(a)]} and {CONDITION_WORDS[str(b)]}" for (a, b), _ in pairs]
-    figure = make_subplots(len(pairs), 1, shared_xaxes=True, subplot_titles=titles)
-    for row, ((first, _), part) in enumerate(pairs, start=1):
-        _add_curve(figure, part, titles[row - 1], _COLOURS[str(first)], "solid", row=row)
-        lines = {
-            "controls": (part[["random_high", "layer_high"]].max(axis=1), "solid"),
-            "halves of one condition": (part[["reliability_first", "reliability_second"]].min(axis=1), "dot"),
-        }
+    keys = [key for key in ("first", "second", "kind") if key in curves]
+    parts = [(kinds, part) for kinds, part in curves.groupby(keys, sort=False) if part["value"].notna().any()]
+    titles = [" and ".join(KIND_WORDS[str(kind)] for kind in kinds) for kinds, _ in parts]
+    figure = make_subplots(max(1, len(parts)), 1, shared_xaxes=True, subplot_titles=titles or None)
+    for row, (kinds, part) in enumerate(parts, start=1):
+        _add_curve(figure, part, titles[row - 1], _COLOURS[str(kinds[0])], row)
+        lines = {"largest control draw": (part["baseline"] + part["control_high"], "solid")}
+        if "reliability_first" in part:
+            halves = part[["reliability_first", "reliability_second"]].min(axis=1)
+            lines["halves of one text kind"] = (halves, "dot")
         for label, (values, dash) in lines.items():
-            line = {"color": INK, "width": 1.2, "dash": dash}
-            trace = go.Scatter(
-                x=_names(part["revision"]), y=values, mode="lines", line=line, name=label, showlegend=row == 1,
+            figure.add_scatter(
+                x=_names(part["revision"]), y=values, mode="lines", line={"color": INK, "width": 1.2, "dash": dash},
+                name=label, showlegend=row == 1, row=row, col=1,
                 hovertemplate=f"%{{x}}<br>{label}: %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
-            figure.add_trace(trace, row=row, col=1)
     figure.update_annotations(font_size=13)
-    titled = styled(
-        figure,
-        title="Do the same heads carry both?",
-        subtitle=f"{name}; overlap of what heads do, 95 % intervals",
-        x="",
-        y="",
-    )
+    agree = "first" in curves
+    title = "Do the same heads carry both?" if agree else "Specialisation of the heads over training"
+    what = "overlap of what heads do" if agree else "Gini coefficient of what heads do"
+    titled = styled(figure, title=title, subtitle=f"{name}; {what}, 95 % intervals", x="", y="")
     titled.update_xaxes(AXIS | {"showgrid": False, "showline": True})
     titled.update_yaxes(AXIS | {"range": [0, 1.05]})
-    titled.update_xaxes(title_text="checkpoint", row=len(pairs))
-    return titled.update_layout(height=190 + _PANEL * len(pairs), margin={"t": 150})
+    titled.update_xaxes(title_text="checkpoint", row=max(1, len(parts)))
+    return titled.update_layout(height=190 + _PANEL * max(1, len(parts)), margin={"t": 150})
 
 
-def _add_curve(
-    figure: go.Figure, part: pd.DataFrame, label: str, colour: str, dash: str, row: int | None = None
-) -> None:
+def _add_curve(figure: go.Figure, part: pd.DataFrame, label: str, colour: str, row: int) -> None:
     """A line with error bars; what is not known leaves a gap."""
-    import plotly.graph_objects as go
-
-    trace = go.Scatter(
-        x=_names(part["revision"]),
-        y=part["value"],
-        error_y={
-            "array": part["high"] - part["value"],
-            "arrayminus": part["value"] - part["low"],
-            "symmetric": False,
-            "color": translucent(colour, 0.5),
-            "thickness": 1.2,
-        },
-        mode="lines+markers",
-        name=label,
-        showlegend=row is None,
-        line={"color": colour, "dash": dash, "width": 2},
-        marker={"size": 6},
-        hovertemplate="%{x}<br>%{y:.2f}<extra></extra>",
-    )
-    place: dict[str, Any] = {} if row is None else {"row": row, "col": 1}
-    figure.add_trace(trace, **place)
+    figure.add_scatter(
+        x=_names(part["revision"]), y=part["value"], mode="lines+markers", name=label, showlegend=False,
+        error_y={"array": part["high"] - part["effect"], "arrayminus": part["effect"] - part["low"],
+                 "symmetric": False, "color": translucent(colour, 0.5), "thickness": 1.2},
+        line={"color": colour, "width": 2}, marker={"size": 6}, hovertemplate="%{x}<br>%{y:.2f}<extra></extra>",
+        row=row, col=1,
+    )  # fmt: skip
 
 
 def _names(revisions: pd.Series) -> list[str]:
