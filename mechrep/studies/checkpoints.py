@@ -422,6 +422,11 @@ def part_of(effects: Effects, sources: Sequence[str]) -> Effects:
 # --- when, and in which order -----------------------------------------------------------------------------------------
 
 
+_ROW = ["name", "measure", "unit", "over", "value", "baseline", "effect", "low", "high", "n", "direction", "floor",
+        "controls", "m", "control_mean", "control_low", "control_high", "p"]  # fmt: skip
+_STEP = ["explained", "before", "after", "earliest", "latest"]
+
+
 def change_points(effects: Effects, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """When each measure changes, with a verdict: one row per measure known at two checkpoints or more.
 
@@ -436,7 +441,7 @@ def change_points(effects: Effects, *, draws: int = DRAWS, seed: int = 0) -> pd.
     """
     points, names = _points(effects, draws, seed), revisions_of(effects)
     rows = [step_row(effects.measures[place], *points[place], names) for place in points]
-    return judge(rows, family="steps over training")
+    return judge(pd.DataFrame(rows, columns=[*_ROW, *_STEP]), family="steps over training")
 
 
 def step_row(measure: Measure, point: ChangePoint, n: int, revisions: Sequence[str]) -> dict[str, Any]:
@@ -477,7 +482,10 @@ def order_of_steps(
     chosen = list(itertools.combinations(points, 2)) if pairs is None else list(pairs)
     for name in itertools.chain.from_iterable(chosen):
         one_of("measure", name, points)
-    return judge([_order_row(points, steps, *pair) for pair in chosen], family="order of steps")
+    rows = [_order_row(points, steps, *pair) for pair in chosen]
+    return judge(
+        pd.DataFrame(rows, columns=[*_ROW, "first", "second", "earlier", "same", "later"]), family="order of steps"
+    )
 
 
 def _order_row(

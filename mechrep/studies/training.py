@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.ablation.effects import SUPPORTED, Effects
+from mechrep.ablation.effects import BASELINE, SUPPORTED, Effects
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, plain, styled, translucent
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL
@@ -103,7 +103,7 @@ class TrainingStudy:
         )  # fmt: skip
 
     def _fields(self) -> dict[str, Any]:
-        names, frame = revisions_of(self.checkpoints), self.checkpoints.to_frame()
+        names, frame = revisions_of(self.checkpoints), self._values()
         fields: dict[str, Any] = {
             "model": self.model_name, "checkpoints": len(names), "begin": names[0], "end": names[-1],
             "first": ", ".join(NAMES.get(name, name) for name in self.first) or None,
@@ -126,6 +126,10 @@ class TrainingStudy:
             fields[f"heads_{name}"] = None if row is None else row[name]
         return fields
 
+    def _values(self) -> pd.DataFrame:
+        columns = ["measure", "selection", "value"]
+        return self.checkpoints.to_frame()[columns] if self.checkpoints.measures else pd.DataFrame(columns=columns)
+
     def _claims(self) -> pd.DataFrame:
         tables = [
             self.points.assign(claim=self.points["measure"].map(_CLAIMED)),
@@ -146,7 +150,8 @@ class TrainingStudy:
         return [first if second == INDUCTION else second for first, second in pairs]
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        begin = self.checkpoints.to_frame().query("selection == 'baseline'").set_index("measure")["value"]
+        values = self._values()
+        begin = values[values["selection"] == BASELINE].set_index("measure")["value"]
         points = self.points.assign(measure=self.points["measure"].replace(NAMES))
         tables = {}
         if len(points):

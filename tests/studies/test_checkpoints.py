@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import weakref
@@ -11,152 +12,104 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import mechrep
+from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, Effects
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.cli.app import app
-from mechrep.cli.checkpoints import checkpoints as command
 from mechrep.errors import InputError, ModelError
 from mechrep.generation.text_kinds import condition_flow
 from mechrep.measures.attention_sinks import AttentionSinks
 from mechrep.measures.head_scores import HeadScores
+from mechrep.measures.mechanisms import head_mechanisms, loop_flags, sink_share
 from mechrep.models import tiny as embedded
 from mechrep.models.model import Model
-from mechrep.provenance import Provenance
+from mechrep.models.revisions import list_checkpoints
+from mechrep.run import Run
 from mechrep.studies.checkpoints import (
-    CheckpointResult,
-    Measure,
-    change_point,
-    flow_figure,
-    head_mechanisms,
-    list_checkpoints,
-    loop_flags,
+    ModelMeasure,
+    change_points,
     measure_named,
-    mechanisms_figure,
+    order_of_steps,
     over_checkpoints,
-    sink_share,
+    revisions_of,
+    training_curves,
 )
 from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import random_repeats
+from tests.measures.test_change_points import step
+from tests.studies.training_by_hand import table
 from tests.tiny_models import tiny, tiny_tokenizer
 
-# --- change points ----------------------------------------------------------------------------------------------
+# --- steps and their order --------------------------------------------------------------------------------------
 
 
-def step(place: int, checkpoints: int = 12, units: int = 40, *, size: float = 1.0, noise: float = 0.3, seed: int = 0):
-    """Units that step up between checkpoints ``place`` and ``place + 1``; every unit has a level of its own."""
-    rng = np.random.default_rng(seed)
-    level = rng.normal(0, noise, units) + rng.normal(0, noise, (checkpoints, units))
-    return level + size * (np.arange(checkpoints)[:, None] > place)
-
-
-def brute_force(means: np.ndarray) -> int:
-    errors = [
-        ((means[: k + 1] - means[: k + 1].mean()) ** 2).sum() + ((means[k + 1 :] - means[k + 1 :].mean()) ** 2).sum()
-        for k in range(len(means) - 1)
-    ]
-    return int(np.argmin(errors))
-
-
-@given(st.lists(st.integers(-9, 9), min_size=2, max_size=9).filter(lambda values: len(set(values)) > 1))
-def test_the_step_is_that_of_least_squares(values: list[int]) -> None:
-    means = np.array(values, dtype=float)
-    point, _ = change_point(means[:, None], draws=2)
-    best = brute_force(means)
-    left, right = means[: best + 1], means[best + 1 :]
-    chosen_left, chosen_right = means[: point.after + 1], means[point.after + 1 :]
-    error = sum(((part - part.mean()) ** 2).sum() for part in (left, right))
-    assert sum(((part - part.mean()) ** 2).sum() for part in (chosen_left, chosen_right)) == pytest.approx(error)
-    assert point.size == pytest.approx(chosen_right.mean() - chosen_left.mean())
-    assert point.explained == pytest.approx(1 - error / ((means - means.mean()) ** 2).sum())
-
-
-@pytest.mark.parametrize(("place", "size"), [(0, 1.0), (5, 1.0), (10, 1.0), (4, -1.0)])
-def test_planted_steps_are_found(place: int, size: float) -> None:
-    point, drawn = change_point(step(place, size=size, seed=place), draws=200)
-    assert point.after == place and point.low <= place <= point.high and point.clear
-    assert point.size * size > 0
-    assert len(drawn) == 200 and float((drawn == place).mean()) > 0.5
-
-
-def test_intervals_cover_faint_steps_and_a_smooth_rise_lies_in_its_middle() -> None:
-    covered, sizes = 0, 0
-    for seed in range(40):
-        point, _ = change_point(step(5, units=15, size=0.25, noise=0.3, seed=seed), draws=200)
-        covered += point.low <= 5 <= point.high
-        sizes += point.size_low <= 0.25 <= point.size_high
-    assert covered >= 34 and sizes >= 32
-    rise = 1 / (1 + np.exp(-(np.arange(13) - 6.0)))
-    point, _ = change_point(rise[:, None] + np.random.default_rng(0).normal(0, 0.05, (13, 30)), draws=200)
-    assert point.after in (5, 6) and point.low <= 5 <= point.high
-
-
-def test_noise_has_no_clear_step() -> None:
-    found = [change_point(step(5, size=0.0, seed=seed), draws=200)[0] for seed in range(20)]
-    assert sum(point.clear for point in found) <= 2
-    flat, _ = change_point(np.ones((6, 3)), draws=10)
-    assert flat.size == 0 and not flat.clear
-
-
-def test_missing_values_are_passed_over() -> None:
-    values = step(4, checkpoints=8, noise=0.05)
-    gaps = values.copy()
-    gaps[2], gaps[6, 10:] = np.nan, np.nan
-    point, drawn = change_point(gaps, draws=100)
-    assert point.after == 4 and 2 not in set(drawn.tolist())
-    with pytest.raises(InputError, match="1 of 8"):
-        change_point(np.where(np.arange(8)[:, None] == 3, values, np.nan))
-
-
-def planted_result(**series: np.ndarray) -> CheckpointResult:
-    n = len(next(iter(series.values())))
-    return CheckpointResult(
-        Provenance({"name": "planted"}, {"texts": 0}, {}),
-        revisions=[f"step{i}" for i in range(n)],
-        steps=[float(i) for i in range(n)],
-        tokens=[float("nan")] * n,
-        fingerprints=[""] * n,
-        units={name: values.tolist() for name, values in series.items()},
-        sources={name: name.split("_")[0] for name in series},
+def test_planted_steps_are_supported_and_noise_is_not() -> None:
+    result = table(
+        {"late": step(8, seed=1), "early": step(3, seed=2), "noise": step(3, size=0.0), "edge": step(0, seed=4)}
     )
+    points, names = change_points(result).set_index("measure"), revisions_of(result)
+    assert points.loc[["late", "early"], "verdict"].tolist() == [SUPPORTED] * 2
+    assert points.loc["noise", "verdict"] != SUPPORTED and points.loc["edge", "verdict"] == TOO_FEW
+    assert (points.loc["early", "before"], points.loc["early", "after"]) == (names[3], names[4])
+    assert points.loc["late", "earliest"] == names[8] and points.loc["late", "latest"] == names[9]
+    assert points.loc["late", "value"] - points.loc["late", "baseline"] == pytest.approx(points.loc["late", "effect"])
+    assert points.loc["late", "n"] == 40 and points.loc["late", "m"] == 12 * 11 * 10 // 6 // 2 - 1
+
+
+def test_the_rule_for_steps_keeps_its_level() -> None:
+    """Curves without a trend, whose texts have levels of their own and checkpoints too: 5 % are called steps."""
+    wrong = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(0, 0.3, (12, 1)) + rng.normal(0, 0.1, (12, 20))
+        wrong += change_points(table({"a": values}), draws=200, seed=seed)["verdict"].iloc[0] == SUPPORTED
+    assert wrong <= 7
 
 
 def test_the_order_of_planted_steps() -> None:
-    result = planted_result(late=step(8, seed=1), early=step(3, seed=2), also=step(3, seed=3), noise=step(3, size=0.0))
-    points = result.change_points().set_index("measure")
-    assert points.loc["early", "before"] == "step3" and points.loc["early", "after"] == "step4"
-    assert points.loc["late", "earliest"] == "step8" and bool(points.loc["late", "clear"])
-    order = result.order()
-    assert "noise" not in {*order["first"], *order["second"]}
-    pair = order[(order["first"] == "early") & (order["second"] == "late")]
-    assert float(pair["earlier"].iloc[0]) > 0.99
-    tie = order[order["first"].isin(["early", "also"]) & order["second"].isin(["early", "also"])]
-    assert float(tie["same"].iloc[0]) > 0.9
-    with pytest.raises(InputError, match="measure 'lates'"):
-        result.order(["lates", "early"])
+    result = table(
+        {"late": step(8, seed=1), "early": step(3, seed=2), "also": step(3, seed=3), "noise": step(8, size=0.0)}
+    )
+    order = order_of_steps(result).set_index(["first", "second"])
+    far = order.loc[("early", "late")]
+    assert far["effect"] == 5 and far["verdict"] == SUPPORTED and far["earlier"] > 0.99 and far["low"] > 0
+    tie = order[order.index.isin([("early", "also"), ("also", "early")])].iloc[0]
+    assert tie["effect"] == 0 and tie["verdict"] == NOT_SUPPORTED and tie["same"] > 0.9
+    without = [row for pair, row in order.iterrows() if "noise" in tuple(pair)]
+    assert all(row["verdict"] != SUPPORTED for row in without), "there is no order without a step"
+    with pytest.raises(InputError, match="lates"):
+        order_of_steps(result, [("lates", "early")])
 
 
-def test_measures_of_one_source_are_drawn_together() -> None:
+def test_measures_with_the_same_units_are_drawn_together() -> None:
     """Two copies of one faint measure: drawn together they never part; drawn apart they do."""
     faint = step(5, units=10, size=0.3, noise=0.5, seed=3)
-    together, apart = planted_result(a_1=faint, a_2=faint), planted_result(a=faint, b=faint)
-    assert float(together.order(["a_1", "a_2"])["same"].iloc[0]) == 1.0
-    assert float(apart.order(["a", "b"])["same"].iloc[0]) < 0.95
+    together = table({"a": faint, "b": faint})
+    ids = [together.units[0], [f"other {i}" for i in range(10)]]
+    apart = dataclasses.replace(together, units=ids, clusters=ids)
+    assert float(order_of_steps(together)["same"].iloc[0]) == 1.0
+    assert float(order_of_steps(apart)["same"].iloc[0]) < 0.95
 
 
 def test_the_table_has_means_and_intervals_of_units() -> None:
     values = step(2, checkpoints=4, units=50)
     values[3] = np.nan
-    frame = planted_result(a=values, single=values[:, :1]).to_frame()
+    frame = table({"a": values, "single": values[:, :1]}).to_frame()
     part = frame[frame["measure"] == "a"]
     np.testing.assert_allclose(part["value"][:3], values[:3].mean(1))
-    assert part["n"].tolist() == [50, 50, 50, 0] and bool(part[["value", "low", "high"]].iloc[3].isna().all())
+    assert part["texts"].tolist() == [50, 50, 50, 0] and np.isnan(part["value_low"].iloc[3])
     error = values[:3].std(1, ddof=1) / 50**0.5
-    np.testing.assert_allclose((part["high"] - part["low"])[:3] / (2 * 1.96 * error), 1.0, atol=0.2)
-    assert bool(frame.loc[frame["measure"] == "single", "low"].isna().all())
+    np.testing.assert_allclose((part["value_high"] - part["value_low"])[:3] / (2 * 1.96 * error), 1.0, atol=0.2)
+    assert bool(frame.loc[frame["measure"] == "single", "value_low"].isna().all())
+
+
+def test_the_figure_stands_on_steps_of_training_and_marks_supported_steps() -> None:
+    figure = training_curves(table({"late": step(8, seed=1), "noise": step(3, size=0.0)}))
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert len(lines) == 2 and lines[0].x[0] == 16 and figure.layout.xaxis.type == "log"  # 0 stands at half of 32
+    assert len(figure.layout.shapes) == 2  # the band and the line of one step
+    unnamed = over_checkpoints([embedding_size], revisions=TWO)
+    assert len(training_curves(unnamed).data) == 1
 
 
 # --- the study --------------------------------------------------------------------------------------------------
@@ -174,7 +127,7 @@ def test_the_numbers_are_those_of_each_checkpoint() -> None:
     for revision, value in zip(revisions, result.wide()["size"], strict=True):
         module: Any = embedded.load("mechrep-tiny", revision, dtype=torch.float32)[0]
         assert value == pytest.approx(float(module.get_input_embeddings().weight.detach().double().abs().mean()))
-    assert result.steps[0] == 0 and result.tokens[1] == embedded.history()[-1]["tokens"]
+    assert result.conditions[0].step == 0 and result.notes["tokens"][1] == embedded.history()[-1]["tokens"]
 
 
 def test_one_model_is_in_memory_at_a_time() -> None:
@@ -204,18 +157,27 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         return {"size": [float(model.tl.W_E.abs().mean()), 1.0]}
 
     with pytest.raises(Killed):
-        over_checkpoints([measure], revisions=revisions, store=tmp_path)
-    result = over_checkpoints([measure], revisions=revisions, store=tmp_path)
+        over_checkpoints([measure], revisions=revisions, run=Run(store=tmp_path))
+    result = over_checkpoints([measure], revisions=revisions, run=Run(store=tmp_path))
     assert seen == [*revisions, revisions[1]]
     np.testing.assert_array_equal(
-        over_checkpoints([measure], revisions=revisions, store=tmp_path).of("size"), result.of("size")
+        over_checkpoints([measure], revisions=revisions, run=Run(store=tmp_path)).of("size"), result.of("size")
     )
     assert len(seen) == 3
     # Other settings are another measure; another list of checkpoints is not.
-    over_checkpoints([measure], revisions=revisions[1:], store=tmp_path)
+    over_checkpoints([measure], revisions=revisions[1:], run=Run(store=tmp_path))
     assert len(seen) == 3
-    over_checkpoints([Measure("measure", measure, {"seed": 1})], revisions=revisions[:1], store=tmp_path)
+    over_checkpoints([ModelMeasure("measure", measure, {"seed": 1})], revisions=revisions[:1], run=Run(store=tmp_path))
     assert len(seen) == 4
+
+
+def test_the_table_is_kept_whole(tmp_path: Path) -> None:
+    result = over_checkpoints(["sinks"], revisions=TWO)
+    result.save(tmp_path / "result")
+    again = Effects.load(tmp_path / "result")
+    np.testing.assert_array_equal(again.of("sink"), result.of("sink"))
+    assert again.notes == result.notes and revisions_of(again) == TWO
+    assert [(one.name, one.unit) for one in again.measures] == [("sink_heads", "share"), ("sink", "score")]
 
 
 def test_analyzers_are_read_over_the_corpus() -> None:
@@ -241,11 +203,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_checkpoints_in_folders_and_of_another_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:
     good = {name: folders[name] for name in ("step1", "step2")}
-    result = over_checkpoints([embedding_size], revisions=good, store=tmp_path)
-    assert result.steps == [1, 2] and len(set(result.fingerprints)) == 1
+    result = over_checkpoints([embedding_size], revisions=good, run=Run(store=tmp_path))
+    assert [one.step for one in result.conditions] == [1, 2] and len(set(result.notes["fingerprints"])) == 1
     for _ in range(2):  # from the models, and from the store
         with pytest.raises(InputError, match=r"'step3' .tokenizer"):
-            over_checkpoints([embedding_size], revisions=folders, store=tmp_path)
+            over_checkpoints([embedding_size], revisions=folders, run=Run(store=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -335,37 +297,3 @@ def test_sinks_and_loops_are_those_of_their_analyzers(model: Model) -> None:
     frame = condition_flow(model, prompts, max_new_tokens=200).frame
     assert flags["loops_naturally"] == frame["loops_naturally"].astype(float).tolist()
     np.testing.assert_array_equal(np.isnan(flags["copies_in_icl"]), ~frame["eligible_for_icl"].to_numpy())
-
-
-# --- figures and the command ------------------------------------------------------------------------------------
-
-
-def test_figures_show_the_numbers(tmp_path: Path) -> None:
-    loops = (np.arange(6)[:, None] < np.array([6, 3, 0, 0])).astype(float)
-    copies = np.where(loops > 0, np.nan, (np.arange(6)[:, None] >= np.array([9, 9, 4, 9])).astype(float))
-    result = planted_result(loops_naturally=loops, copies_in_icl=copies, early=step(2, checkpoints=6))
-    figure: Any = mechanisms_figure(result)
-    assert len(figure.data) == 6  # a band and a line each
-    np.testing.assert_allclose(figure.data[5].y, step(2, checkpoints=6).mean(1))
-    flow: Any = flow_figure(result, ["step0", "step5"])
-    link = flow.data[0].link
-    flows = {(a, b): n for a, b, n in zip(link.source, link.target, link.value, strict=True)}
-    # 0 loops, 1 copies, 2 neither; the second checkpoint's nodes begin at 3.
-    assert flows == {(0, 3): 1, (0, 5): 1, (2, 4): 1, (2, 5): 1}
-    with pytest.raises(InputError, match="loops"):
-        flow_figure(planted_result(a=loops))
-    result.save(tmp_path / "saved")
-    np.testing.assert_array_equal(CheckpointResult.load(tmp_path / "saved").of("copies_in_icl"), copies)
-
-
-def test_the_command(tmp_path: Path) -> None:
-    assert command.__doc__
-    arguments = ["checkpoints", "mechrep-tiny", "--revisions", ",".join(TWO), "--measures", "sinks", "--out"]
-    answer = CliRunner().invoke(app, [*arguments, str(tmp_path)])
-    assert answer.exit_code == 0, answer.output
-    assert "change points" in answer.output and TWO[1] in answer.output
-    table = (tmp_path / "checkpoints.csv").read_text()
-    assert table.startswith("measure,revision,step") and "sink_heads" in table
-    assert (tmp_path / "mechanisms.html").stat().st_size > 1000
-    missing = CliRunner().invoke(app, ["checkpoints", "mechrep-tiny", "--revisions", "step7", "--out", str(tmp_path)])
-    assert missing.exit_code == 1 and "step7" in missing.output

@@ -83,5 +83,5 @@ def test_the_command_offers_exactly_these_parts_and_each_kind_of_study_has_its_s
 
 def test_checkpoints_of_a_model_that_is_not_embedded_are_not_fetched_unasked(model: Model) -> None:
     theirs = reinitialised(model)
-    with pytest.raises(NothingFoundError, match="mechrep checkpoints"):
+    with pytest.raises(NothingFoundError, match="not embedded"):
         PARTS["training"](theirs, StudySettings(), {})

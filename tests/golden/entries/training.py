@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mechrep
+from mechrep.run import Run
 from tests.golden import api
 from tests.golden.entries.texts import windows
 from tests.golden.flat import Record, of_frame, of_value, where
@@ -26,14 +27,14 @@ def over_checkpoints(model: mechrep.Model) -> Record:
         api.measure_named("sinks", windows=16),
         api.measure_named("loops", prompts=8),
     ]
-    result = mechrep.studies.over_checkpoints(
-        measures, model=name, revisions=steps, corpus=windows(model), progress=False
-    )
-    record: Record = of_value("steps", result.steps) | of_value("tokens", result.tokens)
-    for measure, units in result.units.items():
-        for revision, values in zip(result.revisions, units, strict=True):
-            record |= of_value(where(measure=measure, revision=revision), values)
-    return record | of_frame("table", result.to_frame(draws=100))
+    run = Run(progress=False)
+    table = mechrep.studies.over_checkpoints(measures, model=name, revisions=steps, corpus=windows(model), run=run)
+    record: Record = of_value("steps", [condition.step for condition in table.conditions])
+    record |= of_value("tokens", table.notes["tokens"])
+    for measure in table.measures:
+        for condition, values in zip(table.conditions, table.of(measure.name).tolist(), strict=True):
+            record |= of_value(where(measure=measure.name, revision=condition.model), values)
+    return record
 
 
 @golden(slow=True, models=(TINY,))

@@ -1,13 +1,14 @@
-"""Studies of training made by hand: every curve is planted, so what the report has to say is known."""
+"""Studies of training made by hand: every curve is planted, so what the study has to find is known."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from mechrep.studies.checkpoints import CheckpointResult
+from mechrep.ablation.effects import BASELINE, CHECKPOINT, Condition, Effects, Measure
+from mechrep.provenance import Provenance
 from mechrep.studies.training import TrainingStudy, study_of_checkpoints
 from mechrep.studies.training_heads import HEAD_EFFECTS
-from tests.views import study_by_hand as by_hand
 
 CHECKPOINTS, PROMPTS, GROUPS = 12, 24, 8
 N_LAYERS, N_HEADS = 4, 3
@@ -54,21 +55,29 @@ def head_units(
     return units
 
 
-def result(
-    series: dict[str, np.ndarray], *, heads: dict[str, np.ndarray] | None = None, name: str = "hand"
-) -> CheckpointResult:
-    """Planted series as a result; those of one kind of unit have one source."""
+def table(series: dict[str, np.ndarray], *, heads: dict[str, np.ndarray] | None = None, name: str = "hand") -> Effects:
+    """Planted series as a table; those of one kind of unit have one source."""
     sources = {one: "loops" if values.shape[1] == PROMPTS else "heads" for one, values in series.items()}
     sources |= dict.fromkeys(heads or {}, HEAD_EFFECTS)
-    steps = [0.0, *(float(2**i) for i in range(5, 4 + CHECKPOINTS))]
-    return CheckpointResult(
-        by_hand.provenance(name, note=by_hand.SCRIPT),
-        revisions=[f"step{step:.0f}" for step in steps],
-        steps=steps,
-        tokens=[float("nan")] * CHECKPOINTS,
-        fingerprints=[""] * CHECKPOINTS,
-        units={one: values.tolist() for one, values in (series | (heads or {})).items()},
-        sources=sources,
+    everything = series | (heads or {})
+    n = len(next(iter(everything.values())))
+    steps = [0.0, *(float(2**i) for i in range(5, 4 + n))]
+    most = max(values.shape[1] for values in everything.values())
+    filled = [
+        np.pad(values, ((0, 0), (0, most - values.shape[1])), constant_values=np.nan) for values in everything.values()
+    ]
+    units = [[f"{sources[one]} {i}" for i in range(values.shape[1])] for one, values in everything.items()]
+    return Effects(
+        Provenance({"name": name}, {"texts": PROMPTS}, {}),
+        [
+            Condition("checkpoint", CHECKPOINT if step else BASELINE, model=f"step{step:.0f}", step=step)
+            for step in steps
+        ],
+        [Measure(one, "score", "text" if values.shape[1] > 1 else "model") for one, values in everything.items()],
+        units,
+        units,
+        torch.from_numpy(np.stack(filled).astype(float)),
+        {"sources": sources, "tokens": [float("nan")] * n, "fingerprints": [""] * n},
     )
 
 
@@ -91,4 +100,4 @@ def study(
         "self_finding": flat(3),
     }
     given = head_units() if heads is None else heads
-    return study_of_checkpoints(result(series, heads=given or None, name=name), prompts=PROMPTS)
+    return study_of_checkpoints(table(series, heads=given or None, name=name), prompts=PROMPTS)
