@@ -180,7 +180,8 @@ def test_the_section_holds_claims_tables_and_figures(planted: TrainingStudy, tmp
 def test_a_study_of_few_measures_or_of_heads_alone_has_a_section_too() -> None:
     heads = study_of_checkpoints(by_hand.table({}, heads=by_hand.head_units()), prompts=by_hand.PROMPTS)
     assert heads.points.empty and heads.first == [] and len(view_of(heads.section()).claims)
-    flat = by_hand.study(loops=by_hand.share(99, before=0.1), induction=by_hand.flat(), heads={})
+    nothing = np.zeros((by_hand.CHECKPOINTS, by_hand.PROMPTS))
+    flat = by_hand.study(loops=by_hand.share(99, before=0.1), copies=nothing, induction=by_hand.flat(), heads={})
     section = flat.section()
     assert flat.first == [] and SUPPORTED not in set(section.claims["verdict"])
     assert view_of(section).lead
