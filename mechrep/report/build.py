@@ -11,6 +11,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,62 @@ from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
-from mechrep.studies import neurons
+from mechrep.studies import neurons, token_information_study
 
 _LIST = "parts.json"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What some parts can be told, beside effort and seed.
+
+    Attributes:
+        preset: whose detector and windows decide about loops, ``"mechrep"`` or ``"hiraoka2025"``.
+        sink_layer: a layer to take as the sink layer, see :func:`mechrep.find_sink`.
+        held_out: a file of text that the model has not seen in training; English by default.
+    """
+
+    preset: str = "mechrep"
+    sink_layer: int | None = None
+    held_out: Path | None = None
+
+    @property
+    def held_out_text(self) -> str | None:
+        """What is in the file.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        if self.held_out is None:
+            return None
+        try:
+            return self.held_out.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.held_out} ({error})", "a text file in UTF-8", "name another") from error
+
+    @property
+    def options(self) -> list[str]:
+        """As the command line takes them; only those that differ from the defaults."""
+        given = {"--preset": self.preset, "--sink-layer": self.sink_layer, "--held-out": self.held_out}
+        default = {"--preset": Settings.preset, "--sink-layer": None, "--held-out": None}
+        return [part for name, value in given.items() if value != default[name] for part in (name, str(value))]
+
+
 # Runs a study; gives its section or several.  One that finds nothing to study gets a section named like the part.
-Part = Callable[[Model, Run], Section | Sequence[Section]]
+Part = Callable[[Model, Run, Settings], Section | Sequence[Section]]
 
 
-def _neurons(model: Model, run: Run) -> Section:
-    return neurons.run_repetition_study(model, run=run).section()
+def _neurons(model: Model, run: Run, settings: Settings) -> Section:
+    options = {"preset": settings.preset, "held_out_text": settings.held_out_text}
+    return neurons.run_repetition_study(model, **options, run=run).section()
 
 
-PARTS: Mapping[str, Part] = {"neurons": _neurons}
+def _information(model: Model, run: Run, settings: Settings) -> Section:
+    options = {"preset": settings.preset, "held_out_text": settings.held_out_text}
+    return token_information_study.run_information_study(model, **options, run=run).section()
+
+
+PARTS: Mapping[str, Part] = {"neurons": _neurons, "information": _information}
 
 
 def build_report(
@@ -43,6 +86,7 @@ def build_report(
     *,
     only: Sequence[str] | None = None,
     run: Run | None = None,
+    settings: Settings | None = None,
     parts: Mapping[str, Part] | None = None,
     texts: Path | None = None,
 ) -> Path:
@@ -56,6 +100,7 @@ def build_report(
         out: folder of the report; made if it is missing.
         only: names of parts; by default all.
         run: effort, seed and so on; without a store, unfinished work is kept in ``out/store``.
+        settings: what some parts can be told.
         parts: by default :data:`PARTS`.
         texts: folder of the words; by default mechrep's own.
 
@@ -66,22 +111,25 @@ def build_report(
         InputError: an unknown part; and whatever a part raises.
         StoreError: the folder cannot be written, or holds the report of another model.
     """
-    target, run = Path(out), run or Run()
+    target, run, settings = Path(out), run or Run(), settings or Settings()
     known = PARTS if parts is None else parts
     chosen = _chosen(only, known)
-    listed = _listed(target)
     facts = {"name": model.name, "fingerprint": model.fingerprint()}
-    if listed and listed["model"] != facts:
+    listed = _listed(target) or {"model": facts, "parts": {}}
+    if listed["model"] != facts:
         raise StoreError(f"{target}, a report on {listed['model']}", f"one on {facts}", "choose another folder")
     if run.store is None:
         run = dataclasses.replace(run, store=target / "store")
-    earlier = listed.get("parts", {})
-    listed = {"model": facts, "command": _command(model, target, run), "parts": earlier}
+    command = _command(model, target, run, [*settings.options, *(["--only", ",".join(chosen)] if only else [])])
     with progress_bar(len(chosen), "report", "part", run.progress, every=0.0) as bar:
         for name in chosen:
             bar.set_postfix_str(name)
-            before = listed["parts"].pop(name, [])
-            after = _keep(target, name, _made(name, known[name], model, run), listed, list(known))
+            before = listed["parts"].pop(name, {"sections": []})["sections"]
+            after = _keep(target, name, _made(name, known[name], model, run, settings), listed, command)
+            listed["parts"] = {
+                one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
+            }
+            _write(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
             write_page(target, texts=texts)
             for stale in set(before) - set(after):
                 shutil.rmtree(target / "sections" / stale, ignore_errors=True)
@@ -104,7 +152,8 @@ def write_page(out: str | Path, *, texts: Path | None = None) -> Path:
     """
     target, listed = Path(out), _listed(Path(out))
     sections = load_sections(target)
-    name, command = listed["model"]["name"], listed["command"]
+    name = listed["model"]["name"]
+    command = "\n".join(dict.fromkeys(part["command"] for part in listed["parts"].values()))
     record = report_json(name, sections, command=command, texts=texts)
     _write(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
     _write(target / "report.html", render_page(name, sections, command=command, texts=texts))
@@ -120,21 +169,19 @@ def load_sections(out: str | Path) -> list[Section]:
     target, listed = Path(out), _listed(Path(out))
     if not listed:
         raise StoreError(f"{target} without a report", "a folder that build_report() wrote", "build the report first")
-    names = [name for names in listed["parts"].values() for name in names]
+    names = [name for part in listed["parts"].values() for name in part["sections"]]
     return [Section.load(target / "sections" / name) for name in names]
 
 
-def _keep(target: Path, part: str, made: Sequence[Section], listed: dict[str, Any], order: list[str]) -> list[str]:
-    """Write the sections of a part, and put them into the list of the report, in the order of all parts."""
+def _keep(target: Path, part: str, made: Sequence[Section], listed: dict[str, Any], command: str) -> list[str]:
+    """Write the sections of a part, and put them into the list of the report."""
     names = [section.name for section in made]
-    taken = {name for names in listed["parts"].values() for name in names}
+    taken = {name for other in listed["parts"].values() for name in other["sections"]}
     if taken & set(names) or len(set(names)) < len(names):
         raise InputError(f"part {part!r} with sections {names}", "names that no other section has", "rename")
     for section in made:
         section.save(target / "sections" / section.name)
-    kept = listed["parts"] | {part: names}
-    listed["parts"] = {name: kept[name] for name in [*order, *kept] if name in kept}
-    _write(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
+    listed["parts"][part] = {"sections": names, "command": command}
     return names
 
 
@@ -145,9 +192,9 @@ def _chosen(only: Sequence[str] | None, known: Mapping[str, Part]) -> list[str]:
     return [name for name in known if only is None or name in only]
 
 
-def _made(name: str, part: Part, model: Model, run: Run) -> list[Section]:
+def _made(name: str, part: Part, model: Model, run: Run, settings: Settings) -> list[Section]:
     try:
-        made = part(model, run)
+        made = part(model, run, settings)
     except NothingFoundError as error:
         fields = {"model": model.name, "given": error.given, "expected": error.expected, "remedy": error.remedy}
         provenance = provenance_of(model, None, {"study": name, "effort": run.effort, "seed": run.seed})
@@ -156,20 +203,23 @@ def _made(name: str, part: Part, model: Model, run: Run) -> list[Section]:
 
 
 def _listed(target: Path) -> dict[str, Any]:
-    """What the folder holds: the model, the command, and the sections of every part; nothing of a new folder."""
+    """What the folder holds: the model, and of every part the sections and the command; nothing of a new folder."""
     path = target / "sections" / _LIST
     if not path.is_file():
         return {}
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        return {name: listed[name] for name in ("model", "command", "parts")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = {
+            name: {"sections": part["sections"], "command": part["command"]} for name, part in listed["parts"].items()
+        }
+        return {"model": listed["model"], "parts": parts}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} ({error})", "the list of a report's parts", "delete it and build again") from error
 
 
-def _command(model: Model, target: Path, run: Run) -> str:
-    return shlex.join(["mechrep", "report", model.name, "--effort", run.effort, "--seed", str(run.seed),
-                       "--out", target.name])  # fmt: skip
+def _command(model: Model, target: Path, run: Run, options: Sequence[str]) -> str:
+    fixed = ["--effort", run.effort, "--seed", str(run.seed), "--out", target.name]
+    return shlex.join(["mechrep", "report", model.name, *fixed, *options])
 
 
 def _write(path: Path, text: str) -> None:

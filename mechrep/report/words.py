@@ -268,7 +268,7 @@ def words_of(name: str, folder: Path | None = None) -> Words:
         (True, False)
     """
     path = (folder or TEXT) / f"{name}.md"
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or not path.is_file():
+    if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name) or not path.is_file():
         raise InputError(f"section {name!r}", f"a text {path.name} in {path.parent}", "write its words there")
     return _read(path, path.stat().st_mtime_ns)
 

@@ -15,7 +15,7 @@ import pytest
 from mechrep.errors import InputError, NothingFoundError, StoreError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.report.build import Part, build_report, load_sections, write_page
+from mechrep.report.build import Part, Settings, build_report, load_sections, write_page
 from mechrep.report.terminal import print_section, section_text
 from mechrep.report.view import view_of
 from mechrep.run import Run
@@ -33,13 +33,13 @@ def tiny() -> Model:
     return load_model("mechrep-tiny")
 
 
-def nothing(_model: Any, _run: Run) -> Section:
+def nothing(*_: Any) -> Section:
     raise NothingFoundError("no layer", "a layer", "name one")
 
 
 def parts(**makers: Part) -> dict[str, Part]:
     given: dict[str, Part] = {
-        "heads": lambda model, run: [heads()], "sinks": lambda model, run: sinks(), "first-layer": nothing,
+        "heads": lambda *_: [heads()], "sinks": lambda *_: sinks(), "first-layer": nothing,
     }  # fmt: skip
     given |= makers
     return given
@@ -131,7 +131,7 @@ def test_only_replaces_its_part_and_keeps_the_others(tiny: Model, texts: Path, t
 
 
 def test_what_is_finished_is_kept_when_a_part_fails(tiny: Model, texts: Path, tmp_path: Path) -> None:
-    def fails(_model: Any, _run: Run) -> Section:
+    def fails(*_: Any) -> Section:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -142,7 +142,7 @@ def test_what_is_finished_is_kept_when_a_part_fails(tiny: Model, texts: Path, tm
 def test_parts_share_one_run_with_a_store(tiny: Model, texts: Path, tmp_path: Path) -> None:
     seen: list[Run] = []
 
-    def make(_model: Any, run: Run) -> Section:
+    def make(_model: Any, run: Run, _settings: Settings) -> Section:
         seen.append(run)
         return sinks() if run.once("n", lambda: len(seen)) == 1 else heads()
 
@@ -155,6 +155,27 @@ def test_parts_share_one_run_with_a_store(tiny: Model, texts: Path, tmp_path: Pa
     assert "--effort quick --seed 3" in record["command"]
 
 
+def test_every_part_says_by_which_command_it_was_made(tiny: Model, texts: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "my text.txt"
+    held_out.write_text("words")
+    seen: list[str | None] = []
+
+    def make(_model: Any, _run: Run, settings: Settings) -> Section:
+        seen.append(settings.held_out_text)
+        return sinks()
+
+    settings = Settings(sink_layer=1, held_out=held_out)
+    build_report(tiny, tmp_path / "out", parts=parts(), texts=texts, run=Run(progress=False))
+    given = parts(sinks=make)
+    again = Run(progress=False, seed=5)
+    build_report(tiny, tmp_path / "out", only=["sinks"], run=again, settings=settings, parts=given, texts=texts)
+    whole, part = json.loads((tmp_path / "out" / "report.json").read_text())["command"].splitlines()
+    assert "--only" not in whole and "--seed 0" in whole and seen == ["words"]
+    assert "--seed 5" in part and f"--sink-layer 1 --held-out '{held_out}' --only sinks" in part
+    with pytest.raises(InputError, match="nowhere"):
+        Settings(held_out=tmp_path / "nowhere").held_out_text  # noqa: B018
+
+
 def test_the_page_can_be_made_again_without_the_model(tiny: Model, texts: Path, tmp_path: Path) -> None:
     page = build_report(tiny, tmp_path, parts=parts(), texts=texts, run=Run(progress=False))
     before = page.read_bytes(), (tmp_path / "report.json").read_bytes()
@@ -163,6 +184,9 @@ def test_the_page_can_be_made_again_without_the_model(tiny: Model, texts: Path, 
     assert (page.read_bytes(), (tmp_path / "report.json").read_bytes()) == before
     with pytest.raises(StoreError, match="nowhere"):
         write_page(tmp_path / "nowhere")
+    (tmp_path / "sections" / "parts.json").write_text('{"model": {}, "parts": {"heads": ["heads"]}}')
+    with pytest.raises(StoreError, match=r"parts\.json"):
+        write_page(tmp_path)
 
 
 def test_another_model_and_unknown_parts_are_refused(tiny: Model, texts: Path, tmp_path: Path) -> None:
