@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from mechrep.measures.attention_sinks import AttentionSinks as AttentionSinks
     from mechrep.measures.attention_sinks import attention_sinks as attention_sinks
     from mechrep.measures.attention_sinks import first_position_attention as first_position_attention
-    from mechrep.measures.find_sink import find_sink as find_sink
-    from mechrep.measures.find_sink import known_sinks as known_sinks
     from mechrep.measures.first_token import find_first_token as find_first_token
     from mechrep.measures.first_token_mass import FirstTokenDetection as FirstTokenDetection
     from mechrep.measures.head_circuits import head_composition as head_composition
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
     from mechrep.models.anatomy import Site as Site
     from mechrep.models.load import load_model as load_model
     from mechrep.models.model import Model as Model
+    from mechrep.studies.find_sink import find_sink as find_sink
+    from mechrep.studies.find_sink import known_sinks as known_sinks
     from mechrep.text.corpus import Corpus as Corpus
     from mechrep.text.cycles import detect_cycle as detect_cycle
     from mechrep.text.watch import Cycle as Cycle
@@ -82,13 +82,13 @@ _HOME = {
     "control_condition": "mechrep.generation.text_kinds",
     "detect_cycle": "mechrep.text.cycles",
     "find_first_token": "mechrep.measures.first_token",
-    "find_sink": "mechrep.measures.find_sink",
+    "find_sink": "mechrep.studies.find_sink",
     "first_position_attention": "mechrep.measures.attention_sinks",
     "generate": "mechrep.generation.decode",
     "head_composition": "mechrep.measures.head_circuits",
     "induced_condition": "mechrep.generation.text_kinds",
     "induction_heads": "mechrep.measures.head_scores",
-    "known_sinks": "mechrep.measures.find_sink",
+    "known_sinks": "mechrep.studies.find_sink",
     "load_model": "mechrep.models.load",
     "natural_condition": "mechrep.generation.text_kinds",
     "ov_cluster": "mechrep.measures.ov_cluster",

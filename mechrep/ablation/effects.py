@@ -507,7 +507,8 @@ def judge(
         return table.assign(q=pd.Series(dtype=float), family=pd.Series(dtype=str), verdict=pd.Series(dtype=str))
     exact = table["over"] == "model"
     reachable = (table["m"] >= 1 / LEVEL - 1) & (exact | (table["n"] >= FEWEST_UNITS)) & table["p"].notna()
-    groups = table.groupby(list(within), sort=False, dropna=False).groups if within else {"": table.index}
+    keys = within[0] if len(within) == 1 else list(within)
+    groups = table.groupby(keys, sort=False, dropna=False).groups if within else {"": table.index}
     table["q"], table["family"] = np.nan, family
     for index in groups.values():
         tested = [place for place in index if reachable[place]]

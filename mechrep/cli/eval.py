@@ -118,12 +118,13 @@ def evaluate(
 def _find_patch(model: Model, seed: int) -> SinkPatch:
     """The patch on the sink neurons that are found in the model itself."""
     from mechrep.interventions.ops import SinkPatch
-    from mechrep.measures.find_sink import find_sink
+    from mechrep.run import Run
+    from mechrep.studies.find_sink import find_sink
 
-    sink = find_sink(model, seed=seed)
+    sink = find_sink(model, run=Run(seed=seed))
     if sink.layer is None or not sink.neurons:
         raise NothingFoundError(
-            f"--patch auto for {model.name}: {sink.reason}", "a model with a norm sink", "name its neurons yourself"
+            f"--patch auto for {model.name}: {sink.facts}", "a model with a norm sink", "name its neurons yourself"
         )
     return SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])
 

@@ -1,4 +1,4 @@
-"""``AttentionSinks``: which heads attend to the first position, whatever stands there.
+"""How much attention every head gives to the first position, whatever stands there.
 
 For a text of T tokens, head h and pattern A, rows are queries and columns keys, both from 0::
 
@@ -7,13 +7,9 @@ For a text of T tokens, head h and pattern A, rows are queries and columns keys,
 The second is published; it counts the first query, which can attend to nothing else, so a head that never looks back
 still has 1/T.  With the first query left out, a perfect sink is 1 and alpha_0 = (1 + (T - 1) alpha~_0) / T.
 
-``AttentionSinkResult``: how much attention every head gives to the first position.
-
-Attention to the first position of texts of any length: rows of patterns are read and forgotten block by block.
-
 A text of 4,096 tokens has 16.8 million pairs of query and key per head; what is asked of them are sums over rows and
-columns.  :func:`mechrep.models.reading.read_attention_rows` gives rows of the pattern as the model itself
-computes them (positions, grouped heads, scaling, sliding window, soft-capping), 128 queries at a time.
+columns.  Long texts are therefore read by rows (:func:`mechrep.models.reading.read_attention_rows`), 128 queries at a
+time, as the model itself computes them.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.models.reading import QUERIES, read_attention_rows, rows_agree
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -77,6 +73,8 @@ class AttentionSinkResult(Result):
     mean_length: float
     length_sd: float
     n_texts: int
+
+    ranked_by: ClassVar[str] = "alpha"
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], provenance: Provenance, epsilon: float) -> AttentionSinkResult:
@@ -122,37 +120,10 @@ class AttentionSinkResult(Result):
         found = torch.stack([best.indices.float(), best.values], dim=-1)
         return found.masked_fill(~rivals.any(), torch.nan)
 
-    def ranking(self) -> list[tuple[int, int]]:
-        """All ``(layer, head)``, the largest ``alpha`` first."""
-        values = torch.nan_to_num(self.alpha.flatten(), nan=-torch.inf)
-        heads = self.alpha.shape[1]
-        order = torch.argsort(values, descending=True, stable=True).tolist()
-        return [(index // heads, index % heads) for index in order]
-
-    def top(self, k: int) -> list[tuple[int, int]]:
-        """The ``k`` heads that attend most to the first position.
-
-        Raises:
-            InputError: ``k`` larger than the number of heads.
-        """
-        check_count(k, self.alpha.numel(), "heads")
-        return self.ranking()[:k]
-
     def to_frame(self) -> pd.DataFrame:
-        """One row per head, best first."""
-        layers, heads = torch.tensor(self.ranking()).T
-        other = self.best_other_key[layers, heads]
-        columns = {
-            "alpha": self.alpha[layers, heads],
-            "alpha_published": self.alpha_published[layers, heads],
-            "rate": self.rate[layers, heads],
-            "other_key": other[:, 0],
-            "other_alpha": other[:, 1],
-            "row_entropy": self.row_entropy[layers, heads],
-            "column_entropy": self.column_entropy[layers, heads],
-        }
-        values = {name: value.numpy() for name, value in columns.items()}
-        return pd.DataFrame({"layer": layers.numpy(), "head": heads.numpy(), **values})
+        """One row per head, best first; ``other_key`` and ``other_alpha`` are :attr:`best_other_key`."""
+        other = self.best_other_key.flatten(0, 1)[self._order(self.ranked_by)]
+        return super().to_frame().assign(other_key=other[:, 0].numpy(), other_alpha=other[:, 1].numpy())
 
 
 _SUMS = ("alpha_sum", "published_sum", "above", "row_entropy_sum", "column_entropy_sum")

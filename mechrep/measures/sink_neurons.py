@@ -2,49 +2,21 @@
 
 Three are scores of the neurons of a given layer (:func:`sink_neurons`); the fourth (:func:`spike_weights`) looks for
 a layer whose output matrix has both a huge input and a huge output, and names the weight between them.
-
-``SinkNeuronResult``: how much every neuron of the sink layer writes, by three scores.
-
-What makes a sink, once it is known to be there: neurons, what cutting them removes, and what repeats do.
-
-Do the sink neurons carry the norm?  Set them to zero and see how much of the sink is left.
-
-With the ratio of the norm at the first position to the mean norm elsewhere, in the untouched model and with neurons
-set to zero at all positions, BOS included::
-
-    removed = 1 - (ratio_cut - 1) / (ratio - 1)
-
-1: the first position is as large as the others.  0: nothing changed.  The same is done with random neurons of the
-layer, and with the neurons that contribute nearly as much.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
-from mechrep.interventions.ops import Neurons
-from mechrep.measures.sink_norms import (
-    MOVED,
-    Moved,
-    RepeatNormResult,
-    RepeatNorms,
-    SinkNormResult,
-    SinkNorms,
-    norms_of,
-    other_positions,
-    sink_layer_yona2025,
-)
+from mechrep.measures.sink_norms import sink_layer_yona2025
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
@@ -144,6 +116,13 @@ class SinkNeuronResult(Result):
         return pd.DataFrame({"rank": range(len(order)), "layer": self.layer, "neuron": order, **columns})
 
 
+def begins_with_bos(model: Model, corpus: Corpus) -> bool:
+    """Whether position 0 of every text is BOS; where the corpus does not say, its ids do."""
+    if corpus.bos_policy == "as given":
+        return model.bos_id is not None and bool((corpus.tokens[:, 0] == model.bos_id).all())
+    return corpus.bos_policy == "prepended"
+
+
 _ROWS_PER_BATCH = 16
 SPIKE_PROMPT = "Apple Inc. is a worldwide tech company."
 _SPIKE = 50.0
@@ -183,8 +162,8 @@ def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
     copy is in no special state, and its scores say nothing about the sink.
 
     Limits: large activations are a correlate; what the neurons carry is shown by
-    :func:`mechrep.measures.sink_neurons.sink_neuron_ablation`.  ``authors`` ranks a neuron with a huge negative gate
-    high although it adds nothing.
+    :func:`mechrep.studies.sink_ablation.sink_ablation`.  ``authors`` ranks a neuron with a huge negative gate high
+    although it adds nothing.
 
     Example:
         >>> import mechrep
@@ -257,7 +236,7 @@ def sink_neurons_yona2025(
     built from ids, which is the same under SentencePiece.
 
     Limits: the rule misses sinks (two writing layers hide each other), and the score is fooled by a huge negative gate;
-    :func:`~mechrep.measures.find_sink.find_sink` is the default.  The authors read gated MLPs only.  In an MLP
+    :func:`~mechrep.studies.find_sink.find_sink` is the default.  The authors read gated MLPs only.  In an MLP
     without a gate the pre-activation takes its place, as the hook of that name gives it; this is mechrep's extension.
 
     Example:
@@ -312,227 +291,3 @@ def spike_weights(model: Model, text: str = SPIKE_PROMPT) -> list[tuple[int, int
         for layer in layers
         if min(largest[Site.MLP_OUT, layer][0], largest[Site.MLP_POST, layer][0]) > _SPIKE
     ]
-
-
-_TOKENS_PER_BATCH = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class SinkAblationResult(Result):
-    """What is left of the sink under each cut.
-
-    Attributes:
-        layers: the layers whose output is read, the sink layer first.
-        cuts: the name of each row: ``"none"``, ``"top k"``, ``"random"`` or ``"matched"``.
-        units: the neurons of each row.
-        ratio: norm at the first position over the mean norm elsewhere.
-        removed: share of the untouched model's excess that the cut removes; NaN where there is none.
-    """
-
-    layers: Sequence[int]
-    cuts: Sequence[str]
-    units: Sequence[Sequence[int]]
-    ratio: Float[Tensor, "cut layer"]
-    removed: Float[Tensor, "cut layer"]
-
-    def removed_by(self, cut: str) -> Float[Tensor, " draw"]:
-        """Removed share at the sink layer's output, for every row of this name.
-
-        Raises:
-            InputError: no row of this name.
-        """
-        rows = [row for row, name in enumerate(self.cuts) if name == cut]
-        if not rows:
-            raise InputError(f"cut {cut!r}", f"one of {sorted(set(self.cuts))}", "choose among these")
-        return self.removed[rows, 0]
-
-    def top(self, k: int) -> list[str]:
-        """The names of the ``k`` cuts that remove most at the sink layer."""
-        check_count(k, len(self.cuts), "cuts")
-        values = torch.nan_to_num(self.removed[:, 0], nan=-torch.inf)
-        return [str(self.cuts[row]) for row in torch.argsort(values, descending=True, stable=True).tolist()[:k]]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per cut and layer."""
-        places = [(cut, layer) for cut in range(len(self.cuts)) for layer in range(len(self.layers))]
-        return pd.DataFrame(
-            {
-                "cut": [self.cuts[cut] for cut, _ in places],
-                "neurons": [len(self.units[cut]) for cut, _ in places],
-                "layer": [self.layers[layer] for _, layer in places],
-                "ratio": self.ratio.flatten().numpy(),
-                "removed": self.removed.flatten().numpy(),
-            }
-        )
-
-
-@torch.no_grad()
-def sink_neuron_ablation(
-    model: Model, corpus: Corpus, neurons: SinkNeuronResult, *, k: int = 5, draws: int = 5, seed: int = 0
-) -> SinkAblationResult:
-    """Sets sink neurons to zero at all positions and measures what is left of the first position's norm.
-
-    Args:
-        model: the model.
-        corpus: ordinary texts of at least two tokens; a few dozen short ones will do.
-        neurons: scores of the sink layer's neurons; cut by contribution at the first position.
-        k: the first 1, 2, ... k neurons are cut together.
-        draws: how many sets of ``k`` random other neurons of the layer are cut as a control.
-        seed: of these draws.
-
-    Returns:
-        Ratios and removed shares at the output of the sink layer and of every layer after it.
-
-    Raises:
-        InputError: ``k`` more than half of the layer, no draws, texts of one token only, or another model's corpus.
-
-    Source: zeroing the neurons and reading the norms is Yona et al. 2025 (arXiv 2503.08908), figure 5, on repeated
-    tokens; the share and both controls are mechrep's own.
-
-    Limits: zero can lie far from anything a neuron does.  ``"matched"`` are the ``k`` neurons that follow in the
-    ranking.
-
-    Example:
-        >>> import mechrep
-        >>> from mechrep.measures.sink_neurons import sink_neurons
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> result = sink_neuron_ablation(model, corpus, sink_neurons(model, corpus, 0), k=2, draws=1)
-        >>> list(result.cuts), result.layers[0]
-        (['none', 'top 1', 'top 2', 'random', 'matched'], 0)
-    """
-    corpus.check_model(model)
-    width = neurons.contribution.shape[1]
-    if not 1 <= k <= width // 2 or draws < 1:
-        raise InputError(
-            f"k={k}, draws={draws}", f"k from 1 to half of the {width} neurons, at least one draw", "correct them"
-        )
-    if not bool((corpus.lengths > 1).any()):
-        raise InputError("texts of one token", "texts with other positions to compare with", "use longer texts")
-    ranking, generator = neurons.ranking(), np.random.default_rng(seed)
-    cuts: list[tuple[str, list[int]]] = [("none", []), *((f"top {n}", ranking[:n]) for n in range(1, k + 1))]
-    cuts += [("random", sorted(generator.choice(ranking[k:], k, replace=False).tolist())) for _ in range(draws)]
-    cuts.append(("matched", ranking[k : 2 * k]))
-    layers = range(neurons.layer, model.anatomy.n_layers)
-    ratio = torch.stack([_ratios(model, corpus, [(neurons.layer, n) for n in cut], layers) for _, cut in cuts])
-    excess = ratio - 1
-    removed = torch.where(excess[:1] > 0, 1 - excess / excess[:1], torch.nan)
-    return SinkAblationResult(
-        provenance_of(model, corpus, {"layer": neurons.layer, "k": k, "draws": draws, "seed": seed}),
-        layers=list(layers),
-        cuts=[name for name, _ in cuts],
-        units=[cut for _, cut in cuts],
-        ratio=ratio.float(),
-        removed=removed.float(),
-    )
-
-
-def _ratios(model: Model, corpus: Corpus, units: list[tuple[int, int]], layers: range) -> Float[Tensor, " layer"]:
-    """Norm at the first position over the mean elsewhere, by layer, with ``units`` set to zero."""
-    hooks = Neurons(units, "zero", site=Site.MLP_POST, when="all").hooks(model) if units else []
-    sums = torch.zeros(len(layers), 2, dtype=torch.float64)
-    step = max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])
-    for rows in torch.arange(len(corpus)).split(step):
-        tokens, lengths = corpus.tokens[rows].to(model.device), corpus.lengths[rows]
-
-        def reader(index: int, lengths: Tensor = lengths) -> Any:
-            def read(activation: Tensor, hook: Any = None) -> None:  # noqa: ARG001 - TransformerLens' hook point
-                norms = norms_of(activation).cpu().double()
-                others = norms[other_positions(lengths, norms.shape[1])]
-                sums[index] += torch.stack([norms[:, 0].sum(), others.sum()])
-
-            return read
-
-        reading = [(model.anatomy.hook_name(Site.RESID_POST, layer), reader(i)) for i, layer in enumerate(layers)]
-        model.run_with_hooks(tokens, fwd_hooks=[*hooks, *reading])
-    counts = torch.tensor([len(corpus), int((corpus.lengths - 1).sum())])
-    first, others = (sums / counts).unbind(-1)
-    return first / others
-
-
-_ABLATION_TEXTS = 16
-_TOP = 5
-_CARRIED = 0.8  # the sink neurons are the fewest that remove so much of the excess norm
-_REPEATED_TOKENS, _REPEATS = 16, 512
-
-NO_CAUSE: dict[str, Any] = {
-    "neurons": [],
-    "agreement": {},
-    "removed": {},
-    "ratio_without_bos": float("nan"),
-    "moved_share": float("nan"),
-    "moved_reason": "no norm sink was found, so repeats have nowhere to move to",
-    "repeats": 0,
-}
-
-
-def begins_with_bos(model: Model, corpus: Corpus) -> bool:
-    """Whether position 0 of every text is BOS; where the corpus does not say, its ids do."""
-    if corpus.bos_policy == "as given":
-        return model.bos_id is not None and bool((corpus.tokens[:, 0] == model.bos_id).all())
-    return corpus.bos_policy == "prepended"
-
-
-def sink_cause(model: Model, corpus: Corpus, norms: SinkNormResult, layer: int, seed: int) -> dict[str, Any]:
-    """Everything of a :class:`~mechrep.measures.find_sink.SinkResult` that needs a sink layer, by field.
-
-    Args:
-        model: the model.
-        corpus: the texts in which the sink was found.
-        norms: what was found in them.
-        layer: the sink layer.
-        seed: of the random neurons that are cut as a control.
-    """
-    moved, repeats, stimulus = _repeat(model, corpus, norms, layer)
-    neurons = sink_neurons(model, corpus if stimulus is None else stimulus, layer)
-    top = min(_TOP, model.anatomy.d_mlp // 2)
-    few = corpus.select((corpus.lengths > 1).nonzero().flatten()[:_ABLATION_TEXTS])
-    cut = sink_neuron_ablation(model, few, neurons, k=top, seed=seed)
-    removed = [float(cut.removed_by(f"top {n}")[0]) for n in range(1, top + 1)]
-    count = next((n for n, share in enumerate(removed, start=1) if share >= _CARRIED), top)
-    return {
-        "neurons": [list(unit) for unit in neurons.top(count)],
-        "agreement": neurons.agreement(count) | _spikes(model, neurons, count),
-        "removed": {
-            "neurons": removed[count - 1],
-            "random": float(cut.removed_by("random").max()),
-            "matched": float(cut.removed_by("matched")[0]),
-        },
-        "ratio_without_bos": _ratio_without_bos(model, corpus),
-        "moved_share": moved.share,
-        "moved_reason": moved.reason,
-        "repeats": repeats,
-    }
-
-
-def _repeat(model: Model, corpus: Corpus, norms: SinkNormResult, layer: int) -> tuple[Moved, int, Corpus | None]:
-    """What the texts' most frequent tokens do when repeated; a corpus of the one that moves most, if any does."""
-    bos = begins_with_bos(model, corpus)
-    counted = Counter(token for text in range(len(corpus)) for token in corpus.row(text))
-    tokens = [token for token, _ in counted.most_common() if token not in model.special_ids][:_REPEATED_TOKENS]
-    repeats = min(model.anatomy.n_ctx - 1, _REPEATS)
-    (result,) = CorpusCache(model, repeated_tokens(model, tokens, repeats, bos), progress=False).run(RepeatNorms())
-    assert isinstance(result, RepeatNormResult)
-    moved = result.moved(layer, norms.other_norm)
-    last = moved.values[:, -1]
-    best = int(last.nan_to_num(-torch.inf).argmax())
-    stimulus = repeated_tokens(model, [tokens[best]], repeats, bos) if bool(last[best] >= MOVED) else None
-    return moved, repeats, stimulus
-
-
-def _spikes(model: Model, neurons: SinkNeuronResult, top: int) -> dict[str, float]:
-    """Share of the spike weights whose neuron is among the top ones; nothing where there is no spike to agree with."""
-    spikes = [] if model.tokenizer is None else spike_weights(model)
-    units = set(neurons.top(top))
-    return {"spike": sum((layer, neuron) in units for layer, _, neuron in spikes) / len(spikes)} if spikes else {}
-
-
-def _ratio_without_bos(model: Model, corpus: Corpus) -> float:
-    """The largest ratio on the same texts without their BOS: is it the token or the place that makes the sink?"""
-    rows = [corpus.row(text)[1:] for text in range(len(corpus)) if corpus.lengths[text] > 1]
-    if not begins_with_bos(model, corpus) or not rows:
-        return float("nan")
-    bare = Corpus.from_tokens(rows, model=model, bos_policy="absent")
-    (norms,) = CorpusCache(model, bare, progress=False).run(SinkNorms())
-    assert isinstance(norms, SinkNormResult)
-    return norms.largest_ratio

@@ -1,46 +1,20 @@
-"""``SinkNorms``: the norm of the residual stream by position and depth.
+"""How large the residual stream is at the first position, elsewhere, and at the copies of a repeated token.
 
 In a model with an attention sink one position, the first, lies far above all others from the sink layer on::
 
     ratio_d = mean_x |resid_d(x, 0)|  /  mean_{x, 0 < t < T_x} |resid_d(x, t)|
     J_l     = mean_x log |resid_post_l(x, 0)| - mean_x log |resid_pre_l(x, 0)|
 
-The state is sums over texts and positions; padding never enters one.
+(:class:`SinkNorms`).  Where the first layers tell the first token from the others by the presence of other tokens, a
+token that is repeated many times ends up in the state of a first token and becomes a sink itself
+(:class:`RepeatNorms`).
 
-``SinkNormResult``: how large the residual stream is at the first position, and how large elsewhere.
-
-``RepeatNorms``: the norm of the residual stream against the number of repeats of one token.
-
-In models whose first layers tell the first token from the others by the presence of other tokens, a token repeated many
-times ends up in the state of a first token, and becomes a sink itself.  The state is one row per text, filled when the
-text is read, so texts may come in any order and from many workers.
-
-``RepeatNormResult``: how the norm of a repeated token grows with the number of repeats.
-
-Which layer makes the first position large: the published rule, and jumps of the log norm.
-
-Published (:func:`outlier_layer`): the first layer whose MLP writes more at BOS than the mean plus two standard
-deviations over the layers.  One outlier among K numbers can lie at most (K - 1) / sqrt(K) standard deviations from the
-mean, so the rule cannot fire below six layers; two writing layers hide each other, and so do late layers that write the
-sink back down.
-
-mechrep (:func:`robust_z`, used by :class:`~mechrep.measures.sink_norms.SinkNorms`): the layer over which the log norm
-of the first position rises most, with its distance from the other layers' median in units of their median deviation.
-
-``MassiveActivations``: single entries of the residual stream that are hundreds of times larger than the rest.
-
-An entry a of the hidden states of one text after one block is massive if::
-
-    |a| > 100    and    |a| > 1000 * median of |a| over all positions and dimensions of that text and block
-
-Both comparisons are strict.  The state counts texts, so batches and workers add up.
-
-``SinkStates``: the sink's keys and values, beside those of the other positions.
-
-A head that rests on the first position must not be disturbed by what it reads there: sinks are found to have small
-value states ("value drain") and small keys that the queries nevertheless align with.
-
-Attention sinks: which heads make them, at which layer the first position grows, and what repeats do to a token.
+Which layer makes the first position large?  Published (:func:`outlier_layer`): the first layer whose MLP writes more at
+BOS than the mean plus two standard deviations over the layers.  One outlier among K numbers can lie at most
+(K - 1) / sqrt(K) standard deviations from the mean, so the rule cannot fire below six layers; two writing layers hide
+each other, and so do late layers that write the sink back down.  mechrep: the layer over which the log norm of the
+first position rises most beyond that of the others, with its distance from the other layers' median
+(:func:`robust_z`).
 """
 
 from __future__ import annotations
@@ -56,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
+from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, shown_token, styled, tick_step, translucent
 from mechrep.models.anatomy import Anatomy, Site
@@ -64,7 +38,6 @@ from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
-from mechrep.text.stimuli import repeated_tokens
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -80,7 +53,7 @@ class Moved:
     Attributes:
         values: per token and number of repeats; NaN everywhere where the question has no answer.
         share: share of tokens that are at least half-way at the last repeat; NaN likewise.
-        reason: why there is no answer, or empty.
+        reason: why there is no answer: ``"no BOS"`` before the repeats, or ``"BOS is not large"``; else empty.
     """
 
     values: Float[Tensor, "text repeat"]
@@ -126,8 +99,8 @@ class RepeatNormResult(Result):
             typical_norm: mean norm at ordinary positions by depth, ``SinkNormResult.other_norm`` of the same model.
 
         Returns:
-            The moves.  Where the BOS norm is not at least twice the typical one there is nowhere to move to: NaN, with
-            the reason, and never a number.
+            The moves.  Where the BOS norm is not at least twice the typical one there is nowhere to move to: NaN and a
+            reason, never a number.
 
         Raises:
             InputError: a layer that the model does not have, or typical norms of another model.
@@ -137,14 +110,7 @@ class RepeatNormResult(Result):
             raise InputError(f"{len(typical_norm)} typical norms", f"{len(self.bos_norm)}, one per depth", "remeasure")
         typical, high = float(typical_norm[layer + 1]), float(self.bos_norm[layer + 1])
         norms = self.norm[:, layer + 1].double()
-        reason = ""
-        if not self.bos:
-            reason = "the repeats stand without BOS, so there is no BOS norm to move to"
-        elif not high >= CLEARLY_ABOVE * typical:
-            reason = (
-                f"the BOS norm after layer {layer} ({high:.3g}) is not {CLEARLY_ABOVE:g} times the typical one "
-                f"({typical:.3g}), so there is nowhere to move to"
-            )
+        reason = "no BOS" if not self.bos else "" if high >= CLEARLY_ABOVE * typical else "BOS is not large"
         if reason:
             return Moved(torch.full_like(norms, torch.nan).float(), float("nan"), reason)
         low, top = torch.tensor([typical, high], dtype=torch.float64).log()
@@ -628,266 +594,6 @@ def _first_crossings(
     above = norms[..., None] >= bos[:, None, None] * torch.tensor(taus, dtype=norms.dtype)
     first = above.int().argmax(1) + 1
     return torch.where(above.any(1), first, 0).to(norms.dtype)
-
-
-def limit_norms(model: Model, token_ids: Sequence[int]) -> Float[Tensor, "text depth"]:
-    """Norms of each token alone, without BOS: the state that its repeats tend to in a model without positions.
-
-    Look here first.  Where a token alone is not large, its repeats are not predicted to become a sink.
-
-    Args:
-        model: the model.
-        token_ids: the tokens, none twice.
-
-    Raises:
-        InputError: an id outside the vocabulary or twice, or no ids.
-
-    Example:
-        >>> import mechrep
-        >>> len(limit_norms(mechrep.load_model("mechrep-tiny"), [300, 301]))
-        2
-    """
-    corpus = repeated_tokens(model, list(token_ids), 1, bos=False)
-    (result,) = CorpusCache(model, corpus, progress=False).run(RepeatNorms())
-    assert isinstance(result, RepeatNormResult)
-    return result.norm[:, :, 0]
-
-
-_SIZE, _TIMES = 100.0, 1000.0
-
-
-def massive(states: Float[Tensor, "pos d_model"]) -> Bool[Tensor, "pos d_model"]:
-    """Which entries of one text's hidden states are massive.
-
-    Args:
-        states: residual stream after one block, real positions only.
-
-    Example:
-        >>> states = torch.full((3, 4), 0.05)
-        >>> states[0, 2], states[0, 3] = -101.0, 100.0
-        >>> massive(states).nonzero().tolist()
-        [[0, 2]]
-    """
-    sizes = states.abs().to(torch.promote_types(states.dtype, torch.float32))
-    return (sizes > _SIZE) & (sizes > _TIMES * sizes.median())
-
-
-@dataclass(frozen=True, eq=False)
-class MassiveActivationResult(Result):
-    """How many texts have massive activations, where, and how large the largest entries are.
-
-    Attributes:
-        share: share of texts with a massive activation after each block.
-        share_first: share of texts with one at position 0.
-        share_other: share of texts with one elsewhere.
-        dimensions: share of texts in which the dimension is massive at some position.
-        largest: mean over texts of the largest absolute entry.
-        median: mean over texts of the median absolute entry.
-        n_texts: texts.
-    """
-
-    share: Float[Tensor, " layer"]
-    share_first: Float[Tensor, " layer"]
-    share_other: Float[Tensor, " layer"]
-    dimensions: Float[Tensor, "layer d_model"]
-    largest: Float[Tensor, " layer"]
-    median: Float[Tensor, " layer"]
-    n_texts: int
-
-    @property
-    def n_massive(self) -> int:
-        """Pairs of block and dimension that are massive in at least one text."""
-        return int((self.dimensions > 0).sum())
-
-    def top(self, k: int) -> list[tuple[int, int]]:
-        """The ``k`` pairs ``(layer, dimension)`` that are massive in most texts.
-
-        Raises:
-            InputError: ``k`` larger than ``n_massive``.
-        """
-        check_count(k, self.n_massive, "massive dimensions")
-        order = torch.argsort(self.dimensions.flatten(), descending=True, stable=True)[:k].tolist()
-        width = self.dimensions.shape[1]
-        return [(index // width, index % width) for index in order]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per block, in order."""
-        names = ("share", "share_first", "share_other", "largest", "median")
-        columns = {name: getattr(self, name).numpy() for name in names}
-        return pd.DataFrame({"layer": range(len(self.share)), **columns})
-
-
-class MassiveActivations(Analyzer[MassiveActivationResult]):
-    """Counts massive activations after every block.
-
-    Source: the rule is Sun et al. 2024 (arXiv 2402.17762) as coded by Owen et al. 2025 (arXiv 2503.22329).
-
-    Limits: two fixed thresholds; a small model can have a sink without a single entry above 100.  Blocks are raw:
-    processed weights have other entries.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(MassiveActivations())
-        >>> len(result.to_frame()) == model.anatomy.n_layers, bool((result.largest > result.median).all())
-        (True, True)
-    """
-
-    sites: ClassVar[frozenset[Site]] = frozenset({Site.RESID_POST})
-
-    def __init__(self) -> None:
-        self.state = {}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """There is nothing to set."""
-        return {}
-
-    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
-        """Empty counts for this model's blocks."""
-        names = ("share", "share_first", "share_other", "largest", "median")
-        self.state = {name: torch.zeros(anatomy.n_layers, dtype=torch.float64) for name in names}
-        self.state["dimensions"] = torch.zeros(anatomy.n_layers, anatomy.d_model, dtype=torch.float64)
-        self.state["texts"] = torch.zeros(1, dtype=torch.float64)
-
-    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
-        """Add one block of one batch, text by text: the median is that of the text."""
-        for states, length in zip(activation, batch.lengths.tolist(), strict=True):
-            real = states[:length]
-            found, sizes = massive(real), real.abs()
-            added = {
-                "share": found.any(),
-                "share_first": found[0].any(),
-                "share_other": found[1:].any(),
-                "largest": sizes.max(),
-                "median": sizes.median(),
-            }
-            for name, value in added.items():
-                self.state[name][layer] += float(value)
-            self.state["dimensions"][layer] += found.any(0).cpu()
-
-    def finish_batch(self, batch: Batch) -> None:
-        """Count texts, once for all blocks."""
-        self.state["texts"] += len(batch.lengths)
-
-    def result(self, provenance: Provenance) -> MassiveActivationResult:
-        """Shares and means over texts."""
-        means = {name: (value / self.state["texts"]).float() for name, value in self.state.items() if name != "texts"}
-        return MassiveActivationResult(provenance, **means, n_texts=int(self.state["texts"]))
-
-
-_NAMES = {Site.K: "key", Site.V: "value"}
-
-
-@dataclass(frozen=True, eq=False)
-class SinkStateResult(Result):
-    """Norms of keys and values at the first position and elsewhere, by key-value head.
-
-    Attributes:
-        first_key: mean over texts of the norm of the key at position 0.
-        other_key: mean over all other real positions; NaN where no text has a second token.
-        first_value: the same for values.
-        other_value: the same for values.
-    """
-
-    first_key: Float[Tensor, "layer kv_head"]
-    other_key: Float[Tensor, "layer kv_head"]
-    first_value: Float[Tensor, "layer kv_head"]
-    other_value: Float[Tensor, "layer kv_head"]
-
-    @property
-    def key_ratio(self) -> Float[Tensor, "layer kv_head"]:
-        """Norm of the first key over the mean of the others."""
-        return self.first_key / self.other_key
-
-    @property
-    def value_ratio(self) -> Float[Tensor, "layer kv_head"]:
-        """Norm of the first value over the mean of the others: small where the sink's value is drained."""
-        return self.first_value / self.other_value
-
-    def top(self, k: int) -> list[tuple[int, int]]:
-        """The ``k`` key-value heads with the most drained first value.
-
-        Raises:
-            InputError: ``k`` larger than the number of key-value heads.
-        """
-        check_count(k, self.first_value.numel(), "key-value heads")
-        order = torch.argsort(torch.nan_to_num(self.value_ratio.flatten(), nan=torch.inf), stable=True).tolist()
-        width = self.first_value.shape[1]
-        return [(index // width, index % width) for index in order[:k]]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per key-value head, in order."""
-        layers, heads = self.first_key.shape
-        columns = {
-            name: getattr(self, name).flatten().numpy()
-            for name in ("first_key", "other_key", "key_ratio", "first_value", "other_value", "value_ratio")
-        }
-        places = {"layer": [i for i in range(layers) for _ in range(heads)], "kv_head": [*range(heads)] * layers}
-        return pd.DataFrame({**places, **columns})
-
-
-class SinkStates(Analyzer[SinkStateResult]):
-    """Measures norms of keys and values at the first position and elsewhere.
-
-    Query head h uses key-value head ``h // (n_heads / n_kv_heads)``.  Keys are read before rotary positions, which do
-    not change their norm.
-
-    Source: Guo et al. 2024 (arXiv 2410.13835) for values; Gu et al. 2025 (arXiv 2410.10781) for keys.
-
-    Limits: read from the TransformerLens view, the slower one.  A norm is no direction: that queries align with the
-    first key is not seen here.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(SinkStates())
-        >>> result.value_ratio.shape == (model.anatomy.n_layers, model.anatomy.n_kv_heads)
-        True
-    """
-
-    sites: ClassVar[frozenset[Site]] = frozenset(_NAMES)
-
-    def __init__(self) -> None:
-        self.state = {}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """There is nothing to set."""
-        return {}
-
-    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
-        """Empty sums for this model's key-value heads."""
-        self._heads = anatomy.n_kv_heads
-        shape = (anatomy.n_layers, self._heads)
-        names = [f"{place}_{name}" for place in ("first", "other") for name in _NAMES.values()]
-        self.state = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
-        self.state["texts"] = torch.zeros(1, dtype=torch.float64)
-        self.state["others"] = torch.zeros(1, dtype=torch.float64)
-
-    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
-        """Add one site of one layer of one batch."""
-        # Where a view repeats each key-value head for the query heads that share it, one of each is enough.
-        states = activation[:, :, :: activation.shape[2] // self._heads]
-        norms = norms_of(states.flatten(0, 1)).unflatten(0, states.shape[:2])  # [text pos kv_head]
-        others = other_positions(batch.lengths.to(norms.device), norms.shape[1])
-        self.state[f"first_{_NAMES[site]}"][layer] += norms[:, 0].sum(0).cpu()
-        self.state[f"other_{_NAMES[site]}"][layer] += norms[others].sum(0).cpu()
-
-    def finish_batch(self, batch: Batch) -> None:
-        """Count texts and positions, once for all layers."""
-        self.state["texts"] += len(batch.lengths)
-        self.state["others"] += int((batch.lengths - 1).sum())
-
-    def result(self, provenance: Provenance) -> SinkStateResult:
-        """Means per key-value head."""
-        means = {
-            name: (self.state[name] / self.state["texts" if name.startswith("first") else "others"]).float()
-            for name in ("first_key", "other_key", "first_value", "other_value")
-        }
-        return SinkStateResult(provenance, **means)
 
 
 _BOS = "#2a9396"

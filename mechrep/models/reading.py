@@ -173,9 +173,7 @@ def _read_plain(
     left = set(pairs)
 
     def hand_over(activation: Tensor, site: Site, layer: int) -> None:
-        if site is Site.Z:
-            activation = activation.unflatten(-1, (model.anatomy.n_heads, model.anatomy.d_head))
-        receive(activation, site, layer)
+        _hand_over(model, receive, site, layer, activation)
         left.discard((site, layer))
         if not left:
             raise AllRead
@@ -251,6 +249,12 @@ def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _read_transformer_lens(model: Model, tokens: Tensor, pairs: list[tuple[Site, int]], receive: Receiver) -> None:
+    last = max(layer for _, layer in pairs) + 1
+    stop = {"stop_at_layer": last} if last < model.anatomy.n_layers else {}
+    model.run_with_hooks(tokens, fwd_hooks=_reference_hooks(model, pairs, receive), **stop)
+
+
+def _reference_hooks(model: Model, pairs: list[tuple[Site, int]], receive: Receiver) -> list[tuple[str, Callable]]:
     def hook_for(site: Site, layer: int) -> tuple[str, Callable]:
         finish = activation_function(model, layer) if site is Site.GATE_ACT and model.anatomy.gated else None
 
@@ -259,9 +263,48 @@ def _read_transformer_lens(model: Model, tokens: Tensor, pairs: list[tuple[Site,
 
         return model.anatomy.hook_name(site, layer), hook
 
-    last = max(layer for _, layer in pairs) + 1
-    stop = {"stop_at_layer": last} if last < model.anatomy.n_layers else {}
-    model.run_with_hooks(tokens, fwd_hooks=[hook_for(site, layer) for site, layer in pairs], **stop)
+    return [hook_for(site, layer) for site, layer in pairs]
+
+
+@contextmanager
+def listening(
+    model: Model, wanted: Mapping[Site, Collection[int]], receive: Receiver, *, view: View = "auto"
+) -> Iterator[None]:
+    """While open, forward passes of a view hand over what is wanted and go on to their logits: one pass reads both.
+
+    Args:
+        model: the model.
+        wanted: layers per site.
+        receive: as of :func:`read_activations`.
+        view: the view that runs.
+
+    Example:
+        >>> import mechrep
+        >>> model, seen = mechrep.load_model("mechrep-tiny"), []
+        >>> with listening(model, {Site.RESID_POST: [1]}, lambda states, *_: seen.append(states.shape[1])):
+        ...     logits = model.plain_logits(torch.tensor([[0, 5, 6]]))
+        >>> seen, logits.shape[1]
+        ([3], 3)
+    """
+    pairs = [(site, layer) for site, layers in wanted.items() for layer in sorted(set(layers))]
+    for site, layer in pairs:
+        model.anatomy.hook_name(site, layer)  # refuses what does not exist
+    with ExitStack() as stack:
+        if choose_view(model, wanted, view) == "plain":
+            assert model.plain is not None
+            if Site.PATTERN in wanted:
+                stack.enter_context(attention_computed(model.plain, "eager"))
+            for site, layer in pairs:
+                hand_over = partial(_hand_over, model, receive, site, layer)
+                stack.callback(_register(model, site, layer, hand_over).remove)
+        else:
+            stack.enter_context(model.hooks(fwd_hooks=_reference_hooks(model, pairs, receive)))
+        yield
+
+
+def _hand_over(model: Model, receive: Receiver, site: Site, layer: int, activation: Tensor) -> None:
+    heads = (model.anatomy.n_heads, model.anatomy.d_head)
+    receive(activation.unflatten(-1, heads) if site is Site.Z else activation, site, layer)
 
 
 def product_bias(model: Model, layer: int) -> Tensor | float:

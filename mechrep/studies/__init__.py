@@ -28,11 +28,9 @@ from mechrep.studies.natural_vs_induced_study import ConditionStudy as Condition
 from mechrep.studies.natural_vs_induced_study import run_condition_study as run_condition_study
 from mechrep.studies.neurons import RepetitionStudy as RepetitionStudy
 from mechrep.studies.neurons import run_repetition_study as run_repetition_study
-from mechrep.studies.repeat_behaviour import RepeatBehaviourResult as RepeatBehaviourResult
 from mechrep.studies.repeat_behaviour import repeat_behaviour as repeat_behaviour
-from mechrep.studies.repeat_behaviour import sink_conditions as sink_conditions
-from mechrep.studies.sink_ablation import SinkCutResult as SinkCutResult
-from mechrep.studies.sink_ablation import sink_cut_study as sink_cut_study
+from mechrep.studies.sink_ablation import sink_ablation as sink_ablation
+from mechrep.studies.sink_ablation import sink_conditions as sink_conditions
 from mechrep.studies.sink_patch import PatchStudyResult as PatchStudyResult
 from mechrep.studies.sink_patch import RepairStudy as RepairStudy
 from mechrep.studies.sink_patch import run_patch_study as run_patch_study

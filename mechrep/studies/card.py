@@ -25,12 +25,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrep.ablation.controls import draw_controls
+from mechrep.ablation.sink_outcomes import excess_removed
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
+from mechrep.interventions.ops import Neurons
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, attention_sinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
-from mechrep.measures.sink_neurons import sink_neuron_ablation, sink_neurons
+from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.measures.sink_norms import RepeatNormResult, RepeatNorms, SinkNormResult, SinkNorms
 from mechrep.models import tiny
 from mechrep.models.load import load_model
@@ -149,6 +152,7 @@ SINK_LENGTH = 64  # tokens; the score falls with the length, so it is stated
 LOSS_WINDOWS = 32
 _SINK_WINDOWS = 100
 _CUT = 3  # sink neurons set to zero
+_DRAWS = 19  # of as many other neurons
 _PERIOD, _SEQUENCES = 50, 32  # of the random repeats
 _REPEATED_TOKENS = 96
 _LONGEST = 1024  # positions, where the context would allow more
@@ -301,8 +305,11 @@ def _norms(model: Model, windows: Corpus, norms: SinkNormResult, layer: int, see
     ratio = float(norms.ratio[layer + 1])
     n = f"{norms.n_texts} windows"
     scores = sink_neurons(model, windows, layer)
-    cut = sink_neuron_ablation(model, windows, scores, k=_CUT, seed=seed)
-    removed, random = float(cut.removed_by(f"top {_CUT}")), float(cut.removed_by("random").mean())
+    shape = {"layers": model.anatomy.n_layers, "width": model.anatomy.d_mlp}
+    sets = [scores.top(_CUT), *draw_controls("layer_matched", scores.top(_CUT), draws=_DRAWS, seed=seed, **shape)]
+    zeros = [Neurons(units, "zero", when="all") for units in sets]
+    removed, *others = excess_removed(model, windows, layer, zeros).tolist()
+    random = float(np.mean(others))
     names = ", ".join(str(neuron) for neuron in scores.ranking()[:_CUT])
     measure = "norm at the first position over the mean elsewhere, after the sink layer"
     return [

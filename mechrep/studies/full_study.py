@@ -94,8 +94,9 @@ def _heads(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) ->
 
 
 def _sinks(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
-    options = {"layer": settings.sink_layer, "seeds": settings.seeds, "held_out_text": settings.held_out_text}
-    return sink_study.run_sink_study(model, **options, **settings.common())
+    options = Run(store=settings.store, seed=settings.seed, progress=settings.progress)
+    text = settings.held_out_text
+    return sink_study.run_sink_study(model, layer=settings.sink_layer, held_out_text=text, run=options)
 
 
 def _first_layer(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:

@@ -45,7 +45,6 @@ from mechrep.figures import AXIS, INK, counted, plain, style_of, styled
 from mechrep.generation.patched_model import PatchedModel
 from mechrep.interventions.ops import Combined, Intervention, SinkPatch
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
-from mechrep.measures.find_sink import find_sink
 from mechrep.measures.sink_norms import RepeatNormResult, RepeatNorms, SinkNormResult, SinkNorms
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -53,16 +52,11 @@ from mechrep.models.reading import choose_view
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
+from mechrep.run import Run
 from mechrep.stats import paired_bootstrap_interval, percentile_interval
-from mechrep.studies.sink_ablation import (
-    Cell,
-    control_cells,
-    ordinary_texts,
-    predictions,
-    repeated_stimulus,
-    second_half,
-    text_losses,
-)
+from mechrep.studies.find_sink import find_sink, ordinary_texts
+from mechrep.studies.old_sink_reading import Cell, control_cells, predictions, second_half, text_losses
+from mechrep.studies.sink_ablation import repeated_stimulus
 from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -212,7 +206,7 @@ def run_patch_study(
 
     Args:
         model: the model.
-        patch: by default the layer and neurons that :func:`~mechrep.measures.find_sink.find_sink` finds.
+        patch: by default the layer and neurons that :func:`~mechrep.studies.find_sink.find_sink` finds.
         texts: ordinary texts for norms, attention and loss: a corpus, or texts.  By default up to 100 windows of 64
             tokens of held-out English, with BOS by the model's habit.
         tokens: ids, or words of one token, to repeat; by default the 16 most frequent ones of the texts.
@@ -281,10 +275,10 @@ class _Measured:
 
 
 def _found_patch(model: Model, corpus: Corpus, seed: int) -> SinkPatch:
-    sink = find_sink(model, texts=corpus, seed=seed)
+    sink = find_sink(model, texts=corpus, run=Run(seed=seed))
     if sink.layer is None:
         raise NothingFoundError(
-            f"{model.name}: {sink.reason}",
+            f"{model.name}: {sink.facts}",
             "a norm sink, whose neurons could be patched",
             "there is nothing to patch here; to see what holding other neurons does, pass patch=SinkPatch(...)",
         )
@@ -449,7 +443,7 @@ def run_repair_study(
         (True, True)
     """
     drawn = as_seeds(seeds)
-    sink = find_sink(model, texts=texts, layer=layer, seed=seed)
+    sink = find_sink(model, texts=texts, layer=layer, run=Run(seed=seed))
     found = SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons]) if sink.layer is not None else None
     patch, benchmarks, why = None, None, ""
     if found is not None:
@@ -478,7 +472,7 @@ def run_repair_study(
     return RepairStudy(
         model_name=model.name,
         patch=patch,
-        reason="" if found is not None else sink.reason,
+        reason="" if found is not None else sink.facts,
         benchmarks=benchmarks,
         benchmarks_reason=why if found is not None else "there is no patch to ask about",
         provenance=Provenance(sink.provenance.model, sink.provenance.corpus, config),

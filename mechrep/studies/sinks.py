@@ -1,16 +1,10 @@
-"""The third main job from end to end: does a model rest on its first token, what makes it so, what do repeats do?
-
-Two smaller questions of the study of sinks: what the published rule names, and one head on three kinds of text.
-
-What a report on sinks shows beside the finding itself: norms of text and repeats, heads, and one head's patterns.
-"""
+"""Attention sinks from end to end: does a model rest on its first token, what makes it so, what do repeats do?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,37 +12,48 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechrep.ablation.effects import ABLATION, Effects, detection, judge
+from mechrep.ablation.sink_outcomes import SinkOnTexts
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
-from mechrep.measures.find_sink import SinkResult, find_sink, is_known, matches_known
+from mechrep.figures import counted, finished, panels, place_of, shown_token, tick_step
+from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, sink_heads_figure
 from mechrep.measures.ov_cluster import OVClusterResult, ov_cluster
 from mechrep.measures.sink_neurons import SinkNeuronResult, begins_with_bos, sink_neurons
 from mechrep.measures.sink_norms import (
-    Moved,
     RepeatNormResult,
     RepeatNorms,
     SinkNormResult,
     SinkNorms,
     bos_mlp_norms,
+    norms_by_layer_figure,
+    norms_vs_repeats_figure,
     outlier_layer,
-    repeat_grid,
 )
-from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import Result
-from mechrep.stats import paired_bootstrap_interval, proportion_interval
-from mechrep.store import Journal
-from mechrep.studies.repeat_behaviour import RepeatBehaviourResult, repeat_behaviour, sink_conditions
-from mechrep.studies.sink_ablation import SinkCutResult, attention_to_first, ordinary_texts, sink_cut_study
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.run import Run
+from mechrep.sections import Section
+from mechrep.stats import cluster_intervals, proportion_interval
+from mechrep.studies.find_sink import SinkResult, find_sink, is_known, matches_known, ordinary_texts
+from mechrep.studies.repeat_behaviour import repeat_behaviour, repeat_behaviour_figure
+from mechrep.studies.sink_ablation import ALL, repeated_stimulus, sink_ablation, sink_conditions
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import ordinary_ids, repeated_tokens
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Known = Literal["unknown", "met", "not met"]
 _PUBLISHED_LAYERS = 15  # that the released code looks at
+_TOKENS = 32  # repeated tokens; ablations and generation, which are expensive, are tried on fewer
+_FEWER = {"quick": 8, "standard": 16, "full": 16}
+_NEW_TOKENS = 32
+_CLUSTER, _SETS, _ORDERS = 4, 19, 4
+_SHOWN = 24  # positions of a drawn pattern
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,19 @@ class PublishedLayer:
     layer: int | None
     reason: str
     mlp_norms: Float[Tensor, " layer"] | None
+
+
+def published_layer(model: Model) -> PublishedLayer:
+    """The published rule, its profile, and why it names no layer where it does not.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908), ``find_sink_layer`` of the released code.
+    """
+    norms = None
+    try:
+        norms = bos_mlp_norms(model, min(_PUBLISHED_LAYERS, model.anatomy.n_layers))
+        return PublishedLayer(outlier_layer(norms), "", norms.float())
+    except (InputError, NothingFoundError) as error:
+        return PublishedLayer(None, error.expected, None if norms is None else norms.float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,35 +106,20 @@ class HeadOnStimuli:
         """One row per kind: mean attention with a 95 % bootstrap interval over texts."""
         rows = []
         for kind in ("text", "random", "repeats"):
-            values = getattr(self, kind).tolist()
-            low, high = paired_bootstrap_interval(values)
-            rows.append({"kind": kind, "texts": len(values), "mean": float(np.mean(values)), "low": low, "high": high})
+            values = getattr(self, kind).double().numpy()[None]
+            ((low, high),) = cluster_intervals(values, range(values.size))
+            rows.append({"kind": kind, "texts": values.size, "mean": values.mean(), "low": low, "high": high})
         return pd.DataFrame(rows)
 
 
-def published_layer(model: Model) -> PublishedLayer:
-    """The published rule, its profile, and why it names no layer where it does not.
-
-    Source: Yona et al. 2025 (arXiv 2503.08908), ``find_sink_layer`` of the released code.
-    """
-    try:
-        norms = bos_mlp_norms(model, min(_PUBLISHED_LAYERS, model.anatomy.n_layers))
-    except InputError as error:
-        return PublishedLayer(None, f"given {error.given}, it needs {error.expected}", None)
-    try:
-        return PublishedLayer(outlier_layer(norms), "", norms.float())
-    except InputError as error:
-        return PublishedLayer(None, f"given {error.given}, it needs {error.expected}", norms.float())
-    except NothingFoundError as error:
-        return PublishedLayer(None, f"of {error.given}, none is {error.expected}", norms.float())
-
-
-def head_on_stimuli(model: Model, sink: SinkResult, texts: Corpus, tokens: Sequence[int], seed: int) -> HeadOnStimuli:
-    """The head that rests most on the first position: on text, on random texts and on repeats, all equally long.
+def head_on_stimuli(
+    model: Model, head: tuple[int, int], texts: Corpus, tokens: Sequence[int], seed: int = 0
+) -> HeadOnStimuli:
+    """A head's attention to the first position: on text, on random texts and on repeats, all equally long.
 
     Args:
         model: the model.
-        sink: says which head.
+        head: the ``(layer, head)``, for instance ``find_sink(model).best_head``.
         texts: ordinary texts; the shortest gives the length of the others.
         tokens: repeated ones; there are as many random texts.
         seed: of the random texts.
@@ -128,143 +131,71 @@ def head_on_stimuli(model: Model, sink: SinkResult, texts: Corpus, tokens: Seque
     rows = [[*start, *generator.choice(ordinary, width, replace=width > len(ordinary)).tolist()] for _ in tokens]
     random = Corpus.from_tokens(rows, model=model, source="random", bos_policy="prepended" if bos else "absent")
     repeats = repeated_tokens(model, list(tokens), width, bos)
-    values = [attention_to_first(model, corpus, sink.best_head, "auto").float() for corpus in (texts, random, repeats)]
-    return HeadOnStimuli(sink.best_head, length, *values)
-
-
-_LENGTH, _WINDOWS = 64, 100  # of find_sink's own texts
-_REPEATS = 512
-_SHOWN = 24  # positions of a drawn pattern
+    readings = [SinkOnTexts(model, corpus, head[0], head, loss=False) for corpus in (texts, random, repeats)]
+    return HeadOnStimuli(head, length, *(reading.values([None], False)[2, 0].float() for reading in readings))
 
 
 @dataclass(frozen=True, eq=False)
-class SinkTables:
-    """Measurements on ordinary text and on repeats of some tokens.
+class ShownPattern:
+    """One head's attention on the beginning of a text.
 
     Attributes:
-        norms: of ordinary text.
-        heads: attention to the first position in ordinary text.
-        repeats: norms of repeated tokens.
-        neurons: scores of the sink layer's neurons; ``None`` where there is no sink layer.
-        text_ids: the beginning of one text.
-        repeat_ids: the beginning of one repeat.
-        text_pattern: attention of the head that rests most on the first position, on ``text_ids``.
-        repeat_pattern: the same on ``repeat_ids``.
+        tokens: of the text, decoded one by one.
+        pattern: the attention.
     """
 
-    norms: SinkNormResult
-    heads: AttentionSinkResult
-    repeats: RepeatNormResult
-    neurons: SinkNeuronResult | None
-    text_ids: list[int]
-    repeat_ids: list[int]
-    text_pattern: Float[Tensor, "_ _"]
-    repeat_pattern: Float[Tensor, "_ _"]
-
-    def layer(self, result: SinkResult) -> int:
-        """The sink layer, or where there is none that of the largest excess jump."""
-        return self.norms.ranking()[0] if result.layer is None else result.layer
-
-    def moved(self, result: SinkResult) -> Moved:
-        """How far the repeats have moved to BOS, after :meth:`layer`."""
-        return self.repeats.moved(self.layer(result), self.norms.other_norm)
-
-    @property
-    def largest_repeat(self) -> float:
-        """Norm of a token's last copy over the typical norm, the largest over tokens and layers."""
-        return float((self.repeats.norm[:, 1:, -1].double() / self.norms.other_norm[1:].double()).max())
-
-    def by_layer(self) -> pd.DataFrame:
-        """One row per layer: norm at the first position, elsewhere, and at the last copy of repeated tokens."""
-        last = self.repeats.norm[:, 1:, -1].double()
-        return pd.DataFrame(
-            {
-                "layer": range(len(self.norms.jump)),
-                "first": self.norms.first_norm[1:].numpy(),
-                "typical": self.norms.other_norm[1:].numpy(),
-                "ratio": self.norms.ratio[1:].numpy(),
-                "repeat median": last.quantile(0.5, dim=0).numpy(),
-                "repeat largest": last.amax(0).numpy(),
-            }
-        )
-
-
-def measure_tables(
-    model: Model,
-    result: SinkResult,
-    *,
-    tokens: int = 32,
-    repeats: int | None = None,
-    texts: Corpus | None = None,
-    seed: int = 0,
-) -> SinkTables:
-    """Measure what goes with a finding.
-
-    Args:
-        model: the model.
-        result: of :func:`~mechrep.measures.find_sink.find_sink`, on the same texts.
-        tokens: how many ordinary tokens are repeated, drawn at random (all where there are fewer).
-        repeats: copies of each; by default 512, or as many as the context holds.
-        texts: ordinary texts; by default those of ``find_sink``.
-        seed: of the tokens.
-
-    Raises:
-        InputError: more copies than the context holds, or no tokenizer.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> sink = mechrep.find_sink(model, texts=["The sea was calm.", "It rained all day."])
-        >>> tables = measure_tables(model, sink, tokens=4, repeats=50)
-        >>> tables.by_layer().shape[0] == model.anatomy.n_layers, len(tables.repeats.token_ids)
-        (True, 4)
-    """
-    bos = model.default_prepend_bos and model.bos_id is not None
-    copies = min(_REPEATS, model.anatomy.n_ctx - int(bos)) if repeats is None else repeats
-    ordinary = ordinary_ids(model)
-    chosen = np.random.default_rng(seed).choice(ordinary, min(tokens, len(ordinary)), replace=False)
-    stimulus = repeated_tokens(model, sorted(chosen.tolist()), copies, bos)
-    text = texts
-    if text is None:
-        text = windows_of_text(model, tiny.held_out_text(), length=min(_LENGTH, model.anatomy.n_ctx), limit=_WINDOWS)
-    norms, heads = CorpusCache(model, text, progress=False).run(SinkNorms(), AttentionSinks())
-    (moved,) = CorpusCache(model, stimulus, progress=False).run(RepeatNorms())
-    assert isinstance(norms, SinkNormResult) and isinstance(heads, AttentionSinkResult)
-    assert isinstance(moved, RepeatNormResult)
-    largest = moved.token_ids.index(moved.top(1, norms.ranking()[0] if result.layer is None else result.layer)[0])
-    text_ids, repeat_ids = text.row(0)[:_SHOWN], stimulus.row(largest)[:_SHOWN]
-    return SinkTables(
-        norms,
-        heads,
-        moved,
-        None if result.layer is None else sink_neurons(model, _windows(text), result.layer),
-        text_ids,
-        repeat_ids,
-        _pattern(model, text_ids, *result.best_head),
-        _pattern(model, repeat_ids, *result.best_head),
-    )
-
-
-def _windows(text: Corpus) -> Corpus:
-    """Some of the texts: a causal model's first position is the same in all that begin alike."""
-    return text.select(range(min(len(text), 16)))
+    tokens: Sequence[str]
+    pattern: Float[Tensor, "query_pos key_pos"]
 
 
 @torch.no_grad()
-def _pattern(model: Model, ids: list[int], layer: int, head: int) -> Float[Tensor, "query_pos key_pos"]:
+def shown_pattern(model: Model, ids: Sequence[int], head: tuple[int, int]) -> ShownPattern:
+    """What a ``(layer, head)`` looks at in the first tokens of a text."""
     kept: list[Tensor] = []
-    tokens = torch.tensor([ids], device=model.device)
-    read_activations(model, tokens, {Site.PATTERN: [layer]}, lambda pattern, *_: kept.append(pattern[0, head].cpu()))
-    return kept[0].float()
+    few = list(ids)[:_SHOWN]
+    tokens = torch.tensor([few], device=model.device)
+    read_activations(
+        model, tokens, {Site.PATTERN: [head[0]]}, lambda pattern, *_: kept.append(pattern[0, head[1]].float().cpu())
+    )
+    return ShownPattern([model.decode([token]) for token in few], kept[0])
 
 
-_DEAR = 16  # tokens on which cuts and generation are tried, which are dearer than norms
-_LONGEST, _POINTS = 512, 5  # copies given, and numbers of copies between 1 and that
-_NEW_TOKENS = 32
-_CLUSTER = 4
+def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[int, int], name: str) -> go.Figure:
+    """What one head looks at in ordinary text and in repeats, side by side on one scale from 0 to 1.
 
-Known = Literal["unknown", "met", "not met"]
-R = TypeVar("R", bound=Result)
+    Args:
+        shown: of the text and of the repeats.
+        head: the ``(layer, head)``.
+        name: of the model.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908) draw scores before the softmax, averaged over heads; this is one head,
+    after it.
+
+    Example:
+        >>> one, two = (ShownPattern(["a", "b"], torch.eye(2)), ShownPattern(["a", "a"], torch.ones(2, 2) / 2))
+        >>> figure = text_against_repeats_figure([one, two], head=(1, 0), name="mechrep-tiny")
+        >>> figure.layout.title.text, figure.data[1].z[1].tolist()
+        ('What L1 H0 looks at', [0.5, 0.5])
+    """
+    figure = panels(["text", "one token, repeated"], 380)
+    for panel, one in enumerate(shown):
+        n, where = len(one.tokens), place_of(panel)
+        future = torch.ones(n, n, dtype=torch.bool).triu(1)
+        figure.add_heatmap(
+            x=list(range(n)), y=list(range(n)), z=one.pattern.float().masked_fill(future, torch.nan).numpy(),
+            coloraxis="coloraxis", hoverongaps=False,
+            hovertemplate="query %{y:d}: %{y}<br>key %{x:d}: %{x}<br>attention %{z:.3f}<extra></extra>", **where,
+        )  # fmt: skip
+    lengths = ", ".join(counted(len(one.tokens), "token") for one in shown)
+    title = f"What L{head[0]} H{head[1]} looks at"
+    finished(figure, title=title, subtitle=f"{name}; {lengths}", x="key (token)", y="query (token)", share="attention")
+    for panel, one in enumerate(shown):
+        n, where = len(one.tokens), {key: value for key, value in place_of(panel).items() if key in ("row", "col")}
+        names = {str(place): shown_token(token) for place, token in enumerate(one.tokens)}
+        axis = {"labelalias": names, "tickformat": "d", "tick0": 0, "dtick": tick_step(n, 24)}
+        figure.update_xaxes(axis | {"range": [-0.5, n - 0.5], "tickangle": -90}, **where)
+        figure.update_yaxes(axis | {"range": [n - 0.5, -0.5]}, **where)
+    return figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,17 +206,17 @@ class SinkStudy:
         model_name: how the model was named.
         sink: whether there is one, beside null models; layer, neurons, heads.
         published: the published rule for the layer.
-        tables: norms and heads on ordinary text, norms of repeated tokens, one head's patterns.
+        norms: of ordinary text.
+        heads: attention to the first position in ordinary text.
+        repeats: norms of repeated tokens.
+        neurons: scores of the sink layer's neurons; ``None`` where there is no sink layer.
+        shown: attention of the best head on a text, and on the token whose norm grows most, repeated.
         names: the repeated tokens as text, by id.
-        text_tokens: of the text whose pattern is shown, decoded one by one.
-        repeat_tokens: of the repeats whose pattern is shown.
-        on_stimuli: what one head gives to the first position in text, random tokens and repeats.
+        on_stimuli: what the best head gives to the first position in text, random tokens and repeats.
         ablation: the sink neurons set to zero, beside controls; ``None`` without a norm sink.
-        ablation_reason: why there is none, or empty.
-        behaviour: whether the model goes on repeating tokens, untouched and (with a norm sink) under cuts; ``None``
-            where it was not asked for.
+        behaviour: whether the model goes on repeating tokens, with and (given a norm sink) without its sink neurons;
+            ``None`` where it was not asked for.
         cluster: different tokens that the first layer takes for one; ``None`` where none could be built.
-        cluster_reason: why there is none, or empty.
         known: whether published sinks of this model are met; ``"unknown"`` where none is published.
         provenance: of the whole study.
     """
@@ -293,144 +224,267 @@ class SinkStudy:
     model_name: str
     sink: SinkResult
     published: PublishedLayer
-    tables: SinkTables
+    norms: SinkNormResult
+    heads: AttentionSinkResult
+    repeats: RepeatNormResult
+    neurons: SinkNeuronResult | None
+    shown: Sequence[ShownPattern]
     names: dict[int, str]
-    text_tokens: Sequence[str]
-    repeat_tokens: Sequence[str]
     on_stimuli: HeadOnStimuli
-    ablation: SinkCutResult | None
-    ablation_reason: str
-    behaviour: RepeatBehaviourResult | None
+    ablation: Effects | None
+    behaviour: Effects | None
     cluster: OVClusterResult | None
-    cluster_reason: str
     known: Known
     provenance: Provenance
 
+    @property
+    def layer(self) -> int:
+        """The sink layer, or where there is none that of the largest excess jump."""
+        return self.norms.ranking()[0] if self.sink.layer is None else self.sink.layer
+
     def crossings(self) -> pd.DataFrame:
-        """One row per share tau of the BOS norm: how many tokens reach it after the sink layer, after how many copies.
+        """One row per share tau of the BOS norm: how many tokens reach it after the sink layer, after how many repeats.
 
         ``reached`` of ``tokens`` do, a ``share`` with its Wilson interval; ``median``, ``fewest`` and ``most`` are
-        numbers of copies of those that do, missing where none does.
+        numbers of repeats of those that do, missing where none does.
         """
-        repeats, depth = self.tables.repeats, self.tables.layer(self.sink) + 1
         rows = []
-        for number, tau in enumerate(repeats.taus):
-            first = repeats.reached[:, depth, number]
+        for number, tau in enumerate(self.repeats.taus):
+            first = self.repeats.reached[:, self.layer + 1, number]
             hit = first[first > 0].double()
             low, high = proportion_interval(len(hit), len(first))
             row = {"tau": tau, "tokens": len(first), "reached": len(hit), "share": len(hit) / len(first)}
-            row |= {"low": low, "high": high}
             ends = (float(hit.quantile(0.5)), float(hit.min()), float(hit.max())) if len(hit) else (np.nan,) * 3
-            rows.append(row | dict(zip(("median", "fewest", "most"), ends, strict=True)))
+            rows.append(row | {"low": low, "high": high} | dict(zip(("median", "fewest", "most"), ends, strict=True)))
         return pd.DataFrame(rows)
 
-    def moved(self) -> tuple[int, int, float, float, str]:
-        """Of the repeated tokens: how many end at least half-way (log scale) to BOS, of how many, Wilson's interval.
+    def moved(self) -> tuple[int, float, float]:
+        """How many repeated tokens end at least half-way (log scale) to BOS, and Wilson's interval of their share.
 
-        The last is the reason why there is no answer, or empty; the count is then 0 and the interval NaN.
+        Without a norm sink, and where BOS is not large, there is nowhere to move to: 0 and NaN.
         """
-        tokens = len(self.tables.repeats.token_ids)
-        reason = "" if self.sink.norm_found else "no norm sink was found, so repeats have nowhere to move to"
-        move = self.tables.moved(self.sink)
-        if reason or move.reason:
-            return 0, tokens, float("nan"), float("nan"), reason or move.reason
-        count = round(move.share * tokens)
-        return count, tokens, *proportion_interval(count, tokens), ""
+        move = self.repeats.moved(self.layer, self.norms.other_norm)
+        if not self.sink.norm_found or move.reason:
+            return 0, float("nan"), float("nan")
+        count = round(move.share * len(move.values))
+        return count, *proportion_interval(count, len(move.values))
+
+    def claims(self) -> pd.DataFrame:
+        """Every claim with its verdict: the search's, the ablation's (one family), the behaviour's, the cluster's."""
+        tables = [self.sink.claims.assign(claim=self.sink.claims["name"].str.replace(" ", "_"))]
+        if self.ablation is not None:
+            rows = _about(self.ablation, "without the sink neurons", ["attention", "loss", "repeat_norm", "p_next"])
+            tables.append(rows.assign(claim="without_" + rows["measure"]))
+        if self.behaviour is not None and any(one.selection == ABLATION for one in self.behaviour.conditions):
+            last = max(one.copy or 0 for one in self.behaviour.measures)
+            rows = _about(self.behaviour, "abandoning, without the sink neurons", ["abandoned"], last)
+            tables.append(rows.assign(claim="behaviour"))
+        if self.cluster is not None:
+            tables.append(judge([self._cluster_row()], family="one claim").assign(claim="cluster"))
+        return pd.concat([table.dropna(axis=1, how="all") for table in tables], ignore_index=True)
+
+    def _cluster_row(self) -> dict[str, Any]:
+        assert self.cluster is not None
+        signals = {kind: self.cluster.by_set(self.cluster.signal, kind).tolist() for kind in ("cluster", "random")}
+        (own,), draws = signals["cluster"], signals["random"]
+        row = detection("cluster", "other-token signal", own, draws, unit="ratio", direction=-1)
+        return row | {"controls": "random sets"}
+
+    def section(self) -> Section:
+        """What the report shows."""
+        sink, variant = self.sink, ""
+        if not sink.norm_found:
+            variant = "heads_only" if sink.heads_found else "not_found"
+        return Section(
+            "sinks", self.provenance, self._fields(), self.claims(), self._tables(), self._figures(), variant
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        sink, (count, low, high) = self.sink, self.moved()
+        verdicts = sink.claims.set_index("name")
+        (layer, head), last = sink.best_head, self.repeats.norm[:, 1:, -1].double()
+        return {
+            "model": self.model_name, "ratio": sink.bos_ratio, "layer": self.layer, "texts": self.norms.n_texts,
+            "named_ratio": verdicts.loc["norm sink", "value"], "null_ratio": max(sink.null_ratios),
+            "nulls": len(sink.null_ratios), "sink_heads": len(sink.sink_heads), "all_heads": sink.alpha.numel(),
+            "best_head": f"L{layer}H{head}", "alpha": float(sink.alpha[layer, head]),
+            "null_alpha": max(sink.null_alphas), "uniform": sink.uniform_alpha, "sink_rate": sink.sink_share,
+            "length": sink.mean_length,
+            "first": "BOS" if sink.first_is_bos else "the first token",
+            "neurons": ", ".join(f"L{x}N{y}" for x, y in sink.neurons) or "none", "n_neurons": len(sink.neurons),
+            "removed": sink.removed.get("neurons", np.nan), "removed_random": sink.removed.get("random", np.nan),
+            "published_layer": self.published.layer, "published_reason": self.published.reason or "no reason",
+            "known": self.known, "moved": count, "tokens": len(self.repeats.token_ids), "moved_low": low,
+            "moved_high": high, "repeats": self.repeats.repeats[-1], "without_bos": sink.ratio_without_bos,
+            "largest_repeat": float((last / self.norms.other_norm[1:].double()).max()),
+            "stimulus_length": self.on_stimuli.length,
+        }  # fmt: skip
+
+    def _tables(self) -> dict[str, pd.DataFrame]:
+        resting = {tuple(head) for head in self.sink.sink_heads}
+        heads = self.heads.to_frame().drop(columns=["other_key", "other_alpha"])
+        heads = heads.assign(sink=[place in resting for place in zip(heads["layer"], heads["head"], strict=True)])
+        tables = {"layers": self.by_layer(), "heads": heads}
+        if self.neurons is not None:
+            columns = ["layer", "neuron", "contribution_first", "authors_first", "bos_only_first"]
+            tables["neurons"] = self.neurons.to_frame()[columns]
+        if self.ablation is not None:
+            tables["ablation"] = _short(self.ablation.summary(within=["name"]))
+        tables["crossings"] = self.crossings()
+        tables["stimuli"] = self.on_stimuli.to_frame()
+        if self.behaviour is not None:
+            tables["behaviour"] = _by_repeats(self.behaviour)
+        if self.cluster is not None:
+            tables["cluster"] = self.cluster.to_frame(self.layer)
+        return tables
+
+    def by_layer(self) -> pd.DataFrame:
+        """One row per layer: norms at the first position, elsewhere, and at the last repeat; what the MLP writes."""
+        last, layers = self.repeats.norm[:, 1:, -1].double(), len(self.norms.jump)
+        written = np.full(layers, np.nan)
+        if self.published.mlp_norms is not None:
+            written[: len(self.published.mlp_norms)] = self.published.mlp_norms.numpy()
+        return pd.DataFrame(
+            {
+                "layer": range(layers),
+                "first": self.norms.first_norm[1:].numpy(),
+                "typical": self.norms.other_norm[1:].numpy(),
+                "ratio": self.norms.ratio[1:].numpy(),
+                "excess_jump": self.norms.excess_jump.numpy(),
+                "mlp_at_bos": written,
+                "repeat_median": last.quantile(0.5, dim=0).numpy(),
+                "repeat_largest": last.amax(0).numpy(),
+            }
+        )
+
+    def _figures(self) -> dict[str, go.Figure]:
+        typical = self.norms.other_norm
+        figures = {
+            "norms": norms_by_layer_figure(self.norms),
+            "heads": sink_heads_figure(self.heads),
+            "repeats": norms_vs_repeats_figure(self.repeats, self.layer, typical, names=self.names),
+            "attention": text_against_repeats_figure(self.shown, head=self.sink.best_head, name=self.model_name),
+        }
+        if self.ablation is not None:
+            figures["ablation"] = self.ablation.plot()
+        if self.behaviour is not None:
+            figures["behaviour"] = repeat_behaviour_figure(self.behaviour)
+        return figures
+
+
+def _about(effects: Effects, family: str, measures: Sequence[str], copy: int | None = None) -> pd.DataFrame:
+    """Some measures of all sink neurons together, judged as one family."""
+    rows = effects.summary()
+    rows = rows[(rows["name"] == ALL) & rows["measure"].isin(measures)]
+    return judge(rows if copy is None else rows[rows["copy"] == copy], family=family)
+
+
+def _short(rows: pd.DataFrame) -> pd.DataFrame:
+    columns = [
+        "name",
+        "measure",
+        "baseline",
+        "value",
+        "effect",
+        "low",
+        "high",
+        "control_low",
+        "control_high",
+        "verdict",
+    ]
+    return rows[columns]
+
+
+def _by_repeats(effects: Effects) -> pd.DataFrame:
+    """One row per condition and number of repeats; of controls the mean over draws."""
+    frame = effects.to_frame()
+    table = frame.pivot_table("value", ["name", "selection", "copy"], "measure", sort=False)
+    return table.reset_index().rename(columns={"copy": "repeats"}).rename_axis(columns=None)
 
 
 def run_sink_study(
     model: Model,
     *,
     layer: int | None = None,
-    seeds: int | Sequence[int] = 3,
-    tokens: int = 32,
+    tokens: int = _TOKENS,
     repeats: int | None = None,
     held_out_text: str | None = None,
     behaviour: bool = True,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
+    run: Run | None = None,
 ) -> SinkStudy:
-    """Look for a sink beside null models, for its cause, and for what repeated tokens do; then cut the cause.
+    """Look for a sink beside null models, for its cause, and for what repeated tokens do; then ablate the cause.
 
     Args:
         model: the model.
         layer: a layer to take as the sink layer, see :func:`mechrep.find_sink`.
-        seeds: draws of each control of the cut.
-        tokens: how many ordinary tokens are repeated, drawn at random (all where there are fewer); cuts and generation
-            are tried on at most 16 of them.
-        repeats: copies of each; by default 512, or as many as the context holds.
+        tokens: how many ordinary tokens are repeated, drawn at random (all where there are fewer); ablations and
+            generation are tried on at most 16 of them.
+        repeats: how often; by default 512 times, or as often as the context holds.
         held_out_text: English by default.
-        behaviour: let the model go on writing after repeated tokens (dear).
-        store: folder that lets a stopped study go on.
-        seed: of null models, tokens and draws.
-        progress: show progress bars.
+        behaviour: let the model go on writing after repeated tokens (expensive).
+        run: options.
 
     Raises:
-        InputError: no tokenizer, a text shorter than one window, more copies than the context holds, centred weights.
+        InputError: no tokenizer, a text shorter than one window, more repeats than the context holds, centred weights.
 
-    Source: see :func:`~mechrep.measures.find_sink.find_sink`,
-    :func:`~mechrep.studies.sink_ablation.sink_cut_study` and
+    Source: see :func:`~mechrep.studies.find_sink.find_sink`,
+    :func:`~mechrep.studies.sink_ablation.sink_ablation` and
     :func:`~mechrep.studies.repeat_behaviour.repeat_behaviour`.
 
-    Limits: sink, neurons and cuts are seen on the same held-out text.
+    Limits: sink, neurons and ablations are seen on the same held-out text.
 
     Example:
         >>> import mechrep
         >>> from mechrep.models.load import reinitialised
         >>> untrained = reinitialised(mechrep.load_model("mechrep-tiny"))
-        >>> study = run_sink_study(untrained, tokens=4, repeats=20, behaviour=False, progress=False)
-        >>> study.sink.found, study.ablation is None, study.moved()[4] != ""
-        (False, True, True)
+        >>> study = run_sink_study(untrained, tokens=4, repeats=20, behaviour=False)
+        >>> study.sink.found, study.ablation is None, study.section().variant
+        (False, True, 'not_found')
     """
+    options = run or Run()
     texts = ordinary_texts(model, None, held_out_text)
-    config = {"study": "sinks", "layer": layer, "tokens": tokens, "repeats": repeats, "seeds": seeds, "seed": seed}
-    provenance = provenance_of(model, texts, config)
-    keep = _Kept(store, provenance)
-    with progress_bar(5, "sinks", "step", progress) as bar:
-        sink = keep("sink", SinkResult, lambda: find_sink(model, texts=texts, layer=layer, seed=seed))
+    config = {"study": "sinks", "layer": layer, "tokens": tokens, "repeats": repeats, "seed": options.seed}
+    with progress_bar(5, "sinks", "step", options.progress) as bar:
+        sink = find_sink(model, texts=texts, layer=layer, run=options)
         bar.update()
-        tables = measure_tables(model, sink, tokens=tokens, repeats=repeats, texts=texts, seed=seed)
+        norms, heads = CorpusCache(model, texts, progress=False).run(SinkNorms(), AttentionSinks())
+        stimulus = repeated_stimulus(model, texts, _draw(model, tokens, options.seed), repeats)
+        (moved,) = CorpusCache(model, stimulus, progress=False).run(RepeatNorms())
+        where = norms.ranking()[0] if sink.layer is None else sink.layer
+        chosen = _spread(moved.token_ids, _FEWER[options.effort])
         bar.update()
-        chosen = _spread(tables.repeats.token_ids, _DEAR)
-        cut, cut_reason = None, sink.reason
+        ablation = None
         if sink.layer is not None:
-            copies = tables.repeats.repeats[-1]
-            cut = keep(
-                "ablation",
-                SinkCutResult,
-                lambda: sink_cut_study(
-                    model, sink, texts=texts, tokens=chosen, repeats=copies, seeds=seeds, progress=progress
-                ),
-            )
-            cut_reason = ""
+            few = texts.select(range(min(len(texts), options.sizes.windows)))
+            ablation = sink_ablation(model, sink, texts=few, tokens=chosen, repeats=moved.repeats[-1], run=options)
         bar.update()
-        said = None
-        if behaviour:
-            said = keep(
-                "behaviour", RepeatBehaviourResult, lambda: _behaviour(model, sink, tables, chosen, seed, progress)
-            )
+        said = _behaviour(model, sink, chosen, moved.bos, options) if behaviour else None
         bar.update()
-        cluster, cluster_reason = _cluster(model, chosen[0], tables.repeats.bos, seed)
+        cluster = _cluster(model, chosen[0], moved.bos, options.seed)
         bar.update()
-    known = is_known(model.name)
+    largest = moved.token_ids.index(moved.top(1, where)[0])
     return SinkStudy(
         model_name=model.name,
         sink=sink,
         published=published_layer(model),
-        tables=tables,
-        names={token: model.decode([token]) for token in tables.repeats.token_ids},
-        text_tokens=[model.decode([token]) for token in tables.text_ids],
-        repeat_tokens=[model.decode([token]) for token in tables.repeat_ids],
-        on_stimuli=head_on_stimuli(model, sink, texts, tables.repeats.token_ids, seed),
-        ablation=cut,
-        ablation_reason=cut_reason,
+        norms=norms,
+        heads=heads,
+        repeats=moved,
+        neurons=None if sink.layer is None else sink_neurons(model, texts.select(range(min(len(texts), 16))), where),
+        shown=[shown_pattern(model, ids, sink.best_head) for ids in (texts.row(0), stimulus.row(largest))],
+        names={token: model.decode([token]) for token in moved.token_ids},
+        on_stimuli=head_on_stimuli(model, sink.best_head, texts, moved.token_ids, options.seed),
+        ablation=ablation,
         behaviour=said,
         cluster=cluster,
-        cluster_reason=cluster_reason,
-        known="unknown" if not known else "met" if matches_known(model.name, sink) else "not met",
-        provenance=provenance,
+        known="unknown" if not is_known(model.name) else "met" if matches_known(model.name, sink) else "not met",
+        provenance=provenance_of(model, texts, config),
     )
+
+
+def _draw(model: Model, tokens: int, seed: int) -> list[int]:
+    ordinary = ordinary_ids(model)
+    return sorted(np.random.default_rng(seed).choice(ordinary, min(tokens, len(ordinary)), replace=False).tolist())
 
 
 def _spread(tokens: Sequence[int], most: int) -> list[int]:
@@ -438,37 +492,15 @@ def _spread(tokens: Sequence[int], most: int) -> list[int]:
     return [int(tokens[round(place)]) for place in np.linspace(0, len(tokens) - 1, min(most, len(tokens)))]
 
 
-def _behaviour(
-    model: Model, sink: SinkResult, tables: SinkTables, tokens: Sequence[int], seed: int, progress: bool | None
-) -> RepeatBehaviourResult:
-    """Untouched, and where there are sink neurons also without them and without as many others."""
-    bos = tables.repeats.bos
+def _behaviour(model: Model, sink: SinkResult, tokens: Sequence[int], bos: bool, run: Run) -> Effects:
+    """The model itself, and where there are sink neurons also without them and without as many others."""
     new = min(_NEW_TOKENS, max(1, (model.anatomy.n_ctx - bos) // 4))
-    grid = repeat_grid(min(model.anatomy.n_ctx - bos - new, _LONGEST))
-    counts = sorted({grid[round(place)] for place in np.linspace(0, len(grid) - 1, _POINTS)})
-    conditions = None
-    if tables.neurons is not None and sink.neurons:
-        conditions = sink_conditions(tables.neurons, len(sink.neurons), seed=seed)
-    return repeat_behaviour(model, tokens, counts, conditions, new_tokens=new, bos=bos, seed=seed, progress=progress)
+    cells = () if not sink.neurons else sink_conditions(model, sink.top(len(sink.neurons)), first_alone=False, run=run)
+    return repeat_behaviour(model, tokens, None, cells, new_tokens=new, bos=bos, run=run)
 
 
-def _cluster(model: Model, token: int, bos: bool, seed: int) -> tuple[OVClusterResult | None, str]:
+def _cluster(model: Model, token: int, bos: bool, seed: int) -> OVClusterResult | None:
     try:
-        return ov_cluster(model, token, _CLUSTER, bos=bos, seed=seed), ""
-    except InputError as error:  # an answer too: so small a vocabulary or context has no clusters
-        return None, str(error)
-
-
-class _Kept:
-    """Finished results of the study on disk, if there is a store."""
-
-    def __init__(self, store: str | Path | None, provenance: Provenance) -> None:
-        self._folder = None if store is None else Journal(Path(store), provenance).folder
-
-    def __call__(self, name: str, kind: type[R], make: Callable[[], R]) -> R:
-        if self._folder is None:
-            return make()
-        place = self._folder / name
-        if not place.is_dir():
-            make().save(place)
-        return kind.load(place)
+        return ov_cluster(model, token, _CLUSTER, sets=_SETS, orders=_ORDERS, bos=bos, seed=seed)
+    except InputError:  # so small a vocabulary or context has no clusters
+        return None

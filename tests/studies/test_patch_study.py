@@ -126,7 +126,7 @@ def test_the_model_is_as_it_was_and_the_result_can_be_kept(tmp_path: Path) -> No
 
 def test_no_sink_nothing_to_patch() -> None:
     untrained = reinitialised(load_model("mechrep-tiny"))
-    with pytest.raises(NothingFoundError, match="no norm sink"):
+    with pytest.raises(NothingFoundError, match="norm sink"):
         run_patch_study(untrained, texts=["The sea was calm that day.", "It rained, and it rained."], progress=False)
 
 

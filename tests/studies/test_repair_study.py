@@ -26,7 +26,7 @@ class Sink:
     """What a search finds."""
 
     def __init__(self, model: Model, layer: int | None) -> None:
-        self.layer, self.neurons, self.reason = layer, [[layer, 3], [layer, 5]], "no norm sink"
+        self.layer, self.neurons, self.facts = layer, [[layer, 3], [layer, 5]], "no norm sink"
         self.provenance = provenance_of(model, Corpus.from_texts(TEXTS, model=model), {})
 
 

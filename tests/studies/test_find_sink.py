@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from mechrep.errors import InputError
-from mechrep.measures.find_sink import SinkResult, find_sink, known_sinks, matches_known
 from mechrep.models.load import load_model
+from mechrep.run import Run
+from mechrep.studies.find_sink import SinkResult, find_sink, known_sinks, matches_known
 from mechrep.text.corpus import Corpus
 from tests.analyzers.sinks_by_hand import PROVENANCE, check_equal
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS
 from tests.tiny_models import fresh, random_tokens, tiny
+
+QUICK = Run(effort="quick", progress=False)
 
 
 @functools.cache
@@ -28,7 +31,7 @@ def found(builder: Any, family: str) -> tuple[SinkModel, SinkResult]:
     fixture = builder(family)
     rows = [[BOS, *words(30, seed=seed)] for seed in range(12)]
     texts = Corpus.from_tokens(rows, model=fixture.model, bos_policy="prepended")
-    return fixture, find_sink(fixture.model, texts=texts)
+    return fixture, find_sink(fixture.model, texts=texts, run=QUICK)
 
 
 @pytest.mark.parametrize(("builder", "family"), [(sink_model, "llama_gqa"), (bos_sink_model, "gpt_neox")])
@@ -39,8 +42,12 @@ def test_a_planted_sink_is_found_with_its_layer_neuron_and_head(builder: Any, fa
     assert result.top(1) == [fixture.sink_neuron] and result.best_head == fixture.sink_head
     assert list(fixture.sink_head) in result.sink_heads and result.bos_ratio > 20 > 5 * min(result.null_ratios)
     assert result.excess_profile.argmax() == fixture.sink_layer and result.alpha[fixture.sink_head] > 0.9
-    assert result.removed["neurons"] > 0.9 and max(result.removed["random"], result.removed["matched"]) < 0.1
-    assert len(result.null_ratios) == len(result.null_alphas) == 4 and result.mean_length == 31
+    assert result.removed["neurons"] > 0.9 and result.removed["random"] < 0.1
+    assert len(result.null_ratios) == len(result.null_alphas) == 19 and result.mean_length == 31
+    claims = result.claims.set_index("name")
+    assert claims["verdict"].tolist() == ["supported"] * 3 and claims["m"].tolist() == [19, 19, 79]
+    assert claims["p"].tolist() == [0.05, 0.05, 1 / 80] == claims["q"].tolist()
+    assert claims.loc["norm sink", "value"] == result.bos_ratio > max(result.null_ratios)
     assert result.agreement["bos_only at first"] == 1.0
     table = result.to_frame()
     assert table["is_sink_layer"].tolist() == [layer == fixture.sink_layer for layer in range(len(table))]
@@ -67,9 +74,9 @@ def test_texts_without_bos_say_so_and_leave_no_place_to_move_to() -> None:
     result = find_sink(
         fixture.model, texts=Corpus.from_tokens([words(20, seed=s) for s in range(4)], model=fixture.model)
     )
-    assert result.found and not result.first_is_bos and "no BOS, so the first token" in result.reason
+    assert result.found and not result.first_is_bos
     assert result.layer == fixture.sink_layer and result.top(1) == [fixture.sink_neuron]
-    assert math.isnan(result.moved_share) and "without BOS" in result.moved_reason
+    assert math.isnan(result.moved_share) and result.moved_reason == "no BOS"
     assert math.isnan(result.ratio_without_bos)
 
 
@@ -77,8 +84,9 @@ def test_a_trained_model_without_a_sink_has_none(shared: Path) -> None:
     result = find_sink(load_model(str(shared / "models" / "stories260K")))
     assert not result.found and not result.norm_found and not result.heads_found
     assert result.layer is None and result.neurons == [] and result.sink_heads == []
-    assert result.first_is_bos and result.mean_length == 64 and "no norm sink" in result.reason
-    assert result.bos_ratio < 5 and math.isnan(result.moved_share) and result.moved_reason
+    assert result.first_is_bos and result.mean_length == 64
+    assert result.bos_ratio < 3 and math.isnan(result.moved_share) and result.moved_reason == "no norm sink"
+    assert result.claims["verdict"].tolist() == ["not supported", "not supported"]
     with pytest.raises(InputError, match="k = 1"):
         result.top(1)
 
@@ -87,7 +95,7 @@ def test_models_that_were_never_trained_have_no_norm_sink() -> None:
     for family in ("gpt2", "llama_gqa"):
         model = load_model(tiny(family))
         rows = [[0, *row] for row in random_tokens(6, 40).tolist()]
-        result = find_sink(model, texts=Corpus.from_tokens(rows, model=model), seed=1)
+        result = find_sink(model, texts=Corpus.from_tokens(rows, model=model), run=Run(seed=1, progress=False))
         assert not result.norm_found and result.layer is None and result.first_is_bos
         assert max(result.null_ratios) < 5 and all(math.isfinite(alpha) for alpha in result.null_alphas)
 
@@ -96,6 +104,7 @@ def test_texts_of_one_token_find_nothing() -> None:
     model = load_model(tiny("llama"))
     result = find_sink(model, texts=Corpus.from_tokens([[0], [0]], model=model))
     assert not result.found and math.isnan(result.bos_ratio) and result.alpha.isnan().all()
+    assert result.claims["verdict"].tolist() == ["too few", "too few"]
     assert not result.to_frame().empty and result.best_head == (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""Sink neurons: scores beside torch hooks, planted neurons and decoys, and what cutting them removes."""
+"""Sink neurons: scores beside torch hooks, planted neurons and decoys."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.measures.sink_neurons import (
-    SinkAblationResult,
     SinkNeuronResult,
     row_norms,
-    sink_neuron_ablation,
     sink_neurons,
     sink_neurons_yona2025,
     spike_weights,
@@ -28,7 +26,7 @@ from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import repeated_tokens
 from tests.analyzers.sinks_by_hand import check_equal
-from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
+from tests.planted.sinks import SinkModel, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS, SINK_MINUS, SINK_PLUS
 from tests.tiny_models import D_MLP, PARTS, fresh, random_tokens, tiny
@@ -142,62 +140,10 @@ def test_all_scores_return_the_planted_neuron_and_a_decoy_fools_the_authors_scor
     assert fooled.agreement(1)["authors at first"] == 0.0 and fooled.agreement(1)["bos_only at repeat"] == 1.0
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_cutting_the_planted_neuron_removes_the_sink_and_no_other_set_does(family: str, tmp_path: Path) -> None:
-    fixture = planted(family)
-    corpus = texts(fixture.model)
-    scores = sink_neurons(fixture.model, corpus, fixture.sink_layer)
-    result = sink_neuron_ablation(fixture.model, corpus, scores, k=3, draws=6)
-    assert result.layers == list(range(fixture.sink_layer, fixture.model.anatomy.n_layers)) and result.ratio[0, 0] > 20
-    assert [list(cut) for cut in result.units[1:4]] == [scores.ranking()[:n] for n in (1, 2, 3)]
-    assert result.units[1] == [fixture.sink_neuron[1]] and result.removed[1].min() > 0.95
-    # Max statistic: six random sets and the next neurons in the ranking form the band; the planted one is far above.
-    band = torch.cat([result.removed_by("random"), result.removed_by("matched")])
-    assert len(band) == 7 and band.abs().max() < 0.1
-    assert result.removed[0].tolist() == [0.0] * len(result.layers) and result.top(1)[0].startswith("top")
-    drawn = [units for cut, units in zip(result.cuts, result.units, strict=True) if cut in ("random", "matched")]
-    assert all(len(set(units)) == 3 and not {*units} & {*scores.ranking()[:3]} for units in drawn)
-    assert len({tuple(units) for units in drawn}) == 7 and drawn[-1] == scores.ranking()[3:6]
-    assert len(result.to_frame()) == len(result.cuts) * len(result.layers)
-    result.save(tmp_path / "r")
-    check_equal(SinkAblationResult.load(tmp_path / "r"), result)
-
-
-def test_ratios_under_a_cut_are_those_of_a_model_without_the_neuron() -> None:
-    fixture = planted("llama")
-    model, layer = fixture.model, fixture.sink_layer
-    scores = sink_neurons(model, texts(model), layer)
-    rows = [texts(model).row(i)[:length] for i, length in enumerate((14, 5, 1))]
-    result = sink_neuron_ablation(model, Corpus.from_tokens(rows, model=model), scores, k=1, draws=1)
-    for index, units in enumerate(result.units):
-        module: Any = copy.deepcopy(model.plain)
-        module.model.layers[layer].mlp.down_proj.weight.data[:, list(units)] = 0
-        with torch.no_grad():
-            seen = [module(torch.tensor([row]), output_hidden_states=True).hidden_states[layer + 1][0] for row in rows]
-        norms = [text.double().norm(dim=-1) for text in seen]
-        expected = torch.stack([n[0] for n in norms]).mean() / torch.cat([n[1:] for n in norms]).mean()
-        assert result.ratio[index, 0] == pytest.approx(float(expected), rel=1e-3)
-        removed = 1 - (result.ratio[index] - 1) / (result.ratio[0] - 1)
-        torch.testing.assert_close(result.removed[index], removed, rtol=1e-4, atol=1e-5)
-
-
-def test_without_an_excess_nothing_can_be_removed() -> None:
-    fixture = bos_sink_model("llama")
-    scores = sink_neurons(fixture.model, texts(fixture.model), fixture.sink_layer)
-    late = Corpus.from_tokens([[9, BOS, BOS, 10]], model=fixture.model)  # BOS is a sink anywhere, another first is not
-    result = sink_neuron_ablation(fixture.model, late, scores, k=1, draws=1)
-    assert result.ratio[0, 0] < 0.1 and result.removed.isnan().all() and len(result.top(2)) == 2
-
-
 def test_bad_questions_are_refused() -> None:
     model = load_model(tiny("llama"))
     corpus = Corpus.from_tokens(random_tokens(2, 9), model=model)
     scores = sink_neurons(model, corpus, 0)
-    for options in ({"k": 0}, {"k": D_MLP // 2 + 1}, {"draws": 0}):
-        with pytest.raises(InputError):
-            sink_neuron_ablation(model, corpus, scores, **options)
-    with pytest.raises(InputError, match="one token"):
-        sink_neuron_ablation(model, Corpus.from_tokens([[0]], model=model), scores)
     with pytest.raises(InputError, match="layer 3"):
         sink_neurons(model, corpus, 3)
     with pytest.raises(InputError, match="k = 49"):
@@ -205,8 +151,6 @@ def test_bad_questions_are_refused() -> None:
     for arguments in (("norm", "first"), ("authors", "last")):
         with pytest.raises(InputError, match="score="):
             inspect.unwrap(SinkNeuronResult.scores)(scores, *arguments)
-    with pytest.raises(InputError, match="cut 'best'"):
-        sink_neuron_ablation(model, corpus, scores, k=1, draws=1).removed_by("best")
 
 
 def test_a_spike_is_a_huge_input_and_a_huge_output_of_one_matrix(tmp_path: Path) -> None:
