@@ -22,7 +22,7 @@ from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
-from mechrep.studies import neurons, token_information_study
+from mechrep.studies import neurons, token_information_study, training
 
 _LIST = "parts.json"
 
@@ -77,7 +77,11 @@ def _information(model: Model, run: Run, settings: Settings) -> Section:
     return token_information_study.run_information_study(model, **options, run=run).section()
 
 
-PARTS: Mapping[str, Part] = {"neurons": _neurons, "information": _information}
+def _training(model: Model, run: Run, _settings: Settings) -> Section:
+    return training.run_training_study(model, run=run).section()
+
+
+PARTS: Mapping[str, Part] = {"neurons": _neurons, "information": _information, "training": _training}
 
 
 def build_report(

@@ -23,7 +23,7 @@ from mechrep.report.words import Words, clean, column_texts, number, words_of
 from mechrep.sections import MISSING, Section, plain_value, slug
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
-_NAMES = {"measure", "selection", "control", "controls", "kind"}  # columns of names that the code gives
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # as code names things
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
 _TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
 
@@ -155,6 +155,11 @@ class SectionView:
         return self.section.name
 
     @property
+    def families(self) -> list[str]:
+        """Of the claims' q-values."""
+        return list(dict.fromkeys(claim.family for claim in self.claims if claim.family))
+
+    @property
     def missing(self) -> bool:
         """Whether the model has nothing that this section could study."""
         return self.section.variant == MISSING
@@ -274,10 +279,10 @@ def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> Tab
 def cells_of(frame: pd.DataFrame) -> tuple[list[str], list[bool], list[list[str]]]:
     """Names of the columns, which of them hold numbers, and the rows as text, as page and terminal show them."""
     texts, numeric = [], []
-    for place, name in enumerate(frame.columns):
+    for place in range(frame.shape[1]):
         values = [plain_value(value) for value in frame.iloc[:, place]]
-        if str(name) in _NAMES:
-            values = [value.replace("_", " ") if isinstance(value, str) else value for value in values]
+        if all(value is None or (isinstance(value, str) and _NAME.fullmatch(value)) for value in values):
+            values = [value and value.replace("_", " ") for value in values]
         texts.append(column_texts(values))
         numeric.append(_is_numeric(values))
     columns = [str(name).replace("_", " ") for name in frame.columns]
