@@ -1,7 +1,4 @@
-"""``Circuit``: a named set of components of a model, how it was found, and the cut that removes it.
-
-The components of a circuit: what may be listed, what a model must have, and how they are kept in a file.
-"""
+"""``Circuit``: a named set of components of a model, how it was found, and the intervention that ablates it."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mechrep.errors import InputError, StoreError
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
-from mechrep.measures.attention_sinks import AttentionSinkResult
-from mechrep.measures.head_scores import HeadScoreResult
-from mechrep.measures.neurons import RepetitionNeuronResult, Score
 from mechrep.models.anatomy import Anatomy
+from mechrep.models.model import Model
+from mechrep.provenance import Provenance
+from mechrep.results import check_count
 
 KINDS = ("neurons", "heads", "layers")
 _LAYER_PARTS = ("attention", "mlp")
@@ -127,8 +124,31 @@ def read_circuit(path: Path) -> dict[str, Any]:
     raise StoreError(f"{path}, version {version}", f"version {_VERSION}", "read it with the mechrep that wrote it")
 
 
+def models_of(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The models of the results that components come from, through all unions."""
+    own = [provenance["result"]["model"]] if "result" in provenance else []
+    return own + [one for source in provenance.get("union", []) for one in models_of(source["provenance"])]
+
+
 Unit = tuple[int, int]
 LayerPart = tuple[str, int]
+
+
+@runtime_checkable
+class Ranking(Protocol):
+    """A result that ranks components; whatever measured them.
+
+    Attributes:
+        provenance: how it was made.
+        ranked_by: the score that ranks unless another is named.
+    """
+
+    provenance: Provenance
+    ranked_by: ClassVar[str]
+
+    def ranking(self, *score: Any) -> list[Unit]:
+        """All ``(layer, number)``, the highest score first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -200,53 +220,54 @@ class Circuit:
             object.__setattr__(self, attribute, value)
 
     @classmethod
-    def from_neurons(
-        cls, result: RepetitionNeuronResult, k: int, *, score: Score = "delta", name: str | None = None
-    ) -> Circuit:
+    def from_neurons(cls, result: Ranking, k: int, *, score: str = "delta", name: str | None = None) -> Circuit:
         """The first ``k`` neurons of a ranking; remembers the texts that they were found on.
 
-        Raises:
-            InputError: ``k`` of none or of more than there are, or an unknown score.
-        """
-        n_layers, d_mlp = result.delta.shape
-        return cls(
-            name or ("repetition neurons" if score == "delta" else f"repetition neurons by {score}"),
-            neurons=result.top(k, score),
-            found=f"the first {k} of the ranking by {score}",
-            provenance={"score": score, "k": k, "texts": list(result.texts), "result": result.provenance.to_dict()},
-            sizes={"n_layers": n_layers, "d_mlp": d_mlp},
-        )
-
-    @classmethod
-    def from_heads(
-        cls,
-        result: HeadScoreResult | AttentionSinkResult,
-        k: int,
-        *,
-        score: str = "induction",
-        name: str | None = None,
-    ) -> Circuit:
-        """The ``k`` heads that score highest, or that attend most to the first position.
-
         Args:
-            result: of ``HeadScores`` or of ``AttentionSinks``.
+            result: a ranking of neurons, as of :class:`~mechrep.measures.neurons.RepetitionNeurons`.
             k: how many.
-            score: of ``HeadScores``: which; ``AttentionSinks`` has one ranking.
+            score: which ranking of the result.
             name: by default after the score.
 
         Raises:
             InputError: ``k`` of none or of more than there are, or an unknown score.
         """
-        if isinstance(result, AttentionSinkResult):
-            score, units, (n_layers, n_heads) = "sink", result.top(k), result.alpha.shape
-        else:
-            units, (n_layers, n_heads) = result.top(k, score), result.of(score).shape
+        name = name or ("repetition neurons" if score == "delta" else f"repetition neurons by {score}")
+        return cls._ranked("neurons", result, result.ranking(score), k, score, name)
+
+    @classmethod
+    def from_heads(cls, result: Ranking, k: int, *, score: str | None = None, name: str | None = None) -> Circuit:
+        """The ``k`` heads that score highest, by default on induction or on attention to the first position.
+
+        Args:
+            result: a ranking of heads, as of :class:`~mechrep.measures.head_scores.HeadScores` or
+                :class:`~mechrep.measures.attention_sinks.AttentionSinks`.
+            k: how many.
+            score: which ranking of the result; by default its own.
+            name: by default after the score.
+
+        Raises:
+            InputError: ``k`` of none or of more than there are, or an unknown score.
+        """
+        label = score or {"": "sink", "alpha": "sink"}.get(result.ranked_by, result.ranked_by)
+        ranking = result.ranking(score) if score else result.ranking()
+        return cls._ranked("heads", result, ranking, k, label, name or f"{label} heads")
+
+    @classmethod
+    def _ranked(
+        cls, kind: str, result: Ranking, ranking: Sequence[Unit], k: int, score: str, name: str
+    ) -> Circuit:
+        check_count(k, len(ranking), kind)
+        layers, width = (1 + max(numbers) for numbers in zip(*ranking, strict=True))
+        facts: dict[str, Any] = {"score": score, "k": k, "result": result.provenance.to_dict()}
+        if kind == "neurons":
+            facts["texts"] = list(getattr(result, "texts", ()))
         return cls(
-            name or f"{score} heads",
-            heads=units,
+            name,
             found=f"the first {k} of the ranking by {score}",
-            provenance={"score": score, "k": k, "result": result.provenance.to_dict()},
-            sizes={"n_layers": n_layers, "n_heads": n_heads},
+            provenance=facts,
+            sizes={"n_layers": layers, "d_mlp" if kind == "neurons" else "n_heads": width},
+            **{kind: ranking[:k]},
         )
 
     def __len__(self) -> int:
@@ -316,6 +337,25 @@ class Circuit:
             found = f"{self.label}, found in a model with {dict(self.sizes)}"
             raise InputError(found, f"a circuit of this model, with {own}", "use the model it was found in")
         check_components(self.name, {kind: getattr(self, kind) for kind in KINDS}, anatomy)
+
+    def check_model(self, model: Model, *, force: bool = False) -> None:
+        """Refuse a model with other weights than the one the components were found in.
+
+        Args:
+            model: where they are to be ablated.
+            force: "yes, I mean it": for a checkpoint or an edited copy of the same model.
+
+        Raises:
+            InputError: see :meth:`check`; or weights with another fingerprint.
+        """
+        self.check(model.anatomy)
+        others = [one for one in models_of(self.provenance) if one.get("fingerprint") not in (None, model.fingerprint())]
+        if others and not force:
+            raise InputError(
+                f"{self.label}, found in {others[0].get('name')} (weights {others[0]['fingerprint']})",
+                f"a circuit of {model.name} (weights {model.fingerprint()})",
+                "find it in this model; where another checkpoint is meant, make a Circuit of its components",
+            )
 
     def intervention(self, op: Cut = "zero", when: When = "from_onset") -> Intervention:
         """One operation on all components.

@@ -45,6 +45,7 @@ from mechrep.figures import (
 )
 from mechrep.measures.head_copying import HeadCopyingResult
 from mechrep.measures.head_targets import (
+    ALIASES,
     EXPLAINED,
     NOT_USED,
     SCORES,
@@ -53,6 +54,7 @@ from mechrep.measures.head_targets import (
     Copies,
     Form,
     HeadRules,
+    HeadTableResult,
     HeadTargets,
     Queries,
     attention_on_targets,
@@ -61,21 +63,24 @@ from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance
-from mechrep.results import Result, check_count
+from mechrep.results import Result
+from mechrep.run import one_of
+from mechrep.stats import percentile_interval
 from mechrep.text.stimuli import random_repeats
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 PUBLISHED_THRESHOLD = 0.5  # of Hiraoka and Inui 2025, for their own score
+CLEAR = 0.3  # score above chance that is shown as clear; a convention of this package
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScoreResult(Result):
+class HeadScoreResult(HeadTableResult):
     """How much of its attention every head gives to the targets of each kind of head; a perfect head scores 1.0.
 
-    Axis ``score`` runs over ``names``: induction (prefix matching), self_finding (duplicate token), previous_token,
-    current_token, first_token.  ``result.induction`` and so on are its rows, ``[layer head]``.
+    Axis ``score`` runs over ``names``: induction (prefix matching), duplicate_token (alias self_finding),
+    previous_token, current_token, first_token (sink).  ``result.induction`` and so on are its rows, ``[layer head]``.
 
     Attributes:
         scores: mean attention on the targets.
@@ -93,6 +98,8 @@ class HeadScoreResult(Result):
         not_used: texts that could not be used for a repetition score, by reason.
         missing: why a score is NaN, by its name.
     """
+
+    ranked_by: ClassVar[str] = "induction"
 
     scores: Float[Tensor, "score layer head"]
     standard_errors: Float[Tensor, "score layer head"]
@@ -155,19 +162,14 @@ class HeadScoreResult(Result):
         return self.of("induction")
 
     @property
-    def self_finding(self) -> Float[Tensor, "layer head"]:
-        """Attention on earlier copies of the current token (duplicate-token head)."""
-        return self.of("self_finding")
+    def duplicate_token(self) -> Float[Tensor, "layer head"]:
+        """Attention on earlier copies of the current token (self-finding)."""
+        return self.of("duplicate_token")
 
     @property
     def previous_token(self) -> Float[Tensor, "layer head"]:
         """Attention on the position before."""
         return self.of("previous_token")
-
-    @property
-    def current_token(self) -> Float[Tensor, "layer head"]:
-        """Attention on the query's own position."""
-        return self.of("current_token")
 
     @property
     def first_token(self) -> Float[Tensor, "layer head"]:
@@ -180,67 +182,49 @@ class HeadScoreResult(Result):
         chance = self.chance[:, None, None]
         return (self.scores - chance) / (1 - chance)
 
+    def row(self, score: str) -> int:
+        """Place of a score on the axis ``score``.
+
+        Raises:
+            InputError: a name that is not among ``names``.
+        """
+        name = ALIASES.get(score, score)
+        one_of("score", name, self.names)
+        return list(self.names).index(name)
+
     def of(self, score: str) -> Float[Tensor, "layer head"]:
         """One of the scores, or of the published variants, by its name.
 
         Raises:
             InputError: a name that is not in this result.
         """
-        if score in self.names:
-            return self.scores[list(self.names).index(score)]
         if score in self.variant_names:
             return self.variants[list(self.variant_names).index(score)]
-        raise InputError(f"score {score!r}", f"one of {[*self.names, *self.variant_names]}", "choose one of these")
+        one_of("score", ALIASES.get(score, score), [*self.names, *self.variant_names])
+        return self.scores[self.row(score)]
 
-    def ranking(self, score: str = "induction") -> list[tuple[int, int]]:
-        """All ``(layer, head)`` pairs, highest score first; ties keep the order of layers and heads, NaN comes last."""
-        values = self.of(score)
-        order = torch.argsort(torch.nan_to_num(values.flatten(), nan=-torch.inf), descending=True, stable=True)
-        width = values.shape[1]
-        return [(index // width, index % width) for index in order.tolist()]
-
-    def top(self, k: int, score: str = "induction") -> list[tuple[int, int]]:
-        """The ``k`` heads that score highest.
-
-        Args:
-            k: how many.
-            score: one of ``names`` or of ``variant_names``.
-
-        Raises:
-            InputError: ``k`` larger than the number of heads, or an unknown score.
-        """
-        check_count(k, self.of(score).numel(), "heads")
-        return self.ranking(score)[:k]
-
-    def above(self, threshold: float = PUBLISHED_THRESHOLD, score: str = "self_finding") -> list[tuple[int, int]]:
+    def above(self, threshold: float = PUBLISHED_THRESHOLD, score: str = "duplicate_token") -> list[tuple[int, int]]:
         """Heads whose score *exceeds* the threshold, highest first.
 
         The default is the published rule for self-finding heads; for it, run the analyzer with
         ``preset="hiraoka2025"``.  No threshold means the same for two scores or two stimuli.
-
-        Args:
-            threshold: exclusive.
-            score: as in :meth:`top`.
         """
         values = self.of(score)
         return [unit for unit in self.ranking(score) if values[unit] > threshold]
 
-    def to_frame(self, score: str = "induction") -> pd.DataFrame:
-        """One row per head, highest ``score`` first.
+    def clear(self, score: str = "induction") -> list[tuple[int, int]]:
+        """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
+        adjusted = self.adjusted[self.row(score)]
+        return [unit for unit in self.ranking(score) if adjusted[unit] >= CLEAR]
 
-        Columns: rank, layer, head; for each score its value, ``_error`` (standard error), ``_adjusted`` and
-        ``_without_sink``; unexplained; the published variants.
-        """
-        units = self.ranking(score)
-        layers, heads = torch.tensor(units, dtype=torch.long).reshape(-1, 2).T
-        columns: dict[str, Any] = {}
+    def columns(self) -> dict[str, Float[Tensor, "layer head"]]:
+        """Each score, its ``_error`` (standard error), ``_adjusted`` and ``_without_sink``; unexplained; variants."""
+        columns: dict[str, Tensor] = {}
         tables = {"": self.scores, "_error": self.standard_errors, "_adjusted": self.adjusted}
         for number, name in enumerate(self.names):
             for suffix, table in (tables | {"_without_sink": self.without_sink}).items():
-                columns[name + suffix] = table[number, layers, heads].numpy()
-        columns["unexplained"] = self.unexplained[layers, heads].numpy()
-        columns |= {name: self.of(name)[layers, heads].numpy() for name in self.variant_names}
-        return pd.DataFrame({"rank": range(len(units)), "layer": layers.numpy(), "head": heads.numpy(), **columns})
+                columns[name + suffix] = table[number]
+        return columns | {"unexplained": self.unexplained} | {name: self.of(name) for name in self.variant_names}
 
     def plot(self) -> go.Figure:
         """All scores of all heads."""
@@ -456,12 +440,11 @@ def score_heads(
     batch_size = max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=batch_size, progress=False)
     (result,) = cache.run(HeadScores(bos_id=model.bos_id, variants=variants))
-    assert isinstance(result, HeadScoreResult)
     return result
 
 
 def induction_heads(
-    scores: HeadScoreResult, copying: HeadCopyingResult, *, prefix: float = 0.3, functional: float = 0.05
+    scores: HeadScoreResult, copying: HeadCopyingResult, *, prefix: float = CLEAR, functional: float = 0.05
 ) -> list[tuple[int, int]]:
     """Heads that look at what followed the earlier copy *and* say it: adjusted prefix matching and copying.
 
@@ -493,20 +476,109 @@ def induction_heads(
         >>> isinstance(found, list)
         True
     """
-    models = [result.provenance.model["fingerprint"] for result in (scores, copying)]
-    if models[0] != models[1]:
-        raise InputError("scores and copying of two models", "results of one model", "measure both on the same model")
-    adjusted = scores.adjusted[list(scores.names).index("induction")]
+    check_one_model(scores, copying)
+    adjusted = scores.adjusted[scores.row("induction")]
     enough = (adjusted >= prefix) & (copying.functional >= functional)
     by_chance = (scores.induction <= copying.prefix_band[1]) | (copying.functional <= copying.functional_band[1])
     return [unit for unit in scores.ranking("induction") if enough[unit] and not by_chance[unit]]
+
+
+def check_one_model(first: Result, second: Result) -> None:
+    """Refuse results of two models.
+
+    Raises:
+        InputError: other weights, or another name or revision where the weights are unknown.
+    """
+    facts = [[one.provenance.model.get(name) for name in ("name", "revision", "fingerprint")] for one in (first, second)]
+    known = [fact[2] for fact in facts]
+    if (known[0] != known[1]) if None not in known else facts[0][:2] != facts[1][:2]:
+        raise InputError(f"results of {facts[0]} and {facts[1]}", "two results of one model", "measure both on one model")
+
+
+def layer_profiles(
+    neurons: RepetitionNeuronResult,
+    heads: HeadScoreResult,
+    *,
+    k_neurons: int | None = None,
+    k_heads: int | None = None,
+    score: str = "induction",
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of the top neurons and of the top heads in each layer, and how far the two profiles overlap.
+
+    With the shares ``p`` of neurons and ``q`` of heads::
+
+        overlap = sum over layers of min(p_l, q_l)            0: no layer in common;  1: the same profile
+
+    The null shuffles the layers of the heads' profile: as concentrated as it is, but anywhere.
+
+    Args:
+        neurons: a ranking of neurons.
+        heads: scores of heads of the same model.
+        k_neurons: the first so many; by default the published share of 0.5 %.  Neurons that fall are left out.
+        k_heads: the first so many; by default all that score clearly above chance.
+        score: of the heads.
+        draws: of the null.
+        seed: of the draws.
+
+    Returns:
+        One row per layer: ``layer``, the counts ``neurons`` and ``heads``, ``neuron_share`` and ``head_share``; and,
+        the same in every row, ``overlap``, the mean ``null`` with its central 95 % ``null_low``/``null_high``, and
+        ``p``, the share of draws (the observed one among them) that overlap at least as much.
+
+    Raises:
+        InputError: results of two models, a ``k`` larger than there are, or fewer than one draw.
+        NothingFoundError: no neuron that rises among the first, or no such head.
+
+    Source: the question is Hiraoka & Inui 2025's (arXiv 2410.13497), section 5; overlap and null are mechrep's own.
+
+    Limits: neighbouring layers count as different, and with few layers the null is coarse.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import score_heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(3)]
+        >>> texts = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
+        >>> (neurons,) = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
+        >>> profiles = layer_profiles(neurons, score_heads(model, n=10, sequences=4), k_neurons=50, k_heads=2)
+        >>> float(profiles["head_share"].sum())
+        1.0
+    """
+    n_layers = len(neurons.delta)
+    check_one_model(neurons, heads)
+    if len(heads.unexplained) != n_layers or draws < 1:
+        raise InputError(
+            f"neurons of {n_layers} layers, heads of {len(heads.unexplained)}, draws={draws}",
+            "two results of one model, at least one draw",
+            "measure both on the same model",
+        )
+    units = heads.clear(score) if k_heads is None else heads.top(k_heads, score)
+    head_counts = np.bincount([layer for layer, _ in units], minlength=n_layers)
+    neuron_counts = np.array(neurons.layer_counts(k_neurons))
+    if not neuron_counts.sum() or not head_counts.sum():
+        raise NothingFoundError(
+            f"{neuron_counts.sum()} neurons that rise and {head_counts.sum()} heads",
+            "at least one of each",
+            "pass k_neurons= and k_heads=",
+        )
+    shares = neuron_counts / neuron_counts.sum(), head_counts / head_counts.sum()
+    overlap = float(np.minimum(*shares).sum())
+    generator = np.random.default_rng(seed)
+    null = np.array([np.minimum(shares[0], generator.permutation(shares[1])).sum() for _ in range(draws)])
+    low, high = percentile_interval(null.tolist())
+    columns = {"neurons": neuron_counts, "heads": head_counts, "neuron_share": shares[0], "head_share": shares[1]}
+    p = (1 + int((null >= overlap - 1e-12).sum())) / (1 + draws)
+    facts = {"overlap": overlap, "null": null.mean(), "null_low": low, "null_high": high, "p": p}
+    return pd.DataFrame({"layer": range(n_layers), **columns}).assign(**facts)
 
 
 _PROFILE = 256  # pixels
 
 _LABELS = {
     "induction": "induction (prefix matching)",
-    "self_finding": "self-finding (duplicate token)",
+    "duplicate_token": "duplicate token (self-finding)",
     "previous_token": "previous token",
     "current_token": "current token",
     "first_token": "first token (sink)",
@@ -594,7 +666,7 @@ def layer_profile_figure(
         >>> round(sum(figure.data[2].y), 6)
         1.0
     """
-    _check_one_model(neurons, heads)
+    check_one_model(neurons, heads)
     n_layers = neurons.delta.shape[0]
     k_neurons = neurons.published_k if k_neurons is None else k_neurons
     k_heads = n_layers if k_heads is None else k_heads
@@ -669,17 +741,6 @@ def _chosen_heads(heads: HeadScoreResult, k: int, score: str) -> list[list[tuple
     return chosen
 
 
-def _check_one_model(neurons: RepetitionNeuronResult, heads: HeadScoreResult) -> None:
-    models = [(r.provenance.model["name"], r.provenance.model.get("revision")) for r in (neurons, heads)]
-    layers = (neurons.delta.shape[0], heads.unexplained.shape[0])
-    if models[0] != models[1] or layers[0] != layers[1]:
-        raise InputError(
-            f"neurons of {models[0]} with {counted(layers[0], 'layer')}, heads of {models[1]} with {layers[1]}",
-            "two results of one model",
-            "measure both on the same model and revision",
-        )
-
-
 def _label(score: str) -> str:
     return _LABELS.get(score, score)
 
@@ -699,7 +760,7 @@ def _reason(result: HeadScoreResult, name: str) -> str:
 
 
 def _chance(result: HeadScoreResult, name: str) -> float:
-    return float(result.chance[list(result.names).index(name)])
+    return float(result.chance[result.row(name)])
 
 
 def _details(result: HeadScoreResult, name: str) -> list[list[str]]:
@@ -707,7 +768,7 @@ def _details(result: HeadScoreResult, name: str) -> list[list[str]]:
     if name not in result.names:
         about = f"{plain(name)}, a published normalisation"
         return [[about] * result.of(name).shape[1] for _ in result.of(name)]
-    errors = result.standard_errors[list(result.names).index(name)].tolist()
+    errors = result.standard_errors[result.row(name)].tolist()
     counts = f"queries: {result.n_queries[name]:,}, texts: {result.n_texts[name]:,}"
     about = f"{plain(_label(name))}<br>chance {_chance(result, name):.3f}<br>{counts}"
     return [[f"{_error(value)}<br>{about}" for value in row] for row in errors]

@@ -2,15 +2,15 @@
 
 ``D[i, j] = 1`` iff key ``j`` is a target of query ``i``; ``bos`` is 1 where position 0 holds a BOS, else 0:
 
-==============  =============================================  ======================
-score           target                                         queries
-==============  =============================================  ======================
-induction       ``bos < j <= i, tok[j-1] == tok[i], j-1 < i``  an earlier copy exists
-self_finding    ``bos <= j < i, tok[j] == tok[i]``             an earlier copy exists
-previous_token  ``j == i - 1``                                 ``i >= 1 + bos``
-current_token   ``j == i``                                     ``i >= 1``
-first_token     ``j == 0``                                     ``i >= 1``
-==============  =============================================  ======================
+===============  =============================================  ======================
+score            target                                         queries
+===============  =============================================  ======================
+induction        ``bos < j <= i, tok[j-1] == tok[i], j-1 < i``  an earlier copy exists
+duplicate_token ``bos <= j < i, tok[j] == tok[i]``             an earlier copy exists
+previous_token   ``j == i - 1``                                 ``i >= 1 + bos``
+current_token    ``j == i``                                     ``i >= 1``
+first_token      ``j == 0``                                     ``i >= 1``
+===============  =============================================  ======================
 
 The masks of induction and self-finding are tensors; a diagonal and a column need none.
 
@@ -36,7 +36,7 @@ Which copies, queries and texts count when heads are scored: the settings, and w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -50,8 +50,10 @@ from mechrep.cache.corpus_cache import Batch
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.measures.neurons import check_onsets
 from mechrep.results import Result, check_count
+from mechrep.run import one_of
 
-SCORES: tuple[str, ...] = ("induction", "self_finding", "previous_token", "current_token", "first_token")
+SCORES: tuple[str, ...] = ("induction", "duplicate_token", "previous_token", "current_token", "first_token")
+ALIASES = {"self_finding": "duplicate_token"}  # as Hiraoka and Inui 2025 call it
 EXPLAINED = len(SCORES)  # one more row of the tensors below: the union of all targets
 
 Copies = Literal["all", "newest", "oldest"]
@@ -423,12 +425,12 @@ class HeadRules:
         Raises:
             InputError: an unknown or contradicting setting.
         """
-        _check_choice("preset", preset, PRESETS)
+        one_of("preset", preset, PRESETS)
         settings |= {name: value for name, value in PRESETS[preset].items() if settings[name] is None}
         for name, known in _CHOICES.items():
-            _check_choice(name, settings[name], known)
+            one_of(name, settings[name], known)
         for name in variants:
-            _check_choice("variant", name, VARIANTS)
+            one_of("variant", name, VARIANTS)
         positions, queries = settings["positions"], settings["queries"]
         if positions is not None and (positions < 1 or queries == "all"):
             raise InputError(
@@ -504,21 +506,14 @@ class BatchTargets:
     variant_texts: Sequence[VariantTexts]
 
 
-def _check_choice(what: str, given: object, known: Collection[str]) -> None:
-    """Refuse a name that is not among those known.
-
-    Raises:
-        InputError: with the names that are.
-    """
-    if given not in known:
-        raise InputError(f"{what} {given!r}", f"one of {list(known)}", "choose one of these")
-
-
 @dataclass(frozen=True, eq=False)
 class HeadTableResult(Result):
-    """Base of results whose fields named in ``names`` are tables ``[layer head]``; the first of them ranks."""
+    """Base of results with several scores per head, ``names``; the first of them ranks.
 
-    names: ClassVar[tuple[str, ...]]
+    ``"self_finding"`` is taken for ``"duplicate_token"`` wherever a score is named.
+    """
+
+    names: ClassVar[Sequence[str]]
 
     def of(self, score: str) -> Float[Tensor, "layer head"]:
         """One of the scores by its name.
@@ -526,22 +521,17 @@ class HeadTableResult(Result):
         Raises:
             InputError: a name that is not among ``names``.
         """
-        if score not in self.names:
-            raise InputError(f"score {score!r}", f"one of {list(self.names)}", "choose one of these")
+        one_of("score", score, self.names)
         return getattr(self, score)
 
     def ranking(self, score: str | None = None) -> list[tuple[int, int]]:
         """All ``(layer, head)`` pairs, highest score first; ties keep the order of layers and heads, NaN comes last."""
-        values = self.of(self.names[0] if score is None else score)
+        values = self.of(score or self.names[0])
         order = torch.argsort(torch.nan_to_num(values.flatten(), nan=-torch.inf), descending=True, stable=True)
         return [divmod(index, values.shape[1]) for index in order.tolist()]
 
     def top(self, k: int, score: str | None = None) -> list[tuple[int, int]]:
-        """The ``k`` heads that score highest.
-
-        Args:
-            k: how many.
-            score: one of ``names``; the first of them by default.
+        """The ``k`` heads that score highest, by default on the first of ``names``.
 
         Raises:
             InputError: ``k`` larger than the number of heads, or an unknown score.
@@ -550,9 +540,13 @@ class HeadTableResult(Result):
         check_count(k, len(ranking), "heads")
         return ranking[:k]
 
+    def columns(self) -> dict[str, Float[Tensor, "layer head"]]:
+        """The columns of the table."""
+        return {name: self.of(name) for name in self.names}
+
     def to_frame(self, score: str | None = None) -> pd.DataFrame:
-        """One row per head, highest ``score`` first: rank, layer, head, and each of ``names``."""
+        """One row per head, highest ``score`` first: rank, layer, head, and :meth:`columns`."""
         units = self.ranking(score)
         layers, heads = torch.tensor(units, dtype=torch.long).reshape(-1, 2).T
-        scores = {name: self.of(name)[layers, heads].numpy() for name in self.names}
-        return pd.DataFrame({"rank": range(len(units)), "layer": layers.numpy(), "head": heads.numpy(), **scores})
+        values = {name: table[layers, heads].numpy() for name, table in self.columns().items()}
+        return pd.DataFrame({"rank": range(len(units)), "layer": layers.numpy(), "head": heads.numpy(), **values})

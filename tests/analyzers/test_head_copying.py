@@ -231,7 +231,7 @@ def test_both_bands_and_both_thresholds_decide() -> None:
     for name in ("functional_null_sd", "prefix_null_sd"):
         scattered = dataclasses.replace(result, **{name: torch.ones_like(result.prefix)})
         assert induction_heads(scores, scattered) == []
-    with pytest.raises(InputError, match="two models"):
+    with pytest.raises(InputError, match="one model"):
         induction_heads(scores, score_copying(raw("gpt2"), n=5, sequences=2))
 
 
