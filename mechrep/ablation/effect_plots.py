@@ -1,4 +1,4 @@
-"""The two figures of a table of effects: the forest plot, and the curve over sizes or training."""
+"""The figures of a table of effects: the forest plot, the curve over sizes or training, the map of single heads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,29 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mechrep.errors import InputError
-from mechrep.figures import AXIS, INK, plain, style_of, styled, translucent
+from mechrep.figures import (
+    AXIS,
+    COLUMNS,
+    INK,
+    finished,
+    panel_height,
+    panels,
+    place_of,
+    plain,
+    style_of,
+    styled,
+    tick_step,
+    translucent,
+)
 from mechrep.run import one_of
 
 if TYPE_CHECKING:
     from mechrep.ablation.effects import Effects
 
 _LINE, _CURVE, _GAP = 34, 210, 92  # pixels of one line, of one curve, and between two panels
+# Lightest in the middle, and dark at both ends for every kind of colour blindness; opaque, so it reads on any page.
+CHANGES = [[0, "#8c3a0b"], [0.25, "#e39a4f"], [0.5, "#f6f4ef"], [0.75, "#7f9fcf"], [1, "#22417f"]]
+WRITTEN = 32  # heads side by side, and layers, whose values fit into their cells
 
 
 def forest(effects: Effects, measures: Sequence[str] | None = None) -> go.Figure:
@@ -164,6 +180,53 @@ def training_axis(frame: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
         return {name: float(place) for place, name in enumerate(names)}, names
     least = steps[steps > 0].min() / 2  # the untrained model, which a logarithmic axis cannot show at 0
     return {name: float(step) if step > 0 else least for name, step in zip(names, steps, strict=True)}, []
+
+
+def single_heads_figure(effects: Effects) -> go.Figure:
+    """What ablating each head alone changes: a panel per measure, a cell per head, a star where it is supported.
+
+    Args:
+        effects: of :func:`mechrep.ablation.study.single_head_sweep`.
+    """
+    from mechrep.ablation.effects import UNITS
+    from mechrep.ablation.study import single_head_frame
+
+    measures = [one for one in effects.measures if one.copy in (None, 1)]
+    tables = [single_head_frame(effects, one.name, one.copy) for one in measures]
+    titles = []
+    for measure, table in zip(measures, tables, strict=True):
+        widest = UNITS[measure.unit].scale * float(table["effect"].abs().max())
+        title, unit = _title((measure.name, measure.copy)), UNITS[measure.unit].label
+        titles.append(f"<b>{plain(title)}</b><br>{plain(unit)}; colours from −{widest:.2g} to +{widest:.2g}")
+    n_layers = int(tables[0]["layer"].max()) + 1
+    figure = panels(titles, panel_height(n_layers))
+    for index, (measure, table) in enumerate(zip(measures, tables, strict=True)):
+        _draw_heads(figure, table, UNITS[measure.unit].scale, index)
+    finished(figure, title="Each head ablated alone", subtitle=_subtitle(effects), x="head", y="layer")
+    width = int(tables[0]["head"].max()) + 1
+    figure.update_xaxes(range=[-0.5, width - 0.5], dtick=tick_step(width * min(COLUMNS, len(tables))))
+    return figure.update_yaxes(range=[-0.5, n_layers - 0.5], dtick=tick_step(n_layers))
+
+
+def _draw_heads(figure: go.Figure, table: pd.DataFrame, scale: float, index: int) -> None:
+    from mechrep.ablation.effects import SUPPORTED
+
+    wide = table.assign(effect=scale * table["effect"]).pivot(index="layer", columns="head")
+    z, stars = wide["effect"].to_numpy(dtype=float), (wide["verdict"] == SUPPORTED).to_numpy()
+    fits = 2 * z.shape[1] <= WRITTEN and len(z) <= WRITTEN
+    text = [
+        [(f"{value:+.2g}" if fits else "") + "*" * bool(star) for value, star in zip(*rows, strict=True)]
+        for rows in zip(z, stars, strict=True)
+    ]
+    widest = float(np.nanmax(np.abs(z))) or 1.0
+    figure.add_heatmap(
+        x=np.arange(z.shape[1]), y=np.arange(len(z)), z=z, zmin=-widest, zmax=widest, colorscale=CHANGES,
+        showscale=False, xgap=int(fits), ygap=int(fits), text=text, texttemplate="%{text}",
+        customdata=np.stack([scale * wide["low"], scale * wide["high"], wide["p"], wide["q"]], axis=-1),
+        hovertemplate="L%{y} H%{x}: %{z:+.3g}<br>95 %: %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
+        "p = %{customdata[2]:.2g}, q = %{customdata[3]:.2g}<extra></extra>",
+        **place_of(index),
+    )  # fmt: skip
 
 
 def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> None:

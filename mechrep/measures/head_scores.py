@@ -66,6 +66,10 @@ from mechrep.provenance import Provenance
 from mechrep.results import Result
 from mechrep.run import one_of
 from mechrep.stats import percentile_interval
+from mechrep.stats import percentile_interval
+from mechrep.stats import percentile_interval
+from mechrep.stats import percentile_interval
+from mechrep.stats import percentile_interval
 from mechrep.text.stimuli import random_repeats
 
 if TYPE_CHECKING:
@@ -211,6 +215,26 @@ class HeadScoreResult(HeadTableResult):
         """
         values = self.of(score)
         return [unit for unit in self.ranking(score) if values[unit] > threshold]
+
+    def clear(self, score: str = "induction") -> list[tuple[int, int]]:
+        """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
+        adjusted = self.adjusted[self.row(score)]
+        return [unit for unit in self.ranking(score) if adjusted[unit] >= CLEAR]
+
+    def clear(self, score: str = "induction") -> list[tuple[int, int]]:
+        """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
+        adjusted = self.adjusted[self.row(score)]
+        return [unit for unit in self.ranking(score) if adjusted[unit] >= CLEAR]
+
+    def clear(self, score: str = "induction") -> list[tuple[int, int]]:
+        """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
+        adjusted = self.adjusted[self.row(score)]
+        return [unit for unit in self.ranking(score) if adjusted[unit] >= CLEAR]
+
+    def clear(self, score: str = "induction") -> list[tuple[int, int]]:
+        """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
+        adjusted = self.adjusted[self.row(score)]
+        return [unit for unit in self.ranking(score) if adjusted[unit] >= CLEAR]
 
     def clear(self, score: str = "induction") -> list[tuple[int, int]]:
         """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
@@ -546,6 +570,326 @@ def layer_profiles(
         >>> float(profiles["head_share"].sum())
         1.0
     """
+    n_layers = _layers_of(neurons, heads)
+    if draws < 1:
+        raise InputError(f"draws={draws}", "at least one draw", "ask for more")
+    units = heads.clear(score) if k_heads is None else heads.top(k_heads, score)
+    head_counts = np.bincount([layer for layer, _ in units], minlength=n_layers)
+    neuron_counts = np.array(neurons.layer_counts(k_neurons))
+    if not neuron_counts.sum() or not head_counts.sum():
+        raise NothingFoundError(
+            f"{neuron_counts.sum()} neurons that rise and {head_counts.sum()} heads",
+            "at least one of each",
+            "pass k_neurons= and k_heads=",
+        )
+    shares = neuron_counts / neuron_counts.sum(), head_counts / head_counts.sum()
+    overlap = float(np.minimum(*shares).sum())
+    generator = np.random.default_rng(seed)
+    null = np.array([np.minimum(shares[0], generator.permutation(shares[1])).sum() for _ in range(draws)])
+    low, high = percentile_interval(null.tolist())
+    columns = {"neurons": neuron_counts, "heads": head_counts, "neuron_share": shares[0], "head_share": shares[1]}
+    p = (1 + int((null >= overlap - 1e-12).sum())) / (1 + draws)
+    facts = {"overlap": overlap, "null": null.mean(), "null_low": low, "null_high": high, "p": p}
+    return pd.DataFrame({"layer": range(n_layers), **columns}).assign(**facts)
+
+
+def _layers_of(neurons: RepetitionNeuronResult, heads: HeadScoreResult) -> int:
+    check_one_model(neurons, heads)
+    of_neurons, of_heads = len(neurons.delta), len(heads.unexplained)
+    if of_neurons != of_heads:
+        given = f"neurons of {of_neurons} layers, heads of {of_heads}"
+        raise InputError(given, "two results of one model", "measure both on one model")
+    return of_neurons
+
+
+def layer_profiles(
+    neurons: RepetitionNeuronResult,
+    heads: HeadScoreResult,
+    *,
+    k_neurons: int | None = None,
+    k_heads: int | None = None,
+    score: str = "induction",
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of the top neurons and of the top heads in each layer, and how far the two profiles overlap.
+
+    With the shares ``p`` of neurons and ``q`` of heads::
+
+        overlap = sum over layers of min(p_l, q_l)            0: no layer in common;  1: the same profile
+
+    The null shuffles the layers of the heads' profile: as concentrated as it is, but anywhere.
+
+    Args:
+        neurons: a ranking of neurons.
+        heads: scores of heads of the same model.
+        k_neurons: the first so many; by default the published share of 0.5 %.  Neurons that fall are left out.
+        k_heads: the first so many; by default all that score clearly above chance.
+        score: of the heads.
+        draws: of the null.
+        seed: of the draws.
+
+    Returns:
+        One row per layer: ``layer``, the counts ``neurons`` and ``heads``, ``neuron_share`` and ``head_share``; and,
+        the same in every row, ``overlap``, the mean ``null`` with its central 95 % ``null_low``/``null_high``, and
+        ``p``, the share of draws (the observed one among them) that overlap at least as much.
+
+    Raises:
+        InputError: results of two models, a ``k`` larger than there are, or fewer than one draw.
+        NothingFoundError: no neuron that rises among the first, or no such head.
+
+    Source: the question is Hiraoka & Inui 2025's (arXiv 2410.13497), section 5; overlap and null are mechrep's own.
+
+    Limits: neighbouring layers count as different, and with few layers the null is coarse.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import score_heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(3)]
+        >>> texts = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
+        >>> (neurons,) = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
+        >>> profiles = layer_profiles(neurons, score_heads(model, n=10, sequences=4), k_neurons=50, k_heads=2)
+        >>> float(profiles["head_share"].sum())
+        1.0
+    """
+    n_layers = len(neurons.delta)
+    check_one_model(neurons, heads)
+    if len(heads.unexplained) != n_layers or draws < 1:
+        raise InputError(
+            f"neurons of {n_layers} layers, heads of {len(heads.unexplained)}, draws={draws}",
+            "two results of one model, at least one draw",
+            "measure both on the same model",
+        )
+    units = heads.clear(score) if k_heads is None else heads.top(k_heads, score)
+    head_counts = np.bincount([layer for layer, _ in units], minlength=n_layers)
+    neuron_counts = np.array(neurons.layer_counts(k_neurons))
+    if not neuron_counts.sum() or not head_counts.sum():
+        raise NothingFoundError(
+            f"{neuron_counts.sum()} neurons that rise and {head_counts.sum()} heads",
+            "at least one of each",
+            "pass k_neurons= and k_heads=",
+        )
+    shares = neuron_counts / neuron_counts.sum(), head_counts / head_counts.sum()
+    overlap = float(np.minimum(*shares).sum())
+    generator = np.random.default_rng(seed)
+    null = np.array([np.minimum(shares[0], generator.permutation(shares[1])).sum() for _ in range(draws)])
+    low, high = percentile_interval(null.tolist())
+    columns = {"neurons": neuron_counts, "heads": head_counts, "neuron_share": shares[0], "head_share": shares[1]}
+    p = (1 + int((null >= overlap - 1e-12).sum())) / (1 + draws)
+    facts = {"overlap": overlap, "null": null.mean(), "null_low": low, "null_high": high, "p": p}
+    return pd.DataFrame({"layer": range(n_layers), **columns}).assign(**facts)
+
+
+def layer_profiles(
+    neurons: RepetitionNeuronResult,
+    heads: HeadScoreResult,
+    *,
+    k_neurons: int | None = None,
+    k_heads: int | None = None,
+    score: str = "induction",
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of the top neurons and of the top heads in each layer, and how far the two profiles overlap.
+
+    With the shares ``p`` of neurons and ``q`` of heads::
+
+        overlap = sum over layers of min(p_l, q_l)            0: no layer in common;  1: the same profile
+
+    The null shuffles the layers of the heads' profile: as concentrated as it is, but anywhere.
+
+    Args:
+        neurons: a ranking of neurons.
+        heads: scores of heads of the same model.
+        k_neurons: the first so many; by default the published share of 0.5 %.  Neurons that fall are left out.
+        k_heads: the first so many; by default all that score clearly above chance.
+        score: of the heads.
+        draws: of the null.
+        seed: of the draws.
+
+    Returns:
+        One row per layer: ``layer``, the counts ``neurons`` and ``heads``, ``neuron_share`` and ``head_share``; and,
+        the same in every row, ``overlap``, the mean ``null`` with its central 95 % ``null_low``/``null_high``, and
+        ``p``, the share of draws (the observed one among them) that overlap at least as much.
+
+    Raises:
+        InputError: results of two models, a ``k`` larger than there are, or fewer than one draw.
+        NothingFoundError: no neuron that rises among the first, or no such head.
+
+    Source: the question is Hiraoka & Inui 2025's (arXiv 2410.13497), section 5; overlap and null are mechrep's own.
+
+    Limits: neighbouring layers count as different, and with few layers the null is coarse.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import score_heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(3)]
+        >>> texts = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
+        >>> (neurons,) = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
+        >>> profiles = layer_profiles(neurons, score_heads(model, n=10, sequences=4), k_neurons=50, k_heads=2)
+        >>> float(profiles["head_share"].sum())
+        1.0
+    """
+    n_layers = len(neurons.delta)
+    check_one_model(neurons, heads)
+    if len(heads.unexplained) != n_layers or draws < 1:
+        raise InputError(
+            f"neurons of {n_layers} layers, heads of {len(heads.unexplained)}, draws={draws}",
+            "two results of one model, at least one draw",
+            "measure both on the same model",
+        )
+    units = heads.clear(score) if k_heads is None else heads.top(k_heads, score)
+    head_counts = np.bincount([layer for layer, _ in units], minlength=n_layers)
+    neuron_counts = np.array(neurons.layer_counts(k_neurons))
+    if not neuron_counts.sum() or not head_counts.sum():
+        raise NothingFoundError(
+            f"{neuron_counts.sum()} neurons that rise and {head_counts.sum()} heads",
+            "at least one of each",
+            "pass k_neurons= and k_heads=",
+        )
+    shares = neuron_counts / neuron_counts.sum(), head_counts / head_counts.sum()
+    overlap = float(np.minimum(*shares).sum())
+    generator = np.random.default_rng(seed)
+    null = np.array([np.minimum(shares[0], generator.permutation(shares[1])).sum() for _ in range(draws)])
+    low, high = percentile_interval(null.tolist())
+    columns = {"neurons": neuron_counts, "heads": head_counts, "neuron_share": shares[0], "head_share": shares[1]}
+    p = (1 + int((null >= overlap - 1e-12).sum())) / (1 + draws)
+    facts = {"overlap": overlap, "null": null.mean(), "null_low": low, "null_high": high, "p": p}
+    return pd.DataFrame({"layer": range(n_layers), **columns}).assign(**facts)
+
+
+def layer_profiles(
+    neurons: RepetitionNeuronResult,
+    heads: HeadScoreResult,
+    *,
+    k_neurons: int | None = None,
+    k_heads: int | None = None,
+    score: str = "induction",
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of the top neurons and of the top heads in each layer, and how far the two profiles overlap.
+
+    With the shares ``p`` of neurons and ``q`` of heads::
+
+        overlap = sum over layers of min(p_l, q_l)            0: no layer in common;  1: the same profile
+
+    The null shuffles the layers of the heads' profile: as concentrated as it is, but anywhere.
+
+    Args:
+        neurons: a ranking of neurons.
+        heads: scores of heads of the same model.
+        k_neurons: the first so many; by default the published share of 0.5 %.  Neurons that fall are left out.
+        k_heads: the first so many; by default all that score clearly above chance.
+        score: of the heads.
+        draws: of the null.
+        seed: of the draws.
+
+    Returns:
+        One row per layer: ``layer``, the counts ``neurons`` and ``heads``, ``neuron_share`` and ``head_share``; and,
+        the same in every row, ``overlap``, the mean ``null`` with its central 95 % ``null_low``/``null_high``, and
+        ``p``, the share of draws (the observed one among them) that overlap at least as much.
+
+    Raises:
+        InputError: results of two models, a ``k`` larger than there are, or fewer than one draw.
+        NothingFoundError: no neuron that rises among the first, or no such head.
+
+    Source: the question is Hiraoka & Inui 2025's (arXiv 2410.13497), section 5; overlap and null are mechrep's own.
+
+    Limits: neighbouring layers count as different, and with few layers the null is coarse.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import score_heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(3)]
+        >>> texts = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
+        >>> (neurons,) = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
+        >>> profiles = layer_profiles(neurons, score_heads(model, n=10, sequences=4), k_neurons=50, k_heads=2)
+        >>> float(profiles["head_share"].sum())
+        1.0
+    """
+    n_layers = len(neurons.delta)
+    check_one_model(neurons, heads)
+    if len(heads.unexplained) != n_layers or draws < 1:
+        raise InputError(
+            f"neurons of {n_layers} layers, heads of {len(heads.unexplained)}, draws={draws}",
+            "two results of one model, at least one draw",
+            "measure both on the same model",
+        )
+    units = heads.clear(score) if k_heads is None else heads.top(k_heads, score)
+    head_counts = np.bincount([layer for layer, _ in units], minlength=n_layers)
+    neuron_counts = np.array(neurons.layer_counts(k_neurons))
+    if not neuron_counts.sum() or not head_counts.sum():
+        raise NothingFoundError(
+            f"{neuron_counts.sum()} neurons that rise and {head_counts.sum()} heads",
+            "at least one of each",
+            "pass k_neurons= and k_heads=",
+        )
+    shares = neuron_counts / neuron_counts.sum(), head_counts / head_counts.sum()
+    overlap = float(np.minimum(*shares).sum())
+    generator = np.random.default_rng(seed)
+    null = np.array([np.minimum(shares[0], generator.permutation(shares[1])).sum() for _ in range(draws)])
+    low, high = percentile_interval(null.tolist())
+    columns = {"neurons": neuron_counts, "heads": head_counts, "neuron_share": shares[0], "head_share": shares[1]}
+    p = (1 + int((null >= overlap - 1e-12).sum())) / (1 + draws)
+    facts = {"overlap": overlap, "null": null.mean(), "null_low": low, "null_high": high, "p": p}
+    return pd.DataFrame({"layer": range(n_layers), **columns}).assign(**facts)
+
+
+def layer_profiles(
+    neurons: RepetitionNeuronResult,
+    heads: HeadScoreResult,
+    *,
+    k_neurons: int | None = None,
+    k_heads: int | None = None,
+    score: str = "induction",
+    draws: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of the top neurons and of the top heads in each layer, and how far the two profiles overlap.
+
+    With the shares ``p`` of neurons and ``q`` of heads::
+
+        overlap = sum over layers of min(p_l, q_l)            0: no layer in common;  1: the same profile
+
+    The null shuffles the layers of the heads' profile: as concentrated as it is, but anywhere.
+
+    Args:
+        neurons: a ranking of neurons.
+        heads: scores of heads of the same model.
+        k_neurons: the first so many; by default the published share of 0.5 %.  Neurons that fall are left out.
+        k_heads: the first so many; by default all that score clearly above chance.
+        score: of the heads.
+        draws: of the null.
+        seed: of the draws.
+
+    Returns:
+        One row per layer: ``layer``, the counts ``neurons`` and ``heads``, ``neuron_share`` and ``head_share``; and,
+        the same in every row, ``overlap``, the mean ``null`` with its central 95 % ``null_low``/``null_high``, and
+        ``p``, the share of draws (the observed one among them) that overlap at least as much.
+
+    Raises:
+        InputError: results of two models, a ``k`` larger than there are, or fewer than one draw.
+        NothingFoundError: no neuron that rises among the first, or no such head.
+
+    Source: the question is Hiraoka & Inui 2025's (arXiv 2410.13497), section 5; overlap and null are mechrep's own.
+
+    Limits: neighbouring layers count as different, and with few layers the null is coarse.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import score_heads
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(3)]
+        >>> texts = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
+        >>> (neurons,) = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
+        >>> profiles = layer_profiles(neurons, score_heads(model, n=10, sequences=4), k_neurons=50, k_heads=2)
+        >>> float(profiles["head_share"].sum())
+        1.0
+    """
     n_layers = len(neurons.delta)
     check_one_model(neurons, heads)
     if len(heads.unexplained) != n_layers or draws < 1:
@@ -666,8 +1010,7 @@ def layer_profile_figure(
         >>> round(sum(figure.data[2].y), 6)
         1.0
     """
-    check_one_model(neurons, heads)
-    n_layers = neurons.delta.shape[0]
+    n_layers = _layers_of(neurons, heads)
     k_neurons = neurons.published_k if k_neurons is None else k_neurons
     k_heads = n_layers if k_heads is None else k_heads
     if min(k_neurons, k_heads) < 1:

@@ -1,13 +1,13 @@
-"""The second main job from end to end: which heads copy, which find the token's earlier self, and what cuts do.
+"""Which heads carry repetition, and what does the model lose without them?
 
-What a study of heads cuts: the circuits that its heads make, each with every control that can be drawn for it.
+All heads are scored on random repeats and on the looping texts to find with, beside the heads of null models; the
+circuits that they make are ablated in other looping texts, beside controls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,93 +16,200 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.old_conditions import Circuits, MatchBy, ablation_conditions, as_circuits
-from mechrep.ablation.old_controls import CONTROLS, HEAD_CONTROLS, ON_REPEATS, HeadKind, as_seeds, head_kinds, heads_of
-from mechrep.ablation.old_study import (
-    CHEAP_OUTCOMES,
-    AblationResult,
-    HeadSweepResult,
+from mechrep.ablation.controls import Unit
+from mechrep.ablation.effect_plots import single_heads_figure
+from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_p_value
+from mechrep.ablation.outcomes import LoopDecoding
+from mechrep.ablation.study import (
+    ACTIVATION_PROMPT,
+    READ_OUTCOMES,
+    Controls,
+    StudyTexts,
     ablation_study,
-    layer_profiles,
+    single_head_frame,
     single_head_sweep,
 )
-from mechrep.ablation.old_sweeps import ACTIVATION_PROMPT
+from mechrep.ablation.texts import find_and_test, null_models, shared_loops, shared_windows, with_split
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.errors import InputError, NothingFoundError
+from mechrep.errors import NothingFoundError
+from mechrep.figures import attention_maps_figure
 from mechrep.interventions.ops import When
 from mechrep.measures.head_copying import HeadCopying, HeadCopyingResult
-from mechrep.measures.head_scores import HeadScoreResult, HeadScores
+from mechrep.measures.head_scores import (
+    CLEAR,
+    PUBLISHED_THRESHOLD,
+    HeadScoreResult,
+    HeadScores,
+    head_scores_figure,
+    induction_heads,
+    layer_profile_figure,
+    layer_profiles,
+)
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.studies.neurons import collect_texts, split_texts
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.results import check_same_model
+from mechrep.run import Run
+from mechrep.sections import Section
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 
-BEST, INDUCTION, SELF_FINDING, CIRCUIT, JOINT = (
+ON_REPEATS, ON_LOOPS = "random repeats", "natural loops"
+KINDS = (
+    ("induction", ON_REPEATS),
+    ("duplicate_token", ON_REPEATS),
+    ("previous_token", ON_REPEATS),
+    ("first_token", ON_REPEATS),
+    ("induction", ON_LOOPS),
+    ("duplicate_token", ON_LOOPS),
+)
+BEST, INDUCTION, DUPLICATE, CIRCUIT, JOINT = (
     "best induction head",
     "all induction heads",
-    "self-finding heads",
+    "duplicate-token heads",
     "induction circuit",
     "induction heads and repetition neurons",
 )
+_PERIOD = 50
+_NORMAL = 1.96  # standard errors on either side that hold 95 %
+_EXAMPLE_TOKENS = 48  # so many can be read on the axes of an attention map
+_CANDIDATES = 16  # texts among which the example is chosen
+
+
+# --- which heads are of which kind ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class CircuitCut:
-    """One circuit, cut, beside its controls.
+class HeadReadings:
+    """What all heads of one model look at and say.
 
     Attributes:
-        circuit: what was cut.
-        when: where: ``"from_onset"`` or ``"all"``.
-        result: outcomes.
-        left_out: controls that cannot be drawn for this circuit, and why.
+        repeats: scores on random repeats.
+        copying: what the heads say there.
+        loops: scores on natural loops, for queries after the onset (``hiraoka2025``).
     """
 
-    circuit: Circuit
-    when: When
-    result: AblationResult
-    left_out: Mapping[str, str]
+    repeats: HeadScoreResult
+    copying: HeadCopyingResult
+    loops: HeadScoreResult
+
+    def of(self, kind: str, measured_on: str) -> Float[Tensor, "layer head"]:
+        """One score on one kind of text."""
+        return (self.repeats if measured_on == ON_REPEATS else self.loops).of(kind)
 
 
-@dataclass(frozen=True)
-class CutSettings:
-    """What all cuts of a study share.
-
-    Attributes:
-        texts: looping texts on which nothing was searched, and loop-free ones.
-        windows: held-out text.
-        scores: of heads, for ``"bos_matched"``.
-        neurons: for ``"activation_matched"``.
-        seeds: draws of each control.
-        preset: of the detector.
-        store: folder for finished shards.
-        progress: show progress bars.
-    """
-
-    texts: Corpus
-    windows: Corpus
-    scores: HeadScoreResult
-    neurons: RepetitionNeuronResult
-    seeds: Sequence[int]
-    preset: str
-    store: str | Path | None
-    progress: bool | None
+def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadReadings:
+    """Score all heads on both kinds of text, a pass over each."""
+    size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])  # small: patterns are as large as texts squared
+    cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
+    scores, copying = cache.run(HeadScores(bos_id=model.bos_id), HeadCopying(model))
+    cache = CorpusCache(model, loops, store=run.store, progress=run.progress)
+    (natural,) = cache.run(HeadScores("hiraoka2025", bos_id=model.bos_id))
+    return HeadReadings(scores, copying, natural)
 
 
-def planned_circuits(
-    kinds: Sequence[HeadKind], neurons: RepetitionNeuronResult, n_heads: int
-) -> list[tuple[Circuit, When]]:
-    """The circuits that these heads make, and where each is cut.
+def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame:
+    """Test of every head, of every kind, on every kind of text: does it stand out from null models?
 
-    The induction circuit is the induction heads with the previous-token heads below them.  It is cut at all positions,
-    because a previous-token head does its work in the first copy.  The last one joins the induction heads with the
-    published share of repetition neurons.
+    A draw is the highest of all heads of one null model, so having looked at all heads is part of the p-value (the
+    largest statistic of Westfall & Young): with 19 null models a head above all of them has p = 0.05.  An induction
+    head on random repeats must stand out in what it looks at (prefix matching) *and* in what it says (``functional``):
+    its p-value is the larger of the two.
 
     Args:
-        kinds: of :func:`mechrep.ablation.old_controls.head_kinds`.
+        own: of the model.
+        nulls: of models that have learned nothing, on the same texts.
+
+    Returns:
+        One row per kind, kind of text and head, highest score first: ``kind``, ``measured_on``, ``layer``, ``head``,
+        the columns of :func:`mechrep.ablation.effects.judge`, and two conventions beside the verdict: ``clear`` (at
+        least 0.3 above uniform attention; for induction as :func:`mechrep.measures.head_scores.induction_heads` says;
+        in loops above the published 0.5, too), and ``published`` (more than 0.5 in loops, the published rule).
+
+    Source: self-finding in loops: Hiraoka & Inui 2025 (arXiv 2410.13497); tests by the largest statistic: Westfall &
+    Young 1993 (*Resampling-Based Multiple Testing*).
+
+    Limits: null models tell what the architecture gives, not what any trained head has: a small difference from them
+    can be real and of no importance, which ``clear`` is there for.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.models.load import shuffled
+        >>> from mechrep.run import Run
+        >>> model, run = mechrep.load_model("mechrep-tiny"), Run(progress=False)
+        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(6)]
+        >>> loops = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
+        >>> repeats = random_repeats(model, n=20, sequences=6)
+        >>> own, null = (read_heads(one, repeats, loops, run) for one in (model, shuffled(model)))
+        >>> table = head_kinds(own, [null] * 19)  # one and the same: real nulls differ
+        >>> heads_of(table, "induction") == own.repeats.top(1)
+        True
+    """
+    tables = [_kind_table(own, nulls, kind, place) for kind, place in KINDS]
+    family = "one head beside the highest head of each null model"
+    return judge(pd.concat(tables, ignore_index=True), within=["kind", "measured_on", "name"], family=family)
+
+
+def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, place: str) -> pd.DataFrame:
+    result = own.repeats if place == ON_REPEATS else own.loops
+    table, errors = result.of(kind), result.standard_errors[result.row(kind)]
+    draws = [float(null.of(kind, place).max()) for null in nulls]
+    clear, said = set(result.clear(kind)), None
+    if (kind, place) == ("induction", ON_REPEATS):
+        clear, said = set(induction_heads(own.repeats, own.copying)), own.copying.functional
+    elif place == ON_LOOPS:
+        clear &= set(result.above(PUBLISHED_THRESHOLD, kind))
+    published = result.above(PUBLISHED_THRESHOLD, kind) if place == ON_LOOPS else []
+    rows = []
+    for unit in result.ranking(kind):
+        value, half = float(table[unit]), _NORMAL * float(errors[unit])
+        row = detection(
+            name_of(unit), kind, value, draws, interval=(value - half, value + half), n=result.n_texts[kind]
+        )
+        if said is not None:
+            others = [float(null.copying.functional.nan_to_num(-1.0).max()) for null in nulls]
+            row["p"] = max(row["p"], rank_p_value(float(said[unit]), others, direction=1))
+        facts = {"kind": kind, "measured_on": place, "layer": unit[0], "head": unit[1]}
+        rows.append(facts | row | {"clear": unit in clear, "published": unit in published})
+    return pd.DataFrame(rows)
+
+
+def heads_of(kinds: pd.DataFrame, kind: str, measured_on: str | None = None) -> list[Unit]:
+    """Heads of a kind: supported, and clear by the convention; those on random repeats first, best first.
+
+    Example:
+        >>> rows = pd.DataFrame({"kind": "induction", "measured_on": ON_LOOPS, "layer": [1, 0], "head": [2, 0]})
+        >>> heads_of(rows.assign(verdict="supported", clear=[True, False]), "induction")
+        [(1, 2)]
+    """
+    mine = kinds[(kinds["kind"] == kind) & (kinds["verdict"] == SUPPORTED) & kinds["clear"]]
+    mine = mine if measured_on is None else mine[mine["measured_on"] == measured_on]
+    return list(dict.fromkeys(zip(mine["layer"].tolist(), mine["head"].tolist(), strict=True)))
+
+
+def name_of(unit: Unit) -> str:
+    """How a head is called.
+
+    Example:
+        >>> name_of((3, 1))
+        'L3 H1'
+    """
+    return f"L{unit[0]} H{unit[1]}"
+
+
+# --- the circuits that they make --------------------------------------------------------------------------------------
+
+
+def planned_circuits(kinds: pd.DataFrame, neurons: RepetitionNeuronResult, n_heads: int) -> list[tuple[Circuit, When]]:
+    """The circuits that these heads make, and where each is ablated.
+
+    The induction circuit is the induction heads with the previous-token heads below them.  It is ablated at all
+    positions, because a previous-token head does its work in the first repetition.  The last one joins the induction
+    heads with the published share of repetition neurons.
+
+    Args:
+        kinds: of :func:`head_kinds`.
         neurons: the ranking of the same model.
         n_heads: heads per layer.
 
@@ -110,100 +217,39 @@ def planned_circuits(
         Circuits with ``when``; none where no head qualifies.
     """
     sizes = {"n_layers": len(neurons.delta), "n_heads": n_heads}
-    induction = heads_of(kinds, "induction", ON_REPEATS)
-    self_finding = heads_of(kinds, "self_finding")
-    planned: list[tuple[Circuit, When]] = []
-
-    def add(name: str, heads: Sequence[Unit], when: When = "from_onset") -> None:
-        planned.append((Circuit(name, heads=heads, found="by their scores", sizes=sizes), when))
-
-    if induction:
-        add(BEST, induction[:1])
-    if len(induction) > 1:
-        add(INDUCTION, induction)
-    if self_finding:
-        add(SELF_FINDING, self_finding)
+    induction, duplicate = heads_of(kinds, "induction", ON_REPEATS), heads_of(kinds, "duplicate_token")
     highest = max((layer for layer, _ in induction), default=0)
     previous = [unit for unit in heads_of(kinds, "previous_token") if unit[0] < highest and unit not in induction]
-    if previous:
-        add(CIRCUIT, [*induction, *previous], "all")
-    k = max(1, neurons.published_k)
+    heads: dict[str, tuple[Sequence[Unit], When]] = {
+        BEST: (induction[:1], "from_onset"),
+        INDUCTION: (induction if len(induction) > 1 else [], "from_onset"),
+        DUPLICATE: (duplicate, "from_onset"),
+        CIRCUIT: ([*induction, *previous] if previous else [], "all"),
+    }
+    planned: list[tuple[Circuit, When]] = [
+        (Circuit(name, heads=units, found="by their scores", sizes=sizes), when)
+        for name, (units, when) in heads.items()
+        if units
+    ]
     if induction:
-        heads = Circuit(JOINT, heads=induction, sizes=sizes)
-        together = heads + Circuit.from_neurons(neurons, k)
-        facts: dict[str, Any] = {"found": together.found, "provenance": together.provenance}
-        planned.append((Circuit(JOINT, neurons=together.neurons, heads=together.heads, **facts), "from_onset"))
+        top = Circuit.from_neurons(neurons, max(1, neurons.published_k))
+        both = Circuit(JOINT, heads=induction, found="by their scores", sizes=sizes) + top
+        facts: dict[str, Any] = {"found": both.found, "provenance": both.provenance, "sizes": both.sizes}
+        planned.append((Circuit(JOINT, neurons=both.neurons, heads=both.heads, **facts), "from_onset"))
     return planned
 
 
-def cut_circuit(model: Model, circuit: Circuit, when: When, outcomes: Sequence[str], with_: CutSettings) -> CircuitCut:
-    """Cut one circuit by zero, beside every control that can be drawn for it.
+def default_head_ks(n_heads: int) -> list[int]:
+    """Numbers of heads to ablate together: 1, 2, 3, 4, 8, ... up to three eighths of the model, and at most 32.
 
-    Raises:
-        InputError: see :func:`mechrep.ablation.old_study.ablation_study`.
-        NothingFoundError: no text of the kind that an outcome needs.
+    Example:
+        >>> default_head_ks(8), default_head_ks(144)
+        ([1, 2, 3], [1, 2, 3, 4, 8, 16, 32])
     """
-    wanted = HEAD_CONTROLS if circuit.kinds == ("heads",) else tuple(dict.fromkeys((*CONTROLS, *HEAD_CONTROLS)))
-    controls, left_out = drawable(model, circuit, wanted, with_)
-    result = _ablate(model, circuit, controls, when, outcomes, with_)
-    return CircuitCut(circuit, when, result, left_out)
+    return [k for k in (1, 2, 3, 4, 8, 16, 32) if k <= max(1, 3 * n_heads // 8)]
 
 
-def cut_ranking(model: Model, ks: Sequence[int], outcomes: Sequence[str], with_: CutSettings) -> AblationResult:
-    """Cut the heads that score highest on induction, more and more of them, beside what can be drawn for every k."""
-    controls, _ = drawable(model, with_.scores, HEAD_CONTROLS, with_, ks)
-    return _ablate(model, with_.scores, controls, "from_onset", outcomes, with_, ks)
-
-
-def drawable(
-    model: Model, circuits: Circuits, wanted: Sequence[str], with_: CutSettings, ks: Sequence[int] | None = None
-) -> tuple[list[str], dict[str, str]]:
-    """Which controls can be drawn, and why the others cannot: layers may lack heads beside those cut."""
-    chosen, match_by = as_circuits(circuits, ks), MatchBy(with_.scores, neurons=with_.neurons)
-    left_out = {}
-    for control in wanted:
-        try:
-            ablation_conditions(
-                model, chosen, ops=["zero"], controls=[control], seeds=with_.seeds, match_by=match_by, when="all"
-            )
-        except InputError as error:
-            left_out[control] = f"{error.given}; there are {error.expected}"
-    return [control for control in wanted if control not in left_out], left_out
-
-
-def _ablate(
-    model: Model,
-    circuits: Circuits,
-    controls: Sequence[str],
-    when: When,
-    outcomes: Sequence[str],
-    with_: CutSettings,
-    ks: Sequence[int] | None = None,
-) -> AblationResult:
-    return ablation_study(
-        model,
-        circuits,
-        corpus=with_.texts,
-        ks=ks,
-        controls=controls,
-        seeds=with_.seeds,
-        outcomes=outcomes,
-        when=when,
-        copies=2,
-        windows=with_.windows,
-        preset=with_.preset,
-        head_scores=with_.scores,
-        neurons=with_.neurons,
-        held_out=False,  # the caller's texts are others already, or the same ones where a preset wants it so
-        store=with_.store,
-        progress=with_.progress,
-    )
-
-
-_EXAMPLE_TOKENS = 48  # so many can be read on the axes of an attention map
-_CANDIDATES = 16  # texts among which the example is chosen
-
-Unit = tuple[int, int]
+# --- the study --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -214,8 +260,8 @@ class LoopExample:
         text_id: of the text.
         tokens: of the stretch that is shown, decoded one by one.
         first: place of the stretch in its text.
-        onset: place of the second copy in the stretch.
-        patterns: attention by head, within the stretch; what goes to tokens before it is cut off.
+        onset: place of the second repetition in the stretch.
+        patterns: attention by head, within the stretch; what goes to tokens before it is left out.
     """
 
     text_id: str
@@ -227,184 +273,178 @@ class LoopExample:
 
 @dataclass(frozen=True)
 class HeadStudy:
-    """Everything that the report shows about heads.
+    """Which heads carry repetition, and what the model loses without them.
 
     Attributes:
         model_name: how the model was named.
         preset: whose detector decides what a loop is.
-        corpus: looping and loop-free texts, with ``split`` (find, test).
-        scores: of all heads, on random repeats.
-        copying: what all heads say there, with permutation nulls.
-        loop_scores: of all heads, on the looping texts to find with, for queries after the onset (``hiraoka2025``).
-        kinds: which heads count as what, by which rule.
+        corpus: looping and loop-free texts, with ``split``.
+        readings: scores of all heads, on random repeats and on the looping texts to find with.
+        kinds: which heads are of which kind, beside null models; see :func:`head_kinds`.
         neurons: repetition neurons of the same texts.
-        single: every head cut alone, on the looping texts to test with.
-        ranking: more and more of the heads that score highest on induction, cut together.
-        cuts: the circuits that the heads make, cut; none where no head qualifies.
+        single: every head ablated alone, on the looping texts to test with.
+        ranking: more and more of the heads that score highest on induction, ablated together.
+        circuits: the circuits that the heads make, with where each is ablated; none where no head qualifies.
+        ablations: these circuits ablated, a table for each way of doing it.
         profiles: of :func:`mechrep.studies.layer_profiles`; ``None`` without an induction head or a rising neuron.
         example: attention in one looping text.
+        nulls: null models.
         provenance: of the whole study.
     """
 
     model_name: str
     preset: str
     corpus: Corpus
-    scores: HeadScoreResult
-    copying: HeadCopyingResult
-    loop_scores: HeadScoreResult
-    kinds: Sequence[HeadKind]
+    readings: HeadReadings
+    kinds: pd.DataFrame
     neurons: RepetitionNeuronResult
-    single: HeadSweepResult
-    ranking: AblationResult
-    cuts: Sequence[CircuitCut]
+    single: Effects
+    ranking: Effects
+    circuits: Sequence[tuple[Circuit, When]]
+    ablations: Sequence[Effects]
     profiles: pd.DataFrame | None
     example: LoopExample
+    nulls: int
     provenance: Provenance
 
     def heads_of(self, kind: str, measured_on: str | None = None) -> list[Unit]:
-        """Heads of a kind, by any of its rules or by that of one kind of text."""
+        """Heads of a kind, by any kind of text or by one."""
         return heads_of(self.kinds, kind, measured_on)
 
+    def effects(self) -> pd.DataFrame:
+        """All effects of the circuits, judged as one family; see :meth:`mechrep.ablation.effects.Effects.summary`."""
+        tables = [table.summary() for table in self.ablations]
+        rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return judge(rows, family="ablations of heads")
 
-def default_head_ks(n_heads: int) -> list[int]:
-    """Numbers of heads to cut: 1, 2, 3, 4, 8, ... up to three eighths of the model, and at most 32.
-
-    Example:
-        >>> default_head_ks(8), default_head_ks(144)
-        ([1, 2, 3], [1, 2, 3, 4, 8, 16, 32])
-    """
-    return [k for k in (1, 2, 3, 4, 8, 16, 32) if k <= max(1, 3 * n_heads // 8)]
+    def section(self) -> list[Section]:
+        """The sections on heads and on what ablating them does."""
+        return [_heads_section(self), _ablation_section(self)]
 
 
 def run_head_study(
     model: Model,
     *,
     corpus: Corpus | None = None,
+    repeats: Corpus | None = None,
     neurons: RepetitionNeuronResult | None = None,
     preset: str = "mechrep",
-    n_loops: int = 200,
-    n_others: int = 100,
-    period: int = 50,
-    sequences: int = 32,
     ks: Sequence[int] | None = None,
-    seeds: int | Sequence[int] = 5,
     regenerate: bool = True,
-    held_out_text: str | None = None,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
+    run: Run | None = None,
 ) -> HeadStudy:
-    """Score all heads, sort them into kinds, and cut them beside controls.
+    """Score all heads, tell which are of which kind, and ablate them beside controls.
 
-    Heads are scored on random repeats and on the looping texts to find with, and cut in the other looping texts.
+    Heads are scored on random repeats and on the looping texts to find with, and ablated in the other looping texts.
 
     Args:
         model: the model.
-        corpus: of a :class:`~mechrep.studies.neurons.RepetitionStudy`; by default the same texts are
-            collected (and shared through the store).
-        neurons: the ranking of that study; by default it is measured.
-        preset: as there; with ``"hiraoka2025"`` heads are scored and cut on the same texts.
-        n_loops: looping texts to collect.
-        n_others: loop-free texts to collect.
-        period: of the random repeats; as much of it as fits the context twice.
-        sequences: random repeats.
-        ks: numbers of heads of the ranking to cut together; see :func:`default_head_ks`.
-        seeds: draws of each control.
-        regenerate: write texts again under the cuts of circuits, and count loops (dear).
-        held_out_text: English by default.
-        store: folder that lets a stopped study go on.
-        seed: of prompts, split and random repeats.
-        progress: show progress bars.
+        corpus: looping and loop-free texts, as :func:`mechrep.ablation.texts.shared_loops` gives them, which is the
+            default; split by families of loops where they have no ``split``.
+        repeats: random repeats to score heads on.
+        neurons: repetition neurons of these texts; measured by default.
+        preset: whose detector decides; with ``"hiraoka2025"`` heads are scored and ablated on the same texts.
+        ks: numbers of heads of the ranking to ablate together; see :func:`default_head_ks`.
+        regenerate: regenerate texts under the ablations of circuits, and count loops (expensive).
+        run: options.
 
     Raises:
         NothingFoundError: the model wrote no looping text.
-        InputError: fewer than two looping texts, ``ks`` that the model cannot serve, sizes that do not fit it.
-        ModelError: a model without attention patterns.
+        InputError: fewer than two families of loops, ``ks`` that the model cannot serve, neurons of another model.
+        ModelError: a model without attention patterns or separate heads.
 
     Source: see :mod:`mechrep.measures.head_scores` and :func:`mechrep.studies.ablation_study`.
 
-    Limits: a cut by zero; thresholds are conventions; intervals of cuts are not corrected for their number, those of
-    single heads are.
+    Limits: zero ablation only.  A model with few heads has few control sets of heads: then the verdict is "too few".
     """
-    if corpus is None:
-        corpus = collect_texts(model, n_loops, n_others, preset, seed, store, progress)
-    find, test = _texts(corpus, preset, seed)
-    scores, copying = _score_repeats(model, period, sequences, seed, store)
-    natural, found = _read_loops(model, find, preset, neurons, store, progress)
-    kinds = head_kinds(scores, copying, natural)
-    free = (corpus.frame["onset"].isna() & (corpus.lengths.numpy() >= ACTIVATION_PROMPT)).to_numpy()
-    windows = windows_of_text(model, held_out_text or tiny.held_out_text())
-    texts = corpus.select(free | corpus.frame["id"].isin(test.frame["id"]).to_numpy())
-    settings = CutSettings(texts, windows, scores, found, as_seeds(seeds), preset, store, progress)
-    chosen = default_head_ks(model.anatomy.n_layers * model.anatomy.n_heads) if ks is None else list(ks)
-    single = single_head_sweep(
-        model, test, outcomes=CHEAP_OUTCOMES, copies=2, windows=windows, preset=preset, store=store, progress=progress
-    )
-    cuts = []
-    for circuit, when in planned_circuits(kinds, found, model.anatomy.n_heads):
-        # Loop-free texts run to their end under every condition: the first circuit alone has to pay for them.
-        dear = ["still_looping", *(["newly_looping"] if free.any() and not cuts else [])] if regenerate else []
-        cuts.append(cut_circuit(model, circuit, when, [*CHEAP_OUTCOMES, *dear], settings))
-    config = {"study": "heads", "preset": preset, "ks": chosen, "seeds": list(settings.seeds), "seed": seed}
+    options = run or Run()
+    texts = shared_loops(model, options, preset) if corpus is None else corpus
+    if "split" not in texts.frame or not {"test", "both"} & set(texts.frame["split"]):
+        texts = with_split(texts, preset, options.seed)
+    find, test = find_and_test(texts)
+    if neurons is None:
+        (neurons,) = CorpusCache(model, find, store=options.store, progress=options.progress).run(
+            RepetitionNeurons(preset)
+        )
+    check_same_model(neurons, model)
+    on = _repeats(model, options) if repeats is None else repeats
+    own = read_heads(model, on, find, options)
+    quiet = replace(options, progress=False)
+    key = ("heads of null models", model.fingerprint(), on.fingerprint(), find.fingerprint(), options.sizes.nulls)
+    nulls = options.once(key, lambda: [read_heads(make(), on, find, quiet) for make in null_models(model, options)])
+    kinds = head_kinds(own, nulls)
+    circuits = planned_circuits(kinds, neurons, model.anatomy.n_heads)
+    windows = shared_windows(model, options)
+    n_heads = model.anatomy.n_layers * model.anatomy.n_heads
+    chosen = default_head_ks(n_heads) if ks is None else list(ks)
+    plan = _Plan(model, texts, test, windows, circuits, preset, options)
     return HeadStudy(
-        model_name=model.name,
-        preset=preset,
-        corpus=_with_split(corpus, find, test),
-        scores=scores,
-        copying=copying,
-        loop_scores=natural,
-        kinds=kinds,
-        neurons=found,
-        single=single,
-        ranking=cut_ranking(model, chosen, CHEAP_OUTCOMES, settings),
-        cuts=cuts,
-        profiles=_profiles(found, scores),
-        example=_example(model, test, kinds, scores),
-        provenance=provenance_of(model, corpus, config),
-    )
+        model_name=model.name, preset=preset, corpus=texts, readings=own, kinds=kinds, neurons=neurons,
+        single=single_head_sweep(model, outcomes=READ_OUTCOMES, texts=plan.on(test), run=options),
+        ranking=plan.ranking(own.repeats, chosen), circuits=circuits, ablations=plan.ablations(regenerate),
+        profiles=_profiles(neurons, own.repeats), example=_example(model, test, kinds, own.repeats), nulls=len(nulls),
+        provenance=provenance_of(
+            model, texts, {"study": "heads", "preset": preset, "ks": chosen, "seed": options.seed,
+                           "effort": options.effort, "regenerate": regenerate},
+        ),
+    )  # fmt: skip
 
 
-def _texts(corpus: Corpus, preset: str, seed: int) -> tuple[Corpus, Corpus]:
-    """The looping texts to find with and those to test with: as the corpus says, else split here."""
-    looping = corpus.where(condition="looping")
-    splits = set(looping.frame["split"]) if "split" in looping.frame else set()
-    if {"find", "test"} <= splits:
-        return looping.where(split="find"), looping.where(split="test")
-    return split_texts(looping, preset, seed)
+def _repeats(model: Model, run: Run) -> Corpus:
+    n = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
+    return random_repeats(model, n=n, sequences=run.sizes.sequences, seed=run.seed)
 
 
-def _with_split(corpus: Corpus, find: Corpus, test: Corpus) -> Corpus:
-    tested, found = set(test.frame["id"]), set(find.frame["id"])
-    names = ["test" if one in tested else "find" if one in found else "other" for one in corpus.frame["id"]]
-    return corpus.with_columns(split=names)
+@dataclass(frozen=True)
+class _Plan:
+    """What all ablations of a study share."""
 
+    model: Model
+    texts: Corpus
+    test: Corpus
+    windows: Corpus
+    circuits: Sequence[tuple[Circuit, When]]
+    preset: str
+    run: Run
 
-def _score_repeats(
-    model: Model, period: int, sequences: int, seed: int, store: str | Path | None
-) -> tuple[HeadScoreResult, HeadCopyingResult]:
-    """What :func:`~mechrep.measures.head_scores.score_heads` and ``score_copying`` give, in one pass, and kept."""
-    n = min(period, (model.anatomy.n_ctx - 1) // 2)
-    texts = random_repeats(model, n=n, sequences=sequences, seed=seed)
-    cache = CorpusCache(model, texts, batch_size=max(1, 2048 // texts.tokens.shape[1]), store=store, progress=False)
-    scores, copying = cache.run(HeadScores(bos_id=model.bos_id), HeadCopying(model))
-    assert isinstance(scores, HeadScoreResult) and isinstance(copying, HeadCopyingResult)
-    return scores, copying
+    def on(self, loops: Corpus) -> StudyTexts:
+        """These texts; held out already, or the same ones where a preset wants it so."""
+        decoding = LoopDecoding(self.preset)
+        return StudyTexts(loops=loops, windows=self.windows, copies=2, decoding=decoding, held_out=False)
 
+    def controls(self, draws: int | None = None) -> Controls:
+        """Heads of the same layers that belong to no circuit of repetition."""
+        named = sorted({unit for circuit, _ in self.circuits for unit in circuit.heads})
+        exclude = [Circuit("heads of the circuits", heads=named)] if named else []
+        return Controls(("layer_matched",), draws, exclude, strict=False)
 
-def _read_loops(
-    model: Model,
-    find: Corpus,
-    preset: str,
-    neurons: RepetitionNeuronResult | None,
-    store: str | Path | None,
-    progress: bool | None,
-) -> tuple[HeadScoreResult, RepetitionNeuronResult]:
-    """Scores of heads on natural loops, and the neurons of the same texts unless they are known, in one pass."""
-    analyzers = [HeadScores("hiraoka2025", bos_id=model.bos_id), *([RepetitionNeurons(preset)] if not neurons else [])]
-    scores, *rest = CorpusCache(model, find, store=store, progress=progress).run(*analyzers)
-    found = neurons if neurons is not None else rest[0]
-    assert isinstance(scores, HeadScoreResult) and isinstance(found, RepetitionNeuronResult)
-    return scores, found
+    def ablations(self, regenerate: bool) -> list[Effects]:
+        """The circuits under each ``when``; and the first of them on loop-free texts, which run to their end."""
+        tables, outcomes = [], [*READ_OUTCOMES, *(["still_looping"] if regenerate else [])]
+        for when in ("from_onset", "all"):
+            some = [circuit for circuit, where in self.circuits if where == when]
+            if some:
+                texts, controls = self.on(self.test), self.controls()
+                tables.append(
+                    ablation_study(
+                        self.model, some, outcomes=outcomes, texts=texts, controls=controls, when=when, run=self.run
+                    )
+                )
+        free = (self.texts.frame["onset"].isna() & (self.texts.lengths.numpy() >= ACTIVATION_PROMPT)).to_numpy()
+        if regenerate and self.circuits and free.any():
+            first, texts = self.circuits[0][0], self.on(self.texts.select(free))
+            tables.append(
+                ablation_study(
+                    self.model, first, outcomes=["newly_looping"], texts=texts, controls=self.controls(), run=self.run
+                )
+            )
+        return tables
+
+    def ranking(self, scores: HeadScoreResult, ks: Sequence[int]) -> Effects:
+        """The heads that score highest on induction, ``ks`` of them."""
+        circuits = [Circuit.from_heads(scores, k) for k in ks]
+        controls = Controls(("layer_matched",), self.run.sizes.regenerated_draws, strict=False)
+        return ablation_study(self.model, circuits, texts=self.on(self.test), controls=controls, run=self.run)
 
 
 def _profiles(neurons: RepetitionNeuronResult, scores: HeadScoreResult) -> pd.DataFrame | None:
@@ -414,11 +454,11 @@ def _profiles(neurons: RepetitionNeuronResult, scores: HeadScoreResult) -> pd.Da
         return None
 
 
-def _example(model: Model, texts: Corpus, kinds: Sequence[HeadKind], scores: HeadScoreResult) -> LoopExample:
-    """A text in which the heads of interest can be seen at work, at least two copies of its loop."""
+def _example(model: Model, texts: Corpus, kinds: pd.DataFrame, scores: HeadScoreResult) -> LoopExample:
+    """A text in which the heads of interest can be seen at work, at least two repetitions of its loop."""
     induction = heads_of(kinds, "induction", ON_REPEATS) or scores.top(1)
-    heads = list(dict.fromkeys([induction[0], *heads_of(kinds, "self_finding")[:1]]))
-    text = _typical(model, texts, heads[-1], "self_finding" if len(heads) > 1 else "induction")
+    heads = list(dict.fromkeys([induction[0], *heads_of(kinds, "duplicate_token")[:1]]))
+    text = _typical(model, texts, heads[-1], "duplicate_token" if len(heads) > 1 else "induction")
     (start,), (onset,) = (text.frame[name].astype(int) for name in ("start", "onset"))
     end = min(start + max(_EXAMPLE_TOKENS, 2 * (onset - start)), int(text.lengths[0]))
     cache = CorpusCache(model, text, progress=False)
@@ -443,6 +483,141 @@ def _typical(model: Model, texts: Corpus, head: Unit, score: str) -> Corpus:
     values = []
     for one in candidates:
         (result,) = CorpusCache(model, one, progress=False).run(HeadScores("hiraoka2025", bos_id=model.bos_id))
-        assert isinstance(result, HeadScoreResult)
         values.append(float(result.of(score)[head]))
     return candidates[int(np.argsort(values)[len(values) // 2])]
+
+
+# --- as sections of the report ----------------------------------------------------------------------------------------
+
+
+def _listed(units: Sequence[Unit]) -> str:
+    return ", ".join(map(name_of, units)) or "none found"
+
+
+def _heads_section(study: HeadStudy) -> Section:
+    own, scores, kinds = study.readings, study.readings.repeats, study.kinds
+    first = kinds.groupby(["kind", "measured_on"], sort=False).first()  # the highest head of each kind
+    best = heads_of(kinds, "induction", ON_REPEATS)[:1] or scores.top(1)
+    row = first.loc[("induction", ON_REPEATS)]
+    fields = {
+        "model": study.model_name, "n_heads": scores.unexplained.numel(), "nulls": study.nulls, "clear": CLEAR,
+        "best": name_of(best[0]), "prefix": scores.induction[best[0]], "uniform": scores.chance[0],
+        "null_prefix": row["control_high"] + row["baseline"], "says": own.copying.functional[best[0]],
+        "in_loops": own.loops.induction[best[0]], "uniform_in_loops": own.loops.chance[0],
+        **{kind: _listed(study.heads_of(kind)) for kind in scores.names if kind != "current_token"},
+        "duplicate_value": scores.duplicate_token.max(), "duplicate_in_loops": own.loops.duplicate_token.max(),
+        "sequences": max(scores.n_texts.values()), "loops": max(own.loops.n_texts.values()),
+        "example": study.example.text_id, "onset": study.example.onset,
+        "shown": ", ".join(map(name_of, study.example.patterns)),
+    }  # fmt: skip
+    claims = [first.reset_index().assign(claim=[_claim(kind, place) for kind, place in first.index])]
+    figures = {
+        "repeats": head_scores_figure(scores), "loops": head_scores_figure(own.loops),
+        "attention": attention_maps_figure(study.example.patterns, study.example.tokens, name=study.model_name),
+    }  # fmt: skip
+    if study.profiles is not None:
+        one = study.profiles.iloc[0]
+        fields |= {name: one[name] for name in ("overlap", "null", "null_low", "null_high")}
+        fields["overlap_p"] = one["p"]
+        k = int(study.profiles["heads"].sum())
+        figures["profiles"] = layer_profile_figure(study.neurons, scores, k_heads=k)
+    tables = {"kinds": _kinds_frame(study), "scores": _scores_frame(study)}
+    return Section("heads", study.provenance, fields, pd.concat(claims), tables, figures)
+
+
+def _claim(kind: str, place: str) -> str:
+    return kind if place == ON_REPEATS else f"{kind}_in_loops"
+
+
+def _kinds_frame(study: HeadStudy) -> pd.DataFrame:
+    rows = []
+    for (kind, place), part in study.kinds.groupby(["kind", "measured_on"], sort=False):
+        row = part.iloc[0]
+        rows.append({
+            "kind": str(kind).replace("_", " "), "measured_on": place, "highest": row["value"],
+            "null_highest": row["control_high"] + row["baseline"],
+            "supported": int((part["verdict"] == SUPPORTED).sum()), "clear": int(part["clear"].sum()),
+            "heads": _listed(study.heads_of(str(kind), str(place))),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _scores_frame(study: HeadStudy) -> pd.DataFrame:
+    own, scores = study.readings, study.readings.repeats
+    chosen = [unit for kind in scores.names for unit in study.heads_of(kind)]
+    units = list(dict.fromkeys([*chosen, *scores.ranking("induction")]))
+    columns = {
+        "induction": scores.induction, "in_loops": own.loops.induction, "duplicate_token": scores.duplicate_token,
+        "duplicate_in_loops": own.loops.duplicate_token, "previous_token": scores.previous_token,
+        "first_token": scores.first_token, "says_the_next": own.copying.functional,
+    }  # fmt: skip
+    values = {name: [float(table[unit]) for unit in units] for name, table in columns.items()}
+    return pd.DataFrame({"head": [name_of(unit) for unit in units], **values})
+
+
+_CLAIMED = {  # claims of every circuit, and those of the main one
+    "loop_log_probability": "loop", "still_looping": "looping", "newly_looping": "newly",
+    "copy_accuracy": "copying", "loss": "loss",
+}  # fmt: skip
+_OF_ALL = ("loop_log_probability", "still_looping", "newly_looping")
+
+
+def _ablation_section(study: HeadStudy) -> Section:
+    loops = study.single.clusters[0]
+    single = single_head_frame(study.single)
+    fields: dict[str, Any] = {
+        "model": study.model_name, "n_heads": len(single), "n_texts": len(loops), "n_families": len(set(loops)),
+        "circuits": ", ".join(circuit.label for circuit, _ in study.circuits), "single": name_of(_unit(single.iloc[0])),
+        "single_effect": single["effect"].iloc[0], "single_supported": int((single["verdict"] == SUPPORTED).sum()),
+    }  # fmt: skip
+    tables = {"single": single.drop(columns=["measure", "copy"])}
+    figures = {"single": single_heads_figure(study.single), "ranking": study.ranking.curve("k", list(READ_OUTCOMES))}
+    if not study.circuits:
+        return Section("ablation", study.provenance, fields, pd.DataFrame(), tables, figures, variant="not_found")
+    effects = study.effects()
+    names = {circuit.name for circuit, _ in study.circuits}
+    main = next(name for name in (INDUCTION, BEST, DUPLICATE, CIRCUIT) if name in names)
+    whole = effects[(effects["part"] == "whole") & (effects["copy"].fillna(1) == 1)]
+    mine = whole[whole["name"] == main].set_index("measure")
+    fields |= {"main": main, "main_heads": _listed(dict((one.name, one.heads) for one, _ in study.circuits)[main])}
+    for measure, claim in _CLAIMED.items():
+        for when, column in (("before", "baseline"), ("after", "value")):
+            fields[f"{claim}_{when}"] = mine[column].get(measure)
+    claimed = whole[whole["measure"].isin(_OF_ALL) | ((whole["name"] == main) & whole["measure"].isin(_CLAIMED))]
+    tables = {"effects": _effects_frame(effects), **tables, "circuits": _circuits_frame(study)}
+    for table in study.ablations:
+        regenerated = table.measures[0].name == "newly_looping"
+        key = "forest-free" if regenerated else f"forest-{_when_of(study, table)}"
+        figures[key] = table.plot([m for m in dict.fromkeys(one.name for one in table.measures) if m in _CLAIMED])
+    claims = claimed.assign(claim=claimed["measure"].map(_CLAIMED))
+    return Section("ablation", study.provenance, fields, claims, tables, figures)
+
+
+def _when_of(study: HeadStudy, table: Effects) -> str:
+    when = dict((circuit.name, when) for circuit, when in study.circuits)[table.conditions[1].name]
+    return "everywhere" if when == "all" else "onset"
+
+
+def _unit(row: pd.Series) -> Unit:
+    return int(row["layer"]), int(row["head"])
+
+
+def _effects_frame(effects: pd.DataFrame) -> pd.DataFrame:
+    repetition = effects["copy"].map(lambda copy: "" if pd.isna(copy) else f", repetition {copy}")
+    parts = effects["part"].where(effects["part"] != "whole", "")
+    named = {"ablated": effects["name"] + parts.map(lambda part: f", {part} alone" if part else "")}
+    named["measure"] = effects["measure"].str.replace("_", " ") + repetition
+    columns = ["baseline", "effect", "low", "high", "m", "q", "verdict"]
+    return pd.DataFrame(named).join(effects[columns])
+
+
+def _circuits_frame(study: HeadStudy) -> pd.DataFrame:
+    left_out: dict[str, str] = {}
+    for table in study.ablations:
+        left_out |= {key.split(", ", 1)[1]: why for key, why in table.notes.get("left_out", {}).items()}
+    rows = [
+        {"circuit": one.name, "heads": _listed(one.heads), "neurons": len(one.neurons), "ablated": when.replace("_", " "),
+         "without_controls": left_out.get(one.label, "")}
+        for one, when in study.circuits
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
