@@ -3,7 +3,7 @@
     python benchmarks/bench_head_sweep.py
 
 The slow way is what a notebook does: for every head and every text one run of the model with a hook on that head.
-Texts that still loop are written again with Hugging Face ``generate`` and a hook at the last position of every call;
+Texts that still loop are regenerated with Hugging Face ``generate`` and a hook at the last position of every call;
 log-probabilities and copied tokens come from TransformerLens' ``run_with_hooks`` on the whole text.  For random
 repeats, which are equally long, there is also the way of one batch of all texts per head.  Both ways run in this
 process, one after the other, on one thread; counts must agree.  Seconds are those of the processor: what else the
@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 import mechrep
-from mechrep.ablation.old_study import single_head_sweep
+from mechrep.ablation.outcomes import LoopDecoding
+from mechrep.ablation.study import StudyTexts, single_head_sweep
 from mechrep.generation import collect_loops
+from mechrep.run import Run
 from mechrep.text.stimuli import random_repeats
 
 Head = tuple[int, int]
@@ -129,10 +131,10 @@ def main() -> None:
         compare[outcome]()
 
 
-def sweep(model: mechrep.Model, corpus: mechrep.Corpus, outcome: str, **options: Any) -> tuple[Any, float]:
+def sweep(model: mechrep.Model, corpus: mechrep.Corpus, outcome: str, **texts: Any) -> tuple[Any, float]:
     """mechrep's way."""
-    common: dict[str, Any] = {"outcomes": [outcome], "preset": "hiraoka2025", "progress": False}
-    return timed(lambda: single_head_sweep(model, corpus, **common, **options))
+    given = StudyTexts(loops=corpus, **texts)
+    return timed(lambda: single_head_sweep(model, outcomes=[outcome], texts=given, run=Run(progress=False)))
 
 
 def report(what: str, slow: float, seconds: float, agreement: str) -> None:
@@ -141,8 +143,8 @@ def report(what: str, slow: float, seconds: float, agreement: str) -> None:
 
 
 def compare_looping(model: mechrep.Model, corpus: mechrep.Corpus, new_tokens: int) -> None:
-    """Texts that still loop, written again."""
-    fast, seconds = sweep(model, corpus, "still_looping", max_new_tokens=new_tokens)
+    """Texts that still loop, regenerated."""
+    fast, seconds = sweep(model, corpus, "still_looping", decoding=LoopDecoding("hiraoka2025", new_tokens))
     counts, slow = timed(lambda: still_looping(model, corpus, new_tokens))
     same = fast.values[0, 1:].sum(-1).int().tolist() == counts
     report("still looping", slow, seconds, f"counts {counts} agree: {same}")

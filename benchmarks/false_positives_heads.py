@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 import mechrep
-from mechrep.ablation.old_controls import INDUCTION
 from mechrep.generation import collect_loops
 from mechrep.measures.head_copying import score_copying
+from mechrep.measures.head_scores import CLEAR as INDUCTION
 from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, HeadScores, induction_heads
 from mechrep.models.load import reinitialised, shuffled
 

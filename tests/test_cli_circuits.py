@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.old_study import AblationResult
+from mechrep.ablation.effects import Effects
 from mechrep.cli import app
 from mechrep.measures.head_scores import HeadScoreResult
 
@@ -41,16 +41,15 @@ def test_heads_writes_scores_tables_a_figure_and_a_circuit(heads_folder: Path) -
     assert list(circuit.heads) == result.top(len(circuit.heads), "induction")
 
 
-def test_ablate_cuts_what_heads_wrote_and_copying_goes(heads_folder: Path, tmp_path: Path) -> None:
+def test_ablate_ablates_what_heads_wrote_and_copying_goes(heads_folder: Path, tmp_path: Path) -> None:
     output = run(
         "ablate", "mechrep-tiny", "--circuit", heads_folder / "induction.json", "--out", tmp_path, "--loops", 6
     )
-    summary = pd.read_parquet(tmp_path / "summary.parquet").set_index(["outcome", "selection"])
-    assert {"top", "random", "layer_matched", "bos_matched", "none"} <= set(summary.index.get_level_values(1))
-    cut, whole = (summary.loc[("copy_accuracy", name), "value"] for name in ("top", "none"))
-    assert cut < whole / 2, "without its induction heads the model cannot copy"
+    row = pd.read_parquet(tmp_path / "summary.parquet").set_index("measure").loc["copy_accuracy"]
+    assert set(row["controls"].split(", ")) == {"random", "layer_matched", "bos_matched"}
+    assert row["value"] < row["baseline"] / 2, "without its induction heads the model cannot copy"
     assert "copy_accuracy" in output and str(tmp_path) in output
-    assert AblationResult.load(tmp_path / "result").conditions
+    assert Effects.load(tmp_path / "result").conditions
     assert "plotly" in (tmp_path / "ablation.html").read_text(encoding="utf-8")
 
 

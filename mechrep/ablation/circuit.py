@@ -349,11 +349,12 @@ class Circuit:
             InputError: see :meth:`check`; or weights with another fingerprint.
         """
         self.check(model.anatomy)
-        others = [one for one in models_of(self.provenance) if one.get("fingerprint") not in (None, model.fingerprint())]
+        own = model.fingerprint()
+        others = [one for one in models_of(self.provenance) if one.get("fingerprint") not in (None, own)]
         if others and not force:
             raise InputError(
                 f"{self.label}, found in {others[0].get('name')} (weights {others[0]['fingerprint']})",
-                f"a circuit of {model.name} (weights {model.fingerprint()})",
+                f"a circuit of {model.name} (weights {own})",
                 "find it in this model; where another checkpoint is meant, make a Circuit of its components",
             )
 

@@ -19,8 +19,6 @@ Control heads: what an effect of cutting heads must be compared with before it m
     partner: heads that rest there look alike in many scores, and cutting them removes about as much of the sink.
 
 The conditions of a sweep: which units, under which name, how many, from which seed.
-
-Which heads count as what, and by which rule: a score becomes a kind only through a threshold, which is named.
 """
 
 from __future__ import annotations
@@ -31,16 +29,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Neurons, Op
 from mechrep.measures.attention_sinks import AttentionSinkResult
-from mechrep.measures.head_copying import HeadCopyingResult
-from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult
-from mechrep.measures.head_scores import induction_heads as induction_heads_of
+from mechrep.measures.head_scores import HeadScoreResult
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.models.model import Model
 
@@ -155,13 +150,7 @@ def as_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def standard_deviations(result: RepetitionNeuronResult, factor: float = 1.0) -> torch.Tensor:
-    """``factor`` standard deviations of each neuron in normal text, for ``add`` on a common scale."""
-    return factor * result.normal_sd
-
-
 HEAD_CONTROLS = ("random", "layer_matched", "bos_matched")
-INDUCTION = 0.3  # adjusted prefix matching from which a head counts as an induction head; a convention
 _NEIGHBOURS_HEADS = 3  # a partner is drawn among so many nearest heads that are still free: a model has few heads
 
 
@@ -221,13 +210,7 @@ def control_heads(
                 f"a score for each of {n_layers} layers of {n_heads} heads",
                 "score this model, on texts that have what is scored",
             )
-    return _nearest_heads(units, [unit for unit in free if unit not in induction_heads(scores)], first, generator)
-
-
-def induction_heads(scores: HeadScoreResult) -> list[Unit]:
-    """Heads whose prefix matching, adjusted for chance, is at least :data:`INDUCTION`; best first."""
-    adjusted = scores.adjusted[list(scores.names).index("induction")]
-    return [unit for unit in scores.ranking("induction") if adjusted[unit] >= INDUCTION]
+    return _nearest_heads(units, [unit for unit in free if unit not in scores.clear("induction")], first, generator)
 
 
 def _in_the_same_layers(units: Sequence[Unit], free: Sequence[Unit], generator: np.random.Generator) -> list[Unit]:
@@ -327,98 +310,3 @@ def sweep_conditions(
                 )
                 conditions.append(Condition(control, k, seed, tuple(drawn)))
     return conditions
-
-
-ON_REPEATS, ON_LOOPS, PUBLISHED = "random repeats", "natural loops", "natural loops, published rule"
-
-
-@dataclass(frozen=True)
-class HeadKind:
-    """Heads of one kind by one rule.
-
-    Attributes:
-        kind: name of the score that decides: ``"induction"``, ``"self_finding"``, ``"previous_token"`` or
-            ``"first_token"`` (sink).
-        measured_on: ``"random repeats"`` or ``"natural loops"``, or ``"natural loops, published rule"``.
-        rule: in words.
-        heads: ``(layer, head)`` pairs that meet it, highest score first.
-        counts: whether its heads count as found; the published rule knows no chance, and is there to be compared with.
-    """
-
-    kind: str
-    measured_on: str
-    rule: str
-    heads: tuple[Unit, ...]
-    counts: bool = True
-
-
-def head_kinds(
-    scores: HeadScoreResult, copying: HeadCopyingResult, loops: HeadScoreResult, *, threshold: float = INDUCTION
-) -> list[HeadKind]:
-    """Sort heads into kinds; a head can be of several, or of none.
-
-    On random repeats a head is of a kind whose score, adjusted for chance, is at least ``threshold``; an induction head
-    must also raise the logit of what it looks at (:func:`mechrep.measures.head_scores.induction_heads`).  On
-    natural loops the published rule for self-finding heads asks for more than half of the attention.  In loops of short
-    period even attention reaches that, so heads of random models meet it: here the score must also lie ``threshold``
-    above chance, and what the published rule alone finds is listed beside it.
-
-    Args:
-        scores: on random repeats.
-        copying: on the same texts.
-        loops: on natural loops, with ``HeadScores("hiraoka2025")``.
-        threshold: on random repeats; a convention of this package.
-
-    Returns:
-        One :class:`HeadKind` per rule; self-finding and induction have three.
-
-    Raises:
-        InputError: scores and copying of two models.
-
-    Source: self-finding on loops: Hiraoka & Inui 2025 (arXiv 2410.13497).
-
-    Example:
-        >>> import mechrep
-        >>> from mechrep.measures.head_copying import score_copying
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> scores = mechrep.score_heads(model, n=20, sequences=4)
-        >>> kinds = head_kinds(scores, score_copying(model, n=20, sequences=4), scores)
-        >>> [kind.kind for kind in kinds if kind.measured_on == "random repeats"]
-        ['induction', 'self_finding', 'previous_token', 'first_token']
-    """
-    enough = f"attention at least {threshold:g} above chance"
-    found = [
-        HeadKind(
-            "induction",
-            ON_REPEATS,
-            f"{enough}, direct effect on the copied token at least 0.05, both above the 99 % band of their nulls",
-            tuple(induction_heads_of(scores, copying, prefix=threshold)),
-        )
-    ]
-    for kind in ("self_finding", "previous_token", "first_token"):
-        adjusted = scores.adjusted[list(scores.names).index(kind)]
-        heads = tuple(unit for unit in scores.ranking(kind) if adjusted[unit] >= threshold)
-        found.append(HeadKind(kind, ON_REPEATS, enough, heads))
-    rule = f"more than {PUBLISHED_THRESHOLD:g} of the attention after the onset"
-    for kind in ("induction", "self_finding"):
-        heads, adjusted = loops.above(PUBLISHED_THRESHOLD, kind), loops.adjusted[list(loops.names).index(kind)]
-        clear = tuple(unit for unit in heads if adjusted[unit] >= threshold)
-        found.append(HeadKind(kind, ON_LOOPS, f"{rule}, at least {threshold:g} above chance", clear))
-        found.append(HeadKind(kind, PUBLISHED, f"{rule} (even attention may reach it)", tuple(heads), counts=False))
-    return found
-
-
-def heads_of(kinds: Sequence[HeadKind], kind: str, measured_on: str | None = None) -> list[Unit]:
-    """Heads of a kind by any of its rules that count, or by one rule; those of the first rule first.
-
-    Example:
-        >>> kinds = [HeadKind("a", "x", "", ((1, 0),)), HeadKind("a", "y", "", ((0, 2), (1, 0)))]
-        >>> heads_of(kinds, "a"), heads_of(kinds, "a", "y")
-        ([(1, 0), (0, 2)], [(0, 2), (1, 0)])
-    """
-    rows = [
-        one
-        for one in kinds
-        if one.kind == kind and (one.counts if measured_on is None else one.measured_on == measured_on)
-    ]
-    return list(dict.fromkeys(unit for one in rows for unit in one.heads))

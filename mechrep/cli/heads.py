@@ -13,9 +13,6 @@ from mechrep.cli.options import Device, DtypeOption, ModelName, Revision, Seed, 
 if TYPE_CHECKING:
     from mechrep.measures.head_scores import HeadScoreResult
 
-_CLEAR = 0.3  # adjusted for chance: what mechrep calls an induction head's prefix matching
-
-
 @app.command(short_help="Which attention heads copy, and what all heads look at.")
 def heads(
     model: ModelName,
@@ -28,7 +25,7 @@ def heads(
     dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
-    """Score all heads on random repeats: induction, self-finding, previous, current and first token.
+    """Score all heads on random repeats: induction, duplicate token, previous, current and first token.
 
     Heads whose prefix matching is clearly above chance are written as induction.json, which `mechrep ablate` takes.
     """
@@ -43,15 +40,15 @@ def heads(
     result = analyzer.score_heads(loaded, n=period, sequences=sequences, seed=seed)
     _report(result, out, "random-repeats", "random repeats")
     head_scores_figure(result).write_html(out / "heads.html", include_plotlyjs=True)
-    copying = int((result.adjusted[list(result.names).index("induction")] >= _CLEAR).sum())
+    copying = len(result.clear("induction"))
     if copying:
         Circuit.from_heads(result, copying).save(out / "induction.json")
     else:
-        typer.echo(f"no head matches prefixes clearly above chance ({_CLEAR} adjusted), so no circuit is written")
+        why = f"no head matches prefixes clearly above chance ({analyzer.CLEAR} adjusted)"
+        typer.echo(f"{why}, so no circuit is written")
     if loops:
         corpus = collect_loops(loaded, loops, n_others=0, seed=seed)
         (natural,) = CorpusCache(loaded, corpus).run(analyzer.HeadScores("hiraoka2025", bos_id=loaded.bos_id))
-        assert isinstance(natural, analyzer.HeadScoreResult)
         _report(natural, out, "natural-loops", f"{len(corpus)} natural loops, queries after the onset")
     typer.echo(out)
 

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.head_circuits import HeadCircuits, exact, wide
-from mechrep.measures.head_targets import Copies, earlier_copies, one_later
+from mechrep.measures.head_targets import ALIASES, Copies, earlier_copies, one_later
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
+from mechrep.run import one_of
 from mechrep.text.corpus import Corpus
 
 
@@ -241,7 +242,7 @@ def _rotation(model: Model, layer: int) -> Iterator[Any]:
 
 def target_edges(
     corpus: Corpus,
-    target: Literal["induction", "self_finding"] = "induction",
+    target: str = "induction",
     *,
     bos_id: int | None,
     copies: Copies = "newest",
@@ -251,20 +252,22 @@ def target_edges(
 
     Args:
         corpus: texts with repeats.
-        target: ``"induction"``: the key follows an earlier copy of the query's token; ``"self_finding"``: it is one.
+        target: ``"induction"``: the key follows an earlier copy of the query's token; ``"duplicate_token"``: it is one.
         bos_id: id that is a BOS, and no copy of anything, where it begins a text.
         copies: which earlier copies.
         per_text: only the first so many of each text.
 
     Raises:
+        InputError: an unknown target.
         NothingFoundError: no token is repeated.
 
     Example:
         >>> import mechrep
         >>> corpus = mechrep.Corpus.from_tokens([[0, 7, 8, 7]], model=mechrep.load_model("mechrep-tiny"))
-        >>> target_edges(corpus, bos_id=0), target_edges(corpus, "self_finding", bos_id=0)
+        >>> target_edges(corpus, bos_id=0), target_edges(corpus, "duplicate_token", bos_id=0)
         ([(0, 3, 2)], [(0, 3, 1)])
     """
+    one_of("target", ALIASES.get(target, target), ("induction", "duplicate_token"))
     edges: list[Edge] = []
     for text in range(len(corpus)):
         tokens = torch.tensor([corpus.row(text)])

@@ -24,7 +24,6 @@ import hashlib
 import html
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -43,7 +42,6 @@ from mechrep.report.terminal import described_texts as described_texts
 from mechrep.report.terminal import printable
 from mechrep.results import Result
 from mechrep.studies.card import CardResult
-from mechrep.studies.heads import CircuitCut
 from mechrep.text.corpus import Corpus
 
 _LONG = ("conditions", "circuits")  # settings of every condition: they stand whole in the saved results
@@ -54,7 +52,7 @@ def parts_of(study: Any, kind: type) -> Iterator[tuple[str, Any]]:
     """Everything of a kind that a study holds, by the names of its fields.
 
     What stands in a list or a mapping is named by its key or its number, what stands in a record of its own by the
-    names of both fields; cuts by their circuits.
+    names of both fields.
     """
     for field in _fields(study):
         yield from _within(getattr(study, field), field, kind)
@@ -71,8 +69,6 @@ def _within(value: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
         yield name, value
     elif isinstance(value, _KEPT):
         return
-    elif isinstance(value, CircuitCut):
-        yield from ((f"cut-{_slug(value)}", part) for part in (value.circuit, value.result) if isinstance(part, kind))
     elif dataclasses.is_dataclass(value) or hasattr(value, "_fields"):
         for field in _fields(value):
             yield from _within(getattr(value, field), f"{name}-{field}", kind)
@@ -139,7 +135,7 @@ def _save_study(study: Any, target: Path) -> None:
         corpus.save(target / f"{name}.parquet")
     for name, circuit in parts_of(study, Circuit):
         (target / "circuits").mkdir(exist_ok=True)
-        circuit.save(target / "circuits" / f"{name.removeprefix('cut-')}.json")
+        circuit.save(target / "circuits" / f"{name}.json")
     for name in ("examples", "kinds"):
         if isinstance(records := getattr(study, name, None), (list, tuple)):
             _write(target / f"{name}.json", [_plain(record) for record in records])
@@ -155,10 +151,6 @@ def _write(path: Path, record: Any) -> None:
 
 def _name(study: Any) -> str:
     return str(study.provenance.config.get("study", type(study).__name__))
-
-
-def _slug(cut: CircuitCut) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", cut.circuit.name.lower()).strip("-")
 
 
 _LONG_TABLE, _WRAPPED = 36, ' class="words"'

@@ -90,7 +90,8 @@ def _neurons(model: Model, settings: StudySettings, _earlier: Mapping[str, Any])
 def _heads(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) -> Any:
     first = earlier.get("neurons")
     known = {} if first is None else {"corpus": first.corpus, "neurons": first.neurons}
-    return head_study.run_head_study(model, **known, **settings.loops())
+    options = Run(store=settings.store, seed=settings.seed, progress=settings.progress)
+    return head_study.run_head_study(model, preset=settings.preset, run=options, **known)
 
 
 def _sinks(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:

@@ -21,7 +21,6 @@ from mechrep.ablation.effect_plots import single_heads_figure
 from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_p_value
 from mechrep.ablation.outcomes import LoopDecoding
 from mechrep.ablation.study import (
-    ACTIVATION_PROMPT,
     READ_OUTCOMES,
     Controls,
     StudyTexts,
@@ -430,7 +429,8 @@ class _Plan:
                         self.model, some, outcomes=outcomes, texts=texts, controls=controls, when=when, run=self.run
                     )
                 )
-        free = (self.texts.frame["onset"].isna() & (self.texts.lengths.numpy() >= ACTIVATION_PROMPT)).to_numpy()
+        long = self.texts.lengths.numpy() >= LoopDecoding().prompt_length
+        free = self.texts.frame["onset"].isna().to_numpy() & long
         if regenerate and self.circuits and free.any():
             first, texts = self.circuits[0][0], self.on(self.texts.select(free))
             tables.append(
@@ -608,7 +608,8 @@ def _effects_frame(effects: pd.DataFrame) -> pd.DataFrame:
     named = {"ablated": effects["name"] + parts.map(lambda part: f", {part} alone" if part else "")}
     named["measure"] = effects["measure"].str.replace("_", " ") + repetition
     columns = ["baseline", "effect", "low", "high", "m", "q", "verdict"]
-    return pd.DataFrame(named).join(effects[columns])
+    table = pd.DataFrame(named).join(effects[columns])
+    return table[table["effect"].notna()].reset_index(drop=True)
 
 
 def _circuits_frame(study: HeadStudy) -> pd.DataFrame:
@@ -616,8 +617,13 @@ def _circuits_frame(study: HeadStudy) -> pd.DataFrame:
     for table in study.ablations:
         left_out |= {key.split(", ", 1)[1]: why for key, why in table.notes.get("left_out", {}).items()}
     rows = [
-        {"circuit": one.name, "heads": _listed(one.heads), "neurons": len(one.neurons), "ablated": when.replace("_", " "),
-         "without_controls": left_out.get(one.label, "")}
+        {
+            "circuit": one.name,
+            "heads": _listed(one.heads),
+            "neurons": len(one.neurons),
+            "ablated": when.replace("_", " "),
+            "without_controls": left_out.get(one.label, ""),
+        }
         for one, when in study.circuits
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)

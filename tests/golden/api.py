@@ -29,7 +29,6 @@ HOMES = {
     "first_layer_head_cuts": "mechrep.measures.first_token_heads",
     "first_token_detectors": "mechrep.measures.first_token_detectors",
     "first_token_parts": "mechrep.measures.first_token",
-    "head_kinds": "mechrep.ablation.old_controls",
     "head_reference": "mechrep.studies.text_kind_effects",
     "information_masking": "mechrep.ablation.masking",
     "joined_conditions": "mechrep.generation.text_kinds",

@@ -16,21 +16,35 @@ from tests.golden.registry import EMBEDDED, golden
 KINDS = ("neurons", "heads", "layers")
 
 
-def of_ablation(name: str, result: Any) -> Record:
-    """Values per measure, condition and text, the parts that each condition cuts, and the tables."""
+def of_ablation(name: str, effects: Any) -> Record:
+    """Values per measure, condition and text, the parts that each condition ablates, and the tables.
+
+    Control draws are left out: which sets are drawn may change, what an ablation does may not.
+    """
     record: Record = {}
-    cells = []
-    for cell in result.conditions:
-        cells.append(where(**{key: cell[key] for key in ("circuit", "part", "selection", "k", "op", "seed")}))
-        cut = [f"{kind} " + "/".join(f"{a}.{b}" for a, b in cell[kind]) for kind in KINDS if cell[kind]]
-        record[f"{name} cut {cells[-1]}"] = cut
-    for number, measure in enumerate(result.measures):
-        key = f"{name} " + where(measure=measure["outcome"], copy=measure["copy"])
-        record[f"{key} texts"] = list(result.texts[number])
-        record[f"{key} trials"] = measure["trials"]
-        for cell, values in zip(cells, result.values[number], strict=True):
-            record |= of_value(f"{key} {cell}", values[: len(result.texts[number])])
-    return record | of_frame(f"{name} table", result.to_frame()) | of_frame(f"{name} summary", result.summary())
+    cells = {}
+    selections = {"baseline": "none", "ablation": "single" if "peers" in effects.notes else "top"}
+    for place, one in enumerate(effects.conditions):
+        if one.selection in selections:
+            circuit = "none" if place == 0 else one.name
+            if place and "peers" in effects.notes:
+                circuit = "{}.{}".format(*one.components["heads"][0])
+            facts = {"circuit": circuit, "part": one.part, "selection": selections[one.selection], "k": one.k}
+            cells[place] = where(**facts, op=one.op or "none", seed=one.seed)
+            cut = [f"{kind} " + "/".join(f"{a}.{b}" for a, b in units) for kind, units in one.components.items()]
+            record[f"{name} cut {cells[place]}"] = cut
+    for number, measure in enumerate(effects.measures):
+        key = f"{name} " + where(measure=measure.name, copy=measure.copy)
+        record[f"{key} texts"] = list(effects.units[number])
+        record[f"{key} trials"] = measure.trials
+        for place, cell in cells.items():
+            record |= of_value(f"{key} {cell}", effects.values[number, place, : len(effects.units[number])])
+    return record | of_frame(f"{name} summary", effects.summary())
+
+
+def on(model: mechrep.Model, corpus: mechrep.Corpus, **texts: Any) -> Any:
+    """The texts of a study."""
+    return mechrep.studies.StudyTexts(loops=corpus, repeats=repeats(model), windows=windows(model), **texts)
 
 
 @functools.cache
@@ -60,79 +74,60 @@ def circuits(model: mechrep.Model) -> Record:
 def ablation_study(model: mechrep.Model) -> Record:
     """The outcomes of one pass: loops, copying, loss; a union and a layer, all operations, both times."""
     layer = mechrep.Circuit("last MLP", layers=[("mlp", model.anatomy.n_layers - 1)])
-    settings: dict[str, Any] = {
-        "corpus": halves(model)[1], "repeats": repeats(model), "windows": windows(model), "seeds": 2, "copies": 2,
-        "progress": False,
-    }  # fmt: skip
+    run, texts = mechrep.studies.Run(progress=False), on(model, halves(model)[1], copies=2)
     first = mechrep.studies.ablation_study(
         model,
         [circuit(model), layer],
+        texts=texts,
         ops=["zero", ("zero", "to_bos")],
-        controls=["random", "layer_matched"],
-        **settings,
+        controls=mechrep.studies.Controls(["random"], draws=2),
+        run=run,
     )
     everywhere = mechrep.studies.ablation_study(
-        model, circuit(model), when="all", controls=["random"], outcomes=["loop_log_probability", "loss"], **settings
+        model, circuit(model), texts=texts, when="all", controls=[], outcomes=["loop_log_probability", "loss"], run=run
     )
-    record = of_ablation("from onset", first) | of_ablation("everywhere", everywhere)
-    return record | of_value("frames/top", [str(cell) for cell in first.top(3)])
+    return of_ablation("from onset", first) | of_ablation("everywhere", everywhere)
 
 
 @golden()
 def ablation_of_rankings(model: mechrep.Model) -> Record:
-    """Rankings cut at several sizes, with matched controls."""
-    (sinks,) = read(model, windows(model), mechrep.AttentionSinks())
-    outcomes = ["loop_log_probability", "loss"]
+    """Rankings ablated at several sizes."""
     settings: dict[str, Any] = {
-        "corpus": halves(model)[1], "windows": windows(model), "seeds": 2, "copies": 1, "outcomes": outcomes,
-        "progress": False,
+        "texts": on(model, halves(model)[1], copies=1), "outcomes": ["loop_log_probability", "loss"], "controls": [],
+        "run": mechrep.studies.Run(progress=False),
     }  # fmt: skip
-    heads = mechrep.studies.ablation_study(
-        model, scores(model), ks=[1, 2], controls=["layer_matched"], sinks=sinks, **settings
-    )
-    units = mechrep.studies.ablation_study(
-        model, neurons(model), ks=[4, 16], controls=["activation_matched", "random"], **settings
-    )
-    return of_ablation("heads", heads) | of_ablation("neurons", units)
-
-
-@golden()
-def bos_matched_control(model: mechrep.Model) -> Record:
-    """Control heads that attend as much to the first position."""
-    from mechrep.studies import control_heads, control_units
-
-    sizes = {"n_layers": model.anatomy.n_layers, "n_heads": model.anatomy.n_heads}
-    record: Record = {}
-    for seed in range(3):
-        for kind in ("random", "layer_matched", "bos_matched"):
-            drawn = control_heads(kind, scores(model).top(1), seed=seed, scores=scores(model), **sizes)
-            record |= of_value(where(heads=kind, seed=seed), drawn)
-        for kind in ("random", "layer_matched", "activation_matched"):
-            d_mlp, n_layers = model.anatomy.d_mlp, model.anatomy.n_layers
-            chosen = neurons(model).top(5)
-            units = control_units(kind, chosen, n_layers=n_layers, d_mlp=d_mlp, seed=seed, result=neurons(model))
-            record |= of_value(where(neurons=kind, seed=seed), units)
-    return record
+    heads = [mechrep.Circuit.from_heads(scores(model), k) for k in (1, 2)]
+    units = [mechrep.Circuit.from_neurons(neurons(model), k) for k in (4, 16)]
+    study = mechrep.studies.ablation_study
+    tables = {"heads": study(model, heads, **settings), "neurons": study(model, units, **settings)}
+    return of_ablation("heads", tables["heads"]) | of_ablation("neurons", tables["neurons"])
 
 
 @golden()
 def ablation_by_writing(model: mechrep.Model) -> Record:
-    """The dear outcomes: does a text still loop, does another begin to?"""
+    """The expensive outcomes: does a text still loop, does another begin to?"""
+    from mechrep.ablation.outcomes import LoopDecoding
+
+    texts = on(model, written(model), decoding=LoopDecoding(max_new_tokens=60, prompt_length=30))
     result = mechrep.studies.ablation_study(
-        model, circuit(model), corpus=written(model), outcomes=["still_looping", "newly_looping"], controls=["random"],
-        seeds=2, max_new_tokens=60, prompt_length=30, progress=False,
+        model, circuit(model), texts=texts, outcomes=["still_looping", "newly_looping"], controls=[],
+        run=mechrep.studies.Run(progress=False),
     )  # fmt: skip
     return of_ablation("writing", result)
 
 
 @golden()
 def single_head_sweep(model: mechrep.Model) -> Record:
-    """Every head cut alone."""
+    """Every head ablated alone."""
+    few = [0, 1, 2, 3]
+    texts = mechrep.studies.StudyTexts(
+        loops=halves(model)[1], repeats=repeats(model).select(few), windows=windows(model).select(few), copies=1
+    )
     result = mechrep.studies.single_head_sweep(
-        model, halves(model)[1], outcomes=["loop_log_probability", "copy_accuracy", "loss"], copies=1,
-        repeats=repeats(model).select([0, 1, 2, 3]), windows=windows(model).select([0, 1, 2, 3]), progress=False,
+        model, outcomes=["loop_log_probability", "copy_accuracy", "loss"], texts=texts,
+        run=mechrep.studies.Run(progress=False),
     )  # fmt: skip
-    return of_ablation("heads", result) | of_frame("tests", result.tests()) | of_value("frames/top", result.top(3))
+    return of_ablation("heads", result)
 
 
 @golden()

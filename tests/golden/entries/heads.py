@@ -17,6 +17,15 @@ def read(model: mechrep.Model, corpus: mechrep.Corpus, *analyzers: Any) -> tuple
     return mechrep.CorpusCache(model, corpus, progress=False).run(*analyzers)
 
 
+def as_recorded(record: Record) -> Record:
+    """The name by which duplicate-token heads went when this was recorded."""
+    old, new = "self_finding", "duplicate_token"
+    return {
+        key.replace(new, old): [old if one == new else one for one in value] if isinstance(value, list) else value
+        for key, value in record.items()
+    }
+
+
 @functools.cache
 def scores(model: mechrep.Model) -> mechrep.HeadScoreResult:
     """Head scores on random repeats."""
@@ -31,7 +40,7 @@ def score_heads(model: mechrep.Model) -> Record:
     for score in result.names:
         record |= of_value(f"top {score}", result.top(3, score))
     three = mechrep.score_heads(model, n=10, copies=3, sequences=4, seed=1, bos=False)
-    return record | of_result(three, "three copies without BOS")
+    return as_recorded(record | of_result(three, "three copies without BOS"))
 
 
 @golden()
@@ -47,7 +56,7 @@ def head_scores_on_loops(model: mechrep.Model) -> Record:
     record: Record = {}
     for name, result in zip(rules, read(model, loops(model), *rules.values()), strict=True):
         record |= of_result(result, name)
-    return record
+    return as_recorded(record)
 
 
 @golden()
@@ -85,9 +94,17 @@ def score_copying(model: mechrep.Model) -> Record:
 @golden()
 def head_kinds(model: mechrep.Model) -> Record:
     """Which heads count as what."""
+    from mechrep.studies.heads import HeadReadings, head_kinds
+
     (on_loops,) = read(model, loops(model), mechrep.HeadScores(bos_id=model.bos_id))
-    found = api.head_kinds(scores(model), mechrep.score_copying(model, n=20, sequences=4), on_loops)
-    return {key: one for kind in found for key, one in of_value(f"{kind.kind} on {kind.measured_on}", kind).items()}
+    own = HeadReadings(scores(model), mechrep.score_copying(model, n=20, sequences=4), on_loops)
+    record: Record = {}
+    for (kind, place), rows in head_kinds(own, []).groupby(["kind", "measured_on"], sort=False):
+        for column, name in (("clear", place), ("published", f"{place}, published rule")):
+            if column == "clear" or place == "natural loops":
+                heads = rows.loc[rows[column], ["layer", "head"]].to_numpy().tolist()
+                record |= of_value(f"{kind} on {name} heads", heads)
+    return as_recorded(record)
 
 
 @golden()

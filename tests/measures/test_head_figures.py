@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import UNKNOWN
-from mechrep.measures.head_scores import HeadScoreResult, head_scores_figure, layer_profile_figure
+from mechrep.measures.head_scores import HeadScoreResult, head_scores_figure, layer_profile_figure, layer_profiles
 from mechrep.measures.head_targets import SCORES
 from tests.views import study_by_hand as by_hand
 
@@ -89,7 +90,7 @@ def test_the_share_of_texts_is_called_so() -> None:
 
 def test_the_pointer_shows_error_chance_and_counts() -> None:
     result = heads()
-    trace = head_scores_figure(result, "self_finding").data[0]
+    trace = head_scores_figure(result, "duplicate_token").data[0]
     for layer in range(6):
         for head in range(4):
             text = trace.hovertext[layer][head]
@@ -154,7 +155,7 @@ def test_results_offer_their_figure() -> None:
     assert len(heads().plot().data) == len(SCORES)
 
 
-@pytest.mark.parametrize(("k_neurons", "k_heads", "score"), [(None, None, "induction"), (50, 9, "self_finding")])
+@pytest.mark.parametrize(("k_neurons", "k_heads", "score"), [(None, None, "induction"), (50, 9, "duplicate_token")])
 def test_profiles_are_shares_by_layer(k_neurons: int | None, k_heads: int | None, score: str) -> None:
     neurons, result = by_hand.neurons(), heads()
     figure = layer_profile_figure(neurons, result, k_neurons=k_neurons, k_heads=k_heads, score=score)
@@ -192,7 +193,9 @@ def test_the_pointer_names_the_heads_of_a_layer() -> None:
 
 
 def test_two_models_are_not_compared() -> None:
-    for other in (heads(5), heads(provenance=by_hand.provenance("another"))):
+    own = by_hand.provenance()
+    another = dataclasses.replace(own, model={**own.model, "fingerprint": "of other weights"})
+    for other in (heads(5), heads(provenance=another)):
         with pytest.raises(InputError, match="one model"):
             layer_profile_figure(by_hand.neurons(), other)
 
@@ -207,3 +210,53 @@ def test_heads_without_scores_cannot_be_shared_out() -> None:
     for result in (without("induction", "period-1"), heads(scores=torch.zeros_like(heads().scores))):
         with pytest.raises(InputError, match="above 0"):
             layer_profile_figure(by_hand.neurons(), result)
+
+
+# --- overlap of profiles --------------------------------------------------------------------------------------------
+
+
+def profiles(neuron_layers: dict[int, int], head_layers: dict[int, int], **options: Any) -> Any:
+    """So many neurons that rise, and so many induction heads, in these layers of 3; nothing else."""
+    neurons, result = by_hand.neurons(n_layers=3), heads(3)
+    delta, scores = torch.full_like(neurons.delta, -1.0), torch.zeros_like(result.scores)
+    for layer, number in neuron_layers.items():
+        delta[layer, :number] = 1.0
+    for layer, number in head_layers.items():
+        scores[0, layer, :number] = 0.9
+    found = dataclasses.replace(neurons, delta=delta)
+    return layer_profiles(found, dataclasses.replace(result, scores=scores), **({"k_neurons": 20} | options))
+
+
+@pytest.mark.parametrize(
+    ("neuron_layers", "head_layers", "overlap"),
+    [
+        ({2: 9}, {2: 3}, 1.0),
+        ({2: 9}, {0: 3}, 0.0),
+        ({1: 4, 2: 12}, {0: 1, 2: 1}, 0.5),
+        ({0: 2, 1: 2}, {0: 3, 1: 1}, 0.75),
+    ],
+)
+def test_overlap_and_its_null_by_all_orders_of_layers(neuron_layers: dict, head_layers: dict, overlap: float) -> None:
+    frame = profiles(neuron_layers, head_layers)
+    assert frame["neurons"].tolist() == [neuron_layers.get(layer, 0) for layer in range(3)]
+    assert frame["heads"].tolist() == [head_layers.get(layer, 0) for layer in range(3)]
+    assert frame["overlap"].tolist() == [overlap] * 3
+    shares = frame[["neuron_share", "head_share"]].to_numpy().T
+    orders = [np.minimum(shares[0], shares[1][list(order)]).sum() for order in itertools.permutations(range(3))]
+    row = frame.iloc[0]
+    assert row["null"] == pytest.approx(np.mean(orders), abs=0.03)
+    assert row["p"] == pytest.approx(np.mean(np.array(orders) >= overlap), abs=0.05)
+    assert (row["null_low"], row["null_high"]) == (min(orders), max(orders))
+
+
+def test_profiles_count_what_they_are_asked_for() -> None:
+    assert profiles({0: 5, 1: 5}, {2: 2}, k_neurons=3, k_heads=1)[["neurons", "heads"]].sum().tolist() == [3, 1]
+    for options, match in (({"k_heads": 99}, "k = 99"), ({"draws": 0}, "draws=0")):
+        with pytest.raises(InputError, match=match):
+            profiles({0: 5}, {2: 2}, **options)
+    with pytest.raises(NothingFoundError, match="0 neurons that rise and 2 heads"):
+        profiles({}, {2: 2})
+    with pytest.raises(NothingFoundError, match="5 neurons that rise and 0 heads"):
+        profiles({0: 5}, {})
+    with pytest.raises(InputError, match="neurons of 3 layers, heads of 2"):
+        layer_profiles(by_hand.neurons(n_layers=3), heads(2))

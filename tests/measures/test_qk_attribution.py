@@ -19,7 +19,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
-from tests.analyzers.circuits_by_hand import planted, processed, raw, without
+from tests.measures.circuits_by_hand import planted, processed, raw, without
 from tests.planted.texts import repeats
 from tests.planted.workbench import FAMILIES as PLANTED
 from tests.planted.workbench import ROTARY

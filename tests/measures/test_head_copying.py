@@ -28,7 +28,7 @@ from mechrep.models.load import load_model, reinitialised
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
-from tests.analyzers.circuits_by_hand import full_circuits, heads_on_text, negated, planted, processed, raw, without
+from tests.measures.circuits_by_hand import full_circuits, heads_on_text, negated, planted, processed, raw, without
 from tests.planted.workbench import FAMILIES as PLANTED
 from tests.planted.workbench import WORDS
 from tests.tiny_models import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, fresh, tiny

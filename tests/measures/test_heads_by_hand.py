@@ -14,7 +14,7 @@ from mechrep.errors import InputError, NothingFoundError
 from mechrep.measures.head_scores import HeadScores
 from mechrep.measures.head_targets import Loops
 from tests.analyzers.by_hand import anatomy
-from tests.analyzers.heads_by_hand import (
+from tests.measures.heads_by_hand import (
     BOS,
     NAMES,
     Rules,
@@ -47,7 +47,7 @@ def score(made: Text, name: str, **options: object) -> float:
 def test_perfect_heads_score_one_and_nothing_else() -> None:
     looks = {
         "induction": induction_key(IDS),
-        "self_finding": lambda i: i - N if i > N else 0,
+        "duplicate_token": lambda i: i - N if i > N else 0,
         "previous_token": lambda i: max(i - 1, 0),
         "current_token": lambda i: i,
         "first_token": lambda i: 0,
@@ -57,7 +57,7 @@ def test_perfect_heads_score_one_and_nothing_else() -> None:
         assert result.of(name)[0, 0].item() == 1.0 and result.adjusted[NAMES.index(name), 0, 0] == 1.0
         others = {other: result.of(other)[0, 0].item() for other in NAMES if other != name}
         expected = dict.fromkeys(others, 0.0)
-        if name in ("induction", "self_finding"):
+        if name in ("induction", "duplicate_token"):
             expected["first_token"] = 0.5  # rests on BOS in the first copy
         if name == "previous_token":
             expected["first_token"] = 0.01  # BOS is the only key before position 1
@@ -90,7 +90,7 @@ def test_random_permutations_of_keys_are_at_chance() -> None:
             pattern[0, 0, i, : i + 1] = draw.permutation(pattern[0, 0, i, : i + 1])
         texts.append(Text(IDS, two_heads(pattern)))
     result = result_of(texts, batch_size=50)
-    for name in ("induction", "self_finding"):
+    for name in ("induction", "duplicate_token"):
         number = NAMES.index(name)
         apart = (result.of(name)[0, 0] - result.chance[number]) / result.standard_errors[number, 0, 0]
         assert abs(apart.item()) < 4
@@ -98,7 +98,7 @@ def test_random_permutations_of_keys_are_at_chance() -> None:
 
 def test_the_two_kinds_of_copy_differ_by_one_key() -> None:
     """What an induction head sees, a self-finding head does not, and the other way round."""
-    assert score(text(IDS, induction_key(IDS)), "self_finding") == 0.0
+    assert score(text(IDS, induction_key(IDS)), "duplicate_token") == 0.0
     assert score(text(IDS, lambda i: i - N if i > N else 0), "induction") == 0.0
 
 
@@ -117,8 +117,8 @@ def test_attention_at_bos_is_no_previous_token_and_without_bos_the_first_token_i
 def test_a_bos_that_stands_in_the_text_again_is_no_copy_of_the_first() -> None:
     ids = [BOS, 5, 6, BOS, 5, BOS]
     result = result_of([text(ids, lambda i: range(i + 1))])
-    assert result.n_queries["self_finding"] == 2  # 5 at 4 and BOS at 5, which has a copy at 3
-    assert result_of([text(ids, lambda i: range(i + 1))], bos_id=None).n_queries["self_finding"] == 3
+    assert result.n_queries["duplicate_token"] == 2  # 5 at 4 and BOS at 5, which has a copy at 3
+    assert result_of([text(ids, lambda i: range(i + 1))], bos_id=None).n_queries["duplicate_token"] == 3
 
 
 # -- the oracle --------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_in_a_third_copy_newest_and_oldest_make_up_all() -> None:
     ids = repeated(R[:10], copies=3)
     made = [Text(ids, random_pattern(np.random.default_rng(1), len(ids)), (11, 10, 31))]  # onset: the third copy
     found = {copies: result_of(made, copies=copies, queries="after_onset") for copies in ("all", "newest", "oldest")}
-    for name in ("induction", "self_finding"):
+    for name in ("induction", "duplicate_token"):
         torch.testing.assert_close(found["all"].of(name), found["newest"].of(name) + found["oldest"].of(name))
         assert (found["newest"].of(name) != found["oldest"].of(name)).all()
     second = [Text(ids[:21], made[0].pattern[:, :, :21, :21])]
@@ -250,7 +250,7 @@ def test_in_loops_of_period_2_the_newest_induction_target_is_the_previous_token(
     two = text(ids, lambda i: max(i - 1, 0), (2, 2, 10))
     newest = result_of([two], copies="newest")
     assert newest.induction.isnan().all() and newest.missing == {"induction": "period-2"}
-    assert newest.not_used["period-2"] == 1 and newest.self_finding[0, 0] == 0 and newest.previous_token[0, 0] == 1
+    assert newest.not_used["period-2"] == 1 and newest.duplicate_token[0, 0] == 0 and newest.previous_token[0, 0] == 1
     every = result_of([two])
     assert every.induction[0, 0] == 1 and every.missing == {} and every.not_used["period-2"] == 0
 
@@ -258,7 +258,7 @@ def test_in_loops_of_period_2_the_newest_induction_target_is_the_previous_token(
 def test_ties_include_the_current_token() -> None:
     """When tok[i] = tok[i-1], the token after the earlier copy is the query itself."""
     made = text([BOS, 5, 5], lambda i: i)
-    assert score(made, "induction") == 1.0 and score(made, "self_finding") == 0.0
+    assert score(made, "induction") == 1.0 and score(made, "duplicate_token") == 0.0
 
 
 # -- sink --------------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_the_first_token_is_no_target_once_it_is_left_out() -> None:
     ids = repeated([5, 6, 7], bos=False)  # position 3 repeats the first token
     made = text(ids, lambda i: (0, i) if i == 3 else i)
     result = result_of([made])
-    assert result.self_finding[0, 0].item() == pytest.approx(0.5 / 3)
+    assert result.duplicate_token[0, 0].item() == pytest.approx(0.5 / 3)
     assert result.without_sink[1, 0, 0] == 0.0  # positions 4 and 5 only; row 3 has no other target
     assert result.without_sink[4].isnan().all()
 
@@ -298,12 +298,12 @@ def test_hiraoka2025_is_the_mean_per_text_after_the_second_position_and_strictly
     longer = [BOS, 40, 41, *r * 2]
     full = text(longer, lambda i: i - 10 if i >= 13 else 0, (3, 10, 23))
     result = result_of([half], preset="hiraoka2025")
-    assert result.self_finding[0, 0] == 0.5 and result.above() == []
+    assert result.duplicate_token[0, 0] == 0.5 and result.above() == []
     both = result_of([half, full], preset="hiraoka2025")
-    assert both.self_finding[0, 0] == 0.75 and both.above() == [(0, 0), (0, 1)]  # texts weigh the same
-    assert both.n_queries["self_finding"] == 30
+    assert both.duplicate_token[0, 0] == 0.75 and both.above() == [(0, 0), (0, 1)]  # texts weigh the same
+    assert both.n_queries["duplicate_token"] == 30
     counted = result_of([half, full], preset="hiraoka2025", average="threshold")
-    assert counted.self_finding[0, 0] == 0.5  # one of two texts is above
+    assert counted.duplicate_token[0, 0] == 0.5  # one of two texts is above
     nowhere = text([BOS, 9, 10, 9, 10], lambda i: 0)
     assert result_of([half, full, nowhere], preset="hiraoka2025").not_used["no onset"] == 1
 
@@ -331,12 +331,12 @@ def test_a_loop_outside_its_text_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"preset": "hiraoka2026"}, "preset 'hiraoka2026'"),
-        ({"copies": "some"}, "copies 'some'"),
-        ({"form": "text"}, "form 'text'"),
-        ({"queries": "late"}, "queries 'late'"),
-        ({"average": "head"}, "average 'head'"),
-        ({"variants": ["tl"]}, "variant 'tl'"),
+        ({"preset": "hiraoka2026"}, "preset='hiraoka2026'"),
+        ({"copies": "some"}, "copies='some'"),
+        ({"form": "text"}, "form='text'"),
+        ({"queries": "late"}, "queries='late'"),
+        ({"average": "head"}, "average='head'"),
+        ({"variants": ["tl"]}, "variant='tl'"),
         ({"positions": 30}, "positions=30, queries='all'"),
         ({"preset": "hiraoka2025", "positions": 0}, "positions=0"),
     ],

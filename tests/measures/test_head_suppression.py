@@ -19,7 +19,7 @@ from mechrep.measures.head_copying import CopySuppression, CopySuppressionResult
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
-from tests.analyzers.circuits_by_hand import heads_on_text, planted, raw, without
+from tests.measures.circuits_by_hand import heads_on_text, planted, raw, without
 from tests.planted import circuits
 from tests.planted.workbench import BOS, CUR, OUT, Bench
 from tests.tiny_models import D_VOCAB, N_HEADS, N_LAYERS, PARTS, random_tokens, tiny

@@ -1,4 +1,4 @@
-"""Planted models, in which it is known what every cut must do; and every number against one row at a time."""
+"""Planted models, in which it is known what every ablation must do; every number against one row at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch import Tensor
 
 import mechrep
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.old_study import AblationResult, ablation_study, single_head_sweep
+from mechrep.ablation.effects import Effects
+from mechrep.ablation.outcomes import LoopDecoding
+from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_frame, single_head_sweep
+from mechrep.ablation.sweeps import deactivation_sweep
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
-from mechrep.studies import deactivation_sweep
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats
 from tests.planted.circuits import InductionCircuit, RepetitionNeuronCircuit, induction_circuit, repetition_neurons
@@ -54,27 +56,23 @@ def written() -> Corpus:
     return texts.with_cycles(eos_id=model.eos_ids)
 
 
-def study(model: Model, circuits: Any, **options: Any) -> AblationResult:
-    settings: dict[str, Any] = {
-        "controls": (),
-        "seeds": 1,
-        "copies": 2,
-        "repeats": random_repeats(model, n=9, sequences=3),
-    }
-    return ablation_study(model, circuits, **(settings | options))
+def study(model: Model, circuits: Any, **options: Any) -> Effects:
+    given: dict[str, Any] = {"copies": 2, "repeats": random_repeats(model, n=9, sequences=3)}
+    given |= {name: options.pop(name) for name in {"loops", "repeats", "windows", "decoding"} & set(options)}
+    return ablation_study(model, circuits, **({"controls": (), "texts": StudyTexts(**given)} | options))
 
 
-def effects(result: AblationResult, outcome: str) -> dict[str, float]:
-    """Mean effect of each circuit cut, over the copies of the loop where there are such."""
-    frame = result.to_frame()
-    frame = frame[(frame["outcome"] == outcome) & (frame["copy"] != 0).fillna(True) & (frame["selection"] == "top")]
-    return frame.groupby("circuit")["effect"].mean().to_dict()
+def effects(table: Effects, measure: str) -> dict[str, float]:
+    """Mean effect of each circuit, over the repetitions of the loop where there are such."""
+    frame = table.to_frame()
+    known = (frame["measure"] == measure) & (frame["copy"] != 0).fillna(True) & (frame["selection"] == "ablation")
+    return frame[known].groupby("name")["effect"].mean().to_dict()
 
 
 # --- the induction circuit -----------------------------------------------------------------------------------------
 
 
-def test_cutting_either_planted_head_destroys_copying_and_cutting_the_others_changes_nothing() -> None:
+def test_ablating_either_planted_head_destroys_copying_and_cutting_the_others_changes_nothing() -> None:
     planted = induction()
     circuits = [
         Circuit("previous", heads=[planted.previous_token]),
@@ -83,12 +81,12 @@ def test_cutting_either_planted_head_destroys_copying_and_cutting_the_others_cha
         Circuit("idle", heads=[*planted.idle, planted.bos_rest]),
     ]
     outcomes = ["copy_accuracy", "loop_log_probability"]
-    result = study(planted.model, circuits, corpus=loops(), outcomes=outcomes, when="all")
+    result = study(planted.model, circuits, loops=loops(), outcomes=outcomes, when="all")
     accuracy, drop, loop = (
         effects(result, name) for name in ("copy_accuracy", "copy_loss_drop", "loop_log_probability")
     )
-    untouched = result.to_frame().query("selection == 'none'").set_index("outcome")["value"]
-    assert untouched["copy_accuracy"] == 1.0 and untouched["copy_loss_drop"] > 3
+    baseline = result.to_frame().query("selection == 'baseline'").set_index("measure")["value"]
+    assert baseline["copy_accuracy"] == 1.0 and baseline["copy_loss_drop"] > 3
     for name in ("previous", "induction", "both"):
         assert accuracy[name] < -0.8 and drop[name] < -3 and loop[name] < -3
     assert abs(accuracy["idle"]) == 0 and abs(drop["idle"]) < 1e-4 and abs(loop["idle"]) < 1e-4
@@ -97,22 +95,22 @@ def test_cutting_either_planted_head_destroys_copying_and_cutting_the_others_cha
 @pytest.mark.parametrize(("when", "op"), [("all", "zero"), ("from_onset", "zero"), ("all", "to_bos")])
 def test_the_single_head_sweep_finds_exactly_the_two_planted_heads(when: Any, op: str) -> None:
     planted = induction()
-    sweep = single_head_sweep(planted.model, loops(), op=op, when=when, copies=2)
+    sweep = single_head_sweep(planted.model, texts=StudyTexts(loops=loops(), copies=2), op=op, when=when)
     both = {planted.previous_token, planted.induction}
-    assert set(sweep.top(2)) == both and set(sweep.top(2, "loop_log_probability", 2)) == both
-    table = sweep.tests()
-    assert {(row.layer, row.head) for row in table.itertuples() if row.holm < 0.05} == both  # pyright: ignore
+    for repetition in (1, 2):
+        table = single_head_frame(sweep, "loop_log_probability", repetition)
+        assert set(zip(table["layer"][:2], table["head"][:2], strict=True)) == both
     assert (table["effect"][:2] < -0.3).all() and (table["effect"][2:].abs() < 1e-4).all()
     if when == "all" and op == "zero":
         assert (table["effect"][:2] < -3).all()
 
 
 def test_what_a_head_wrote_before_the_onset_is_kept_unless_asked() -> None:
-    """From the onset on the previous-token head has done its work in the first copy; the induction head has not."""
+    """At the onset the previous-token head has done its work in the first repetition; the induction head has not."""
     planted = induction()
     heads = [Circuit("previous", heads=[planted.previous_token]), Circuit("induction", heads=[planted.induction])]
     early = effects(
-        study(planted.model, heads, corpus=loops(), outcomes=["loop_log_probability"]), "loop_log_probability"
+        study(planted.model, heads, loops=loops(), outcomes=["loop_log_probability"]), "loop_log_probability"
     )
     assert early["induction"] < -3 and -1.5 < early["previous"] < -0.3
 
@@ -128,44 +126,38 @@ def test_zeroing_the_amplifiers_stops_loops_and_the_detectors_do_not_matter() ->
         Circuit("union", neurons=planted.amplifiers[:1], heads=[planted.induction]),
     ]
     outcomes = ["still_looping", "newly_looping", "loop_log_probability"]
-    result = study(planted.model, circuits, corpus=texts, outcomes=outcomes, max_new_tokens=NEW, prompt_length=11)
-    frame = result.to_frame().query("selection == 'top' and outcome == 'still_looping'")
-    shares = frame.set_index(["circuit", "part"])["value"].to_dict()
+    decoding = LoopDecoding(max_new_tokens=NEW, prompt_length=11)
+    result = study(planted.model, circuits, loops=texts, outcomes=outcomes, decoding=decoding)
+    frame = result.to_frame().query("selection == 'ablation' and measure == 'still_looping'")
+    shares = frame.set_index(["name", "part"])["value"].to_dict()
     assert shares["amplifiers", "whole"] == 0.0 and shares["detectors", "whole"] == 1.0
     assert shares["union", "whole"] == shares["union", "heads"] == 0.0 and ("union", "neurons") in shares
     loop = effects(result, "loop_log_probability")
     assert loop["amplifiers"] < -1 and abs(loop["detectors"]) < 0.01
     row = frame.iloc[0]
-    assert row["n"] == row["texts"] == int(texts.frame["onset"].notna().sum()) >= 4
-    assert 0.0 == row["low"] < row["high"] < 1.0
-    free = result.to_frame().query("outcome == 'newly_looping'")
+    assert row["texts"] == int(texts.frame["onset"].notna().sum()) >= 4
+    free = result.to_frame().query("measure == 'newly_looping'")
     assert (free["value"] == 0.0).all() and set(free["texts"]) == {int(texts.frame["onset"].isna().sum())}
 
 
 def test_the_share_that_still_loops_is_that_of_a_deactivation_sweep() -> None:
     planted, texts = amplified(), written()
     ranking = [*planted.amplifiers, *planted.detectors]
-    ks = [2, 5, len(planted.amplifiers)]
-    sweep = deactivation_sweep(
-        planted.model, texts, neurons=ranking, ks=ks, controls=[], seeds=1, max_new_tokens=NEW
-    )  # fmt: skip
+    ks, decoding = [2, 5, len(planted.amplifiers)], LoopDecoding(max_new_tokens=NEW)
+    sweep = deactivation_sweep(planted.model, texts, neurons=ranking, ks=ks, controls=(), decoding=decoding)
     circuits = [Circuit("top", neurons=ranking[:k]) for k in ks]
-    result = study(planted.model, circuits, corpus=texts, outcomes=["still_looping"], max_new_tokens=NEW)
-    expected = np.array(sweep.outcome_frame()["repeating"], dtype=float).reshape(len(ks) + 1, -1)
-    assert np.array_equal(result.values[0].numpy(), expected) and 0 < expected[1:].mean() < 1
-    frame = result.to_frame()
-    assert (
-        frame[["value", "low", "high"]].to_numpy().tolist()
-        == sweep.to_frame()[["share", "low", "high"]].to_numpy().tolist()
-    )
+    table = study(planted.model, circuits, loops=texts, outcomes=["still_looping"], decoding=decoding)
+    expected = sweep.of("still_repeating")
+    assert np.array_equal(table.of("still_looping"), expected) and 0 < expected[1:].mean() < 1
 
 
 def test_texts_that_still_loop_are_counted_as_with_one_run_per_head() -> None:
     planted, new = induction(), 24
     model, anatomy = planted.model, planted.model.anatomy
-    # Cut after two copies: after one, nothing but chance would lead back to its beginning.
+    # Regenerated after two repetitions: after one, nothing but chance would lead back to its beginning.
     texts = loops().with_columns(start=1 + PERIOD, onset=1 + 2 * PERIOD)
-    sweep = single_head_sweep(model, texts, outcomes=["still_looping"], preset="hiraoka2025", max_new_tokens=new)
+    given = StudyTexts(loops=texts, decoding=LoopDecoding("hiraoka2025", new))
+    sweep = single_head_sweep(model, outcomes=["still_looping"], texts=given)
     onsets = texts.frame["onset"].astype(int).tolist()
     prompts = Corpus.from_tokens([texts.row(i)[:onset] for i, onset in enumerate(onsets)], model=model)
     counts = []
@@ -175,29 +167,29 @@ def test_texts_that_still_loop_are_counted_as_with_one_run_per_head() -> None:
             view="transformer_lens", progress=False,
         )  # fmt: skip
         counts.append([float(published_detector(written.row(i)) is not None) for i in range(len(texts))])
-    assert sweep.values[0, 1:].tolist() == counts and 0 < np.mean(counts) < 1
+    assert sweep.of("still_looping")[1:].tolist() == counts and 0 < np.mean(counts) < 1
 
 
 # --- one row at a time ---------------------------------------------------------------------------------------------
 
 
 def by_hand(model: Model, tokens: Sequence[int], start: int, heads: Sequence[Unit], neurons: Sequence[Unit]) -> Tensor:
-    """Logits ``[pos d_vocab]`` of one text in TransformerLens' own hooks, cut from ``start`` on."""
+    """Logits ``[pos d_vocab]`` of one text in TransformerLens' own hooks, ablated from ``start`` on."""
     hooks: list[tuple[str, Any]] = []
     for layer, head in heads:
 
-        def cut_head(z: Tensor, hook: Any, head: int = head) -> Tensor:
+        def zero_head(z: Tensor, hook: Any, head: int = head) -> Tensor:
             z[:, start:, head] = 0.0
             return z
 
-        hooks.append((f"blocks.{layer}.attn.hook_z", cut_head))
+        hooks.append((f"blocks.{layer}.attn.hook_z", zero_head))
     for layer, neuron in neurons:
 
-        def cut_neuron(activation: Tensor, hook: Any, neuron: int = neuron) -> Tensor:
+        def zero_neuron(activation: Tensor, hook: Any, neuron: int = neuron) -> Tensor:
             activation[:, start:, neuron] = 0.0
             return activation
 
-        hooks.append((f"blocks.{layer}.mlp.hook_post", cut_neuron))
+        hooks.append((f"blocks.{layer}.mlp.hook_post", zero_neuron))
     with torch.no_grad():
         return model.tl.run_with_hooks(torch.tensor([list(tokens)]), fwd_hooks=hooks)[0].double()
 
@@ -216,13 +208,13 @@ def test_every_number_is_that_of_one_row_at_a_time(when: Any) -> None:
     union = Circuit("union", neurons=planted.amplifiers[::2], heads=[planted.previous_token, (0, 0)])
     outcomes = ["loop_log_probability", "copy_accuracy", "loss"]
     result = study(
-        model, union, corpus=texts, outcomes=outcomes, when=when, repeats=random, windows=windows, copies=copies,
-        controls=["random", "layer_matched"],
+        model, union, loops=texts, outcomes=outcomes, when=when, repeats=random, windows=windows,
+        controls=Controls(["random", "layer_matched"], draws=1),
     )  # fmt: skip
-    frame = result.text_frame()
+    frame = result.unit_frame()
     rows = []
     for cell in result.conditions:
-        heads, neurons = ([tuple(unit) for unit in cell[kind]] for kind in ("heads", "neurons"))
+        heads, neurons = ([tuple(unit) for unit in cell.components.get(kind, [])] for kind in ("heads", "neurons"))
         for i in texts.frame.index[texts.frame["onset"].notna()]:
             start, onset = (int(texts.frame[name][i]) for name in ("start", "onset"))
             cycle = texts.row(i)[start:onset]
@@ -237,7 +229,7 @@ def test_every_number_is_that_of_one_row_at_a_time(when: Any) -> None:
         for i, name in enumerate(random.frame["id"]):
             ids = random.row(i)
             logits = by_hand(model, ids, 0, heads, neurons)
-            places = range(11, 19)  # BOS, 9 tokens, the first of the second copy: the others
+            places = range(11, 19)  # BOS, 9 tokens, the first of the second repetition: the others
             right = [int(logits[place - 1].argmax()) == ids[place] for place in places]
             rows.append(("copy_accuracy", None, name, np.mean(right)))
             first, second = (log_probabilities(logits, ids, part) for part in (range(1, 10), places))
@@ -246,11 +238,11 @@ def test_every_number_is_that_of_one_row_at_a_time(when: Any) -> None:
             ids = windows.row(i)
             logits = by_hand(model, ids, 15, heads, neurons)
             rows.append(("loss", None, name, -np.mean(log_probabilities(logits, ids, range(16, 32)))))
-    expected = pd.DataFrame(rows, columns=["outcome", "copy", "text", "value"])
+    expected = pd.DataFrame(rows, columns=["measure", "copy", "unit_id", "value"])
     assert len(result.conditions) == 1 + 3 * 3  # the union, its heads, its neurons; each with two controls
     for outcome in (*outcomes, "copy_loss_drop"):
-        mine, theirs = (table[table["outcome"] == outcome] for table in (frame, expected))
-        mine, theirs = (table.sort_values(["text", "copy"], kind="stable") for table in (mine, theirs))
-        assert mine["text"].tolist() == theirs["text"].tolist()
+        mine, theirs = (table[table["measure"] == outcome] for table in (frame, expected))
+        mine, theirs = (table.sort_values(["unit_id", "copy"], kind="stable") for table in (mine, theirs))
+        assert mine["unit_id"].tolist() == theirs["unit_id"].tolist()
         assert np.abs(mine["value"].to_numpy() - theirs["value"].to_numpy(dtype=float)).max() < 1e-4
         assert mine["value"].std() > 0.01

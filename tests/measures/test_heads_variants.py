@@ -29,7 +29,7 @@ from mechrep.measures.head_targets import (
 )
 from mechrep.models.anatomy import Site
 from mechrep.text.stimuli import random_repeats
-from tests.analyzers.heads_by_hand import (
+from tests.measures.heads_by_hand import (
     Rules,
     Text,
     copies_of,

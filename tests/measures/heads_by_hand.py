@@ -19,7 +19,7 @@ from mechrep.models.anatomy import Site
 from mechrep.text.corpus import Corpus
 from tests.analyzers.by_hand import PROVENANCE, anatomy
 
-NAMES = ("induction", "self_finding", "previous_token", "current_token", "first_token")
+NAMES = ("induction", "duplicate_token", "previous_token", "current_token", "first_token")
 BOS = 0
 
 
@@ -191,7 +191,7 @@ def targets_of(text: Text, i: int, name: str, rules: Rules) -> list[int]:
     bos = int(text.ids[0] == BOS)
     if name == "induction":
         return [j + 1 for j in copies_of(text, i, rules)]
-    if name == "self_finding":
+    if name == "duplicate_token":
         return copies_of(text, i, rules)
     if i < 1:
         return []

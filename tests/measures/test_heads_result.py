@@ -11,7 +11,7 @@ import torch
 from mechrep.errors import InputError
 from mechrep.measures.head_scores import HeadScoreResult
 from tests.analyzers.by_hand import PROVENANCE
-from tests.analyzers.heads_by_hand import NAMES, induction_key, mixed_texts, repeated, result_of, text
+from tests.measures.heads_by_hand import NAMES, induction_key, mixed_texts, repeated, result_of, text
 
 IDS = repeated(range(3, 23))
 
@@ -32,7 +32,8 @@ def test_a_result_ranks_saves_and_lists_its_heads(tmp_path: Path) -> None:
         assert row[name] == pytest.approx(result.of(name).max().item())
     row = result.to_frame().set_index(["layer", "head"]).loc[(1, 0)]
     assert row["induction_error"] == pytest.approx(result.standard_errors[0, 1, 0].item())
-    assert row["self_finding_adjusted"] == pytest.approx(result.adjusted[1, 1, 0].item())
+    assert torch.equal(result.of("self_finding"), result.duplicate_token), "the paper's name"
+    assert row["duplicate_token_adjusted"] == pytest.approx(result.adjusted[1, 1, 0].item())
     assert row["previous_token_without_sink"] == pytest.approx(result.without_sink[2, 1, 0].item())
     assert row["unexplained"] == pytest.approx(result.unexplained[1, 0].item())
     with pytest.raises(InputError, match="score 'copying'"):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import mechrep
-from mechrep.ablation.old_controls import INDUCTION
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError
+from mechrep.measures.head_scores import CLEAR as INDUCTION
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores, score_heads
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model, reinitialised, shuffled
@@ -24,7 +24,7 @@ from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 from tests.analyzers.by_hand import anatomy
-from tests.analyzers.heads_by_hand import NAMES, Rules, Text, oracle
+from tests.measures.heads_by_hand import NAMES, Rules, Text, oracle
 from tests.planted.circuits import induction_circuit, self_finding_head
 from tests.planted.workbench import ROTARY
 from tests.tiny_models import N_CTX, N_HEADS, N_LAYERS, tiny
@@ -110,7 +110,7 @@ def test_the_embedded_model_has_an_induction_head_that_leans_on_nothing_else() -
     result = score_heads(mechrep.load_model("mechrep-tiny"), sequences=16)
     layer, head = result.top(1)[0]
     assert result.induction[layer, head] > 10 * result.chance[0]
-    assert result.self_finding[layer, head] < result.induction[layer, head] / 5
+    assert result.duplicate_token[layer, head] < result.induction[layer, head] / 5
 
 
 # -- nothing to find ---------------------------------------------------------------------------------------------------
@@ -178,7 +178,8 @@ def test_planted_circuits_stand_out_and_nothing_else_does(family: str) -> None:
 def test_a_planted_self_finding_head_is_found_and_is_no_induction_head(family: str) -> None:
     planted = self_finding_head(family)
     result = score_heads(planted.model, n=12, copies=3, sequences=4)
-    assert result.top(1, "self_finding") == [planted.self_finding] and result.self_finding[planted.self_finding] > 0.99
+    assert result.top(1, "duplicate_token") == [planted.self_finding]
+    assert result.duplicate_token[planted.self_finding] > 0.99
     assert result.induction[planted.self_finding] < 0.01
     for unit in planted.idle:
         torch.testing.assert_close(result.scores[:, *unit], result.chance, atol=1e-4, rtol=0)
