@@ -36,7 +36,7 @@ def test_a_result_ranks_saves_and_lists_its_heads(tmp_path: Path) -> None:
     assert row["duplicate_token_adjusted"] == pytest.approx(result.adjusted[1, 1, 0].item())
     assert row["previous_token_without_sink"] == pytest.approx(result.without_sink[2, 1, 0].item())
     assert row["unexplained"] == pytest.approx(result.unexplained[1, 0].item())
-    with pytest.raises(InputError, match="score 'copying'"):
+    with pytest.raises(InputError, match="score='copying'"):
         result.of("copying")
     with pytest.raises(InputError, match="k = 5"):
         result.top(5)
