@@ -14,17 +14,19 @@
 # %% [markdown]
 # # Over training
 #
-# **Question.** When does each mechanism appear, does natural looping come before induction, and do the same heads carry
-# natural loops and induced copying?
+# **Question.** When does each mechanism appear, does natural looping come before induction, and do the same heads
+# carry natural loops and induced repetition?
 #
 # **Method.** The same texts at a few checkpoints of one training run, one model in memory at a time: heads on random
-# repeats, what becomes of fixed prompts, and what every head does in natural loops and in copying. One step between two
-# levels says when a measure changes; texts drawn anew say how sure that is. (`"sinks"` would be one measure more.)
+# repeats, what becomes of fixed prompts, and what every head does in natural loops and in induced repetition.
+# Checkpoints are the conditions of one table. One step between two levels says when a measure changes; texts drawn
+# anew say how sure that is. (`"sinks"` would be one measure more.)
 #
 # **Cost.** About a minute on two cores.
 #
-# **What would falsify it.** Steps as clear when the checkpoints stand in a shuffled order; an order of two mechanisms
-# that does not survive drawing the texts anew; heads that agree no better than heads that changed places.
+# **What would falsify it.** Steps that are supported as often when the checkpoints stand in a shuffled order; an
+# order of two mechanisms that does not survive drawing the texts anew; heads that agree no better than heads that
+# changed places.
 
 # %%
 import dataclasses
@@ -32,42 +34,40 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from mechrep.studies.checkpoints import change_point, flow_figure, list_checkpoints, mechanisms_figure, order_p_value
-from mechrep.studies.training import training_study
-from mechrep.studies.training_heads import (
-    agreement_curves,
-    agreement_figure,
-    head_maps_figure,
-    specialisation_curves,
-    specialisation_figure,
-)
+from mechrep.ablation.effects import SUPPORTED
+from mechrep.models.revisions import list_checkpoints
+from mechrep.studies.checkpoints import change_points, revisions_of, training_curves
+from mechrep.studies.training import flow_figure, run_training_study
+from mechrep.studies.training_heads import agreement_curves, curves_figure, head_maps_figure, specialisation_curves
 
 PROMPTS = 24
 names = [checkpoint.name for checkpoint in list_checkpoints("mechrep-tiny", "grid")]
-study = training_study("mechrep-tiny", revisions=names, measures=["heads", "loops", "head_effects"], prompts=PROMPTS)
-result = study.checkpoints
-result.wide().round(3)
+measures = ["heads", "loops", "head_effects"]
+study = run_training_study("mechrep-tiny", revisions=names, measures=measures, prompts=PROMPTS)
+effects = study.checkpoints
+effects.wide().drop(columns=["name", "selection", "k", "op", "part", "seed"]).round(3)
 
 # %% [markdown]
 # ## All mechanisms on one axis
 #
-# A dotted line marks a clear step, the band its interval. Both lie between two checkpoints: the grid resolves no more.
+# A dotted line marks a supported step, the band its interval. Both lie between two checkpoints: the grid resolves no
+# more.
 
 # %%
-mechanisms_figure(result)
+training_curves(effects)
 
 # %% [markdown]
 # ## When does each appear?
 #
-# `p` is the share of shuffled orders of the checkpoints in which one step explains as much of the curve. One checkpoint
-# that differs from all others stands at an end in 2 of K orders, so a step beside the first checkpoint cannot have a
-# small `p`; the verdict says so.
+# The controls of a step are the checkpoints in shuffled orders. One checkpoint that differs from all others stands at
+# an end in 2 of K orders, so a step beside the first checkpoint cannot have a small `p`: the verdict is "too few".
 
 # %%
-study.points.round(3)
+shown = ["measure", "before", "after", "effect", "low", "high", "m", "p", "q", "verdict"]
+study.points[shown].round(3)
 
 # %%
-study.order.round(3)
+study.order[["first", "second", "effect", "low", "high", "earlier", "same", "later", "q", "verdict"]].round(3)
 
 # %% [markdown]
 # ## Rate is not mechanism
@@ -76,48 +76,38 @@ study.order.round(3)
 # single tokens; `phrase_loops` counts loops of two tokens or more alone.
 
 # %%
-study.starts.round(3)
+frame = effects.to_frame()
+starts = frame[frame["selection"] == "baseline"].set_index("measure")[["value", "value_low", "value_high", "n"]]
+starts.round(3)
 
 # %%
-flow_figure(result)
+flow_figure(effects)
 
 # %% [markdown]
 # ## Placebo: the checkpoints in a shuffled order
 #
-# The texts and their values stay; only the order of training is lost. Of the measures that step up clearly in the true
-# order, how many still do, and how much of the curve does the best step explain?
-
+# The texts and their values stay; only the order of training is lost. Of the measures that have a supported step in
+# the true order, how many still do, and how much of the curve does the best step explain?
 
 # %%
-def means(values):
-    known = [row[~np.isnan(row)] for row in values]
-    return np.array([row.mean() if len(row) else np.nan for row in known])
-
-
 rng = np.random.default_rng(0)
-rows = []
-for measure in study.points["measure"]:
-    values = result.of(measure)
-    point = study.points.set_index("measure").loc[measure]
-    shuffled = [change_point(values[rng.permutation(len(values))], draws=50)[0] for _ in range(25)]
-    rows.append(
-        {
-            "measure": measure,
-            "explained": point["explained"],
-            "clear": bool(point["clear"]),
-            "explained, shuffled": float(np.mean([one.explained for one in shuffled])),
-            "clear, shuffled": float(np.mean([one.clear for one in shuffled])),
-            "p": order_p_value(means(values), seed=1),
-        }
-    )
-placebo = pd.DataFrame(rows)
+shuffles = []
+for seed in range(20):
+    order = rng.permutation(len(names))
+    shuffled = dataclasses.replace(effects, values=effects.values[:, order])
+    shuffles.append(change_points(shuffled, draws=50, seed=seed).assign(seed=seed))
+null = pd.concat(shuffles).groupby("measure")
+placebo = study.points.set_index("measure")[["explained", "verdict"]].assign(
+    explained_shuffled=null["explained"].mean(),
+    supported_shuffled=null["verdict"].agg(lambda v: (v == SUPPORTED).mean()),
+)
 placebo.round(3)
 
 # %% [markdown]
 # ## Do the same heads carry both?
 #
-# Direct logit attribution of the expected token at every checkpoint: in natural loops, and in prompts shown twice. The
-# last row is the induction score on random repeats. A map is empty where fewer than eight texts loop.
+# Direct logit attribution of the expected token at every checkpoint: in natural loops, and in prompts shown twice.
+# The last row is the induction score on random repeats. A map is empty where fewer than eight texts loop.
 
 # %%
 heads = study.heads
@@ -125,21 +115,21 @@ assert heads is not None
 head_maps_figure(heads.history)
 
 # %%
-specialisation_figure(heads.specialisation, study.model_name)
+curves_figure(heads.specialisation, study.model_name)
 
 # %%
-agreement_figure(heads.agreement, study.model_name)
+curves_figure(heads.agreement, study.model_name)
 
 # %% [markdown]
 # Overlap counts heads by what they do: the sum over heads of the smaller of its two shares. `best` is what the same
-# order of heads would give. Where one of few heads does nearly all, heads that changed places reach it by chance, and
-# the verdict is that controls cannot be beaten. A rank correlation (`rank`) would mostly compare heads that do nothing.
+# order of heads would give. Two heads in each of four layers have 15 other ways to change places within layers, too
+# few for a verdict. A rank correlation (`rank`) would mostly compare heads that do nothing.
 
 # %%
 pair = heads.agreement[(heads.agreement["first"] == "natural") & (heads.agreement["second"] == "induced")]
-columns = ["value", "low", "high", "random_high", "layer_high", "best", "reliability_first", "reliability_second"]
-columns += ["rank", "lead_first", "lead_second", "same_lead"]
-pair[["revision", *columns, "shared", "k", "n_first", "n_second", "verdict"]].round(2)
+columns = ["revision", "value", "baseline", "control_high", "m", "p", "best", "reliability_first", "reliability_second"]
+columns += ["rank", "lead_first", "lead_second", "same_lead", "n_first", "n_second"]
+pair[columns].round(2)
 
 # %% [markdown]
 # Placebo: at every checkpoint and in every text the heads change places at random. What is left is how concentrated
@@ -157,54 +147,58 @@ null_history = dataclasses.replace(heads.history, **changed)
 null_agreement = agreement_curves(null_history, draws=200)
 null_curves = specialisation_curves(null_history, draws=200)
 null_pair = null_agreement[(null_agreement["first"] == "natural") & (null_agreement["second"] == "induced")]
-null_pair[["revision", *columns, "verdict"]].round(2)
+null_pair[columns].round(2)
+
+# %% [markdown]
+# ## The claims
+
+# %%
+claims = study.section().claims
+claims[["claim", "measure", "value", "effect", "low", "high", "m", "p", "q", "family", "verdict"]].round(3)
 
 # %% [markdown]
 # ## What this notebook claims
 
 # %%
-true_order = placebo[placebo["clear"]]
-assert len(true_order), "something changes during training"
 risen = study.points.set_index("measure")
-assert risen.loc["induction", "clear"] and risen.loc["induction", "size"] > 0, "induction is learned"
-assert (true_order["explained"] > true_order["explained, shuffled"]).all(), "a shuffled order explains less"
-assert true_order["clear, shuffled"].mean() < 0.5, "and is clear less often than not"
-assert order_p_value(means(result.of("induction"))) < 0.5, "most orders of the checkpoints do not rise like induction"
-shuffled_p = [order_p_value(rng.permutation(means(result.of("induction"))), seed=i) for i in range(40)]
-assert np.mean(np.array(shuffled_p) < 0.05) < 0.3, "shuffled checkpoints seldom have a step beyond shuffled checkpoints"
+assert risen.loc["induction", "verdict"] == SUPPORTED and risen.loc["induction", "effect"] > 0, "induction is learned"
+true_order = placebo[placebo["verdict"] == SUPPORTED]
+assert (true_order["explained"] > true_order["explained_shuffled"]).all(), "a shuffled order explains less"
+assert placebo["supported_shuffled"].mean() < 0.1, "shuffled checkpoints seldom have a supported step"
 known = null_pair[null_pair["value"].notna()]
-assert len(known), "some checkpoint has enough texts of both conditions"
-assert (known["verdict"] == "beyond controls").mean() < 0.3, "heads that changed places do not agree"
-last = heads.specialisation["revision"] == result.revisions[-1]
-real, null = (table[last & (table["condition"] == "induced")].iloc[0] for table in (heads.specialisation, null_curves))
-assert real["value"] > null["high"] or real["low"] <= real["null_high"], (
-    "what is beyond its control is beyond a placebo"
-)
-assert study.starts_untrained, "the first checkpoint is the model before training"
-assert (heads.history.known("natural").sum(1) == result.of("loops_naturally").sum(1)).all(), "one list of prompts"
+assert len(known), "some checkpoint has enough texts of both kinds"
+assert (known["p"] <= 0.05).mean() < 0.3, "heads that changed places do not agree"
+last = heads.specialisation["revision"] == names[-1]
+real, placed = (table[last & (table["kind"] == "induced")].iloc[0] for table in (heads.specialisation, null_curves))
+assert real["p"] > 0.05 or placed["p"] > 0.05, "what is beyond its control is beyond a placebo"
+assert effects.conditions[0].step == 0, "the first checkpoint is the model before training"
+assert (heads.history.known("natural").sum(1) == effects.of("loops_naturally").sum(1)).all(), "one list of prompts"
+assert revisions_of(effects) == names
 
 for line in study.points.to_dict("records"):
     print(
         f"{line['measure']}: {line['verdict']}, between {line['before']} and {line['after']} "
-        f"({line['earliest']} to {line['latest']}; by {line['size']:+.2f} [{line['low']:+.2f} to {line['high']:+.2f}])"
+        f"({line['earliest']} to {line['latest']}), {line['effect']:+.2f} [{line['low']:+.2f} to {line['high']:+.2f}]"
     )
-first = study.starts.set_index("measure").loc["loops_naturally"]
+first = starts.loc["loops_naturally"]
 print(
-    f"Before training {first['first']:.0%} of the prompts loop (95 % {first['low']:.0%} to {first['high']:.0%}, "
-    f"n = {first['n']}); no mechanism was learned then, so an early curve of loops is no evidence of one."
+    f"Before training {first['value']:.0%} of the prompts loop (95 % {first['value_low']:.0%} to "
+    f"{first['value_high']:.0%}, n = {first['n']:.0f}); no mechanism was learned then, so an early curve of loops "
+    f"is no evidence of one."
 )
 end = pair[pair["value"].notna()].iloc[-1]
 print(
-    f"Natural loops and induced copying, {end['revision']}: overlap {end['value']:.2f} [{end['low']:.2f} to "
-    f"{end['high']:.2f}], controls {max(end['random_high'], end['layer_high']):.2f}: {end['verdict']}."
+    f"Natural loops and induced repetition, {end['revision']}: overlap {end['value']:.2f}, largest control "
+    f"{end['baseline'] + end['control_high']:.2f} of {end['m']} different ones; {end['lead_first']} and "
+    f"{end['lead_second']} do most."
 )
 
 # %% [markdown]
 # ## What was learnt, and what to try
 #
-# * A change point without its control is a line through noise: some split of any curve explains something.
+# * A step without its control is a line through noise: some split of any curve explains something.
 # * How often a model loops says little about why. Look at the heads, and at loops of phrases.
-# * Two conditions can use heads alike because late layers do more in both; the control within layers is to be beaten.
+# * Two text kinds can use heads alike because late layers do more in both; the control within layers is to be beaten.
 # * In a model of few heads a shared leading head may be chance, and no statistic changes that: look at larger models.
 #
 # Exercises:
@@ -212,5 +206,5 @@ print(
 # 1. `revisions="all"` resolves the steps better. Which of the verdicts change?
 # 2. Give `over_checkpoints` a measure of your own, for instance the loss on held-out text. Does it change before
 #    induction or after it?
-# 3. Is one direct effect enough? Cut the heads that lead in natural loops at the last checkpoint (notebook 04) and see
-#    whether copying goes too.
+# 3. Is one direct effect enough? Ablate the heads that lead in natural loops at the last checkpoint (notebook 04) and
+#    see whether induced repetition goes too.

@@ -207,10 +207,11 @@ def test_options_of_the_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_card_measures_a_model_and_its_checkpoints(tmp_path: Path) -> None:
     wanted = [tiny.revisions()[0], tiny.revisions()[-1]]
-    output = run("card", "mechrep-tiny", "--prompts", 8, "--revisions", ",".join(wanted), "--out", tmp_path).output
+    arguments = ["card", "mechrep-tiny", "--prompts", 8, "--nulls", 0, "--revisions", ",".join(wanted)]
+    output = run(*arguments, "--out", tmp_path).output
     card = CardResult.load(tmp_path / "card")
-    for row in card.card_rows():
-        assert row.measure in output and f"{row.value:.3f}" in output
+    for row in card.rows:
+        assert row.measure in output and f"{row.value:.4f}" in output
     history = pd.read_json(tmp_path / "history.jsonl", lines=True)
     assert history["revision"].unique().tolist() == wanted
     assert "plotly" in (tmp_path / "history.html").read_text(encoding="utf-8")

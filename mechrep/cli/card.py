@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from mechrep.cli.options import (
 )
 from mechrep.errors import StoreError
 
+if TYPE_CHECKING:
+    from mechrep.run import Run
+
 
 @app.command(short_help="Which phenomena a model shows, as one table.")
 def card(
@@ -31,6 +34,7 @@ def card(
         str | None, typer.Option(help="Measure checkpoints too: step0,step512,... or, for an embedded model, all.")
     ] = None,
     prompts: Annotated[int, typer.Option(min=8, help="Sampled prompts for the share that loops.")] = 256,
+    nulls: Annotated[int | None, typer.Option(min=0, help="Null models to compare with; 0: bars only.")] = None,
     sink_layer: SinkLayer = None,
     held_out: Annotated[Path | None, existing_file("Text for losses and sinks (UTF-8).")] = None,
     seed: Seed = 0,
@@ -38,19 +42,25 @@ def card(
     dtype: DtypeOption = None,
     revision: Revision = None,
 ) -> None:
-    """Measure loops, induction, attention sinks, BOS norm and repeated tokens, each beside the bar it is held to."""
+    """Measure loops, induction, attention sinks, BOS norm and repeated tokens, each beside its bar and null models.
+
+    Every part is kept in the folder as soon as it is measured: after an interruption the same command goes on.
+    """
     text = None if held_out is None else read_text(held_out)
     wanted = None if revisions is None else _revisions(model, revisions)
     make_folder(out)
     loaded = load_named(model, revision, device, dtype)
-    from mechrep.report.page import card_table
+    from mechrep.report.page import text_table
+    from mechrep.run import Run
     from mechrep.studies.card import measure_card
 
-    result = measure_card(loaded, held_out_text=text, prompts=prompts, sink_layer=sink_layer, seed=seed)
+    run = Run(store=out / "store", seed=seed)
+    result = measure_card(loaded, held_out_text=text, prompts=prompts, sink_layer=sink_layer, nulls=nulls, run=run)
     result.save(out / "card")
-    typer.echo(card_table(result))
+    columns = ["measure", "value", "low", "high", "least", "most", "shown", "verdict"]
+    typer.echo(text_table(result.to_frame()[columns].fillna("")))
     if wanted is not None:
-        _card_history(model, wanted, prompts, sink_layer, seed, out)
+        _card_history(model, wanted, prompts, sink_layer, run, out)
     typer.echo(out)
 
 
@@ -65,12 +75,12 @@ def _revisions(model: str, text: str) -> list[str]:
     return tiny.revisions(model)
 
 
-def _card_history(model: str, revisions: list[str], prompts: int, sink_layer: int | None, seed: int, out: Path) -> None:
+def _card_history(model: str, revisions: list[str], prompts: int, sink_layer: int | None, run: Run, out: Path) -> None:
     from mechrep.models import tiny
     from mechrep.report.page import text_table
     from mechrep.studies.card import appearances, card_history, history_figure
 
-    history = card_history(model, revisions, prompts=prompts, sink_layer=sink_layer, seed=seed)
+    history = card_history(model, revisions, prompts=prompts, sink_layer=sink_layer, run=run)
     tokens = {f"step{line['step']}": line["tokens"] for line in tiny.history(model)} if model in tiny.NAMES else None
     try:
         history.to_json(out / "history.jsonl", orient="records", lines=True)

@@ -39,9 +39,7 @@ from mechrep.ablation.old_sweeps import SweepResult, Verdict
 from mechrep.errors import StoreError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
 from mechrep.report.terminal import described_texts as described_texts
-from mechrep.report.terminal import printable
 from mechrep.results import Result
-from mechrep.studies.card import CardResult
 from mechrep.text.corpus import Corpus
 
 _LONG = ("conditions", "circuits")  # settings of every condition: they stand whole in the saved results
@@ -487,28 +485,3 @@ def text_table(frame: pd.DataFrame) -> str:
         20 0.2500
     """
     return frame.to_string(index=False, float_format=lambda number: f"{number:.4f}")
-
-
-def card_table(card: CardResult) -> str:
-    """A model's card in lines: value, its interval, the bar and whether it is reached, then what was measured.
-
-    Example:
-        >>> import mechrep
-        >>> from mechrep.studies.card import CardRow, card_of
-        >>> rows = [CardRow("sink", "best head", 0.5, least=0.6, note="layer 2, head 1")]
-        >>> card = card_of(rows, mechrep.load_model("mechrep-tiny"), Corpus.from_tokens([[0]]))
-        >>> print(card_table(card))
-        sink
-            0.500                  at least 0.6   NO    best head (layer 2, head 1)
-    """
-    lines: list[str] = []
-    phenomenon = ""
-    for row in card.card_rows():
-        if row.phenomenon != phenomenon:
-            phenomenon = row.phenomenon
-            lines.append(printable(phenomenon))
-        interval = "" if math.isnan(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
-        shown = {None: "", True: "yes", False: "NO"}[row.shown]
-        measure = printable(row.measure + (f" ({row.note})" if row.note else ""))
-        lines.append(f"    {row.value:<8.3f} {interval:<16} {row.bar:<14} {shown:<4}  {measure}")
-    return "\n".join(lines)

@@ -1,13 +1,10 @@
 """The card of a model: which phenomena of repetition it shows, each as one number beside the bar it is held to.
 
 Every row is measured by the analyzer of its phenomenon, so the card also says at a glance what mechrep has to work with
-in a model: without an induction head there is no induction to study.
+in a model: without an induction head there is no induction to study.  Bars are conventions; a *verdict* says whether a
+number exceeds what null models (shuffled and re-initialised weights) or random neurons give, where that was measured.
 
-A model's card over its training: when does each phenomenon appear?
-
-``CardResult``: the phenomena of a model as a table, each number beside the bar that it is held to.
-
-A model's card over its training, one small panel per measure on one axis of tokens seen.
+A row is kept as soon as it is measured, so an interrupted card goes on where it was; so does a card over training.
 """
 
 from __future__ import annotations
@@ -15,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.controls import draw_controls
+from mechrep.ablation.effects import detection, judge
 from mechrep.ablation.sink_outcomes import excess_removed
+from mechrep.ablation.texts import loop_share, null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
@@ -34,20 +35,31 @@ from mechrep.interventions.ops import Neurons
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, attention_sinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.measures.sink_neurons import sink_neurons
-from mechrep.measures.sink_norms import RepeatNormResult, RepeatNorms, SinkNormResult, SinkNorms
+from mechrep.measures.sink_norms import RepeatNorms, SinkNormResult, SinkNorms
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
+from mechrep.run import Run
 from mechrep.stats import paired_bootstrap_interval, proportion_interval
-from mechrep.studies.neurons import measure_loop_share
+from mechrep.store import Journal
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats, repeated_tokens
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+SINK_ATTENTION = 0.3  # more mean attention to the first position makes a sink head; Gu et al. 2025
+SINK_LENGTH = 64  # tokens; the score falls with the length, so it is stated
+LOSS_WINDOWS = 32
+_SINK_WINDOWS = 100
+_ABLATED = 3  # sink neurons set to zero
+_DRAWS = 19  # of as many other neurons
+_PERIOD, _SEQUENCES = 50, 32  # of the random repeats
+_REPEATED_TOKENS = 96
+_LONGEST = 1024  # positions, where the context would allow more
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,10 @@ class CardRow:
         least: the bar: the value must reach it.
         most: the other bar: the value must not exceed it.
         note: which head, layer or neuron; or why there is no number.
+        unit: a key of :data:`~mechrep.ablation.effects.UNITS`.
+        texts: independent units behind the interval; 0: the number has none.
+        draws: the same number of null models or random units; none where it was not measured.
+        controls: what the draws are.
     """
 
     phenomenon: str
@@ -75,6 +91,10 @@ class CardRow:
     least: float = float("nan")
     most: float = float("nan")
     note: str = ""
+    unit: str = "score"
+    texts: int = 0
+    draws: Sequence[float] = ()
+    controls: str = ""
 
     @property
     def bar(self) -> str:
@@ -96,66 +116,65 @@ class CardResult(Result):
     """The rows of a model's card.
 
     Attributes:
-        rows: see :class:`CardRow`, as JSON-ready values.
+        rows: see :class:`CardRow`.
     """
 
-    rows: Sequence[dict[str, object]]
+    rows: Sequence[CardRow]
 
-    def card_rows(self) -> list[CardRow]:
-        """The rows."""
-        return [CardRow(**row) for row in self.rows]  # pyright: ignore[reportArgumentType]
+    nested: ClassVar[Mapping[str, type]] = {"rows": CardRow}
 
-    def value(self, measure: str) -> float:
-        """One number, by the beginning of its measure's name.
+    def row(self, measure: str) -> CardRow:
+        """One row, by the beginning of its measure's name.
 
         Raises:
-            KeyError: no such measure, or several.
+            InputError: no such measure, or several.
         """
-        (row,) = [row for row in self.card_rows() if row.measure.startswith(measure)] or [None]
-        if row is None:
-            raise KeyError(measure)
-        return row.value
+        found = [row for row in self.rows if row.measure.startswith(measure)]
+        if len(found) != 1:
+            known = [row.measure for row in self.rows]
+            raise InputError(
+                f"measure {measure!r} ({len(found)} rows)", f"the beginning of one of {known}", "correct it"
+            )
+        return found[0]
+
+    def value(self, measure: str) -> float:
+        """One number, by the beginning of its measure's name."""
+        return self.row(measure).value
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per measure, with ``shown``: True, False, or missing where no bar is set."""
-        rows = self.card_rows()
-        frame = pd.DataFrame(self.rows)
-        return frame.assign(shown=pd.array([row.shown for row in rows], dtype="boolean"))
+        """One row per measure, with ``shown``: whether it reaches its bar, missing where none is set.
+
+        Where draws of null models or random neurons are known: their number ``m``, the largest, ``control_high``, and
+        ``p, q, verdict`` of :func:`~mechrep.ablation.effects.judge`, within the family of the card's detections.
+        """
+        frame = pd.DataFrame([dataclasses.asdict(row) for row in self.rows]).drop(columns=["draws", "texts", "unit"])
+        frame.insert(9, "shown", pd.array([row.shown for row in self.rows], dtype="boolean"))
+        judged = judge(
+            [
+                detection(row.phenomenon, row.measure, row.value, row.draws, unit=row.unit, n=row.texts,
+                          interval=(row.low, row.high))
+                for row in self.rows
+                if len(row.draws)
+            ],
+            family="detections of the card",
+        )  # fmt: skip
+        if judged.empty:
+            return frame.assign(m=0, control_high=np.nan, p=np.nan, q=np.nan, verdict="")
+        largest = judged["control_high"] + judged["baseline"]
+        columns = judged[["measure", "m", "p", "q", "verdict"]].assign(control_high=largest)
+        merged = frame.merge(columns, on="measure", how="left")
+        return merged.assign(m=merged["m"].fillna(0).astype(int), verdict=merged["verdict"].fillna(""))
 
     def to_markdown(self) -> str:
-        """The table of a model card: phenomenon, measure, value with its interval, bar, whether it is reached."""
-        lines = ["| phenomenon | measure | value | bar | shown |", "|---|---|---|---|---|"]
-        for row in self.card_rows():
+        """The table of a model card, one line per row."""
+        lines = ["| phenomenon | measure | value | bar | shown | verdict |", "|---|---|---|---|---|---|"]
+        for row, verdict in zip(self.rows, self.to_frame()["verdict"], strict=True):
             interval = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
-            note = f" ({row.note})" if row.note else ""
+            measure = row.measure + (f" ({row.note})" if row.note else "")
             shown = {None: "", True: "yes", False: "**no**"}[row.shown]
-            lines.append(
-                f"| {row.phenomenon} | {row.measure}{note} | {row.value:.2f}{interval} | {row.bar} | {shown} |"
-            )
+            cells = [row.phenomenon, measure, f"{row.value:.2f}{interval}", row.bar, shown, verdict]
+            lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
-
-
-def card_of(rows: Sequence[CardRow], model: Model, corpus: Corpus, **config: object) -> CardResult:
-    """A card with its provenance.
-
-    Args:
-        rows: the numbers.
-        model: what they were measured on.
-        corpus: on which texts.
-        config: settings of the measurement.
-    """
-    return CardResult(provenance_of(model, corpus, dict(config)), [dataclasses.asdict(row) for row in rows])
-
-
-SINK_ATTENTION = 0.3  # more mean attention to the first position makes a sink head; Gu et al. 2025
-SINK_LENGTH = 64  # tokens; the score falls with the length, so it is stated
-LOSS_WINDOWS = 32
-_SINK_WINDOWS = 100
-_CUT = 3  # sink neurons set to zero
-_DRAWS = 19  # of as many other neurons
-_PERIOD, _SEQUENCES = 50, 32  # of the random repeats
-_REPEATED_TOKENS = 96
-_LONGEST = 1024  # positions, where the context would allow more
 
 
 def measure_card(
@@ -164,9 +183,12 @@ def measure_card(
     held_out_text: str | None = None,
     prompts: int = 256,
     sink_layer: int | None = None,
-    seed: int = 0,
+    nulls: int | None = None,
+    run: Run | None = None,
 ) -> CardResult:
     """Measure every phenomenon that mechrep studies on one model.
+
+    With ``run.store`` each group of rows is kept as soon as it is measured, and the same call goes on.
 
     Args:
         model: the model.
@@ -174,39 +196,72 @@ def measure_card(
         prompts: sampled prompts for the share that loops.
         sink_layer: where norms are compared, for a model whose sink more than one layer makes; that of the largest jump
             by default.
-        seed: of prompts, random repeats and draws.
+        nulls: null models beside it; by default what the run's effort says; 0: no verdicts, bars only.
+        run: options.
 
     Returns:
         Rows in the order of the table of docs/mechrep-tiny.md.
 
     Raises:
-        InputError: a context too short for the stimuli, a text shorter than one window, or a model without a BOS.
+        InputError: a context too short for the stimuli, a text shorter than one window, a layer that is not there, or a
+            model without a BOS.
+        StoreError: a store that cannot be read or written.
 
     Limits: the bars are those that mechrep-tiny is held to; they are conventions, and for large models low ones.
 
     Example:
         >>> import mechrep
-        >>> card = measure_card(mechrep.load_model("mechrep-tiny"), prompts=16)
+        >>> card = measure_card(mechrep.load_model("mechrep-tiny"), prompts=16, nulls=0)
         >>> card.value("best head: prefix matching") > 0.5
         True
     """
-    text = tiny.held_out_text() if held_out_text is None else held_out_text
-    windows = windows_of_text(model, text, length=SINK_LENGTH, limit=_SINK_WINDOWS)
-    attention, norms = CorpusCache(model, windows, progress=False).run(AttentionSinks(SINK_ATTENTION), SinkNorms())
-    assert isinstance(attention, AttentionSinkResult)
-    assert isinstance(norms, SinkNormResult)
-    layer = norms.ranking()[0] if sink_layer is None else sink_layer
-    if not 0 <= layer < model.anatomy.n_layers:
-        raise InputError(f"layer {layer}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count layers from 0")
-    rows = [
-        *_language(model, text, default_text=held_out_text is None),
-        _loops(model, prompts, seed),
-        *_copying(model, seed),
-        *_sinks(attention),
-        *_norms(model, windows, norms, layer, seed),
-        *_repeated_tokens(model, text, norms, layer, attention, seed),
-    ]
-    return card_of(rows, model, windows, study="card", prompts=prompts, seed=seed)
+    options = run or Run()
+    if sink_layer is not None and not 0 <= sink_layer < model.anatomy.n_layers:
+        raise InputError(
+            f"layer {sink_layer}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count layers from 0"
+        )
+    card = _Card(model, held_out_text, sink_layer, options)
+    makers = null_models(model, options)
+    makers = makers[: len(makers) if nulls is None else nulls]
+    steps: dict[str, Callable[[], list[CardRow]]] = {
+        "language": card.language,
+        f"loops of {prompts} prompts": lambda: card.loops(prompts),
+        "copying": card.copying,
+        "sinks": card.sinks,
+        "norms": card.norms,
+        "repeated tokens": card.repeated_tokens,
+    }
+    steps |= {f"null model {i}": lambda make=make: _Card(make(), held_out_text, sink_layer, options).beside()
+              for i, make in enumerate(makers)}  # fmt: skip
+    found: dict[str, list[CardRow]] = {}
+    with progress_bar(len(steps), f"card of {model.name}", "part", options.progress) as bar:
+        for name, make in steps.items():
+            bar.set_postfix_str(name)
+            found[name] = _kept(card, name, make)
+            bar.update()
+    others = [found.pop(name) for name in list(found) if name.startswith("null model")]
+    rows = [_beside(row, others) for rows in found.values() for row in rows]
+    facts = {"study": "card", "prompts": prompts, "seed": options.seed, "nulls": len(others)}
+    return CardResult(provenance_of(model, card.windows, facts), rows)
+
+
+def _kept(card: _Card, name: str, make: Callable[[], list[CardRow]]) -> list[CardRow]:
+    """The rows of one part from the run's store, or measured now and filed there."""
+    if card.run.store is None:
+        return make()
+    settings = {"study": "card", "part": name, "sink_layer": card.sink_layer, "seed": card.run.seed}
+    journal = Journal(Path(card.run.store), provenance_of(card.model, card.windows, settings))
+    kept = journal.find(0)
+    if kept is None:
+        kept = [dataclasses.asdict(row) for row in make()]
+        journal.keep(0, kept)
+    return [CardRow(**record) for record in kept]
+
+
+def _beside(row: CardRow, others: Sequence[Sequence[CardRow]]) -> CardRow:
+    """A row with the same numbers of null models, where they were measured."""
+    draws = [one.value for rows in others for one in rows if one.measure == row.measure]
+    return dataclasses.replace(row, draws=draws, controls="null models") if draws else row
 
 
 def loss_windows(model: Model, text: str) -> Corpus:
@@ -228,142 +283,150 @@ def _losses(model: Model, corpus: Corpus) -> Float[Tensor, "text target"]:
     return torch.cat(losses)
 
 
-def _language(model: Model, text: str, *, default_text: bool) -> list[CardRow]:
-    windows = loss_windows(model, text)
-    losses = _losses(model, windows).double().mean(1).numpy()
-    low, high = paired_bootstrap_interval(losses)
-    n = f"{len(losses)} windows of {windows.tokens.shape[1]} tokens"
-    rows = [CardRow("language", "held-out loss, nats per token", float(losses.mean()), low, high, n)]
-    if default_text and model.name in tiny.NAMES:
-        gains = np.array(tiny.ngram_losses()) - losses
-        low, high = paired_bootstrap_interval(gains)
-        measure = "5-gram's loss on the same windows minus the model's"
-        rows.append(CardRow("language", measure, float(gains.mean()), low, high, n, least=0.0))
-    return rows
+@dataclass(frozen=True, eq=False)
+class _Card:
+    """The parts of a card, and what several of them read."""
 
+    model: Model
+    held_out_text: str | None
+    sink_layer: int | None
+    run: Run
 
-def _loops(model: Model, prompts: int, seed: int) -> CardRow:
-    share, (low, high) = measure_loop_share(model, "mechrep", n=prompts, seed=seed)
-    measure = "share of sampled prompts that loop within 200 greedy tokens"
-    return CardRow("greedy loops", measure, share, low, high, f"{prompts} prompts", least=0.25, most=0.85)
+    @property
+    def text(self) -> str:
+        return tiny.held_out_text() if self.held_out_text is None else self.held_out_text
 
+    @cached_property
+    def windows(self) -> Corpus:
+        return windows_of_text(self.model, self.text, length=SINK_LENGTH, limit=_SINK_WINDOWS)
 
-def _copying(model: Model, seed: int) -> list[CardRow]:
-    """Induction and previous-token heads, and what copying does to the loss, on random repeated tokens."""
-    period = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
-    corpus = random_repeats(model, n=period, sequences=_SEQUENCES, seed=seed)
-    (heads,) = CorpusCache(model, corpus, progress=False).run(HeadScores(bos_id=model.bos_id))
-    assert isinstance(heads, HeadScoreResult)
-    losses = _losses(model, corpus)[:, -2 * period :] if model.bos_id is not None else _losses(model, corpus)
-    # The first token of the second copy cannot be foreseen, so it belongs to neither.
-    gain = (losses[:, :-period].mean(1) - losses[:, -period + 1 :].mean(1)).double().numpy()
-    low, high = paired_bootstrap_interval(gain)
-    n = f"{_SEQUENCES} texts of 2 x {period} random tokens"
-    return [
-        _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n),
-        CardRow(
-            "induction", "loss on the first copy minus the second, nats", float(gain.mean()), low, high, n, least=2.0
-        ),
-        _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n),
-    ]
+    @cached_property
+    def read(self) -> tuple[AttentionSinkResult, SinkNormResult]:
+        cache = CorpusCache(self.model, self.windows, progress=False)
+        return cache.run(AttentionSinks(SINK_ATTENTION), SinkNorms())
+
+    @property
+    def layer(self) -> int:
+        """Where norms are compared."""
+        return self.read[1].ranking()[0] if self.sink_layer is None else self.sink_layer
+
+    def beside(self) -> list[CardRow]:
+        """The rows that a null model has too: those that only read."""
+        return [*self.copying(), *self.sinks(), self._norm_ratio()]
+
+    def language(self) -> list[CardRow]:
+        """Loss on held-out text, and beside that of a 5-gram where it is known."""
+        windows = loss_windows(self.model, self.text)
+        losses = _losses(self.model, windows).double().mean(1).numpy()
+        n = f"{len(losses)} windows of {windows.tokens.shape[1]} tokens"
+        facts: dict[str, Any] = {"n": n, "unit": "nats", "texts": len(losses)}
+        ends = paired_bootstrap_interval(losses)
+        rows = [CardRow("language", "held-out loss, nats per token", float(losses.mean()), *ends, **facts)]
+        if self.held_out_text is None and self.model.name in tiny.NAMES:
+            gains = np.array(tiny.ngram_losses()) - losses
+            measure, ends = "5-gram's loss on the same windows minus the model's", paired_bootstrap_interval(gains)
+            rows.append(CardRow("language", measure, float(gains.mean()), *ends, least=0.0, **facts))
+        return rows
+
+    def loops(self, prompts: int) -> list[CardRow]:
+        """How often it loops."""
+        share, ends, _ = loop_share(self.model, "mechrep", self.run, n=prompts)
+        measure = "share of sampled prompts that loop within 200 greedy tokens"
+        facts: dict[str, Any] = {"n": f"{prompts} prompts", "unit": "share", "texts": prompts}
+        return [CardRow("greedy loops", measure, share, *ends, least=0.25, most=0.85, **facts)]
+
+    def copying(self) -> list[CardRow]:
+        """Induction and previous-token heads, and what repetition does to the loss, on random repeated tokens."""
+        period = min(_PERIOD, (self.model.anatomy.n_ctx - 1) // 2)
+        corpus = random_repeats(self.model, n=period, sequences=_SEQUENCES, seed=self.run.seed)
+        (heads,) = CorpusCache(self.model, corpus, progress=False).run(HeadScores(bos_id=self.model.bos_id))
+        losses = _losses(self.model, corpus)
+        losses = losses[:, -2 * period :] if self.model.bos_id is not None else losses
+        # The first token of the second repetition cannot be foreseen, so it belongs to neither.
+        gain = (losses[:, :-period].mean(1) - losses[:, -period + 1 :].mean(1)).double().numpy()
+        ends, n = paired_bootstrap_interval(gain), f"{_SEQUENCES} texts of 2 x {period} random tokens"
+        return [
+            _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n),
+            CardRow("induction", "loss on the first copy minus the second, nats", float(gain.mean()), *ends, n,
+                    least=2.0, unit="nats", texts=_SEQUENCES),
+            _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n),
+        ]  # fmt: skip
+
+    def sinks(self) -> list[CardRow]:
+        """How many heads rest on the first position, and how much the best does."""
+        attention = self.read[0]
+        n = f"{attention.n_texts} windows of {attention.mean_length:.0f} tokens"
+        above = int((attention.alpha > SINK_ATTENTION).sum())
+        names = ", ".join(f"{layer}.{head}" for layer, head in attention.top(above))
+        layer, head = attention.top(1)[0]
+        measure = f"share of heads with mean attention to the first position > {SINK_ATTENTION}"
+        note = f"layer {layer}, head {head}; a uniform head {attention.uniform_alpha:.2f}"
+        return [
+            CardRow("attention sink", measure, above / attention.alpha.numel(), n=n, least=0.25, unit="share",
+                    note=f"heads {names}" if above else "no head"),
+            CardRow("attention sink", "best head: mean attention to the first position",
+                    float(attention.alpha[layer, head]), n=n, least=0.6, note=note),
+        ]  # fmt: skip
+
+    def _norm_ratio(self) -> CardRow:
+        norms, measure = self.read[1], "norm at the first position over the mean elsewhere, after the sink layer"
+        ratio = float(norms.ratio[self.layer + 1])
+        facts: dict[str, Any] = {"n": f"{norms.n_texts} windows", "unit": "ratio", "note": f"layer {self.layer}"}
+        return CardRow("BOS norm", measure, ratio, least=5.0, **facts)
+
+    def norms(self) -> list[CardRow]:
+        """The norm at the first position, and how much of it few neurons make, beside as many others of the layer."""
+        model, anatomy = self.model, self.model.anatomy
+        scores = sink_neurons(model, self.windows, self.layer)
+        units, shape = scores.top(_ABLATED), {"layers": anatomy.n_layers, "width": anatomy.d_mlp}
+        drawn = draw_controls("layer_matched", units, draws=_DRAWS, seed=self.run.seed, **shape)
+        zeros = [Neurons(one, "zero", when="all") for one in [units, *drawn]]
+        removed, *others = excess_removed(model, self.windows, self.layer, zeros).tolist()
+        names = ", ".join(str(neuron) for neuron in scores.ranking()[:_ABLATED])
+        note = f"neurons {names}; {_ABLATED} random ones {float(np.mean(others)):.2f}"
+        measure = f"share of the excess that {_ABLATED} neurons of that layer make"
+        facts: dict[str, Any] = {"n": f"{self.read[1].n_texts} windows", "unit": "share", "note": note}
+        own = CardRow("BOS norm", measure, removed, least=0.5, draws=others, controls="random neurons", **facts)
+        return [self._norm_ratio(), own]
+
+    def repeated_tokens(self) -> list[CardRow]:
+        """One token over and over: does its norm move to that of BOS, does the sink spread?"""
+        model, (attention, norms) = self.model, self.read
+        length = min(model.anatomy.n_ctx, _LONGEST)
+        ordinary = sorted(set(range(model.anatomy.d_vocab)) - set(model.special_ids))
+        generator = np.random.default_rng(self.run.seed)
+        chosen = generator.choice(ordinary, min(_REPEATED_TOKENS, len(ordinary)), replace=False)
+        corpus = repeated_tokens(model, sorted(chosen.tolist()), length - 1, bos=True)
+        (repeats,) = CorpusCache(model, corpus, progress=False).run(RepeatNorms())
+        # By rows of the pattern where texts are long: whole patterns would be positions x positions numbers per head.
+        on_repeats = attention_sinks(model, corpus, epsilon=SINK_ATTENTION)
+        on_text = attention_sinks(model, loss_windows(model, self.text), epsilon=SINK_ATTENTION)
+        moved = repeats.moved(self.layer, norms.other_norm)
+        count = 0 if np.isnan(moved.share) else round(moved.share * len(corpus))
+        ends = proportion_interval(count, len(corpus)) if not moved.reason else (float("nan"), float("nan"))
+        head, n = attention.top(1)[0], f"{len(corpus)} tokens, {length - 1} times each"
+        alpha_text, alpha_repeats = float(on_text.alpha[head]), float(on_repeats.alpha[head])
+        note = f"{alpha_text:.2f} on text of {length} tokens, {alpha_repeats:.2f} on repeats"
+        return [
+            CardRow("repeated token", "share of tokens whose norm moves half-way (log scale) to that of BOS",
+                    moved.share, *ends, n, least=0.3, note=moved.reason or f"after layer {self.layer}", unit="share",
+                    texts=len(corpus)),
+            CardRow("repeated token", "best sink head: attention to the first position, text minus repeats",
+                    alpha_text - alpha_repeats, n=n, note=note),
+        ]  # fmt: skip
 
 
 def _best_head(phenomenon: str, measure: str, heads: HeadScoreResult, score: str, n: str) -> CardRow:
     ((layer, head),) = heads.top(1, score)
     number = list(heads.names).index(score)
     value, error = (float(table[number, layer, head]) for table in (heads.scores, heads.standard_errors))
-    interval = (value - 1.96 * error, value + 1.96 * error)
-    return CardRow(phenomenon, measure, value, *interval, n, least=0.6, note=f"layer {layer}, head {head}")
+    ends = (value - 1.96 * error, value + 1.96 * error)
+    return CardRow(
+        phenomenon, measure, value, *ends, n, least=0.6, note=f"layer {layer}, head {head}", texts=_SEQUENCES
+    )
 
 
-def _sinks(attention: AttentionSinkResult) -> list[CardRow]:
-    n = f"{attention.n_texts} windows of {attention.mean_length:.0f} tokens"
-    share = float((attention.alpha > SINK_ATTENTION).double().mean())
-    heads = [f"{layer}.{head}" for layer, head in attention.top(int((attention.alpha > SINK_ATTENTION).sum()))]
-    layer, head = attention.top(1)[0]
-    return [
-        CardRow(
-            "attention sink",
-            f"share of heads with mean attention to the first position > {SINK_ATTENTION}",
-            share,
-            n=n,
-            least=0.25,
-            note=f"heads {', '.join(heads)}" if heads else "no head",
-        ),
-        CardRow(
-            "attention sink",
-            "best head: mean attention to the first position",
-            float(attention.alpha[layer, head]),
-            n=n,
-            least=0.6,
-            note=f"layer {layer}, head {head}; a uniform head {attention.uniform_alpha:.2f}",
-        ),
-    ]
-
-
-def _norms(model: Model, windows: Corpus, norms: SinkNormResult, layer: int, seed: int) -> list[CardRow]:
-    ratio = float(norms.ratio[layer + 1])
-    n = f"{norms.n_texts} windows"
-    scores = sink_neurons(model, windows, layer)
-    shape = {"layers": model.anatomy.n_layers, "width": model.anatomy.d_mlp}
-    sets = [scores.top(_CUT), *draw_controls("layer_matched", scores.top(_CUT), draws=_DRAWS, seed=seed, **shape)]
-    zeros = [Neurons(units, "zero", when="all") for units in sets]
-    removed, *others = excess_removed(model, windows, layer, zeros).tolist()
-    random = float(np.mean(others))
-    names = ", ".join(str(neuron) for neuron in scores.ranking()[:_CUT])
-    measure = "norm at the first position over the mean elsewhere, after the sink layer"
-    return [
-        CardRow("BOS norm", measure, ratio, n=n, least=5.0, note=f"layer {layer}"),
-        CardRow(
-            "BOS norm",
-            f"share of the excess that {_CUT} neurons of that layer make",
-            removed,
-            n=n,
-            least=0.5,
-            note=f"neurons {names}; {_CUT} random ones {random:.2f}",
-        ),
-    ]
-
-
-def _repeated_tokens(
-    model: Model, text: str, norms: SinkNormResult, layer: int, attention: AttentionSinkResult, seed: int
-) -> list[CardRow]:
-    """One token over and over, up to the context length: does its norm move to that of BOS, does the sink spread?"""
-    length = min(model.anatomy.n_ctx, _LONGEST)
-    ordinary = sorted(set(range(model.anatomy.d_vocab)) - set(model.special_ids))
-    chosen = np.random.default_rng(seed).choice(ordinary, min(_REPEATED_TOKENS, len(ordinary)), replace=False)
-    corpus = repeated_tokens(model, sorted(chosen.tolist()), length - 1, bos=True)
-    (repeats,) = CorpusCache(model, corpus, progress=False).run(RepeatNorms())
-    assert isinstance(repeats, RepeatNormResult)
-    # By rows of the pattern where texts are long: whole patterns would be positions x positions numbers per head.
-    on_repeats = attention_sinks(model, corpus, epsilon=SINK_ATTENTION)
-    on_text = attention_sinks(model, loss_windows(model, text), epsilon=SINK_ATTENTION)
-    moved = repeats.moved(layer, norms.other_norm)
-    count = 0 if np.isnan(moved.share) else round(moved.share * len(corpus))
-    low, high = proportion_interval(count, len(corpus)) if not moved.reason else (float("nan"), float("nan"))
-    n = f"{len(corpus)} tokens, {length - 1} times each"
-    head = attention.top(1)[0]
-    alpha_text, alpha_repeats = float(on_text.alpha[head]), float(on_repeats.alpha[head])
-    return [
-        CardRow(
-            "repeated token",
-            "share of tokens whose norm moves half-way (log scale) to that of BOS",
-            moved.share,
-            low,
-            high,
-            n,
-            least=0.3,
-            note=moved.reason or f"after layer {layer}",
-        ),
-        CardRow(
-            "repeated token",
-            "best sink head: attention to the first position, text minus repeats",
-            alpha_text - alpha_repeats,
-            n=n,
-            note=f"{alpha_text:.2f} on text of {length} tokens, {alpha_repeats:.2f} on repeats",
-        ),
-    ]
-
+# --- over training ----------------------------------------------------------------------------------------------------
 
 HALF = 0.5  # of the way from the untrained model to the largest value: "has appeared"
 
@@ -374,18 +437,18 @@ def card_history(
     *,
     prompts: int = 128,
     sink_layer: int | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
+    run: Run | None = None,
 ) -> pd.DataFrame:
-    """Measure the card at every revision, one model in memory at a time.
+    """Measure the card at every revision, one model in memory at a time, without null models.
+
+    With ``run.store`` every part of every revision is kept, and the same call goes on.
 
     Args:
         name: a model with revisions, ``"mechrep-tiny"`` or a hub name.
         revisions: in the order of training.
         prompts: sampled prompts for the share that loops.
-        sink_layer: see :func:`~mechrep.studies.card.measure_card`.
-        seed: of prompts, random repeats and draws.
-        progress: show a progress bar.
+        sink_layer: see :func:`measure_card`.
+        run: options.
 
     Returns:
         One row per revision and measure, with the columns of :meth:`CardResult.to_frame` and ``revision``.
@@ -395,10 +458,12 @@ def card_history(
         >>> set(frame["revision"])
         {'step0'}
     """
-    frames = []
-    with progress_bar(len(revisions), "measuring checkpoints", "checkpoint", progress) as bar:
+    options, frames = run or Run(), []
+    with progress_bar(len(revisions), "measuring checkpoints", "checkpoint", options.progress) as bar:
         for revision in revisions:
-            card = measure_card(load_model(name, revision=revision), prompts=prompts, sink_layer=sink_layer, seed=seed)
+            bar.set_postfix_str(revision)
+            model = load_model(name, revision=revision)
+            card = measure_card(model, prompts=prompts, sink_layer=sink_layer, nulls=0, run=options)
             frames.append(card.to_frame().assign(revision=revision))
             bar.update(1)
     return pd.concat(frames, ignore_index=True)

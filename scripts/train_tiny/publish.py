@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from mechrep.models import tiny
 from mechrep.models.load import load_model
+from mechrep.run import Run
 from mechrep.studies.card import card_history, loss_windows, measure_card
 from scripts.train_tiny.ngram import NgramModel
 from scripts.train_tiny.recipe import Recipe
@@ -88,9 +89,10 @@ def main() -> None:
     if name == tiny.DEFAULT:
         publish_text(arguments.run, arguments.data, folder)
     options = {"prompts": PROMPTS, "sink_layer": arguments.sink_layer}
-    history = card_history(name, tiny.revisions(name), **options)
+    run = Run(store=arguments.run / "card-store")
+    history = card_history(name, tiny.revisions(name), run=run, **options)
     history.to_json(folder / "phenomena.jsonl", orient="records", lines=True)
-    write_table(folder / "MODEL_CARD.md", measure_card(load_model(name), **options).to_markdown())
+    write_table(folder / "MODEL_CARD.md", measure_card(load_model(name), run=run, **options).to_markdown())
 
 
 if __name__ == "__main__":

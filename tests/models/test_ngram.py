@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from mechrep.errors import InputError
 from mechrep.models import tiny
+
+pytest.importorskip("scripts", reason="the training recipe is no part of the installed package")
+
 from scripts.train_tiny.ngram import FALLBACK_DISCOUNTS, NgramModel
 from scripts.train_tiny.recipe import Recipe
 from scripts.train_tiny.train import held_out_loss

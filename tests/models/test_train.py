@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 
 from mechrep.errors import InputError
 from mechrep.models.load import load_model
+
+pytest.importorskip("scripts", reason="the training recipe is no part of the installed package")
+
 from scripts.train_tiny import data
 from scripts.train_tiny.checkpoints import kept_steps
 from scripts.train_tiny.optimizers import Optimizers

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from torch import Tensor
 
 import mechrep
+from mechrep.ablation.effects import SUPPORTED
+from mechrep.errors import InputError
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.studies.card import SINK_LENGTH, CardResult, CardRow, appearances, loss_windows, measure_card
+from mechrep.run import Run
+from mechrep.studies.card import (
+    SINK_LENGTH,
+    CardResult,
+    CardRow,
+    appearances,
+    history_figure,
+    loss_windows,
+    measure_card,
+)
 from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import random_repeats, repeated_tokens
 from tests.planted.circuits import induction_circuit
@@ -31,7 +47,12 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def card(model: Model) -> CardResult:
-    return measure_card(model, prompts=32)
+    return measure_card(model, prompts=32, nulls=0)
+
+
+@pytest.fixture(scope="module")
+def judged(model: Model) -> CardResult:
+    return measure_card(model, prompts=8, run=Run(effort="quick", progress=False))
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +66,6 @@ def eager(model: Model) -> Any:
     assert twin is not None
     twin.set_attn_implementation("eager")
     return twin
-
-
-def row_of(card: CardResult, measure: str) -> CardRow:
-    (row,) = [row for row in card.card_rows() if row.measure.startswith(measure)]
-    return row
 
 
 def text_windows(model: Model) -> Tensor:
@@ -71,7 +87,7 @@ def test_copying_heads(model: Model, card: CardResult, eager: Any) -> None:
         ("best head: prefix matching", by_hand.induction(seen, PERIOD)),
         ("best head: mean attention to the token before", by_hand.previous_token(seen)),
     ):
-        row = row_of(card, measure)
+        row = card.row(measure)
         layer, head = divmod(int(scores.argmax()), scores.shape[1])
         assert row.value == pytest.approx(scores.max().item(), abs=1e-5)
         assert row.note == f"layer {layer}, head {head}"
@@ -85,13 +101,13 @@ def test_sinks_and_norms(model: Model, card: CardResult, eager: Any) -> None:
     alpha = by_hand.first_token(seen)
     assert card.value("share of heads") == pytest.approx((alpha > 0.3).float().mean().item(), abs=1e-6)
     assert card.value("best head: mean attention to the first") == pytest.approx(alpha.max().item(), abs=1e-5)
-    layer = int(row_of(card, "norm at the first").note.removeprefix("layer "))
+    layer = int(card.row("norm at the first").note.removeprefix("layer "))
     assert card.value("norm at the first") == pytest.approx(by_hand.norm_ratio(seen)[layer].item(), rel=1e-4)
 
 
 def test_the_neurons_named_make_the_norm(model: Model, card: CardResult, eager: Any) -> None:
-    layer = int(row_of(card, "norm at the first").note.removeprefix("layer "))
-    row = row_of(card, "share of the excess")
+    layer = int(card.row("norm at the first").note.removeprefix("layer "))
+    row = card.row("share of the excess")
     names = [int(name) for name in row.note.removeprefix("neurons ").split(";")[0].split(",")]
 
     def cut(_module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -108,8 +124,8 @@ def test_the_neurons_named_make_the_norm(model: Model, card: CardResult, eager: 
 
 
 def test_repeated_tokens(model: Model, card: CardResult, eager: Any) -> None:
-    row = row_of(card, "share of tokens whose norm")
-    layer = int(row_of(card, "norm at the first").note.removeprefix("layer "))
+    row = card.row("share of tokens whose norm")
+    layer = int(card.row("norm at the first").note.removeprefix("layer "))
     norms = by_hand.look(eager, text_windows(model)).norms[layer]
     typical, bos = norms[:, 1:].mean().log(), norms[:, 0].mean().log()
     ordinary = [token for token in range(model.anatomy.d_vocab) if token not in model.special_ids]
@@ -122,7 +138,7 @@ def test_repeated_tokens(model: Model, card: CardResult, eager: Any) -> None:
 
 def test_the_package_states_what_is_measured(card: CardResult, published: pd.DataFrame) -> None:
     last = published[published["revision"] == tiny.revisions()[-1]].set_index("measure")["value"]
-    for row in card.card_rows():
+    for row in card.rows:
         if row.phenomenon != "greedy loops":  # measured there on more prompts
             assert row.value == pytest.approx(float(last[row.measure]), abs=0.01, nan_ok=True), row.measure
 
@@ -143,10 +159,10 @@ def test_twelve_checkpoints_over_all_of_training(published: pd.DataFrame) -> Non
 
 
 def test_a_planted_circuit_is_perfect_and_a_planted_sink_is_found() -> None:
-    copier = measure_card(induction_circuit("llama_gqa").model, held_out_text=word_text(), prompts=8)
+    copier = measure_card(induction_circuit("llama_gqa").model, held_out_text=word_text(), prompts=8, nulls=0)
     assert copier.value("best head: prefix matching") > 0.99
     assert copier.value("best head: mean attention to the token before") > 0.99
-    sink = measure_card(sink_model("llama").model, held_out_text=word_text(), prompts=8)
+    sink = measure_card(sink_model("llama").model, held_out_text=word_text(), prompts=8, nulls=0)
     assert sink.value("norm at the first position") > 20
     assert sink.value("share of the excess") > 0.9
     assert sink.value("best head: mean attention to the first") > 0.9
@@ -179,7 +195,123 @@ def test_appearances_are_where_half_of_the_way_is_done() -> None:
     assert found[["flat", "falls"]].isna().all()
 
 
+@pytest.mark.slow
+def test_verdicts_come_from_null_models_and_random_neurons(judged: CardResult) -> None:
+    frame = judged.to_frame().set_index("measure")
+    detected = frame[frame["m"] > 0]
+    assert set(detected["verdict"]) == {SUPPORTED} and (detected["m"] == 19).all() and len(detected) == 7
+    assert detected["q"].max() <= 0.05 and (detected["value"] > detected["control_high"]).all()
+    assert set(frame.loc[frame["m"] == 0, "verdict"]) == {""}
+    assert judged.row("share of the excess").controls == "random neurons"
+    nothing = CardResult(judged.provenance, [dataclasses.replace(row, draws=()) for row in judged.rows])
+    assert set(nothing.to_frame()["verdict"]) == {""}
+
+
+@pytest.mark.slow
+def test_a_null_model_is_not_supported(judged: CardResult) -> None:
+    """Each null as if it were the model, beside the other nulls."""
+    wrong = 0
+    for row in (row for row in judged.rows if row.controls == "null models"):
+        for place, value in enumerate(row.draws):
+            others = [*row.draws[:place], *row.draws[place + 1 :], row.draws[place - 1]]
+            one = dataclasses.replace(row, value=value, low=math.nan, high=math.nan, texts=0, draws=others)
+            wrong += CardResult(judged.provenance, [one]).to_frame()["verdict"].iloc[0] == SUPPORTED
+    assert wrong <= 6 * 2
+
+
+def test_an_interrupted_card_goes_on_and_measures_only_what_is_new(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def row(name: str) -> Callable[..., list[CardRow]]:
+        def make(*_: Any) -> list[CardRow]:
+            calls.append(name)
+            if name == "norms" and calls.count(name) == 1:
+                raise KeyboardInterrupt
+            return [CardRow(name, name, float(len(calls)), draws=[0.0])]
+
+        return make
+
+    for name in ("language", "loops", "copying", "sinks", "norms", "repeated_tokens", "beside"):
+        monkeypatch.setattr(f"mechrep.studies.card._Card.{name}", row(name))
+    run = Run(store=tmp_path, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        measure_card(model, prompts=8, nulls=2, run=run)
+    before = list(calls)
+    first = measure_card(model, prompts=8, nulls=2, run=run)
+    assert calls[len(before) :] == ["norms", "repeated_tokens", "beside", "beside"]
+    done = len(calls)
+    again = measure_card(model, prompts=8, nulls=2, run=run)
+    assert len(calls) == done
+    pd.testing.assert_frame_equal(again.to_frame(), first.to_frame())
+    measure_card(model, prompts=9, nulls=3, run=run)
+    assert calls[done:] == ["loops", "beside"], "other prompts and one null model more cost only themselves"
+    measure_card(mechrep.load_model("mechrep-tiny", revision="step0"), prompts=8, nulls=0, run=run)
+    assert calls[done + 2 :] == ["language", "loops", "copying", "sinks", "norms", "repeated_tokens"]
+
+
+@pytest.mark.parametrize("given", ["nothing of the kind", "best head"])
+def test_a_row_is_found_by_the_beginning_of_its_measure_only(card: CardResult, given: str) -> None:
+    with pytest.raises(InputError, match="rows"):
+        card.row(given)
+
+
+def test_a_layer_that_is_not_there(model: Model) -> None:
+    with pytest.raises(InputError, match="layer 9"):
+        measure_card(model, sink_layer=9)
+
+
 def test_a_card_is_saved_and_read_back(card: CardResult, tmp_path: Any) -> None:
     card.save(tmp_path / "card")
     again = CardResult.load(tmp_path / "card")
     pd.testing.assert_frame_equal(again.to_frame(), card.to_frame())
+
+
+# --- the card over training as a figure -------------------------------------------------------------------------
+
+REVISIONS = ["step0", "step8", "step64"]
+TOKENS = {"step0": 0, "step8": 16_384, "step16": 32_768, "step64": 131_072}
+
+
+def history(revisions: list[str] = REVISIONS) -> pd.DataFrame:
+    rows = []
+    for number, (measure, least, most) in enumerate([("a < b", 0.25, 0.85), ("open", math.nan, math.nan)]):
+        for step, revision in enumerate(revisions):
+            value = 0.1 * step + number
+            low, high = (value - 0.05, value + 0.05) if number == 0 else (math.nan, math.nan)
+            rows.append(("<b>loops</b>", measure, value, low, high, least, most, revision))
+    columns = ["phenomenon", "measure", "value", "low", "high", "least", "most", "revision"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def lines(figure: go.Figure) -> list[go.Scatter]:
+    return [trace for trace in figure.data if trace.mode == "lines+markers"]
+
+
+def bars(figure: go.Figure) -> list[float]:
+    return [trace.y[0] for trace in figure.data if trace.line.dash == "dot"]
+
+
+def test_values_bars_and_places_are_those_of_the_table() -> None:
+    figure = history_figure(history(), "my <model>", TOKENS)
+    first, second = lines(figure)
+    assert list(first.y) == [0.0, 0.1, 0.2] and list(second.y) == [1.0, 1.1, 1.2]
+    assert list(first.x) == [8192.0, 16_384.0, 131_072.0], "nothing seen stands left of the first place, at half of it"
+    assert bars(figure) == [0.25, 0.85]
+    assert all(axis.type == "log" for axis in figure.select_xaxes())
+    assert "<b>loops</b>" not in figure.to_json().replace("\\u003c", "<"), "markup in names is shown, not obeyed"
+    assert figure.layout.title.subtitle.text == "my &lt;model&gt;"
+
+
+def test_revisions_without_tokens_stand_side_by_side() -> None:
+    figure = history_figure(history(["main", "<i>x</i>"]), "hub/model")
+    assert list(lines(figure)[0].x) == ["main", "&lt;i&gt;x&lt;/i&gt;"]
+    assert lines(figure)[0].customdata[1][0] == "&lt;i&gt;x&lt;/i&gt;"
+    assert all(axis.type != "log" for axis in figure.select_xaxes())
+    assert json.loads(figure.to_json())["data"]
+
+
+def test_one_checkpoint_is_a_figure_too() -> None:
+    figure = history_figure(history(["step0"]), "m", TOKENS)
+    assert list(lines(figure)[0].x) == [8192.0]

@@ -40,6 +40,6 @@ def over_checkpoints(model: mechrep.Model) -> Record:
 @golden(slow=True, models=(TINY,))
 def measure_card(model: mechrep.Model) -> Record:
     """The card's rows."""
-    card = mechrep.studies.measure_card(model, prompts=16)
-    values = {f"card {row['measure']}": row["value"] for row in card.rows}
+    card = mechrep.studies.measure_card(model, prompts=16, nulls=0)
+    values = {f"card {row.measure}": row.value for row in card.rows}
     return of_frame("table", card.to_frame()) | {key: of_value(key, value)[key] for key, value in values.items()}
