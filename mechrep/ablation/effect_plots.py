@@ -30,7 +30,8 @@ from mechrep.run import one_of
 if TYPE_CHECKING:
     from mechrep.ablation.effects import Effects
 
-_LINE, _CURVE, _GAP = 34, 210, 92  # pixels of one line, of one curve, and between two panels
+_LINE, _CURVE = 34, 180  # pixels of one line, of one curve
+_GAP, _SMALL_GAP = 92, 62  # between two panels; where only the last has a title below
 # Lightest in the middle, and dark at both ends for every kind of colour blindness; opaque, so it reads on any page.
 CHANGES = [[0, "#8c3a0b"], [0.25, "#e39a4f"], [0.5, "#f6f4ef"], [0.75, "#7f9fcf"], [1, "#22417f"]]
 WRITTEN = 32  # heads side by side, and layers, whose values fit into their cells
@@ -52,12 +53,13 @@ def forest(effects: Effects, measures: Sequence[str] | None = None) -> go.Figure
     rows, draws = table.summary(), _drawn(table)
     panels = list(dict.fromkeys(zip(rows["measure"], rows["copy"], strict=True)))
     heights = [max(len(_panel(rows, panel)) * _LINE, 2 * _LINE) for panel in panels]
-    figure = _stacked(panels, heights)
+    figure = _stacked(panels, heights, _GAP)
     seen: set[str] = set()
     for number, panel in enumerate(panels, 1):
         _draw_effects(figure, _panel(rows, panel), _panel(draws, panel), number, seen)
     title = "Effect of each ablation, beside its controls"
-    return _finished(figure, heights, AXIS, AXIS | {"showgrid": False, "autorange": "reversed"}, title, effects)
+    y = AXIS | {"showgrid": False, "autorange": "reversed"}
+    return _finished(figure, sum(heights) + _GAP * (len(panels) - 1), AXIS, y, title, effects)
 
 
 def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, number: int, seen: set[str]) -> None:
@@ -92,24 +94,23 @@ def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, nu
     figure.update_xaxes(title_text=plain(f"change ({unit.label})"), row=number, col=1)
 
 
-def _stacked(panels: Sequence[tuple[str, Any]], heights: Sequence[int]) -> go.Figure:
+def _stacked(panels: Sequence[tuple[str, Any]], heights: Sequence[int], gap: int) -> go.Figure:
     """Panels of these heights in pixels, one below the other, with room for titles of panels and of axes."""
-    whole = sum(heights) + _GAP * (len(panels) - 1)
+    whole = sum(heights) + gap * (len(panels) - 1)
     titles = [plain(_title(panel)) for panel in panels]
     return make_subplots(
         len(panels),
         1,
         subplot_titles=titles,
-        vertical_spacing=_GAP / whole if len(panels) > 1 else 0.0,
+        vertical_spacing=gap / whole if len(panels) > 1 else 0.0,
         row_heights=list(heights),
     )
 
 
 def _finished(
-    figure: go.Figure, heights: Sequence[int], x: dict[str, Any], y: dict[str, Any], title: str, effects: Effects
+    figure: go.Figure, whole: int, x: dict[str, Any], y: dict[str, Any], title: str, effects: Effects
 ) -> go.Figure:
     """The look of the house for stacked panels; the titles of their axes stay."""
-    whole = sum(heights) + _GAP * (len(heights) - 1)
     names = [axis.title.text for axis in figure.select_xaxes()], [axis.title.text for axis in figure.select_yaxes()]
     figure.update_annotations(x=0, xanchor="left", font={"size": 14})
     figure = styled(figure, title=title, subtitle=_subtitle(effects), x="", y="")
@@ -144,12 +145,14 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
     if frame[x].notna().sum() == 0:
         raise InputError(f"x={x!r} of conditions without one", "conditions with several values of it", "plot() instead")
     heights = [_CURVE] * len(panels)
-    figure = _stacked(panels, heights)
+    figure = _stacked(panels, heights, _SMALL_GAP)
     for number, panel in enumerate(panels, 1):
         _draw_curves(figure, _panel(frame, panel), x, number)
     title = "Measures over numbers of components" if x == "k" else "Measures over training"
-    figure.update_xaxes(title_text="components" if x == "k" else "checkpoint" if ticks else "training step")
-    figure = _finished(figure, heights, AXIS | {"showgrid": False}, AXIS, title, effects)
+    below = "components" if x == "k" else "checkpoint" if ticks else "training step"
+    figure.update_xaxes(title_text=below, row=len(panels), col=1)
+    whole = sum(heights) + _SMALL_GAP * (len(panels) - 1)
+    figure = _finished(figure, whole, AXIS | {"showgrid": False}, AXIS, title, effects)
     if ticks:
         figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=[plain(name) for name in ticks])
     elif CHECKPOINT in set(frame["selection"]):
