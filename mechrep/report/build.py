@@ -22,9 +22,10 @@ from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
-from mechrep.studies import neurons, token_information_study, training
+from mechrep.studies import heads, neurons, token_information_study, training
 
 _LIST = "parts.json"
+_NEURONS = "the study of repetition neurons"  # made once per run
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,14 @@ Part = Callable[[Model, Run, Settings], Section | Sequence[Section]]
 
 def _neurons(model: Model, run: Run, settings: Settings) -> Section:
     options = {"preset": settings.preset, "held_out_text": settings.held_out_text}
-    return neurons.run_repetition_study(model, **options, run=run).section()
+    study = run.once(_NEURONS, lambda: neurons.run_repetition_study(model, **options, run=run))
+    return study.section()
+
+
+def _heads(model: Model, run: Run, settings: Settings) -> list[Section]:
+    earlier = run.made.get(_NEURONS)  # where the part on neurons was made before
+    known = None if earlier is None else earlier.neurons
+    return heads.run_head_study(model, neurons=known, preset=settings.preset, run=run).section()
 
 
 def _information(model: Model, run: Run, settings: Settings) -> Section:
@@ -81,7 +89,12 @@ def _training(model: Model, run: Run, _settings: Settings) -> Section:
     return training.run_training_study(model, run=run).section()
 
 
-PARTS: Mapping[str, Part] = {"neurons": _neurons, "information": _information, "training": _training}
+PARTS: Mapping[str, Part] = {
+    "neurons": _neurons,
+    "heads": _heads,
+    "information": _information,
+    "training": _training,
+}
 
 
 def build_report(
