@@ -24,11 +24,10 @@
 # **Cost.** About a minute on two cores.
 #
 # **What would falsify it.** Copies without knowledge whose first position stands out as much; neurons of the same layer
-# whose cut does as much.
+# whose ablation does as much.
 
 # %%
 import pandas as pd
-import torch
 
 import mechrep
 from mechrep.errors import MechrepError
@@ -37,14 +36,16 @@ from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.measures.sink_norms import norms_by_layer_figure, norms_vs_repeats_figure
 from mechrep.models import tiny
 from mechrep.models.load import reinitialised, shuffled
-from mechrep.studies.repeat_behaviour import repeat_behaviour
-from mechrep.studies.sink_ablation import attention_to_first, sink_cause_figure, sink_cut_study
+from mechrep.run import Run
+from mechrep.studies import repeat_behaviour, sink_ablation, sink_conditions
+from mechrep.studies.repeat_behaviour import repeat_behaviour_figure
 from mechrep.studies.sinks import head_on_stimuli, published_layer
 from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import ordinary_ids, repeated_tokens
 
 model = mechrep.load_model("mechrep-tiny")
-texts = windows_of_text(model, tiny.held_out_text(), length=64, limit=48)
+texts = windows_of_text(model, tiny.held_out_text(), length=64, limit=24)
+run = Run(effort="quick", progress=False)
 
 
 def label(unit, letter="H"):
@@ -95,14 +96,16 @@ own = {"copy": "the model", "seed": "", "largest ratio": norms.largest_ratio, "b
 pd.concat([pd.DataFrame([own]), null_table]).round(3)
 
 # %% [markdown]
-# `find_sink` asks for both: beyond every null copy *and* beyond a threshold (a ratio of 5; attention as far above a
-# uniform head as 0.3 is at 64 tokens). It then looks for the cause.
+# `find_sink` takes 19 such copies and gives a verdict: the norm and the best head must exceed those of every copy, and
+# by a size that matters. It then looks for the cause, and tests it beside 99 random sets of the same layer.
 
 # %%
-sink = mechrep.find_sink(model, texts=texts)
-print(sink.reason)
+sink = mechrep.find_sink(model, texts=texts, run=run)
 print(f"layer {sink.layer}, neurons {[label(unit, 'N') for unit in sink.neurons]}")
 print("repeats:", sink.moved_reason or f"{sink.moved_share:.0%} of the most frequent tokens come half-way to BOS")
+sink.claims[["name", "value", "baseline", "effect", "control_high", "m", "p", "q", "verdict"]].round(3)
+
+# %%
 sink.to_frame().round(3)
 
 # %% [markdown]
@@ -133,32 +136,28 @@ scores.to_frame().head(6)[["layer", "neuron", "contribution_first", "authors_fir
 # %% [markdown]
 # ## Cause: without them
 #
-# The sink neurons are set to zero at every position. So are, as controls, as many random neurons, random ones of the
-# *same layer*, and ones of the same layer that are as active in ordinary text. `beyond` says whether the interval lies
-# beyond every draw of every control and beyond zero; where controls do nothing at all, a change too small to matter can
-# lie beyond them, so look at its size first. The norm must fall: the neurons were chosen for it. Whether
-# attention, language and repetition follow is the question.
+# The sink neurons are set to zero at every position. So are, as controls, as many other neurons of the *same layer*, 99
+# draws. The verdict asks how rarely a draw does as much, and whether the effect is of a size. The norm must fall: the
+# neurons were chosen for it. Whether attention, language and repetition follow is the question.
 
 # %%
 ordinary = [int(token) for token in ordinary_ids(model)]
 tokens = ordinary[:: max(1, len(ordinary) // 8)][:8]
-cut = None
+effects = None
 if sink.layer is not None:
-    cut = sink_cut_study(
-        model, sink, texts=texts, tokens=tokens, repeats=min(200, model.anatomy.n_ctx - 1), seeds=2, progress=False
-    )
-columns = ["cut", "measure", "untouched", "value", "change", "low", "high", "beyond", "random", "layer_matched"]
-pd.DataFrame() if cut is None else cut.summary()[columns].round(3)
+    effects = sink_ablation(model, sink, texts=texts, tokens=tokens, repeats=min(40, model.anatomy.n_ctx - 1), run=run)
+columns = ["name", "measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "verdict"]
+pd.DataFrame() if effects is None else effects.summary()[columns].round(3)
 
 # %%
-if cut is not None:
-    sink_cause_figure(cut).show()
+if effects is not None:
+    effects.plot().show()
 
 # %% [markdown]
 # ## One token, again and again
 #
 # After BOS comes one token, up to 400 times. If a run of it turned into a first position, its norm would climb from the
-# dotted to the dashed line. A token that has not climbed by its last copy may need more: the answer is "more than so
+# dotted to the dashed line. A token that has not climbed by its last repeat may need more: the answer is "more than so
 # many", never "no effect".
 
 # %%
@@ -175,21 +174,22 @@ norms_vs_repeats_figure(repeats, layer, norms.other_norm, names={token: model.de
 # tokens (which are no text either), and repeats.
 
 # %%
-stimuli = head_on_stimuli(model, sink, texts, tokens, seed=0)
+stimuli = head_on_stimuli(model, sink.best_head, texts, tokens)
 stimuli.to_frame().round(3)
 
 # %% [markdown]
 # ## Can it repeat a token?
 #
-# After n copies: the probability of one more, and how many the model writes by itself (at most eight are asked for). As
-# a second condition the sink neurons are zero, and as a third as many neurons that follow in the ranking.
+# After n repetitions: the probability of one more, and how many the model writes by itself (at most eight are asked
+# for). As a second condition the sink neurons are zero, beside as many others of the layer.
 
 # %%
-conditions = {}
-if sink.neurons:
-    conditions = mechrep.studies.sink_conditions(scores, len(sink.neurons), draws=0)
-behaviour = repeat_behaviour(model, tokens, [1, 8, 64], conditions, new_tokens=8, progress=False)
-behaviour.to_frame()[["condition", "repeats", "p_next", "p_low", "p_high", "diverged", "p_change"]].round(3)
+conditions = sink_conditions(model, sink.top(len(sink.neurons)), first_alone=False, run=run) if sink.neurons else ()
+behaviour = repeat_behaviour(model, tokens, [1, 8, 64], conditions, new_tokens=8, run=run)
+behaviour.summary()[["measure", "copy", "baseline", "value", "effect", "low", "high", "verdict"]].round(3)
+
+# %%
+repeat_behaviour_figure(behaviour)
 
 # %% [markdown]
 # ## A model in which repeats turn into a first token
@@ -200,7 +200,7 @@ behaviour.to_frame()[["condition", "repeats", "p_next", "p_low", "p_high", "dive
 
 # %%
 by_place = mechrep.load_model("mechrep-tiny-repeats")
-found = mechrep.find_sink(by_place, layer=1)
+found = mechrep.find_sink(by_place, layer=1, run=run)
 patched = mechrep.studies.run_patch_study(
     by_place,
     mechrep.SinkPatch(1, [found.neurons[0][1]]),
@@ -221,54 +221,43 @@ assert abs(drift["layer_matched"] - drift["original"]) < 0.2, "and another neuro
 # ## What this notebook claims
 
 # %%
-assert heads.n_texts == len(texts) and torch.allclose(
-    attention_to_first(model, texts, heads.top(1)[0], "auto").mean().float(), heads.alpha[heads.top(1)[0]], atol=1e-3
-), "two ways to the same attention"
+assert abs(float(stimuli.text.mean()) - float(sink.alpha[sink.best_head])) < 1e-3, "two ways to the same attention"
 assert sink.norm_found <= (norms.largest_ratio > max(sink.null_ratios)), "no norm is called a sink that a null copy has"
 assert all(float(sink.alpha[tuple(head)]) > max(sink.null_alphas) for head in sink.sink_heads), "nor any head"
-untrained = mechrep.find_sink(reinitialised(model, seed=7), texts=texts.select(range(24)))
+untrained = mechrep.find_sink(reinitialised(model, seed=7), texts=texts, run=run)
 assert not untrained.norm_found and not untrained.neurons, "an untrained model has no sink and so no sink neurons"
 try:
-    sink_cut_study(model, untrained, texts=texts, progress=False)
-    raise AssertionError("neurons of no sink were cut")
+    sink_ablation(model, untrained, texts=texts, run=run)
+    raise AssertionError("neurons of no sink were ablated")
 except MechrepError as error:
     print("of an untrained model:", str(error)[:90], "...")
 assert rule.layer is None or model.anatomy.n_layers >= 6, "the published rule cannot fire below six layers"
-if cut is not None:
-    by_measure = cut.summary().query("cut == 'all'").set_index("measure")
-    for measure in by_measure.index:
-        row, drawn = by_measure.loc[measure], [d for draws in cut.draws("all", measure).values() for d in draws]
-        assert bool(row["beyond"]) == (row["high"] < min(0, *drawn) or row["low"] > max(0, *drawn))
+if effects is not None:
+    by_measure = effects.summary().query("name == 'sink neurons'").set_index("measure")
+    assert by_measure.loc["first_norm", "verdict"] == "supported", "without them the norm falls, as in no draw"
+    assert not any(
+        set(map(tuple, one.components["neurons"])) & set(map(tuple, sink.neurons)) for one in effects.conditions[2:]
+    ), "no control holds a sink neuron"
 
 print(
     f"Norm at the first position: {norms.largest_ratio:.1f} times the others, null copies {max(sink.null_ratios):.1f}."
 )
 print(f"Heads that rest on it: {', '.join(label(head) for head in sink.sink_heads) or 'none'}.")
-if cut is not None:
-    for measure, words in [
-        ("first_norm", "norm at the first position"),
-        ("attention", "attention of its best head"),
-        ("losses", "loss"),
-        ("p_next", "P(one more copy)"),
-    ]:
-        row = by_measure.loc[measure]
-        verdict = "beyond every control" if row["beyond"] else "not beyond controls"
-        print(
-            f"Without {len(sink.neurons)} sink neuron(s), {words}: {row['change']:+.3f} [{row['low']:+.3f}, "
-            f"{row['high']:+.3f}], n = {row['n']:.0f}: {verdict}."
-        )
+if effects is not None:
+    shown = by_measure.loc[["first_norm", "attention", "loss", "p_next"]]
+    print(shown[["baseline", "value", "effect", "low", "high", "verdict"]].round(3).to_string())
 else:
-    print("No norm sink, so nothing was cut.")
-print("Repeats:", moved.reason or f"{moved.share:.0%} of {len(tokens)} tokens come half-way to BOS in {copies} copies.")
+    print("No norm sink, so nothing was ablated.")
+print("Repeats:", moved.reason or f"{moved.share:.0%} of {len(tokens)} tokens come half-way to BOS.")
 
 # %% [markdown]
 # ## Exercises
 #
 # 1. Repeat tokens *without* BOS (`repeated_tokens(model, tokens, 400, bos=False)`). A rotary model then has the same
-#    residual at every copy. Why? Does a model with learned positions?
+#    residual at every repeat. Why? Does a model with learned positions?
 # 2. Set to zero the neurons that follow the sink neurons in the ranking. How many of them are needed to remove what the
 #    first one removes?
 # 3. Use `mechrep.SinkPatch(layer, neurons)` as a condition of `repeat_behaviour`. It leaves BOS alone. Does anything
 #    change in this model, and what would have to be true of the repeats for it to matter?
-# 4. The cut costs language. Set the neurons to zero from the second position on only (an intervention that begins
+# 4. The ablation costs language. Set the neurons to zero from the second position on only (an intervention that begins
 #    later): is the cost at the first position, or at all others?

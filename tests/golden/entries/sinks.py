@@ -6,32 +6,36 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
+import torch
+
 import mechrep
+from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts
 from tests.golden import api
 from tests.golden.entries.heads import read
 from tests.golden.entries.texts import windows
 from tests.golden.flat import Record, of_frame, of_result, of_value, where
-from tests.golden.registry import EMBEDDED, golden
+from tests.golden.registry import EMBEDDED, TINY, expected, golden, known
 
 TOKENS = [300, 301, 320]
 
 
 @functools.cache
 def sink(model: mechrep.Model) -> Any:
-    """The sink of a model; where its norm has none, a neuron that stands for one."""
+    """The sink of mechrep-tiny; in the others a neuron that stands for one."""
     found = mechrep.find_sink(model, texts=windows(model))
-    return found if found.neurons else dataclasses.replace(found, layer=0, neurons=[[0, 3]])
+    return found if known(model) == TINY else dataclasses.replace(found, layer=0, neurons=[[0, 3]])
 
 
 @golden()
 def sink_analyzers(model: mechrep.Model) -> Record:
-    """Norms, attention to the first position, keys and values there, massive activations."""
-    analyzers = [mechrep.SinkNorms(), mechrep.AttentionSinks(), api.SinkStates(), api.MassiveActivations()]
+    """Norms, and attention to the first position."""
+    analyzers = [mechrep.SinkNorms(), mechrep.AttentionSinks()]
     record: Record = {}
     for analyzer, result in zip(analyzers, read(model, windows(model), *analyzers), strict=True):
         name = type(analyzer).__name__
         record |= of_result(result, name) | of_frame(name, result.to_frame())
-        record |= of_value(f"{name} top", result.top(getattr(result, "n_massive", 3)))
+        record |= of_value(f"{name} top", result.top(3))
     norms = read(model, windows(model), mechrep.SinkNorms(positions=8))[0]
     return record | of_value("layer", norms.layer) | of_value("layer of jump", norms.layer_of_jump)
 
@@ -42,7 +46,7 @@ def repeat_norms(model: mechrep.Model) -> Record:
     (result,) = read(model, api.repeated_tokens(model, TOKENS, 64), mechrep.RepeatNorms())
     typical = read(model, windows(model), mechrep.SinkNorms())[0].other_norm
     record = of_result(result) | of_value("moved", result.moved(1, typical)) | of_value("top", result.top(2, 1))
-    return record | of_frame("table", result.to_frame()) | of_value("limit", api.limit_norms(model, TOKENS))
+    return record | of_frame("table", result.to_frame())
 
 
 @golden()
@@ -59,8 +63,11 @@ def find_sink(model: mechrep.Model) -> Record:
     """What a model's sink is, by the rules of the search."""
     result = mechrep.find_sink(model, texts=windows(model))
     forced = mechrep.find_sink(model, texts=windows(model).select([0, 1]), layer=1)
-    record = of_result(result, leave_out=("provenance", "reason", "moved_reason"))
-    record |= {f"frames/{name}": getattr(result, name) for name in ("reason", "moved_reason")}
+    drawn = ("null_ratios", "null_alphas", "removed")  # beside null models and draws, of which there are others now
+    verdicts = ("norm_found", "heads_found", "rows", "moved_reason")
+    record = of_result(result, leave_out=("provenance", *drawn, *verdicts))
+    record |= {f"frames/{name}": getattr(result, name) for name in ("norm_found", "heads_found", "moved_reason")}
+    record |= of_value("removed neurons", result.removed["neurons"]) if result.removed else {}
     return record | of_frame("table", result.to_frame()) | of_frame("with a layer given", forced.to_frame())
 
 
@@ -80,12 +87,19 @@ def sink_neurons(model: mechrep.Model) -> Record:
     for score in ("contribution", "authors", "bos_only"):
         for place in ("first", "repeat"):
             record |= of_value(where(top=score, place=place), result.top(4, score, place))
-    cut = api.sink_neuron_ablation(model, windows(model), result, k=2, draws=2)
-    for number, name in enumerate(cut.cuts):
-        key = where(cut=name, units=",".join(map(str, cut.units[number])))
-        record |= of_value(f"ratio {number} {key}", cut.ratio[number])
-        record |= of_value(f"removed {number} {key}", cut.removed[number])
-    return record | of_frame("cut", cut.to_frame()) | of_value("row norms", api.row_norms(model, 0))
+    corpus, ratios = windows(model), []
+    conditions = sorted({key.split(" ", 1)[1] for key in _recorded(model, "sink_neurons") if key.startswith("ratio ")})
+    units = [[(0, int(one)) for one in key.split("units=")[1].split(",") if one] for key in conditions]
+    zeros = [mechrep.Neurons(some, "zero", when="all") if some else None for some in units]
+    for layer in range(model.anatomy.n_layers):
+        first, others = SinkOnTexts(model, corpus, layer, loss=False).values(zeros, False)
+        ratios.append(first.mean(1) / others.mean(1))  # the windows are equally long
+    table = torch.stack(ratios, dim=1)
+    for key, own in zip(conditions, table, strict=True):
+        whole = table[conditions.index("0 cut=none units=")]
+        removed = torch.where(whole > 1, 1 - (own - 1) / (whole - 1), torch.nan)
+        record |= of_value(f"ratio {key}", own.float()) | of_value(f"removed {key}", removed.float())
+    return record | of_value("row norms", api.row_norms(model, 0))
 
 
 @golden()
@@ -107,22 +121,30 @@ def _conditions(record: Record, result: Any, fields: dict[str, str], conditions:
     return record
 
 
+def _recorded(model: mechrep.Model, entry: str) -> Record:
+    return expected(known(model), entry) or {}
+
+
 @golden(slow=True)
 def sink_cut_study(model: mechrep.Model) -> Record:
-    """The sink's neurons cut, beside controls."""
-    result = mechrep.studies.sink_cut_study(
-        model, sink(model), texts=windows(model), tokens=TOKENS, repeats=24, seeds=2, progress=False
-    )
-    cells = zip(result.cuts, result.selections, result.seeds, result.units, strict=True)
-    conditions = [
-        where(cut=cut, selection=selection, seed=seed, units="/".join(f"{layer}.{n}" for layer, n in units))
-        for cut, selection, seed, units in cells
-    ]
-    by_text = dict.fromkeys(("first_norm", "typical_norm", "attention", "losses"), "text")
-    by_token = dict.fromkeys(("repeat_norm", "continued", "p_next"), "token")
-    record = _conditions({}, result, by_text | by_token, conditions)
-    record |= of_value("head", result.head) | of_frame("table", result.to_frame())
-    return record | of_frame("summary", result.summary())
+    """The sink's neurons ablated, beside the control draws of the record."""
+    found, keys = sink(model), list(_recorded(model, "sink_cut_study"))
+    conditions = sorted({key.split(" ", 2)[2] for key in keys if key.startswith("measure=")})
+    named = [[one for one in key.split("units=")[1].split("/") if one] for key in conditions]
+    units = [[tuple(map(int, one.split("."))) for one in some] for some in named]
+    zeros = [mechrep.Neurons(some, "zero", when="all") if some else None for some in units]  # pyright: ignore
+    outcomes = {
+        "text": SinkOnTexts(model, windows(model), found.layer, found.best_head),
+        "token": SinkOnRepeats(model, api.repeated_tokens(model, TOKENS, 24), found.layer),
+    }
+    record = of_value("head", list(found.best_head))
+    for unit, outcome in outcomes.items():
+        for measure, table in zip(outcome.measures, outcome.values(zeros, False), strict=True):
+            name = "losses" if measure.name == "loss" else measure.name
+            for key, values in zip(conditions, table, strict=True):
+                record |= of_value(f"{where(measure=name, unit=unit)} {key}", values.float())
+    effects = mechrep.studies.sink_ablation(model, found, texts=windows(model), tokens=TOKENS, repeats=24)
+    return record | of_frame("summary", effects.summary())
 
 
 @golden()
@@ -145,17 +167,21 @@ def run_patch_study(model: mechrep.Model) -> Record:
 
 @golden()
 def repeat_behaviour(model: mechrep.Model) -> Record:
-    """What a model writes after a run of one token, untouched and under the cuts of sink neurons."""
-    neurons = api.sink_neurons(model, windows(model), 0)
-    cuts = mechrep.studies.sink_conditions(neurons, 2, draws=2)
-    result = mechrep.studies.repeat_behaviour(model, TOKENS, [1, 4, 16], cuts, new_tokens=6, progress=False)
-    record: Record = of_value("conditions", result.conditions)
-    for field in ("p_next", "top_next", "run"):
-        for condition, values in zip(result.conditions, getattr(result, field), strict=True):
-            for n, value in zip(result.repeats, values.T, strict=True):
-                record |= of_value(where(measure=field, condition=condition, repeats=n), value)
-    chosen = mechrep.studies.repeat_behaviour(model, 4, [2], new_tokens=2, bos=False, progress=False)
-    return record | of_frame("table", result.to_frame()) | of_value("chosen tokens", chosen.token_ids)
+    """What a model writes after a run of one token, as it is and without its sink neurons."""
+    ranking, draw = api.sink_neurons(model, windows(model), 0).ranking(), np.random.default_rng(0)
+    sets = {"sink": ranking[:2], "matched": ranking[2:4]}
+    sets |= {f"random {i}": sorted(draw.choice(ranking[2:], 2, replace=False).tolist()) for i in range(2)}
+    zeros = {name: mechrep.Neurons([(0, n) for n in units], "zero", when="all") for name, units in sets.items()}
+    effects = mechrep.studies.repeat_behaviour(model, TOKENS, [1, 4, 16], zeros, new_tokens=6)
+    names = ["none", *zeros]
+    record: Record = of_value("conditions", names)
+    for field, measure in {"p_next": "p_next", "top_next": "continues", "run": "run"}.items():
+        for n in (1, 4, 16):
+            for condition, values in zip(names, effects.of(measure, n), strict=True):
+                record |= of_value(where(measure=field, condition=condition, repeats=n), values)
+    chosen = mechrep.studies.repeat_behaviour(model, 4, [2], new_tokens=2, bos=False)
+    tokens = [int(token) for token in chosen.units[0]]
+    return record | of_frame("table", effects.to_frame()) | of_value("chosen tokens", tokens)
 
 
 @golden(models=EMBEDDED)
