@@ -40,7 +40,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(80, 12, 16, 12, 99, 19, 19, 16, 3),
+    "quick": Effort(48, 8, 16, 12, 99, 19, 19, 16, 2),
     "standard": Effort(200, 40, 48, 16, 99, 19, 19, 32, 5),
     "full": Effort(400, 100, 100, 48, 199, 39, 39, 64, 8),
 }

@@ -184,7 +184,7 @@ def run_repetition_study(
     sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
     examples = _examples(model, test, neurons, max(chosen))
     return RepetitionStudy(
-        model.name, preset, texts, neurons, sweep, boosted, losses, loop_share(model, preset, options), examples,
+        model.name, preset, texts, neurons, sweep, boosted, losses, loop_share(model, preset, options, min(256, 2 * options.sizes.loops)), examples,
         provenance_of(model, texts, config),
     )  # fmt: skip
 
