@@ -183,8 +183,9 @@ def run_repetition_study(
     config = {"study": "repetition neurons", "preset": preset, "ks": chosen, "effort": options.effort}
     sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
     examples = _examples(model, test, neurons, max(chosen))
+    share = loop_share(model, preset, options, min(256, 2 * options.sizes.loops))
     return RepetitionStudy(
-        model.name, preset, texts, neurons, sweep, boosted, losses, loop_share(model, preset, options, min(256, 2 * options.sizes.loops)), examples,
+        model.name, preset, texts, neurons, sweep, boosted, losses, share, examples,
         provenance_of(model, texts, config),
     )  # fmt: skip
 
