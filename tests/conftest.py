@@ -68,7 +68,7 @@ def small_effort() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         small = run.Effort(
-            loops=10, others=3, windows=7, tokens=6, draws=19, regenerated_draws=3, nulls=3, sequences=6, curve=2
+            loops=10, others=3, windows=7, tokens=6, draws=19, regenerated_draws=3, nulls=19, sequences=6, curve=2
         )
         patch.setitem(run.EFFORTS, "quick", small)
         yield

@@ -11,7 +11,6 @@ from mechrep.cli import (  # noqa: F401 - each adds its command
     heads,
     models,
     neurons,
-    patch,
     report,
     sinks,
 )

@@ -14,12 +14,10 @@ from typing import Any
 from mechrep.errors import InputError, StoreError
 from mechrep.report.old_conditions_section import conditions_section
 from mechrep.report.old_first_layer_section import first_layer_section
-from mechrep.report.old_patch_section import patch_section
 from mechrep.report.page import Badge, Section, figures_json, header_html, navigation_html, page_html, provenance_html
 from mechrep.studies.first_layer import FirstLayerStudy
 from mechrep.studies.full_study import MissingStudy
 from mechrep.studies.natural_vs_induced_study import ConditionStudy
-from mechrep.studies.sink_patch import RepairStudy
 
 
 def missing_section(study: MissingStudy) -> Section:
@@ -35,7 +33,6 @@ def missing_section(study: MissingStudy) -> Section:
 
 SECTIONS: Mapping[type, tuple[Callable[[Any], Section], ...]] = {
     FirstLayerStudy: (first_layer_section,),
-    RepairStudy: (patch_section,),
     ConditionStudy: (conditions_section,),
     MissingStudy: (missing_section,),
 }

@@ -33,7 +33,6 @@ from mechrep.studies.neurons import run_repetition_study as run_repetition_study
 from mechrep.studies.repeat_behaviour import repeat_behaviour as repeat_behaviour
 from mechrep.studies.sink_ablation import sink_ablation as sink_ablation
 from mechrep.studies.sink_ablation import sink_conditions as sink_conditions
-from mechrep.studies.sink_patch import PatchStudyResult as PatchStudyResult
 from mechrep.studies.sink_patch import RepairStudy as RepairStudy
 from mechrep.studies.sink_patch import run_patch_study as run_patch_study
 from mechrep.studies.sink_patch import run_repair_study as run_repair_study

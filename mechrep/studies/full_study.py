@@ -108,8 +108,8 @@ def _first_layer(model: Model, settings: StudySettings, _earlier: Mapping[str, A
 def _patch(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
     text = settings.held_out_text
     windows = None if text is None else windows_of_text(model, text, length=64, limit=100)
-    options = {"layer": settings.sink_layer, "seeds": settings.seeds, "texts": windows}
-    return repair_study.run_repair_study(model, **options, **settings.common())
+    run = Run(store=settings.store, seed=settings.seed)
+    return repair_study.run_repair_study(model, layer=settings.sink_layer, texts=windows, run=run)
 
 
 def _conditions(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
