@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Attention heads
 #
-# **Question.** Which heads copy, which find the token's own earlier self, why do they look there, what do they write,
+# **Question.** Which heads copy, which find earlier copies of the token, why do they look there, what do they write,
 # and do they lie in the layers of the repetition neurons? (What the model loses without them is notebook 04.)
 #
 # **Method.** Scores of all heads on random repeats (nothing but the copy helps there), beside copies of the model that
@@ -24,7 +24,7 @@
 # **Cost.** About a minute on two cores.
 #
 # **What would falsify it.** Copies without knowledge that score as high; an explanation of the attention that fits
-# wrong keys as well; a cut of the part named as the cause that leaves the attention as it was.
+# wrong keys as well; an ablation of the part named as the cause that leaves the attention as it was.
 
 # %%
 import itertools
@@ -35,7 +35,8 @@ import torch
 import mechrep
 from mechrep.figures import attention_maps_figure
 from mechrep.generation import collect_loops
-from mechrep.measures.head_scores import head_scores_figure, layer_profile_figure
+from mechrep.measures.head_layers import layer_profile_figure
+from mechrep.measures.head_scores import head_scores_figure
 from mechrep.models.load import reinitialised, shuffled
 from mechrep.text.stimuli import random_repeats
 
@@ -106,7 +107,7 @@ for (kind, make), seed in itertools.product(kinds.items(), range(2)):
     (null,) = cache.run(mechrep.HeadScores("hiraoka2025", bos_id=model.bos_id))
     null_loops.append({"copy": kind, "seed": seed} | {name: float(null.of(name).max()) for name in null.names})
 null_loops = pd.DataFrame(null_loops)
-for name in ("induction", "self_finding"):
+for name in ("induction", "duplicate_token"):
     found = [label(unit) for unit in natural.above(0.5, name)]
     print(
         f"{name}: best {label(natural.top(1, name)[0])} {natural.of(name).max():.3f}, chance "
@@ -143,7 +144,7 @@ pd.DataFrame(rows).round(3)
 # ## One loop, seen by the best head
 #
 # Rows are queries, columns keys: the first token, a few tokens before the loop, and two copies of it. An induction head
-# looks one place *after* its token's earlier self, a self-finding head *at* it: two parallel diagonals.
+# looks one place *after* an earlier copy of its token, a duplicate-token head *at* it: two parallel diagonals.
 
 # %%
 number = int((loops.frame["period"].astype(int) - 12).abs().argmin())  # a loop that fits on the page
@@ -152,7 +153,7 @@ start, onset, period = (int(row[name]) for name in ("start", "onset", "period"))
 shown = [0, *range(max(1, start - 3), min(onset + period, int(loops.lengths[number])))]
 _, cache = model.run_with_cache(torch.tensor([loops.row(number)]))
 tokens = [model.tokenizer.decode([loops.row(number)[position]]) for position in shown]
-finder, feeder_by_score = (scores.top(1, name)[0] for name in ("self_finding", "previous_token"))
+finder, feeder_by_score = (scores.top(1, name)[0] for name in ("duplicate_token", "previous_token"))
 maps = {unit: cache["pattern", unit[0]][0, unit[1]][shown][:, shown] for unit in (best, finder, feeder_by_score)}
 attention_maps_figure(maps, tokens, name=model.name)
 
@@ -206,19 +207,19 @@ pd.DataFrame(
 # %% [markdown]
 # ## Is the named cause a cause?
 #
-# An attribution is arithmetic; a cut is a test. Each earlier head and MLP is cut alone, at all positions, and the best
-# head's attention on its targets is read again. `zero` removes what a head writes, `to_bos` its choice of where to
-# look. A cut can also lower the attention by throwing the whole stream out of order, which is no explanation: therefore
+# An attribution is arithmetic; an ablation is a test. Each earlier head and MLP is ablated alone, everywhere, and the
+# best head's attention on its targets is read again. `zero` removes what a head writes, `to_bos` its choice of where to
+# look. It can also lower the attention by throwing the whole stream out of order, which is no explanation: therefore
 # the last column says how much of it goes to the first position instead.
 
 
 # %%
 @torch.no_grad()
-def attention(cut=None, op="zero"):
+def attention(circuit=None, op="zero"):
     """Attention of the best head on its targets and on the first position, a mean per text."""
     seen = []
     site = model.anatomy.hook_name(mechrep.Site.PATTERN, best[0])
-    hooks = [] if cut is None else cut.intervention(op, when="all").hooks(model)
+    hooks = [] if circuit is None else circuit.intervention(op, when="all").hooks(model)
 
     def keep(pattern, hook):  # noqa: ARG001 - TransformerLens passes its hook point
         seen.append(pattern[:, best[1]].clone())
@@ -228,20 +229,21 @@ def attention(cut=None, op="zero"):
     return [seen[0][text, query, where].view(len(repeats), -1).mean(1) for where in (key, torch.zeros_like(key))]
 
 
-uncut, uncut_first = attention()
+clean, clean_first = attention()
 parts = {name: mechrep.Circuit(name, heads=[unit]) for name, unit in earlier.items()}
 parts |= {f"MLP{layer}": mechrep.Circuit(f"MLP{layer}", layers=[("mlp", layer)]) for layer in range(best[0])}
 rows = []
-for name, cut in parts.items():
-    for op in ("zero", "to_bos") if cut.heads else ("zero",):
-        on_targets, on_first = attention(cut, op)
-        change = on_targets - uncut
+for name, circuit in parts.items():
+    for op in ("zero", "to_bos") if circuit.heads else ("zero",):
+        on_targets, on_first = attention(circuit, op)
+        change = on_targets - clean
         measured = {"change": float(change.mean()), "standard error": float(change.std() / len(change) ** 0.5)}
-        rows.append({"cut": name, "op": op} | measured | {"change on first": float((on_first - uncut_first).mean())})
+        measured["change on first"] = float((on_first - clean_first).mean())
+        rows.append({"ablated": name, "op": op} | measured)
 causes = pd.DataFrame(rows).sort_values("change", ignore_index=True)
 print(
-    f"with nothing cut, {label(best)} gives {uncut.mean():.3f} of its attention to its targets, "
-    f"{uncut_first.mean():.3f} to the first position"
+    f"at baseline {label(best)} gives {clean.mean():.3f} of its attention to its targets, "
+    f"{clean_first.mean():.3f} to the first position"
 )
 causes.round(3)
 
@@ -263,7 +265,7 @@ layer_profile_figure(neurons, natural, k_neurons=28)
 # %%
 rows = []
 orders = list(itertools.permutations(range(model.anatomy.n_layers)))
-for score in ("induction", "self_finding"):
+for score in ("induction", "duplicate_token"):
     above = (natural.of(score) - null_loops[score].max()).clamp(min=0).sum(1)
     if not above.any():
         print(f"{score}: no head above the copies of the model, so no profile")
@@ -296,13 +298,13 @@ print(
     f"{label(best)}, has {scores.induction[best]:.2f} (best head of {len(null_best)} null copies: "
     f"{threshold['induction']:.2f})."
 )
-self_finding = [label(unit) for unit in scores.above(threshold["self_finding"], "self_finding")]
+duplicate = [label(unit) for unit in scores.above(threshold["duplicate_token"], "duplicate_token")]
 print(
-    f"Self-finding beyond the null copies on random repeats: {', '.join(self_finding) or 'none'}; in loops: "
-    f"{', '.join(label(unit) for unit in natural.above(null_loops['self_finding'].max())) or 'none'}, above the "
+    f"Duplicate-token heads beyond the null copies on random repeats: {', '.join(duplicate) or 'none'}; in loops: "
+    f"{', '.join(label(unit) for unit in natural.above(null_loops['duplicate_token'].max())) or 'none'}, above the "
     f"published 0.5: {', '.join(map(label, natural.above())) or 'none'}."
 )
-of_heads = causes[causes["cut"].isin(list(earlier)) & (causes["op"] == "to_bos")].set_index("cut")["change"]
+of_heads = causes[causes["ablated"].isin(list(earlier)) & (causes["op"] == "to_bos")].set_index("ablated")["change"]
 both_sides = (sides["key"] + sides["query"]).loc[list(earlier)]
 print(
     f"On the key side the attribution names {label(named)} (previous token {scores.previous_token[named]:.2f}); "
@@ -312,7 +314,7 @@ print(
 )
 hardest = causes.iloc[0]
 print(
-    f"The cut that costs most is {hardest['cut']} ({hardest['op']}, {hardest['change']:+.2f}); "
+    f"The ablation that costs most is {hardest['ablated']} ({hardest['op']}, {hardest['change']:+.2f}); "
     f"of the attention, {hardest['change on first']:+.2f} goes to the first position."
 )
 together = profiles["peak of neurons"] == profiles["peak of heads"]

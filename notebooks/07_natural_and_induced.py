@@ -30,9 +30,9 @@
 import pandas as pd
 
 import mechrep
+from mechrep.ablation.masking import information_masking
 from mechrep.generation.text_kinds import joined_conditions
 from mechrep.measures.token_information import token_facts, token_information
-from mechrep.ablation.masking import information_masking
 from mechrep.models.load import shuffled as shuffled_weights
 from mechrep.studies.natural_vs_induced_study import run_condition_study
 from mechrep.studies.text_kind_effects import compare_heads

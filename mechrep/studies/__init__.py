@@ -14,7 +14,7 @@ from mechrep.ablation.study import single_head_sweep as single_head_sweep
 from mechrep.ablation.sweeps import activation_sweep as activation_sweep
 from mechrep.ablation.sweeps import deactivation_sweep as deactivation_sweep
 from mechrep.ablation.sweeps import loss_sweep as loss_sweep
-from mechrep.measures.head_scores import layer_profiles as layer_profiles
+from mechrep.measures.head_layers import layer_profiles as layer_profiles
 from mechrep.run import Run as Run
 from mechrep.studies.card import CardResult as CardResult
 from mechrep.studies.card import measure_card as measure_card

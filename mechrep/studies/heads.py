@@ -34,6 +34,7 @@ from mechrep.errors import NothingFoundError
 from mechrep.figures import attention_maps_figure
 from mechrep.interventions.ops import When
 from mechrep.measures.head_copying import HeadCopying, HeadCopyingResult
+from mechrep.measures.head_layers import layer_profile_figure, layer_profiles
 from mechrep.measures.head_scores import (
     CLEAR,
     PUBLISHED_THRESHOLD,
@@ -41,8 +42,6 @@ from mechrep.measures.head_scores import (
     HeadScores,
     head_scores_figure,
     induction_heads,
-    layer_profile_figure,
-    layer_profiles,
 )
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.anatomy import Site

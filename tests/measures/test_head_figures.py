@@ -13,7 +13,8 @@ import torch
 
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import UNKNOWN
-from mechrep.measures.head_scores import HeadScoreResult, head_scores_figure, layer_profile_figure, layer_profiles
+from mechrep.measures.head_layers import layer_profile_figure, layer_profiles
+from mechrep.measures.head_scores import HeadScoreResult, head_scores_figure
 from mechrep.measures.head_targets import SCORES
 from tests.views import study_by_hand as by_hand
 
