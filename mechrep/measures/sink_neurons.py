@@ -2,6 +2,11 @@
 
 Three are scores of the neurons of a given layer (:func:`sink_neurons`); the fourth (:func:`spike_weights`) looks for
 a layer whose output matrix has both a huge input and a huge output, and names the weight between them.
+
+The published rule for the layer (:func:`outlier_layer`): the first whose MLP writes more at BOS than the mean plus two
+standard deviations over the layers.  One outlier among K numbers can lie at most (K - 1) / sqrt(K) standard deviations
+from the mean, so the rule cannot fire below six layers; two writing layers hide each other, and so do late layers that
+write the sink back down.  mechrep's is the largest jump of the norm (:class:`~mechrep.measures.sink_norms.SinkNorms`).
 """
 
 from __future__ import annotations
@@ -15,8 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.errors import InputError
-from mechrep.measures.sink_norms import sink_layer_yona2025
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
@@ -41,7 +45,7 @@ class SinkNeuronResult(Result):
         authors: ``|gate pre-activation| * |W_out row|``, the published score; it ignores activation function and
             up-projection.  In a model without a gate: of what goes into the activation function.
         bos_only: ``|hook_post|``, without the row.
-        repeats: copies of the token in the second place; 0 where nothing was repeated, whose scores are then NaN.
+        repeats: of the token in the second place; 0 where nothing was repeated, whose scores are then NaN.
     """
 
     layer: int
@@ -55,7 +59,7 @@ class SinkNeuronResult(Result):
 
         Args:
             score: ``"contribution"`` (default), ``"authors"`` or ``"bos_only"``.
-            place: ``"first"``: the first position of the texts; ``"repeat"``: the last copy of a repeated token.
+            place: ``"first"``: the first position of the texts; ``"repeat"``: the last repeat of a repeated token.
 
         Raises:
             InputError: a score or place of another name, or one that was not measured.
@@ -73,7 +77,7 @@ class SinkNeuronResult(Result):
             )
         return values
 
-    def ranking(self, score: Score = "contribution", place: Place = "first") -> list[int]:
+    def ranking(self, score: Score = "contribution", place: Place = "first") -> list[int]:  # pyright: ignore
         """All neurons of the layer, the highest score first; ties keep their order."""
         return torch.argsort(self.scores(score, place), descending=True, stable=True).tolist()
 
@@ -137,7 +141,7 @@ def row_norms(model: Model, layer: int) -> Float[Tensor, " neuron"]:
 
 @torch.no_grad()
 def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
-    """Scores the neurons of a layer at the first position of every text, and at the last copy of repeated tokens.
+    """Scores the neurons of a layer at the first position of every text, and at the last repeat of repeated tokens.
 
     Averages over texts of the absolute activation, times the norm of the neuron's row of ``W_out``::
 
@@ -159,7 +163,7 @@ def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
     is Oh et al. 2024 (arXiv 2410.01866), and a causal model's first position does not know what follows.  ``hook_pre``
     is the gate before the activation function; in an MLP without a gate the pre-activation, mechrep's extension.
     ``contribution`` is mechrep's default, and at the first position: where repeats do not become a sink, their last
-    copy is in no special state, and its scores say nothing about the sink.
+    repeat is in no special state, and its scores say nothing about the sink.
 
     Limits: large activations are a correlate; what the neurons carry is shown by
     :func:`mechrep.studies.sink_ablation.sink_ablation`.  ``authors`` ranks a neuron with a huge negative gate high
@@ -209,19 +213,105 @@ def _read_neurons(model: Model, tokens: Tensor, layer: int, add: Callable[[Tenso
     read_activations(model, tokens, wanted, lambda activation, site, _: add(activation.float(), kinds[site]))
 
 
+FEWEST_LAYERS = 6  # (K - 1) / sqrt(K) is 1.79 for K = 5 and 2.04 for K = 6
+_DEVIATIONS = 2.0
+
+
+def outlier_layer(mlp_norms: Float[Tensor, " layer"]) -> int:
+    """The first layer whose value exceeds mean + 2 standard deviations (ddof 1) of all of them.
+
+    Args:
+        mlp_norms: one norm per layer, for instance from :func:`bos_mlp_norms`.
+
+    Raises:
+        InputError: fewer than six layers, where no values whatever could pass.
+        NothingFoundError: no layer passes.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908), ``find_sink_layer`` of the released code.
+
+    Example:
+        >>> outlier_layer(torch.tensor([1.0, 90.0, 1.0, 1.0, 1.0, 1.0]))
+        1
+    """
+    if len(mlp_norms) < FEWEST_LAYERS:
+        raise InputError(
+            f"{len(mlp_norms)} layers",
+            f"at least {FEWEST_LAYERS}: among fewer no value lies two standard deviations above the mean",
+            "use the largest jump of the norm (SinkNorms, find_sink)",
+        )
+    values = mlp_norms.double()
+    threshold = values.mean() + _DEVIATIONS * values.std(correction=1)
+    above = (values > threshold).nonzero().flatten()
+    if not len(above):
+        raise NothingFoundError(
+            f"{len(values)} layers, the largest at {float(values.max()):.3g}",
+            f"one above mean + 2 sd = {float(threshold):.3g}",
+            "two large layers hide each other: look at the whole profile (SinkNorms), or ask for fewer layers",
+        )
+    return int(above[0])
+
+
+def bos_mlp_norms(model: Model, layers: int | None = None) -> Float[Tensor, " layer"]:
+    """Norm of what each layer's MLP adds to the residual stream when the text is BOS alone.
+
+    Args:
+        model: the model.
+        layers: only the first so many; all by default.  The released code asks for 15 of Llama-2-7b's 32.
+
+    Raises:
+        InputError: a model without BOS, or another number of layers than it has.
+    """
+    count = model.anatomy.n_layers if layers is None else layers
+    if model.bos_id is None or not 1 <= count <= model.anatomy.n_layers:
+        raise InputError(
+            f"the first {count} layers of {model.name} on BOS (id {model.bos_id})",
+            f"a model with BOS, and 1 to {model.anatomy.n_layers} layers",
+            "use SinkNorms on texts, or leave layers out",
+        )
+    norms = torch.zeros(count, dtype=torch.float64)
+
+    def receive(activation: Tensor, _site: Site, layer: int) -> None:
+        norms[layer] = activation[0, 0].detach().cpu().double().norm()
+
+    tokens = torch.tensor([[model.bos_id]], device=model.device)
+    read_activations(model, tokens, {Site.MLP_OUT: range(count)}, receive)
+    return norms
+
+
+def sink_layer_yona2025(model: Model, layers: int | None = None) -> int:
+    """The published sink layer: :func:`outlier_layer` of :func:`bos_mlp_norms`.
+
+    Args:
+        model: the model.
+        layers: look at the first so many only.
+
+    Raises:
+        InputError: fewer than six layers, or no BOS.
+        NothingFoundError: no layer passes.
+
+    Example:
+        >>> import mechrep
+        >>> sink_layer_yona2025(mechrep.load_model("mechrep-tiny"), layers=4)
+        Traceback (most recent call last):
+        mechrep.errors.InputError: given: 4 layers; expected: at least 6: among fewer no value lies two standard \
+deviations above the mean; to do: use the largest jump of the norm (SinkNorms, find_sink)
+    """
+    return outlier_layer(bos_mlp_norms(model, layers))
+
+
 def sink_neurons_yona2025(
     model: Model, token: int | str, *, repeats: int = 1500, layers: int = 15, k: int = 2
 ) -> list[tuple[int, int]]:
     """The published search to the letter: the layer by its rule, the neurons by their gates at the last repeat.
 
     1. :func:`~mechrep.measures.sink_norms.sink_layer_yona2025` among the first ``layers`` layers.
-    2. BOS and ``repeats`` copies of the token; the ``k`` neurons of that layer with the largest ``authors`` score at
-       the last copy, see :func:`sink_neurons`.
+    2. BOS and ``repeats`` times the token; the ``k`` neurons of that layer with the largest ``authors`` score at
+       the last repeat, see :func:`sink_neurons`.
 
     Args:
         model: the model.
         token: an id, or a word of one token (the release repeats ``the``).
-        repeats: copies of it.
+        repeats: of it.
         layers: fewer where the model has fewer.
         k: how many neurons; the release looks at two.
 

@@ -1,4 +1,4 @@
-"""How large the residual stream is at the first position, elsewhere, and at the copies of a repeated token.
+"""How large the residual stream is at the first position, elsewhere, and at the repeats of one token.
 
 In a model with an attention sink one position, the first, lies far above all others from the sink layer on::
 
@@ -9,12 +9,8 @@ In a model with an attention sink one position, the first, lies far above all ot
 token that is repeated many times ends up in the state of a first token and becomes a sink itself
 (:class:`RepeatNorms`).
 
-Which layer makes the first position large?  Published (:func:`outlier_layer`): the first layer whose MLP writes more at
-BOS than the mean plus two standard deviations over the layers.  One outlier among K numbers can lie at most
-(K - 1) / sqrt(K) standard deviations from the mean, so the rule cannot fire below six layers; two writing layers hide
-each other, and so do late layers that write the sink back down.  mechrep: the layer over which the log norm of the
-first position rises most beyond that of the others, with its distance from the other layers' median
-(:func:`robust_z`).
+The sink layer is the one over which the log norm of the first position rises most beyond that of the others; how far it
+lies from the other layers' median is told in units of their median deviation (:func:`robust_z`).
 """
 
 from __future__ import annotations
@@ -31,11 +27,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch
-from mechrep.errors import InputError, NothingFoundError
+from mechrep.errors import InputError
 from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, shown_token, styled, tick_step, translucent
 from mechrep.models.anatomy import Anatomy, Site
-from mechrep.models.model import Model
-from mechrep.models.reading import read_activations
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
 
@@ -69,7 +63,7 @@ class RepeatNormResult(Result):
         token_ids: the repeated tokens, one per text.
         repeats: numbers of repeats at which norms are kept (1, then in logarithmic steps, then all).
         bos: whether the repeats stand after BOS.
-        norm: norm at the n-th copy.
+        norm: norm at the n-th repeat.
         bos_norm: norm at BOS; NaN without one.
         taus: shares of the BOS norm.
         reached: the first number of repeats whose norm is at least ``tau`` times the BOS norm, of all numbers and not
@@ -117,7 +111,7 @@ class RepeatNormResult(Result):
         values = (norms.log() - low) / (top - low)
         return Moved(values.float(), float((values[:, -1] >= MOVED).double().mean()), "")
 
-    def ranking(self, layer: int) -> list[int]:
+    def ranking(self, layer: int) -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Token ids, the largest norm at the last repeat first."""
         self._check_layer(layer)
         order = torch.argsort(self.norm[:, layer + 1, -1], descending=True, stable=True)
@@ -154,91 +148,7 @@ class RepeatNormResult(Result):
         return frame
 
 
-FEWEST_LAYERS = 6  # (K - 1) / sqrt(K) is 1.79 for K = 5 and 2.04 for K = 6
-_DEVIATIONS = 2.0
 _MAD_OF_NORMAL = 0.6744897501960817  # median absolute deviation of a standard normal
-
-
-def outlier_layer(mlp_norms: Float[Tensor, " layer"]) -> int:
-    """The first layer whose value exceeds mean + 2 standard deviations (ddof 1) of all of them.
-
-    Args:
-        mlp_norms: one norm per layer, for instance from :func:`bos_mlp_norms`.
-
-    Raises:
-        InputError: fewer than six layers, where no values whatever could pass.
-        NothingFoundError: no layer passes.
-
-    Source: Yona et al. 2025 (arXiv 2503.08908), ``find_sink_layer`` of the released code.
-
-    Example:
-        >>> outlier_layer(torch.tensor([1.0, 90.0, 1.0, 1.0, 1.0, 1.0]))
-        1
-    """
-    if len(mlp_norms) < FEWEST_LAYERS:
-        raise InputError(
-            f"{len(mlp_norms)} layers",
-            f"at least {FEWEST_LAYERS}: among fewer no value lies two standard deviations above the mean",
-            "use the largest jump of the norm (SinkNorms, find_sink)",
-        )
-    values = mlp_norms.double()
-    threshold = values.mean() + _DEVIATIONS * values.std(correction=1)
-    above = (values > threshold).nonzero().flatten()
-    if not len(above):
-        raise NothingFoundError(
-            f"{len(values)} layers, the largest at {float(values.max()):.3g}",
-            f"one above mean + 2 sd = {float(threshold):.3g}",
-            "two large layers hide each other: look at the whole profile (SinkNorms), or ask for fewer layers",
-        )
-    return int(above[0])
-
-
-def bos_mlp_norms(model: Model, layers: int | None = None) -> Float[Tensor, " layer"]:
-    """Norm of what each layer's MLP adds to the residual stream when the text is BOS alone.
-
-    Args:
-        model: the model.
-        layers: only the first so many; all by default.  The released code asks for 15 of Llama-2-7b's 32.
-
-    Raises:
-        InputError: a model without BOS, or another number of layers than it has.
-    """
-    count = model.anatomy.n_layers if layers is None else layers
-    if model.bos_id is None or not 1 <= count <= model.anatomy.n_layers:
-        raise InputError(
-            f"the first {count} layers of {model.name} on BOS (id {model.bos_id})",
-            f"a model with BOS, and 1 to {model.anatomy.n_layers} layers",
-            "use SinkNorms on texts, or leave layers out",
-        )
-    norms = torch.zeros(count, dtype=torch.float64)
-
-    def receive(activation: Tensor, _site: Site, layer: int) -> None:
-        norms[layer] = activation[0, 0].detach().cpu().double().norm()
-
-    tokens = torch.tensor([[model.bos_id]], device=model.device)
-    read_activations(model, tokens, {Site.MLP_OUT: range(count)}, receive)
-    return norms
-
-
-def sink_layer_yona2025(model: Model, layers: int | None = None) -> int:
-    """The published sink layer: :func:`outlier_layer` of :func:`bos_mlp_norms`.
-
-    Args:
-        model: the model.
-        layers: look at the first so many only.
-
-    Raises:
-        InputError: fewer than six layers, or no BOS.
-        NothingFoundError: no layer passes.
-
-    Example:
-        >>> import mechrep
-        >>> sink_layer_yona2025(mechrep.load_model("mechrep-tiny"), layers=4)
-        Traceback (most recent call last):
-        mechrep.errors.InputError: given: 4 layers; expected: at least 6: among fewer no value lies two standard \
-deviations above the mean; to do: use the largest jump of the norm (SinkNorms, find_sink)
-    """
-    return outlier_layer(bos_mlp_norms(model, layers))
 
 
 def robust_z(values: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
@@ -337,7 +247,7 @@ class SinkNormResult(Result):
         """The layer of the largest raw jump at the first position, whether it is a sink or not."""
         return int(self.jump.argmax())
 
-    def ranking(self) -> list[int]:
+    def ranking(self) -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Layers, largest excess jump first."""
         values = torch.nan_to_num(self.excess_jump, nan=-torch.inf)
         return torch.argsort(values, descending=True, stable=True).tolist()
@@ -496,7 +406,7 @@ class RepeatNorms(Analyzer[RepeatNormResult]):
     Source: Yona et al. 2025 (arXiv 2503.08908): the curve of one prompt.  Building repeats from ids, the crossings
     ``n*`` and the share of tokens that move are mechrep's own.
 
-    Limits: without BOS all copies are the same first token to a rotary model, and nothing can grow.  ``n*`` is one
+    Limits: without BOS all repeats are the same first token to a rotary model, and nothing can grow.  ``n*`` is one
     crossing; norms may fall again.
 
     Example:
@@ -546,11 +456,11 @@ class RepeatNorms(Analyzer[RepeatNormResult]):
         """Fill one depth of the rows of one batch."""
         depth, rows = 0 if site is Site.RESID_PRE else layer + 1, list(batch.texts)
         norms = norms_of(activation).cpu().double()
-        copies = norms[:, int(self._bos) : int(self._bos) + self._grid[-1]]
-        self.state["norm"][rows, depth] = copies[:, [n - 1 for n in self._grid]]
+        repeats = norms[:, int(self._bos) : int(self._bos) + self._grid[-1]]
+        self.state["norm"][rows, depth] = repeats[:, [n - 1 for n in self._grid]]
         if self._bos:
             self.state["bos_norm"][rows, depth] = norms[:, 0]
-            self.state["reached"][rows, depth] = _first_crossings(copies, norms[:, 0], self.taus)
+            self.state["reached"][rows, depth] = _first_crossings(repeats, norms[:, 0], self.taus)
 
     def merge(self, other: Analyzer) -> None:
         """Add what another analyzer saw of the same texts, or append its texts where they are others.
@@ -590,7 +500,7 @@ class RepeatNorms(Analyzer[RepeatNormResult]):
 def _first_crossings(
     norms: Float[Tensor, "batch pos"], bos: Float[Tensor, " batch"], taus: Sequence[float]
 ) -> Float[Tensor, "batch tau"]:
-    """Number of the first copy whose norm is at least ``tau`` times that of BOS; 0 where none is."""
+    """Number of the first repeat whose norm is at least ``tau`` times that of BOS; 0 where none is."""
     above = norms[..., None] >= bos[:, None, None] * torch.tensor(taus, dtype=norms.dtype)
     first = above.int().argmax(1) + 1
     return torch.where(above.any(1), first, 0).to(norms.dtype)
@@ -698,7 +608,7 @@ def norms_vs_repeats_figure(
             mode="lines+markers",
             # Not in the template, in which a token could be taken for a variable.
             customdata=[label] * len(result.repeats),
-            hovertemplate="%{customdata}<br>copy %{x:,}: norm %{y:.3g}<extra></extra>",
+            hovertemplate="%{customdata}<br>repeat %{x:,}: norm %{y:.3g}<extra></extra>",
             **_token_style(place, len(ranking), label),
         )
     references = {"typical": (typical, INK, "dot")}
@@ -706,7 +616,7 @@ def norms_vs_repeats_figure(
         references["BOS"] = (float(result.bos_norm[layer + 1]), _BOS, "dash")
     for name, (value, colour, dash) in references.items():
         figure.add_scatter(
-            x=[1, max(2, last)],  # a line even where there is one copy only
+            x=[1, max(2, last)],  # a line even where there is one repeat only
             y=[value, value],
             name=f"{name}: {value:.3g}",
             mode="lines",
@@ -714,12 +624,12 @@ def norms_vs_repeats_figure(
             hoverinfo="skip",
         )
     ended = "" if moved.reason else f"; {moved.share:.0%} end at least half-way from typical to BOS"
-    about = f"{counted(len(rows), 'token')}, copies 1 to {last:,}"
+    about = f"{counted(len(rows), 'token')}, repeats 1 to {last:,}"
     styled(
         figure,
         title=f"Size of repeated tokens after layer {layer}",
         subtitle=f"{result.provenance.model['name']}, {about}{ended}",
-        x="number of the copy (logarithmic)",
+        x="number of the repeat (logarithmic)",
         y="Euclidean norm of the residual stream (logarithmic)",
     )
     # Beside the plot: so many names do not fit between it and its title.

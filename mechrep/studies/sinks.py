@@ -19,16 +19,20 @@ from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import counted, finished, panels, place_of, shown_token, tick_step
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, sink_heads_figure
 from mechrep.measures.ov_cluster import OVClusterResult, ov_cluster
-from mechrep.measures.sink_neurons import SinkNeuronResult, begins_with_bos, sink_neurons
+from mechrep.measures.sink_neurons import (
+    SinkNeuronResult,
+    begins_with_bos,
+    bos_mlp_norms,
+    outlier_layer,
+    sink_neurons,
+)
 from mechrep.measures.sink_norms import (
     RepeatNormResult,
     RepeatNorms,
     SinkNormResult,
     SinkNorms,
-    bos_mlp_norms,
     norms_by_layer_figure,
     norms_vs_repeats_figure,
-    outlier_layer,
 )
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -190,11 +194,11 @@ def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[in
     title = f"What L{head[0]} H{head[1]} looks at"
     finished(figure, title=title, subtitle=f"{name}; {lengths}", x="key (token)", y="query (token)", share="attention")
     for panel, one in enumerate(shown):
-        n, where = len(one.tokens), {key: value for key, value in place_of(panel).items() if key in ("row", "col")}
+        n, where = len(one.tokens), place_of(panel)
         names = {str(place): shown_token(token) for place, token in enumerate(one.tokens)}
         axis = {"labelalias": names, "tickformat": "d", "tick0": 0, "dtick": tick_step(n, 24)}
-        figure.update_xaxes(axis | {"range": [-0.5, n - 0.5], "tickangle": -90}, **where)
-        figure.update_yaxes(axis | {"range": [n - 0.5, -0.5]}, **where)
+        figure.update_xaxes(axis | {"range": [-0.5, n - 0.5], "tickangle": -90}, row=where["row"], col=where["col"])
+        figure.update_yaxes(axis | {"range": [n - 0.5, -0.5]}, row=where["row"], col=where["col"])
     return figure
 
 

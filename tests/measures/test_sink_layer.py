@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.measures.sink_norms import SinkNormResult, bos_mlp_norms, outlier_layer, robust_z, sink_layer_yona2025
+from mechrep.measures.sink_neurons import bos_mlp_norms, outlier_layer, sink_layer_yona2025
+from mechrep.measures.sink_norms import SinkNormResult, robust_z
 from mechrep.models.load import load_model
 from tests.analyzers.sinks_by_hand import PROVENANCE
 from tests.tiny_models import PARTS, fresh, tiny

@@ -155,7 +155,7 @@ def test_every_token_has_its_curve(tokens: int, layer: int) -> None:
         np.testing.assert_array_equal(drawn[f"token {token}"], result.norm[row, layer + 1].numpy())
     assert all(list(trace.x) == [1, 4, 40] for trace in curves)
     assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
-    assert "copy" in figure.layout.xaxis.title.text and "norm" in figure.layout.yaxis.title.text
+    assert "repeat" in figure.layout.xaxis.title.text and "norm" in figure.layout.yaxis.title.text
     assert json.loads(figure.to_json())
 
 
