@@ -194,7 +194,7 @@ def score_tokens(
     Args:
         model: the model; on its plain view, or on the TransformerLens view where that is the only one.
         texts: what to predict.
-        interventions: ``None`` is the untouched model.  Where an edit begins is the text's ``start``, not ``when``.
+        interventions: ``None`` is the baseline.  Where an edit begins is the text's ``start``, not ``when``.
         progress: show a progress bar.
         what: its name.
 
@@ -254,7 +254,7 @@ def token_losses(
         raise InputError(
             f"windows of {int(corpus.lengths.min())} to {int(corpus.lengths.max())} tokens",
             f"one length of at least {SHORTEST_WINDOW}",
-            "cut them with windows_of_text",
+            "make them with windows_of_text",
         )
     half = length // 2
     texts = [ScoredText(tuple(corpus.row(i)), half, half - 1, i) for i in range(len(corpus))]

@@ -1,23 +1,13 @@
-"""What attention heads read and write, as weights with the norms before and behind them folded in.
+"""What attention heads read and write, by their weights: the pieces, their composition, and copying.
 
-Vectors are rows: head ``h`` moves ``x [W_V(h) W_O(h)]`` from key to query.  How norms are folded in is said in
-:mod:`mechrep.measures.head_circuits`.  That the pieces are the model's own is
-checked on a probe before they are used.
+**Pieces.**  Vectors are rows: head ``h`` moves ``x [W_V(h) W_O(h)]`` from key to query.  A norm is
+``N(x) = g * c(x) / s(x) + b``: gains ``g`` and bias ``b``; ``c`` takes the mean away (LayerNorm) or nothing (RMSNorm);
+``s`` alone is not linear.  With ``s`` frozen at what it is, ``c`` and ``g`` belong to the weights that read the norm's
+output: ``N(x) W + bias = x [c diag(g) W] / s(x) + (b W + bias)``.  Norms are read off by running them, which is the
+same for every family: gains stored as ``1 + g`` (Gemma), folded away (compatibility mode) or absent.  That the pieces
+are the model's own is checked on a probe before they are used.
 
-A norm with its scale frozen: what is linear in it, apart from what is not.
-
-Vectors are rows.  A norm is ``N(x) = g * c(x) / s(x) + b``: gains ``g`` and bias ``b``; ``c`` takes the mean away
-(LayerNorm) or nothing (RMSNorm); ``s`` alone is not linear.  With ``s`` frozen at what it is, ``c`` and ``g`` belong to
-the weights that read the norm's output::
-
-    N(x) W + bias = x [c diag(g) W] / s(x) + (b W + bias)
-
-Norms are read off by running them, which is the same for every family: gains stored as ``1 + g`` (Gemma), folded away
-(compatibility mode) or absent.
-
-Whose output each head reads, by the weights: composition of heads through the residual stream.
-
-With ``OV = W_V W_O`` of a head and ``QK = W_Q W_K^T`` of a head in a later layer, norms folded in, and ``|.|`` the
+**Composition.**  With ``OV = W_V W_O`` of a head, ``QK = W_Q W_K^T`` of a head in a later layer, and ``|.|`` the
 Frobenius norm::
 
     Q-composition  |OV_1 QK_2|   / (|OV_1| |QK_2|)      what head 1 writes decides where head 2 looks from
@@ -26,14 +16,9 @@ Frobenius norm::
 
 An induction head K-composes with a previous-token head.
 
-``HeadCompositionResult``: which heads can read which, by their weights.
-
-What heads would do to the logits of the token they look at, read off their weights alone.
-
-With the embedding ``E`` and the unembedding ``U`` the full circuit of head ``h`` is ``C = E W_V(h) W_O(h) U``
-``[d_vocab d_vocab]``: row ``t`` is what looking at token ``t`` does to all logits.  The norms' gains are folded in and
-``U`` is centred over the vocabulary; biases, norms' scales, positions and everything between embedding and head are
-left out::
+**Copying.**  With the embedding ``E`` and the unembedding ``U``, centred over the vocabulary, the full circuit of head
+``h`` is ``C = E W_V(h) W_O(h) U`` ``[d_vocab d_vocab]``: row ``t`` is what looking at token ``t`` does to all logits.
+Biases, norms' scales, positions and everything between embedding and head are left out::
 
     eigen         = Re(sum of C's eigenvalues) / sum of their absolute values
     topk          = share of tokens t whose own entry C[t, t] is among the k highest of its row
@@ -41,8 +26,6 @@ left out::
 
 ``C`` has the non-zero eigenvalues of ``W_O U E W_V`` ``[d_head d_head]``, and its rows are made in chunks, so it never
 exists as a whole.
-
-``OVScoreResult``: heads as copiers and suppressors, by their weights.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ vocabulary: ``|l|`` is ``sqrt(r U U^T r)``.
 target of another.  Mean and variance of the score over all permutations are exact (Hoeffding 1951), so nothing is
 drawn.
 
-``HeadCopyingResult``: what a run of :class:`~mechrep.measures.head_copying.HeadCopying` measured.
-
 ``CopySuppression``: heads that look at what the model is about to say, and make it less likely.
 
 The logit lens before layer ``l`` gives the ``m`` most probable next tokens at each position.  ``D[i, j] = 1`` iff the
@@ -27,10 +25,6 @@ token at key ``j <= i`` is one of them (a BOS at position 0 is no key)::
     cs          = sqrt(qk_adjusted * ov),  0 where qk_adjusted is negative
     functional  = mean over the same queries and their targets of
                   -(correlation of the head's direct logits at i with the one-hot of tok[j])
-
-``CopySuppressionResult``: what a run of :class:`~mechrep.measures.head_copying.CopySuppression` measured.
-
-``DirectLogits``: what vectors of the residual stream say, without making the logits of the whole vocabulary.
 """
 
 from __future__ import annotations

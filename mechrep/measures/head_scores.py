@@ -223,7 +223,7 @@ _TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small 
 
 
 class HeadScores(Analyzer[HeadScoreResult]):
-    """Scores every head as induction, self-finding, previous-token, current-token and first-token head.
+    """Scores every head as induction, duplicate-token, previous-token, current-token and first-token head.
 
     Args:
         preset: ``"mechrep"`` (default): all queries, each counts once.  ``"hiraoka2025"``: queries from the second copy
@@ -232,7 +232,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
             latter choose ``average="threshold"``.
         bos_id: id that is a BOS where it stands at position 0, as ``model.bos_id`` gives it; None for texts without.
             A BOS is neither a copy of anything nor a previous token.
-        copies: for induction and self-finding: ``"all"`` earlier copies, or only the ``"newest"`` or ``"oldest"``.
+        copies: for induction and duplicate token: ``"all"`` earlier copies, or only the ``"newest"`` or ``"oldest"``.
         form: ``"id"``: a copy is the same id.  ``"aligned"``: a copy is the same place in the loop that the corpus'
             frame states (``start``, ``onset``, ``period``, ``copies``), so chance repeats do not count.
         queries: overrides the preset's: ``"all"``, or ``"after_onset"``, those from the second copy on.

@@ -12,7 +12,7 @@ current_token    ``j == i``                                     ``i >= 1``
 first_token      ``j == 0``                                     ``i >= 1``
 ===============  =============================================  ======================
 
-The masks of induction and self-finding are tensors; a diagonal and a column need none.
+The masks of induction and duplicate token are tensors; a diagonal and a column need none.
 
 Published normalisations of prefix matching, each to the letter; never carry a threshold from one to another.
 
@@ -28,10 +28,6 @@ another stimulus is named):
 ``doan2025``          0.495         ``[BOS] + r * 4``: 150 queries over 303 pairs
 ``song2025``          1.0           25/26 with BOS; ``n = 25``
 ====================  ============  ====================================================================
-
-Which copies, queries and texts count when heads are scored: the settings, and what they make of a batch.
-
-``HeadTableResult``: what results with several scores per head have in common.
 """
 
 from __future__ import annotations
@@ -98,7 +94,7 @@ class HeadTargets:
     """Targets of a batch.  Axis ``score`` runs over ``SCORES``, and then the union of all targets.
 
     Attributes:
-        masks: targets of self-finding, of induction, and those of the two that are neither the first, the current
+        masks: targets of duplicate token, of induction, and those of the two that are neither the first, the current
             nor the previous token; first axis in this order.
         valid: queries with at least one target, of texts in which the score can be told from others.
         valid_without_sink: the same when column 0 is no target.
@@ -125,7 +121,7 @@ def positions_in(frame: pd.DataFrame, name: str) -> Int64[np.ndarray, " text"]:
 def earlier_copies(
     tokens: Int[Tensor, "batch pos"], has_bos: Bool[Tensor, " batch"], copies: Copies = "all"
 ) -> Bool[Tensor, "batch query_pos key_pos"]:
-    """Keys before the query that hold the query's own token: the targets of self-finding, by ids.
+    """Keys before the query that hold the query's own token: the targets of duplicate-token heads, by ids.
 
     Args:
         tokens: ids.
@@ -162,7 +158,7 @@ def aligned_copies(
 
 
 def one_later(mask: Bool[Tensor, "*batch query_pos key_pos"]) -> Bool[Tensor, "*batch query_pos key_pos"]:
-    """The keys that follow the targets: what induction looks at where self-finding looks at ``mask``."""
+    """The keys that follow the targets: what induction looks at where a duplicate-token head looks at ``mask``."""
     return torch.nn.functional.pad(mask[..., :-1], (1, 0))
 
 

@@ -8,10 +8,6 @@ each component on its own::
     score(i, j) = sum over a, b of  q_a(i) R_i . k_b(j) R_j / sqrt(d_head)
 
 Everything is the model's own: the rotation is read while it runs, and the sum is checked against its score.
-
-``QKAttributionResult``: what a head's attention scores are made of.
-
-Queries and keys of one head as sums over the components of the residual stream, turned as the model turns them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Floor 4: studies, which put the floors below together: what changes when a part is cut or boosted?"""
+"""Floor 4: studies, which put the floors below together: what changes when a part is ablated or boosted?"""
 
 from mechrep.ablation.benchmarks import benchmark_study as benchmark_study
 from mechrep.ablation.circuit import Circuit as Circuit
-from mechrep.ablation.old_controls import CONTROLS as CONTROLS
-from mechrep.ablation.old_controls import control_heads as control_heads
-from mechrep.ablation.old_controls import control_units as control_units
+from mechrep.ablation.controls import CONTROLS as CONTROLS
+from mechrep.ablation.controls import draw_controls as draw_controls
 from mechrep.ablation.score import token_losses as token_losses
 from mechrep.ablation.study import Controls as Controls
 from mechrep.ablation.study import StudyTexts as StudyTexts
