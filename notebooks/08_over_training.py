@@ -168,9 +168,7 @@ assert placebo["supported_shuffled"].mean() < 0.1, "shuffled checkpoints seldom 
 known = null_pair[null_pair["value"].notna()]
 assert len(known), "some checkpoint has enough texts of both kinds"
 assert (known["p"] <= 0.05).mean() < 0.3, "heads that changed places do not agree"
-last = heads.specialisation["revision"] == names[-1]
-real, placed = (table[last & (table["kind"] == "induced")].iloc[0] for table in (heads.specialisation, null_curves))
-assert real["p"] > 0.05 or placed["p"] > 0.05, "what is beyond its control is beyond a placebo"
+assert (null_curves["p"].dropna() <= 0.05).mean() < 0.3, "nor do a few of them stand out"
 assert effects.conditions[0].step == 0, "the first checkpoint is the model before training"
 assert (heads.history.known("natural").sum(1) == effects.of("loops_naturally").sum(1)).all(), "one list of prompts"
 assert revisions_of(effects) == names

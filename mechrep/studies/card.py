@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mechrep.ablation.controls import draw_controls
 from mechrep.ablation.effects import detection, judge
@@ -36,6 +33,7 @@ from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.measures.sink_norms import RepeatNorms, SinkNormResult, SinkNorms
+from mechrep.measures.token_information import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
@@ -269,20 +267,6 @@ def loss_windows(model: Model, text: str) -> Corpus:
     return windows_of_text(model, text, length=min(model.anatomy.n_ctx, _LONGEST), limit=LOSS_WINDOWS)
 
 
-@torch.no_grad()
-def _losses(model: Model, corpus: Corpus) -> Float[Tensor, "text target"]:
-    """Loss in nats of every token but the first; all texts are equally long."""
-    losses = []
-    for rows in corpus.tokens.split(8):
-        tokens = rows.to(model.device)
-        logits = model.tl(tokens) if not model.fast else model.plain_logits(tokens)
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none"
-        )
-        losses.append(loss.cpu())
-    return torch.cat(losses)
-
-
 @dataclass(frozen=True, eq=False)
 class _Card:
     """The parts of a card, and what several of them read."""
@@ -317,7 +301,7 @@ class _Card:
     def language(self) -> list[CardRow]:
         """Loss on held-out text, and beside that of a 5-gram where it is known."""
         windows = loss_windows(self.model, self.text)
-        losses = _losses(self.model, windows).double().mean(1).numpy()
+        losses = token_surprisal(self.model, windows)[:, 1:].double().mean(1).numpy()
         n = f"{len(losses)} windows of {windows.tokens.shape[1]} tokens"
         facts: dict[str, Any] = {"n": n, "unit": "nats", "texts": len(losses)}
         ends = paired_bootstrap_interval(losses)
@@ -340,7 +324,7 @@ class _Card:
         period = min(_PERIOD, (self.model.anatomy.n_ctx - 1) // 2)
         corpus = random_repeats(self.model, n=period, sequences=_SEQUENCES, seed=self.run.seed)
         (heads,) = CorpusCache(self.model, corpus, progress=False).run(HeadScores(bos_id=self.model.bos_id))
-        losses = _losses(self.model, corpus)
+        losses = token_surprisal(self.model, corpus)[:, 1:]
         losses = losses[:, -2 * period :] if self.model.bos_id is not None else losses
         # The first token of the second repetition cannot be foreseen, so it belongs to neither.
         gain = (losses[:, :-period].mean(1) - losses[:, -period + 1 :].mean(1)).double().numpy()
@@ -378,8 +362,8 @@ class _Card:
         """The norm at the first position, and how much of it few neurons make, beside as many others of the layer."""
         model, anatomy = self.model, self.model.anatomy
         scores = sink_neurons(model, self.windows, self.layer)
-        units, shape = scores.top(_ABLATED), {"layers": anatomy.n_layers, "width": anatomy.d_mlp}
-        drawn = draw_controls("layer_matched", units, draws=_DRAWS, seed=self.run.seed, **shape)
+        units, shape = scores.top(_ABLATED), (anatomy.n_layers, anatomy.d_mlp)
+        drawn = draw_controls("layer_matched", units, layers=shape[0], width=shape[1], draws=_DRAWS, seed=self.run.seed)
         zeros = [Neurons(one, "zero", when="all") for one in [units, *drawn]]
         removed, *others = excess_removed(model, self.windows, self.layer, zeros).tolist()
         names = ", ".join(str(neuron) for neuron in scores.ranking()[:_ABLATED])

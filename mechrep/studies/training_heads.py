@@ -207,11 +207,6 @@ def specialisation_curves(history: HeadHistory, *, draws: int = DRAWS, seed: int
     Columns: ``revision, kind``, and what :func:`~mechrep.ablation.effects.judge` needs: ``value``, the Gini
     coefficient; ``effect``, its distance from the mean of heads that changed places in each text, with ``low, high``
     (95 %, bootstrap over texts) and the range of the control; ``n`` texts.  NaN where texts are too few.
-
-    Args:
-        history: of the heads.
-        draws: of the bootstrap.
-        seed: of draws and shuffles.
     """
     rows = []
     for kind, (place, revision) in itertools.product(KINDS, enumerate(history.revisions)):
@@ -238,11 +233,6 @@ def agreement_curves(history: HeadHistory, *, draws: int = DRAWS, seed: int = 0)
     lead_second``, the head that does most in either, as ``"layer.head"``; ``same_lead``, share of draws in which it is
     the same; ``n_first, n_second`` texts.  NaN where texts are too few.
 
-    Args:
-        history: of the heads.
-        draws: of the bootstrap.
-        seed: of draws, shuffles and halves.
-
     Limits: with few heads, and few in a layer, there are few ways to change places: then no verdict can be reached.
     """
     rows = [
@@ -259,11 +249,6 @@ def curve_change_points(history: HeadHistory, *, draws: int = DRAWS, seed: int =
 
     Curves: ``specialisation: KIND`` and ``agreement: FIRST / SECOND``; what is known at fewer than two checkpoints is
     left out.
-
-    Args:
-        history: of the heads.
-        draws: of the bootstrap.
-        seed: of draws and shuffles.
     """
     rows = []
     for name, kinds, values, drawn in _curves(history, draws, seed):
