@@ -447,12 +447,13 @@ def change_points(effects: Effects, *, draws: int = DRAWS, seed: int = 0) -> pd.
 def step_row(measure: Measure, point: ChangePoint, n: int, revisions: Sequence[str]) -> dict[str, Any]:
     """A change point as a row for :func:`~mechrep.ablation.effects.judge`: its controls are shuffled checkpoints."""
     unit, level = UNITS[measure.unit], point.before_level
+    least, most = percentile_interval(point.shuffled.tolist())  # the true order is among a thousand of few checkpoints
     return {
         "name": measure.name, "measure": measure.name, "unit": measure.unit, "over": measure.over,
         "value": level + point.size, "baseline": level, "effect": point.size, "low": point.low, "high": point.high,
         "n": n, "direction": measure.direction, "floor": unit.floor * (abs(level) if unit.relative else 1.0),
         "controls": "shuffled orders", "m": point.m, "control_mean": float(point.shuffled.mean()),
-        "control_low": float(point.shuffled.min()), "control_high": float(point.shuffled.max()),
+        "control_low": least, "control_high": most,
         "p": rank_p_value(point.size, point.shuffled.tolist(), measure.direction), "explained": point.explained,
         "before": revisions[point.after], "after": revisions[point.behind],
         "earliest": revisions[point.earliest], "latest": revisions[point.latest],

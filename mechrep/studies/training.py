@@ -62,7 +62,13 @@ NAMES = {
     "sink_heads": "share of sink heads",
 }
 _CLAIMED = {"loops_naturally": "loops", "induction": "induction", "copying": "copying", "sink": "sink"}
-_ORDERS = {"loops_naturally": "loops-order", "sink": "sink-order", "phrase_loops": "", "copying": ""}
+_ORDERS = {
+    "loops_naturally": "loops-order",
+    "sink": "sink-order",
+    "previous_token": "previous-order",
+    "phrase_loops": "",
+    "copying": "",
+}
 _PARTS = {"phrase_loops": "loops_naturally"}  # counted again within another measure: no rival of it
 _AGREEMENTS = {(NATURAL, INDUCED): "same-heads", (NATURAL, INDUCTION): "loops-on-induction-heads"}
 
