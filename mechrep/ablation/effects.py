@@ -155,8 +155,8 @@ class Effects(Result):
         clusters: the cluster of each unit; units of one cluster are not independent.
         values: NaN where a unit has no such number, or was not measured under a condition.
         notes: what the numbers do not say: ``excluded``, components that no control may hold; ``left_out``, controls
-            that could not be drawn; ``peers``: the ablations are of one size, and each one's controls are all others,
-            under this name.
+            that could not be drawn; ``peers``: each ablation's controls are all others of its size and operation, under
+            this name.
 
     Example:
         >>> from mechrep.ablation.effects import example_effects
@@ -306,9 +306,10 @@ class Effects(Result):
             controls, peers = part[~part["selection"].isin(_TESTED)], self.notes.get("peers")
             ablations = part[part["selection"] == ABLATION]
             for place, row in zip(ablations.index, ablations.to_dict("records"), strict=True):
-                mine = (
-                    controls[_same(controls, row)] if peers is None else ablations.drop(place).assign(selection=peers)
-                )
+                mine = controls[_same(controls, row)]
+                if peers is not None:
+                    alike = (ablations[["k", "op", "model"]] == [row["k"], row["op"], row["model"]]).all(axis=1)
+                    mine = ablations[alike].drop(place).assign(selection=peers)
                 mine = mine.dropna(subset=["effect"])
                 for kind, drawn in mine.groupby("selection", sort=False)["effect"]:
                     facts = {name: row[name] for name in [*_OF, "measure", "copy", "unit", "effect"]}

@@ -1,23 +1,15 @@
-"""The three conditions, as corpora cut from one set of greedy continuations.
+"""Kinds of text: natural loops, induced copies and controls, taken from one set of greedy continuations.
 
 With the prompt ``x``, its greedy continuation ``g`` and the cycle ``c`` that ``g`` ends in::
 
-    natural                    x + g up to the loop, c, c            texts that loop by themselves
-    icl_from_nonrepeating(n)   x, n + 1 times                        texts that do not
-    icl_from_cycle(n)          c, n + 1 times, and no other context  cycles of texts that do
-    control_nonrepeating       x + g                                 texts that do not
+    builder                    text                                  prompts
+    natural                    x + g up to the loop, c, c            that loop by themselves
+    icl_from_nonrepeating(n)   x, n + 1 times                        that do not
+    icl_from_cycle(n)          c, n + 1 times, and no other context  that loop
+    control_nonrepeating       x + g                                 that do not
 
 A BOS in front of the prompt stays in front and is not repeated.  ``prompt_length`` says how far a text is given; what
 follows it is the copy that is expected next.  Ids are kept: nothing is decoded and encoded again.
-
-What becomes of every text of the list: does it loop by itself, may it be shown again, and is it then copied?
-
-Several conditions as one corpus in which every copy that is asked about is written out.
-
-Texts of two conditions in pairs of about the same length.
-
-A text shown twice and a natural loop differ in length, and attention falls with the number of keys that it is spread
-over.  Where a difference between conditions could be one of length, compare matched texts as well.
 """
 
 from __future__ import annotations
@@ -33,22 +25,23 @@ import pandas as pd
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.written import (
     Builder,
-    ConditionTexts,
     Cut,
-    check_choice,
-    condition_preset,
+    WrittenTexts,
     continue_texts,
     cycle_of,
-    prompt_facts,
+    text_kind_preset,
     write_texts,
 )
 from mechrep.models.model import Model
+from mechrep.run import one_of
 from mechrep.text.corpus import Corpus
+from mechrep.text.families import linked, loop_families
 
-_LOOK = "print(mechrep.generation.text_kinds.condition_flow(...).counts()) says how many of each there are"
+COPIES = 3  # copies beyond the first, where nothing else is said
+_LOOK = "print(mechrep.generation.text_kinds.text_flow(...).counts()) says how many of each there are"
 
 
-def natural_condition(
+def natural_texts(
     model: Model,
     prompts: Corpus,
     *,
@@ -62,7 +55,7 @@ def natural_condition(
 
     Args:
         model: the model.
-        prompts: the fixed list, the same for all conditions and all checkpoints.
+        prompts: the fixed list, the same for all kinds of text and all checkpoints.
         preset: ``"mechrep"`` or a published one, see :mod:`mechrep.generation.written`.
         cut: ``"start"``: the prompt ends before the first copy of the cycle; ``"onset"``: after it.  The preset's by
             default: ``"onset"``, for ``mahaut2025`` ``"start"``.
@@ -71,7 +64,7 @@ def natural_condition(
         progress: show a progress bar.
 
     Returns:
-        A corpus with ``condition`` and ``builder`` ``"natural"``, the ``prompt`` that each text is from, ``start``,
+        A corpus with ``text_kind`` and ``builder`` ``"natural"``, the ``prompt`` that each text is from, ``start``,
         ``onset``, ``period``, the copies ``shown`` before ``prompt_length``, and ``seam``.  ``frame.attrs`` counts
         ``prompts`` tried and ``new_tokens`` generated.
 
@@ -82,20 +75,22 @@ def natural_condition(
     Source: Mahaut & Franzon 2025 (arXiv 2504.01100).
 
     Limits: where a prompt ends at the model's own loop, the greedy continuation is the loop by construction: compare
-    conditions by log-probability, not by how often a loop comes.
+    kinds of text by log-probability, not by how often a loop comes.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.generation.text_kinds import natural_condition
+        >>> from mechrep.generation.text_kinds import natural_texts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.generation.sample_prompts(model, 12)
-        >>> natural = natural_condition(model, prompts, max_new_tokens=150)
+        >>> natural = natural_texts(model, prompts, max_new_tokens=150)
         >>> set(natural.frame["builder"]), bool((natural.frame["onset"] == natural.frame["prompt_length"]).all())
         ({'natural'}, True)
     """
-    check_choice("cut", cut, ("start", "onset"))
-    texts = _written(model, prompts, preset, max_new_tokens, batch_size, progress)
-    shown = 1 if (cut or condition_preset(preset).cut) == "onset" else 0
+    one_of("cut", cut, (None, "start", "onset"))
+    texts = write_texts(
+        model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    shown = 1 if (cut or text_kind_preset(preset).cut) == "onset" else 0
     numbers = [i for i, loops in enumerate(texts.loops) if loops]
     if not numbers:
         raise NothingFoundError(
@@ -111,11 +106,11 @@ def natural_condition(
         rows.append([*texts.written.row(i)[:onset], *texts.written.row(i)[start:onset]])
         starts.append(start)
         periods.append(onset - start)
-    columns = {"condition": "natural", "builder": "natural", "shown": shown, "seam": False}
+    columns = {"text_kind": "natural", "builder": "natural", "shown": shown, "seam": False}
     return _corpus(model, texts, numbers, rows, columns, starts, periods)
 
 
-def induced_condition(
+def induced_texts(
     model: Model,
     prompts: Corpus,
     copies: int | None = None,
@@ -134,35 +129,37 @@ def induced_condition(
         copies: how often each is shown; the preset's 2 by default.
         builder: ``"text"``: the prompts that do *not* loop by themselves; ``"cycle"``, the older variant: the cycle
             alone of those that do.  They differ in text, in length and in what the model would do by itself.
-        preset: as in :func:`natural_condition`, as for all that follows.
+        preset: as in :func:`natural_texts`, as for all that follows.
         max_new_tokens: as there.
         batch_size: as there.
         progress: as there.
 
     Returns:
-        A corpus as that of :func:`natural_condition`, with ``condition`` ``"induced"`` and ``builder``
+        A corpus as that of :func:`natural_texts`, with ``text_kind`` ``"induced"`` and ``builder``
         ``"icl_from_nonrepeating(2)"`` or ``"icl_from_cycle(2)"``.  ``seam`` is true for the first builder: a text cut
         anywhere does not lead back to its beginning, so the first token of each copy counts in no average.
 
     Raises:
         NothingFoundError: every text loops by itself (none does, for ``"cycle"``).
-        InputError: copies that do not fit into the context, or what :func:`natural_condition` refuses.
+        InputError: copies that do not fit into the context, or what :func:`natural_texts` refuses.
 
     Source: Mahaut & Franzon 2025 (arXiv 2504.01100), second version (``"text"``) and first (``"cycle"``).
 
     Example:
         >>> import mechrep
-        >>> from mechrep.generation.text_kinds import induced_condition
+        >>> from mechrep.generation.text_kinds import induced_texts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.generation.sample_prompts(model, 12)
-        >>> induced = induced_condition(model, prompts, 3, "cycle", max_new_tokens=150)
+        >>> induced = induced_texts(model, prompts, 3, "cycle", max_new_tokens=150)
         >>> set(induced.frame["builder"]), set(induced.frame["shown"])
         ({'icl_from_cycle(3)'}, {3})
     """
-    check_choice("builder", builder, ("text", "cycle"))
-    chosen = condition_preset(preset)
+    one_of("builder", builder, (None, "text", "cycle"))
+    chosen = text_kind_preset(preset)
     times, what = chosen.copies if copies is None else copies, builder or chosen.builder
-    texts = _written(model, prompts, preset, max_new_tokens, batch_size, progress)
+    texts = write_texts(
+        model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
     numbers, rows, periods = shown_rows(model, texts, what, times)
     if not numbers:
         rule = "all of which loop" if what == "text" else "none of which loops"
@@ -175,11 +172,11 @@ def induced_condition(
         )
     whole = [[*row, *row[len(row) - period :]] for row, period in zip(rows, periods, strict=True)]
     starts = [len(row) - times * period for row, period in zip(rows, periods, strict=True)]
-    columns = {"condition": "induced", "builder": builder_name(what, times), "shown": times, "seam": what == "text"}
+    columns = {"text_kind": "induced", "builder": builder_name(what, times), "shown": times, "seam": what == "text"}
     return _corpus(model, texts, numbers, whole, columns, starts, periods)
 
 
-def control_condition(
+def control_texts(
     model: Model,
     prompts: Corpus,
     *,
@@ -193,29 +190,31 @@ def control_condition(
     Args:
         model: the model.
         prompts: the fixed list.
-        preset: as in :func:`natural_condition`, as for all that follows.
+        preset: as in :func:`natural_texts`, as for all that follows.
         max_new_tokens: as there.
         batch_size: as there.
         progress: as there.
 
     Returns:
-        A corpus with ``condition`` ``"control"`` and ``builder`` ``"control_nonrepeating"``; ``start``, ``onset`` and
+        A corpus with ``text_kind`` ``"control"`` and ``builder`` ``"control_nonrepeating"``; ``start``, ``onset`` and
         ``period`` are missing, and an EOS at the end is left out.
 
     Raises:
         NothingFoundError: every text loops by itself, or ends at once.
-        InputError: what :func:`natural_condition` refuses.
+        InputError: what :func:`natural_texts` refuses.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.generation.text_kinds import control_condition
+        >>> from mechrep.generation.text_kinds import control_texts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.generation.sample_prompts(model, 12)
-        >>> control = control_condition(model, prompts, max_new_tokens=20)
+        >>> control = control_texts(model, prompts, max_new_tokens=20)
         >>> bool(control.frame["onset"].isna().all())
         True
     """
-    texts = _written(model, prompts, preset, max_new_tokens, batch_size, progress)
+    texts = write_texts(
+        model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
     numbers, rows = [], []
     for i, loops in enumerate(texts.loops):
         ids = texts.written.row(i)
@@ -230,25 +229,25 @@ def control_condition(
             "continuations that do not loop",
             f"try more prompts, fewer max_new_tokens or another checkpoint; {_LOOK}",
         )
-    columns = {"condition": "control", "builder": "control_nonrepeating", "shown": 0, "seam": False}
+    columns = {"text_kind": "control", "builder": "control_nonrepeating", "shown": 0, "seam": False}
     return _corpus(model, texts, numbers, rows, columns)
 
 
 def builder_name(builder: Builder, copies: int) -> str:
-    """What an induced condition is called in every table."""
+    """What induced texts are called in every table."""
     return f"icl_from_nonrepeating({copies})" if builder == "text" else f"icl_from_cycle({copies})"
 
 
 def shown_rows(
-    model: Model, texts: ConditionTexts, builder: Builder, copies: int
+    model: Model, texts: WrittenTexts, builder: Builder, copies: int
 ) -> tuple[list[int], list[list[int]], list[int]]:
-    """Numbers, rows as shown, and lengths of one copy, of the texts that an induced condition shows.
+    """Numbers, rows as shown, and lengths of one copy, of the texts that are shown again.
 
     Raises:
         InputError: fewer than one copy, a prompt of fewer than two tokens, or copies that do not fit.
     """
     if copies < 1:
-        raise InputError(f"copies={copies}", "at least 1", "ask for 2, as the published condition does")
+        raise InputError(f"copies={copies}", "at least 1", "ask for 2, as published")
     frame = texts.written.frame
     numbers = [i for i, loops in enumerate(texts.loops) if loops == (builder == "cycle")]
     rows, periods = [], []
@@ -271,25 +270,19 @@ def shown_rows(
     return numbers, rows, periods
 
 
-def _written(
-    model: Model, prompts: Corpus, preset: str, max_new_tokens: int | None, batch_size: int, progress: bool | None
-) -> ConditionTexts:
-    return write_texts(
-        model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-    )
-
-
 def _corpus(
     model: Model,
-    texts: ConditionTexts,
+    texts: WrittenTexts,
     numbers: list[int],
     rows: Sequence[Sequence[int]],
     columns: dict[str, Any],
     starts: Sequence[int] | None = None,
     periods: Sequence[int] | None = None,
 ) -> Corpus:
-    """The condition as a corpus, with the facts that every condition has."""
-    frame = prompt_facts(texts.prompts, numbers).assign(**columns, detector=condition_preset(texts.preset).detector)
+    """One kind as a corpus, with the facts that every kind has."""
+    facts = texts.prompts.frame.iloc[numbers]
+    frame = pd.DataFrame({"prompt": facts["id"].tolist(), "source": facts["source"].tolist()})
+    frame = frame.assign(**columns, detector=text_kind_preset(texts.preset).detector)
     frame["id"] = frame["prompt"] + "/" + frame["builder"]
     if starts is None or periods is None:
         frame["prompt_length"] = [len(texts.prompts.row(i)) for i in numbers]
@@ -299,8 +292,8 @@ def _corpus(
         frame["prompt_length"] = frame["start"] + frame["shown"] * frame["period"]
         frame["copies"] = [(len(row) - s) / p for row, s, p in zip(rows, starts, periods, strict=True)]
     corpus = Corpus.from_tokens(rows, model=model, frame=frame, bos_policy=texts.prompts.bos_policy)
-    facts = {"prompts": len(texts.prompts), "new_tokens": texts.new_tokens, "preset": texts.preset}
-    corpus.frame.attrs.update(facts)
+    counts = {"prompts": len(texts.prompts), "new_tokens": texts.new_tokens, "preset": texts.preset}
+    corpus.frame.attrs.update(counts)
     return corpus
 
 
@@ -320,7 +313,7 @@ class Flow:
     """
 
     frame: pd.DataFrame
-    texts: ConditionTexts
+    texts: WrittenTexts
     shown: Corpus | None
     builder: str
     new_tokens: int
@@ -350,7 +343,7 @@ def copy_run(continuation: Sequence[int], copy: Sequence[int]) -> int:
     return len(continuation)
 
 
-def condition_flow(
+def text_flow(
     model: Model,
     prompts: Corpus,
     *,
@@ -365,7 +358,7 @@ def condition_flow(
 
     With ``m`` the number of generated tokens that go on with the copy (:func:`copy_run`), a text is *copied* if
     ``m`` is at least the length of one copy; it *loops* if its continuation, without the prompt, ends in a cycle of any
-    kind.  Both are greedy; with teacher forcing see :class:`mechrep.ConditionContrast`.
+    kind.  Both are greedy; with teacher forcing see :class:`mechrep.TextKindContrast`.
 
     Args:
         model: the model.
@@ -389,11 +382,11 @@ def condition_flow(
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.Corpus.from_texts(["The sea was calm", "And the king said"], model=model)
-        >>> flow = condition_flow(model, prompts, max_new_tokens=60)
+        >>> flow = text_flow(model, prompts, max_new_tokens=60)
         >>> bool((flow.frame["loops_naturally"] ^ flow.frame["eligible_for_icl"]).all())
         True
     """
-    chosen = condition_preset(preset)
+    chosen = text_kind_preset(preset)
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -407,7 +400,7 @@ def condition_flow(
 
 
 def _show(
-    model: Model, texts: ConditionTexts, builder: Builder, copies: int, batch_size: int, progress: bool | None
+    model: Model, texts: WrittenTexts, builder: Builder, copies: int, batch_size: int, progress: bool | None
 ) -> Flow:
     loops = texts.loops
     frame = pd.DataFrame({"prompt": texts.prompts.frame["id"], "loops_naturally": loops, "eligible_for_icl": ~loops})
@@ -429,7 +422,7 @@ def _show(
 
     room = model.anatomy.n_ctx - int(prompts.lengths.max())
     limit = min(texts.max_new_tokens, room)
-    early = condition_preset(texts.preset).stop_early
+    early = text_kind_preset(texts.preset).stop_early
     written = continue_texts(
         model, prompts, limit, stop_early=early, decided=decided, batch_size=batch_size, progress=progress
     )
@@ -445,34 +438,51 @@ def _show(
     return Flow(frame, texts, written, builder_name(builder, copies), texts.new_tokens + new_tokens)
 
 
-COPIES = 3  # copies beyond the first, where nothing else is said
+def text_kinds_of(frame: pd.DataFrame) -> list[str]:
+    """Kind of each text: ``text_kind``, or ``condition`` of texts that no builder made (``"looping"``, ...)."""
+    known = frame["condition"]
+    if "text_kind" in frame:
+        known = frame["text_kind"].where(frame["text_kind"].notna(), known)
+    return known.fillna("").astype(str).tolist()
 
 
-def joined_conditions(*conditions: Corpus, n_ctx: int, copies: int = COPIES) -> Corpus:
-    """Join conditions; a text with a cycle becomes what was before it and ``copies + 1`` times the cycle.
+def labels_of(frame: pd.DataFrame) -> list[str]:
+    """Group of each text: its kind, or its builder where a kind has several, which are never pooled."""
+    kinds, builders = text_kinds_of(frame), frame["builder"].astype(str).tolist()
+    return builders if len(set(zip(kinds, builders, strict=True))) > len(set(kinds)) else kinds
 
-    The tokens beyond a condition's own text are known: they are the next copies of the cycle, whatever the model would
-    write.  A text has as many whole copies as fit into the context, at least two.
+
+def clusters_of(frame: pd.DataFrame) -> list[str]:
+    """Texts that are not independent: of one prompt, or of one family of loops (:func:`joined_texts` has them)."""
+    prompts = frame["prompt"].astype(str).tolist()
+    return linked(prompts, frame["family"].astype(str).tolist()) if "family" in frame else linked(prompts)
+
+
+def joined_texts(*texts: Corpus, n_ctx: int, copies: int = COPIES) -> Corpus:
+    """Join kinds of text; one with a cycle becomes what was before it and ``copies + 1`` times the cycle.
+
+    The tokens beyond a text's own are known: they are the next copies of the cycle, whatever the model would
+    write.  A text has as many whole copies as fit into the context, at least two.  The column
+    ``family`` names its family of loops (:func:`mechrep.text.families.loop_families`).
 
     Args:
-        *conditions: of :func:`mechrep.natural_condition`, ``induced_condition`` and ``control_condition``, built from
-            one list of prompts.
+        *texts: of :func:`natural_texts`, :func:`induced_texts` and :func:`control_texts`, from one list of prompts.
         n_ctx: positions that the model reads.
         copies: copies beyond the first.
 
     Raises:
-        InputError: no condition, fewer than one copy, the same condition twice, or a text whose second copy does not
+        InputError: no texts, fewer than one copy, the same texts twice, or a text whose second copy does not
             fit into the context.
 
     Example:
         >>> frame = pd.DataFrame({"start": [1], "onset": [3], "period": [2], "builder": "natural"})
         >>> natural = Corpus.from_tokens([[0, 5, 6, 5, 6]], frame=frame)
-        >>> joined_conditions(natural, n_ctx=8).row(0)
+        >>> joined_texts(natural, n_ctx=8).row(0)
         [0, 5, 6, 5, 6, 5, 6]
     """
-    if not conditions or copies < 1:
-        raise InputError(f"{len(conditions)} conditions, copies={copies}", "at least one of each", "pass conditions")
-    joined = Corpus.concatenate(*conditions)
+    if not texts or copies < 1:
+        raise InputError(f"{len(texts)} kinds of text, copies={copies}", "at least one of each", "pass texts")
+    joined = Corpus.concatenate(*texts)
     rows = []
     for i, (start, onset) in enumerate(zip(joined.frame["start"], joined.frame["onset"], strict=True)):
         row = joined.row(i)
@@ -491,18 +501,22 @@ def joined_conditions(*conditions: Corpus, n_ctx: int, copies: int = COPIES) -> 
     frame["prompt_length"] = frame["prompt_length"].clip(upper=[len(row) for row in rows])
     longer = Corpus.from_tokens(rows, frame=frame, bos_policy=joined.bos_policy)
     facts = {name: getattr(joined, name) for name in ("tokenizer", "bos_id", "d_vocab", "model_name")}
-    return Corpus(longer.tokens, longer.lengths, longer.frame, bos_policy=joined.bos_policy, **facts)
+    frame = longer.frame.assign(family=loop_families(longer))
+    return Corpus(longer.tokens, longer.lengths, frame, bos_policy=joined.bos_policy, **facts)
 
 
 def match_lengths(first: Corpus, second: Corpus, *, tolerance: float = 0.1) -> tuple[Corpus, Corpus]:
     """As many pairs as there are of one text each whose given parts are about equally long.
+
+    Attention falls with the number of keys that it is spread over: where a difference between kinds could be one of
+    length, compare matched texts as well.
 
     Two texts may be paired if their ``prompt_length`` differ by at most ``tolerance`` times the larger one.  Both lists
     are walked through in the order of length, the shorter of two that do not fit is left out; no other way of pairing
     gives more pairs.
 
     Args:
-        first: texts of one condition.
+        first: texts of one kind.
         second: texts of another one.
         tolerance: largest difference, as a share of the longer text; 0 for equal lengths only.
 
@@ -510,18 +524,18 @@ def match_lengths(first: Corpus, second: Corpus, *, tolerance: float = 0.1) -> t
         The texts that have a partner, row by row in pairs, the shortest first.
 
     Raises:
-        InputError: a negative tolerance, or texts that no condition's builder made.
+        InputError: a negative tolerance, or texts that no builder of text kinds made.
         NothingFoundError: no two texts are of about one length.
 
     Limits: what has no partner is dropped, so the matched texts are a selection: say how many were left.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.generation.text_kinds import induced_condition, match_lengths, natural_condition
+        >>> from mechrep.generation.text_kinds import induced_texts, match_lengths, natural_texts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.generation.sample_prompts(model, 12)
-        >>> natural = natural_condition(model, prompts, max_new_tokens=100)
-        >>> cycle = induced_condition(model, prompts, 8, "cycle", max_new_tokens=100)
+        >>> natural = natural_texts(model, prompts, max_new_tokens=100)
+        >>> cycle = induced_texts(model, prompts, 8, "cycle", max_new_tokens=100)
         >>> ours, theirs = match_lengths(natural, cycle, tolerance=0.5)
         >>> len(ours) == len(theirs)
         True
@@ -531,7 +545,7 @@ def match_lengths(first: Corpus, second: Corpus, *, tolerance: float = 0.1) -> t
     for corpus in (first, second):
         if "builder" not in corpus.frame:
             raise InputError(
-                "texts that no condition's builder made", "texts of a condition", "build them with its builder"
+                "texts that no builder of text kinds made", "texts of one kind", "build them with natural_texts, ..."
             )
     lengths = [corpus.frame["prompt_length"].to_numpy(dtype=float) for corpus in (first, second)]
     orders = [np.argsort(values, kind="stable") for values in lengths]
@@ -551,3 +565,8 @@ def match_lengths(first: Corpus, second: Corpus, *, tolerance: float = 0.1) -> t
             "show the induced texts more or fewer times, or allow a larger tolerance",
         )
     return first.select([pair[0] for pair in pairs]), second.select([pair[1] for pair in pairs])
+
+
+# Their earlier names.
+natural_condition, induced_condition, control_condition = natural_texts, induced_texts, control_texts
+condition_flow, joined_conditions = text_flow, joined_texts

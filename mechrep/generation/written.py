@@ -1,10 +1,8 @@
-"""What a model writes after one fixed list of prompts, once: every condition is cut from these texts.
+"""What a model writes after one fixed list of prompts, once: every kind of text is taken from these texts.
 
 A text *loops naturally* if the detector finds a cycle that its continuation ends in.  With early stopping a text ends
 when its loop is all but certain; where copies in the prompt brought that about too soon for the detector, which looks
 at the continuation alone, the text is continued.  So stopping changes no answer that the detector gives at the stop.
-
-How conditions are made: which detector, how much text, where natural prompts are cut.
 """
 
 from __future__ import annotations
@@ -15,12 +13,12 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool
 
 from mechrep.errors import InputError
 from mechrep.generation.decode import generate
 from mechrep.models.model import Model
+from mechrep.run import one_of
 from mechrep.text.corpus import Corpus
 from mechrep.text.cycles import detect_cycle
 from mechrep.text.watch import Cycle
@@ -30,14 +28,14 @@ Cut = Literal["start", "onset"]
 
 
 @dataclass(frozen=True)
-class ConditionPreset:
+class TextKindPreset:
     """How the texts of one model are made and told apart.
 
     Attributes:
         detector: preset of :func:`mechrep.detect_cycle`; it looks at the continuation only.
         new_tokens: greedy tokens after each prompt, or as many as fit into the context.
         stop_early: stop a text once its loop is all but certain (:class:`~mechrep.text.watch.TailWatch`).
-        builder: what the induced condition shows.
+        builder: what induced texts show.
         copies: how often.
         cut: where natural prompts end: before the first copy of the loop, or after it.
         padded_is_loop: published evaluation: a text that ended is padded with EOS, and the padding counts as a loop.
@@ -53,39 +51,28 @@ class ConditionPreset:
 
 
 PRESETS = {
-    "mechrep": ConditionPreset(),
-    "mahaut2025": ConditionPreset("mahaut2025", stop_early=False, cut="start"),
-    "mahaut2025_released": ConditionPreset("mahaut2025", stop_early=False, cut="start", padded_is_loop=True),
-    "mahaut2025_v1": ConditionPreset("mahaut2025", stop_early=False, builder="cycle", cut="start"),
+    "mechrep": TextKindPreset(),
+    "mahaut2025": TextKindPreset("mahaut2025", stop_early=False, cut="start"),
+    "mahaut2025_released": TextKindPreset("mahaut2025", stop_early=False, cut="start", padded_is_loop=True),
+    "mahaut2025_v1": TextKindPreset("mahaut2025", stop_early=False, builder="cycle", cut="start"),
 }
 
 
-def condition_preset(name: str) -> ConditionPreset:
+def text_kind_preset(name: str) -> TextKindPreset:
     """A preset by name.
 
     Raises:
         InputError: an unknown name.
     """
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r}", f"one of {sorted(PRESETS)}", "choose one of these")
+    one_of("preset", name, sorted(PRESETS))
     return PRESETS[name]
-
-
-def check_choice(name: str, value: str | None, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not among those allowed; ``None`` stands for the preset's.
-
-    Raises:
-        InputError: another value.
-    """
-    if value is not None and value not in allowed:
-        raise InputError(f"{name}={value!r}", f"one of {allowed}", "choose one of these")
 
 
 _LEAST_NEW_TOKENS = 16  # two copies of the shortest text that counts as a loop
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionTexts:
+class WrittenTexts:
     """One model's greedy continuations of a fixed list of prompts.
 
     Attributes:
@@ -114,7 +101,7 @@ class ConditionTexts:
         return self.written.row(i)[len(self.prompts.row(i)) :]
 
 
-_KNOWN: WeakKeyDictionary[Model, dict[tuple[object, ...], ConditionTexts]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Model, dict[tuple[object, ...], WrittenTexts]] = WeakKeyDictionary()
 
 
 def write_texts(
@@ -125,7 +112,7 @@ def write_texts(
     max_new_tokens: int | None = None,
     batch_size: int = 256,
     progress: bool | None = None,
-) -> ConditionTexts:
+) -> WrittenTexts:
     """Continue every prompt greedily; the same list is never continued twice by the same model.
 
     The answer is remembered for as long as the model lives, under the fingerprint of weights, prompts and settings.
@@ -133,7 +120,7 @@ def write_texts(
     Args:
         model: the model.
         prompts: the fixed list; the whole of each text is its prompt.
-        preset: ``"mechrep"``, ``"mahaut2025"`` (or ``"mahaut2025_released"``, ``"mahaut2025_v1"``).
+        preset: a key of :data:`PRESETS`.
         max_new_tokens: continue by at most so many; by default the preset's 1000, or what fits into the context.
         batch_size: rows computed together.
         progress: show a progress bar.
@@ -149,7 +136,7 @@ def write_texts(
         >>> texts is write_texts(model, prompts, max_new_tokens=40), len(texts.loops)
         (True, 2)
     """
-    chosen = condition_preset(preset)
+    chosen = text_kind_preset(preset)
     prompts.check_model(model)
     limit = _new_tokens(model, prompts, chosen.new_tokens, max_new_tokens)
     fingerprint = model.fingerprint()
@@ -160,8 +147,9 @@ def write_texts(
         def found(ids: list[int], prompt_length: int) -> Cycle | None:
             return cycle_of(model, ids, prompt_length, preset)
 
+        rows = [prompts.row(i) for i in range(len(prompts))]
         facts = prompts.frame.drop(columns=["start", "onset", "period", "copies"])
-        fresh = Corpus.from_tokens(_rows(prompts), model=model, frame=facts, bos_policy=prompts.bos_policy)
+        fresh = Corpus.from_tokens(rows, model=model, frame=facts, bos_policy=prompts.bos_policy)
         written = continue_texts(
             model, fresh, limit, stop_early=chosen.stop_early, decided=lambda ids, n: found(ids, n) is not None,
             batch_size=batch_size, progress=progress,
@@ -171,12 +159,8 @@ def write_texts(
         columns = {name: [getattr(c, name, None) for c in cycles] for name in ("start", "onset", "period", "copies")}
         written = written.with_columns(**columns, detector=chosen.detector)
         new_tokens = int(written.lengths.sum()) - sum(lengths)
-        known[key] = ConditionTexts(prompts, written, preset, limit, new_tokens, fingerprint)
+        known[key] = WrittenTexts(prompts, written, preset, limit, new_tokens, fingerprint)
     return known[key]
-
-
-def _rows(corpus: Corpus) -> list[list[int]]:
-    return [corpus.row(i) for i in range(len(corpus))]
 
 
 def _new_tokens(model: Model, prompts: Corpus, usual: int, given: int | None) -> int:
@@ -223,7 +207,7 @@ def continue_texts(
     written = generate(
         model, prompts, max_new_tokens=max_new_tokens, stop_when=rules, batch_size=batch_size, progress=progress
     )
-    rows, lengths = _rows(written), prompts.lengths.tolist()
+    rows, lengths = [written.row(i) for i in range(len(written))], prompts.lengths.tolist()
     reasons = written.frame["stop_reason"].tolist()
     for i, row in enumerate(rows):
         left = max_new_tokens - (len(row) - lengths[i])
@@ -244,7 +228,7 @@ def cycle_of(
         model: whose EOS ends a text.
         ids: prompt and continuation.
         prompt_length: of the prompt; the detector does not look at it.
-        preset: of the conditions.
+        preset: a key of :data:`PRESETS`.
         padded_to: for presets that count padding as a loop: new tokens up to which a text is padded with EOS.
 
     Example:
@@ -255,16 +239,10 @@ def cycle_of(
         >>> found[0] is None, found[1].period
         (True, 2)
     """
-    chosen = condition_preset(preset)
+    chosen = text_kind_preset(preset)
     continuation, eos_ids = ids[prompt_length:], model.eos_ids
     special = model.special_ids
     if chosen.padded_is_loop and padded_to is not None and continuation and continuation[-1] in eos_ids:
         continuation, special = continuation + continuation[-1:] * (padded_to - len(continuation)), frozenset()
     cycle = detect_cycle(continuation, chosen.detector, eos_id=eos_ids, special_ids=special)
     return None if cycle is None else cycle.shifted(prompt_length)
-
-
-def prompt_facts(prompts: Corpus, texts: list[int]) -> pd.DataFrame:
-    """``prompt`` and ``source`` of some texts, for the frames of conditions."""
-    frame = prompts.frame.iloc[texts]
-    return pd.DataFrame({"prompt": frame["id"].tolist(), "source": frame["source"].tolist()})

@@ -1,31 +1,17 @@
-"""``ConditionContrast``: natural loops, induced copying and controls, measured by one estimator.
+"""Natural loops, induced texts and controls, read by one estimator.
 
 At every position whose next token ``e`` is known because it goes on with the cycle, by the number ``k`` of cycles shown
-before (:mod:`~mechrep.measures.natural_vs_induced`):
-
-* the model's ``log p(e)``, ``p(e)``, the entropy, the rank of ``e``;
-* the logit lens: ``log p(e)`` from the residual stream before each layer, and after the last;
-* direct logit attribution of ``logit(e) - logit(r)``, ``r`` the most probable other token, to every head, every
-  MLP, the embedding and the biases (:mod:`~mechrep.measures.natural_vs_induced`).
-
-Means over the tokens of a copy are kept for each text, because the text is the unit of every interval and test.
-
-``ConditionContrastResult``: what a run of :class:`~mechrep.measures.natural_vs_induced.ConditionContrast` found.
-
-Direct logit attribution: how much each part of the model adds to one token's logit over another's.
-
-With the final norm frozen at its scale ``s``, the logit difference of ``e`` and ``r`` is linear in what the parts add
-to the residual stream ``x``, ``x = embedding + sum over layers of (heads + attention bias + MLP)``::
+before: ``log p(e)``, ``p(e)``, the entropy and the rank of ``e``; the logit lens, ``log p(e)`` from the residual stream
+before each layer and after the last; and direct logit attribution of ``logit(e) - logit(r)``, ``r`` the most probable
+other token.  With the final norm frozen at its scale ``s``, that difference is linear in what the parts of the model
+add to the residual stream ``x = embedding + sum over layers of (heads + attention bias + MLP)``::
 
     logit(e) - logit(r) = x . d / s + b(e) - b(r)          d = c diag(g) (W_U[:, e] - W_U[:, r])
     DLA(part)           = (what the part adds) . d / s
 
 where ``g`` and ``c`` are the final norm's gain and centring.  A head adds ``z_h W_O(h)`` (through the norm behind the
-attention, where there is one); the MLP of a layer is what the layer adds besides.
-
-Which tokens of a condition are asked about, and how many cycles were shown before each.
-
-Figures of natural loops against induced copying: confidence by cycle, the lens over layers, maps of heads.
+attention, where there is one); the MLP of a layer is what the layer adds besides.  Means over the tokens of a
+repetition are kept for each text.
 """
 
 from __future__ import annotations
@@ -45,35 +31,28 @@ from torch import Tensor
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, AXIS, DASHES, SEQUENCE, counted, plain, styled, translucent
-from mechrep.generation.text_kinds import COPIES, joined_conditions
+from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, text_kinds_of
 from mechrep.measures.head_circuits import HeadCircuits, exact, wide
 from mechrep.measures.text_kind_design import HeadEffects
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
-from mechrep.stats import paired_bootstrap_interval
+from mechrep.run import one_of
+from mechrep.stats import cluster_intervals
 from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MEASURES = (
-    "log_probability",
-    "probability",
-    "entropy",
-    "rank",
-    "correct",
-    "logit_difference",
-    "embedding",
-    "biases",
+    "log_probability", "probability", "entropy", "rank", "correct", "logit_difference", "embedding", "biases",
 )  # fmt: skip
-_PER_TEXT = ["text", "prompt", "condition", "builder"]
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionContrastResult(Result):
-    """Means over the tokens of each copy, for every text.
+class TextKindContrastResult(Result):
+    """Means over the tokens of each copy of the cycle, for every text.
 
     Copy ``k`` has ``k`` whole cycles before it; copy 0 is the first.  Values are NaN where a text has no such copy.
 
@@ -86,9 +65,10 @@ class ConditionContrastResult(Result):
         mlps: what each MLP adds.
         counts: tokens.
         ids: of the texts.
-        conditions: of the texts.
+        text_kinds: of the texts.
         builders: of the texts.
         prompts: that the texts are from.
+        clusters: of the texts, see :func:`~mechrep.generation.text_kinds.clusters_of`.
         copies: copies beyond the first that were looked at.
     """
 
@@ -98,16 +78,22 @@ class ConditionContrastResult(Result):
     mlps: Float[Tensor, "text copy layer"]
     counts: Int64[Tensor, "text copy"]
     ids: Sequence[str]
-    conditions: Sequence[str]
+    text_kinds: Sequence[str]
     builders: Sequence[str]
     prompts: Sequence[str]
+    clusters: Sequence[str]
     copies: int
 
     @property
+    def conditions(self) -> Sequence[str]:
+        """The earlier name of ``text_kinds``."""
+        return self.text_kinds
+
+    @property
     def labels(self) -> list[str]:
-        """Group of each text: its condition, or its builder where a condition has several."""
-        several = len(set(zip(self.conditions, self.builders, strict=True))) > len(set(self.conditions))
-        return list(self.builders if several else self.conditions)
+        """Group of each text: its kind, or its builder where a kind has several."""
+        several = len(set(zip(self.text_kinds, self.builders, strict=True))) > len(set(self.text_kinds))
+        return list(self.builders if several else self.text_kinds)
 
     @property
     def groups(self) -> dict[str, int]:
@@ -121,8 +107,7 @@ class ConditionContrastResult(Result):
         Raises:
             InputError: a name that is not among :data:`MEASURES`.
         """
-        if measure not in MEASURES:
-            raise InputError(f"measure {measure!r}", f"one of {MEASURES}", "choose one of these")
+        one_of("measure", measure, MEASURES)
         return self.measures[MEASURES.index(measure)]
 
     def residual(self) -> float:
@@ -134,44 +119,26 @@ class ConditionContrastResult(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row per group, copy and measure: mean over texts with its 95 % interval, median, number of texts.
 
-        Columns: ``condition, copy, measure, value, low, high, median, n``.  A copy's tokens count equally within a
-        text, texts count equally.
+        Columns: ``text_kind, copy, measure, value, low, high, median, n``.  A copy's tokens count equally within a
+        text, texts count equally; intervals resample clusters.
         """
-        rows: list[dict[str, Any]] = []
-        for name, copy, chosen in self._cells():
-            for measure in MEASURES:
-                values = self.of(measure)[chosen, copy].double().numpy()
-                rows.append({"condition": name, "copy": copy, "measure": measure, **_summary(values)})
-        return pd.DataFrame(rows)
+        return self._table(self.measures.permute(1, 2, 0), pd.DataFrame({"measure": MEASURES}))
 
     def lens_frame(self) -> pd.DataFrame:
-        """The logit lens: ``condition, copy, layer`` (the stream before it; one more for the end), mean, interval."""
-        rows: list[dict[str, Any]] = []
-        for name, copy, chosen in self._cells():
-            for layer in range(self.lens.shape[2]):
-                values = self.lens[chosen, copy, layer].double().numpy()
-                rows.append({"condition": name, "copy": copy, "layer": layer, **_summary(values)})
-        return pd.DataFrame(rows)
+        """The logit lens: ``text_kind, copy, layer`` (the stream before it; one more for the end), mean, interval."""
+        return self._table(self.lens, pd.DataFrame({"layer": range(self.lens.shape[2])}))
 
     def parts_frame(self, copy: int | None = None) -> pd.DataFrame:
-        """What all heads together, every MLP, the embedding and the biases add: ``condition, part, layer``, mean, ...
+        """What all heads together, every MLP, the embedding and the biases add: ``text_kind, part, layer``, mean, ...
 
         Args:
             copy: of one copy; by default the mean over those that follow a whole cycle.
         """
-        rows: list[dict[str, Any]] = []
-        heads, mlps = self._over_copies(self.heads, copy).sum(3), self._over_copies(self.mlps, copy)
-        tables = {"heads": heads[:, 0], "mlp": mlps[:, 0]}
-        for name in self.groups:
-            chosen = [i for i, label in enumerate(self.labels) if label == name]
-            for part, table in tables.items():
-                for layer in range(table.shape[1]):
-                    values = table[chosen, layer].double().numpy()
-                    rows.append({"condition": name, "part": part, "layer": layer, **_summary(values)})
-            for part in ("embedding", "biases"):
-                values = self._over_copies(self.of(part), copy)[chosen, 0].double().numpy()
-                rows.append({"condition": name, "part": part, "layer": pd.NA, **_summary(values)})
-        return pd.DataFrame(rows).astype({"layer": "Int64"})
+        parts = [self.heads.sum(3), self.mlps, self.of("embedding")[..., None], self.of("biases")[..., None]]
+        names = [(part, layer) for part in ("heads", "mlp") for layer in range(self.mlps.shape[2])]
+        items = pd.DataFrame([*names, ("embedding", pd.NA), ("biases", pd.NA)], columns=["part", "layer"])
+        table = self._table(self._over_copies(torch.cat(parts, dim=2), copy), items)
+        return table.drop(columns="copy").astype({"layer": "Int64"})
 
     def head_effects(self, copy: int | None = None) -> HeadEffects:
         """What each head adds to the logit difference, for the tables of :class:`HeadEffects`: positive facilitates.
@@ -184,13 +151,13 @@ class ConditionContrastResult(Result):
             InputError: a copy that was not looked at.
         """
         values = self._over_copies(self.heads, copy)[:, 0].double().numpy()
-        return HeadEffects(values, self.labels, list(self.prompts), "direct logit attribution")
+        return HeadEffects(values, self.labels, list(self.clusters), "direct logit attribution", list(self.ids))
 
     def top(self, k: int) -> list[tuple[int, int]]:
-        """The ``k`` heads in which induced copying and natural loops differ most.
+        """The ``k`` heads in which induced texts and natural loops differ most.
 
         Raises:
-            InputError: ``k`` larger than the number of heads, or a condition that is missing.
+            InputError: ``k`` larger than the number of heads, or a kind that is missing.
         """
         frame = self.head_effects().contrast()
         check_count(k, len(frame), "heads")
@@ -209,21 +176,22 @@ class ConditionContrastResult(Result):
         later = values[:, 1:].nanmean(1, keepdim=True)
         return later.where(~later.isnan(), values[:, :1])
 
-    def _cells(self) -> list[tuple[str, int, list[int]]]:
-        """Groups and copies that have texts, with the numbers of these texts."""
-        cells = []
+    def _table(self, values: Float[Tensor, "text copy item"], items: pd.DataFrame) -> pd.DataFrame:
+        """One row per group, copy that has texts, and item: mean, interval, median, number of texts."""
+        labels, clusters, tables = np.array(self.labels, dtype=object), np.array(self.clusters), []
         for name in self.groups:
-            for copy in range(self.copies + 1):
-                chosen = [i for i, label in enumerate(self.labels) if label == name and int(self.counts[i, copy])]
-                if chosen:
-                    cells.append((name, copy, chosen))
-        return cells
-
-
-def _summary(values: np.ndarray) -> dict[str, float]:
-    known = values[~np.isnan(values)]
-    low, high = paired_bootstrap_interval(known)
-    return {"value": known.mean(), "low": low, "high": high, "median": float(np.median(known)), "n": len(known)}
+            for copy in range(values.shape[1]):
+                table = values[labels == name, copy].double().numpy().T
+                known = ~np.isnan(table).all(0)
+                if known.any():
+                    table = table[:, known]
+                    ends = cluster_intervals(table, clusters[labels == name][known])
+                    numbers = {"value": table.mean(1), "low": ends[:, 0], "high": ends[:, 1]}
+                    numbers |= {"median": np.median(table, axis=1), "n": table.shape[1]}
+                    tables.append(items.assign(**numbers).assign(text_kind=name, copy=copy))
+        frame = pd.concat(tables, ignore_index=True)
+        first = ["text_kind", "copy"]
+        return frame[[*first, *(column for column in frame if column not in first)]]
 
 
 _LOGITS_AT_ONCE = 2**25
@@ -380,7 +348,7 @@ def _of_text(facts: dict[Any, Any], length: int, copies: int) -> tuple[list[int]
         raise InputError(
             f"text {facts['id']!r} of {length} tokens with a cycle of {period} from {start}",
             "a cycle and the beginning of its second copy",
-            "build it with mechrep.natural_condition or induced_condition",
+            "build it with natural_texts or induced_texts",
         )
     whole = min(copies + 1, (length - start) // period)
     skipped = 1 if facts.get("seam", False) else 0
@@ -389,35 +357,35 @@ def _of_text(facts: dict[Any, Any], length: int, copies: int) -> tuple[list[int]
 
 
 _KEPT_BYTES = 2**28  # of residual streams and head outputs, until the last layer says what they mean
-_NEEDED = ("condition", "builder", "prompt", "start", "period", "prompt_length")
+_NEEDED = ("builder", "prompt", "start", "period", "prompt_length")
 
 
-class ConditionContrast(Analyzer[ConditionContrastResult]):
-    """Confidence, logit lens and direct logit attribution by condition and by number of cycles shown.
+class TextKindContrast(Analyzer[TextKindContrastResult]):
+    """Confidence, logit lens and direct logit attribution by kind of text and by number of cycles shown.
 
     Args:
         model: the model that will be read.
         copies: copies beyond the first that are looked at.
 
     Raises:
-        InputError: fewer than one copy; later, texts that no condition's builder made.
+        InputError: fewer than one copy; later, texts that no builder of text kinds made.
         ModelError: a model without separate heads.
 
-    Source: the question and the conditions are Mahaut & Franzon 2025's (arXiv 2504.01100); direct logit attribution
+    Source: the question and the kinds of text are Mahaut & Franzon 2025's (arXiv 2504.01100); direct logit attribution
     as in Elhage et al. 2021 (*A Mathematical Framework for Transformer Circuits*).  Their published readout uses slices
-    of the attention output behind ``W_O``, which mix all heads, and other positions for each condition.
+    of the attention output behind ``W_O``, which mix all heads, and other positions for each kind.
 
     Limits: direct attribution sees what a part writes for this token, not what later parts make of it.  Ablate as
     well (:func:`mechrep.studies.text_kind_effects.ablation_contrast`).
 
     Example:
         >>> import mechrep
-        >>> from mechrep.generation.text_kinds import induced_condition, joined_conditions
+        >>> from mechrep.generation.text_kinds import induced_texts, joined_texts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.generation.sample_prompts(model, 8)
-        >>> induced = induced_condition(model, prompts, 2, "cycle", max_new_tokens=100)
-        >>> corpus = joined_conditions(induced, n_ctx=model.anatomy.n_ctx, copies=2)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(ConditionContrast(model, copies=2))
+        >>> induced = induced_texts(model, prompts, 2, "cycle", max_new_tokens=100)
+        >>> corpus = joined_texts(induced, n_ctx=model.anatomy.n_ctx, copies=2)
+        >>> (result,) = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=2))
         >>> result.residual() < 1e-4
         True
     """
@@ -442,7 +410,7 @@ class ConditionContrast(Analyzer[ConditionContrastResult]):
         return range(anatomy.n_layers - 1 if site is Site.RESID_POST else 0, anatomy.n_layers)
 
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
-        """Empty sums for every text; refuses a corpus that no condition's builder made.
+        """Empty sums for every text; refuses a corpus that no builder of text kinds made.
 
         Raises:
             InputError: columns that are missing.
@@ -450,15 +418,16 @@ class ConditionContrast(Analyzer[ConditionContrastResult]):
         if missing := [name for name in _NEEDED if name not in frame]:
             raise InputError(
                 f"a corpus without {missing}",
-                "texts of natural_condition, induced_condition or control_condition",
-                "build the conditions, and join them with joined_conditions",
+                "texts of natural_texts, induced_texts or control_texts",
+                "build these, and join them with joined_texts",
             )
         size = (len(frame), self.copies + 1)
         shapes: dict[str, tuple[int, ...]] = {"count": size, "lens": (*size, anatomy.n_layers + 1)}
         shapes |= {"heads": (*size, anatomy.n_layers, anatomy.n_heads), "mlps": (*size, anatomy.n_layers)}
         shapes |= dict.fromkeys(MEASURES, size)
         self.state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        self._labels = {name: frame[name].astype(str).tolist() for name in ("id", "condition", "builder", "prompt")}
+        self._labels = {name: frame[name].astype(str).tolist() for name in ("id", "builder", "prompt")}
+        self._labels |= {"text_kind": text_kinds_of(frame), "cluster": clusters_of(frame)}
         self._expected: ExpectedTokens | None = None
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002
@@ -509,7 +478,7 @@ class ConditionContrast(Analyzer[ConditionContrastResult]):
         for name, values in sums.items():
             self.state[name].flatten(0, 1).index_add_(0, cells, values.double().cpu())
 
-    def result(self, provenance: Provenance) -> ConditionContrastResult:
+    def result(self, provenance: Provenance) -> TextKindContrastResult:
         """Means by text and copy.
 
         Raises:
@@ -518,14 +487,14 @@ class ConditionContrast(Analyzer[ConditionContrastResult]):
         count = self.state["count"]
         if not count.any():
             raise NothingFoundError(
-                f"{len(count)} texts without an expected token", "texts with a cycle", "build the conditions again"
+                f"{len(count)} texts without an expected token", "texts with a cycle", "build the texts again"
             )
 
         def mean(name: str) -> Tensor:
             value = self.state[name]
             return (value / count.view(*count.shape, *[1] * (value.ndim - 2))).float()
 
-        return ConditionContrastResult(
+        return TextKindContrastResult(
             provenance,
             measures=torch.stack([mean(name) for name in MEASURES]),
             lens=mean("lens"),
@@ -534,51 +503,54 @@ class ConditionContrast(Analyzer[ConditionContrastResult]):
             counts=count.long(),
             copies=self.copies,
             ids=self._labels["id"],
-            conditions=self._labels["condition"],
+            text_kinds=self._labels["text_kind"],
+            clusters=self._labels["cluster"],
             builders=self._labels["builder"],
             prompts=self._labels["prompt"],
         )
 
 
-def contrast_conditions(
+def contrast_text_kinds(
     model: Model,
-    conditions: Sequence[Corpus],
+    texts: Sequence[Corpus],
     *,
     copies: int = COPIES,
     store: str | Path | None = None,
     progress: bool | None = None,
-) -> ConditionContrastResult:
-    """Join conditions and read the model over them: :class:`ConditionContrast` in one line.
+) -> TextKindContrastResult:
+    """Join kinds of text and read the model over them: :class:`TextKindContrast` in one line.
 
     Args:
         model: the model.
-        conditions: built from one list of prompts.
+        texts: natural, induced, control, built from one list of prompts.
         copies: copies beyond the first.
         store: folder for results, see :class:`mechrep.CorpusCache`.
         progress: show a progress bar.
 
     Raises:
-        InputError: conditions that cannot be joined.
+        InputError: texts that cannot be joined.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.generation.text_kinds import induced_condition, natural_condition
+        >>> from mechrep.generation.text_kinds import induced_texts, natural_texts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> prompts = mechrep.generation.sample_prompts(model, 8)
-        >>> natural = natural_condition(model, prompts, max_new_tokens=100)
-        >>> induced = induced_condition(model, prompts, 2, "cycle", max_new_tokens=100)
-        >>> result = contrast_conditions(model, [natural, induced], copies=1)
+        >>> natural = natural_texts(model, prompts, max_new_tokens=100)
+        >>> induced = induced_texts(model, prompts, 2, "cycle", max_new_tokens=100)
+        >>> result = contrast_text_kinds(model, [natural, induced], copies=1)
         >>> sorted(result.groups)
         ['induced', 'natural']
     """
     anatomy = model.anatomy
-    corpus = joined_conditions(*conditions, n_ctx=anatomy.n_ctx, copies=copies)
+    corpus = joined_texts(*texts, n_ctx=anatomy.n_ctx, copies=copies)
     per_token = anatomy.d_model * (2 * anatomy.n_layers + 1) * model.dtype.itemsize
     batch_size = max(1, _KEPT_BYTES // per_token // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), store=store, progress=progress)
-    (result,) = cache.run(ConditionContrast(model, copies=copies))
-    assert isinstance(result, ConditionContrastResult)
+    (result,) = cache.run(TextKindContrast(model, copies=copies))
     return result
+
+
+ConditionContrast, contrast_conditions = TextKindContrast, contrast_text_kinds  # their earlier names
 
 
 _COLOURS = {"natural": ACCENT, "induced": "#3b82c4", "control": "#747c88"}
@@ -589,19 +561,19 @@ _CONFIDENCE = {
 }
 
 
-def confidence_figure(result: ConditionContrastResult) -> go.Figure:
-    """Probability, entropy and rank of the expected token, by the number of cycles shown, one line per condition.
+def confidence_figure(result: TextKindContrastResult) -> go.Figure:
+    """Probability, entropy and rank of the expected token, by the number of cycles shown, one line per kind of text.
 
     Args:
-        result: of :class:`mechrep.ConditionContrast`.
+        result: of :class:`mechrep.TextKindContrast`.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.measures.natural_vs_induced import contrast_conditions
-        >>> from mechrep.generation.text_kinds import natural_condition
+        >>> from mechrep.measures.natural_vs_induced import contrast_text_kinds
+        >>> from mechrep.generation.text_kinds import natural_texts
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> natural = natural_condition(model, mechrep.generation.sample_prompts(model, 4), max_new_tokens=100)
-        >>> confidence_figure(contrast_conditions(model, [natural], copies=1)).layout.title.text
+        >>> natural = natural_texts(model, mechrep.generation.sample_prompts(model, 4), max_new_tokens=100)
+        >>> confidence_figure(contrast_text_kinds(model, [natural], copies=1)).layout.title.text
         'Confidence by number of cycles shown'
     """
     from plotly.subplots import make_subplots
@@ -610,7 +582,7 @@ def confidence_figure(result: ConditionContrastResult) -> go.Figure:
     figure = make_subplots(1, len(_CONFIDENCE), subplot_titles=list(_CONFIDENCE.values()), horizontal_spacing=0.09)
     for column, measure in enumerate(_CONFIDENCE, start=1):
         for number, name in enumerate(result.groups):
-            line = frame[(frame["condition"] == name) & (frame["measure"] == measure)]
+            line = frame[(frame["text_kind"] == name) & (frame["measure"] == measure)]
             ranked = measure == "rank"
             y = line["median" if ranked else "value"].tolist()
             band = None if ranked else (line["low"].tolist(), line["high"].tolist())
@@ -625,18 +597,18 @@ def confidence_figure(result: ConditionContrastResult) -> go.Figure:
     return titled.update_layout(margin={"t": 150}, legend={"y": 1.1})
 
 
-def lens_figure(result: ConditionContrastResult, copy: int = 1) -> go.Figure:
-    """The logit lens: log-probability of the expected token after each layer, one line per condition.
+def lens_figure(result: TextKindContrastResult, copy: int = 1) -> go.Figure:
+    """The logit lens: log-probability of the expected token after each layer, one line per kind of text.
 
     Args:
-        result: of :class:`mechrep.ConditionContrast`.
-        copy: cycles shown; a condition without that copy (a control) is drawn with its only one.
+        result: of :class:`mechrep.TextKindContrast`.
+        copy: cycles shown; a kind without that copy (a control) is drawn with its only one.
     """
     import plotly.graph_objects as go
 
     frame, figure = result.lens_frame(), go.Figure()
     for number, name in enumerate(result.groups):
-        own = frame[frame["condition"] == name]
+        own = frame[frame["text_kind"] == name]
         line = own[own["copy"] == (copy if copy in set(own["copy"]) else own["copy"].min())]
         band = (line["low"].tolist(), line["high"].tolist())
         _add_line(figure, line["layer"].tolist(), line["value"].tolist(), band, name, number, None)
@@ -649,7 +621,7 @@ def lens_figure(result: ConditionContrastResult, copy: int = 1) -> go.Figure:
     )
 
 
-def _said(result: ConditionContrastResult) -> str:
+def _said(result: TextKindContrastResult) -> str:
     groups = ", ".join(f"{name}: {counted(n, 'text')}" for name, n in result.groups.items())
     return f"{result.provenance.model['name']}; {groups}"
 

@@ -1,240 +1,263 @@
-"""Natural loops against copying that was asked for, from one list of prompts to the answer: do other heads carry it?"""
+"""Do natural loops and copying in context rest on the same heads?  From one list of prompts to the verdicts."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
-from mechrep.ablation.old_controls import as_seeds
+from mechrep.ablation.effects import Effects, judge
+from mechrep.ablation.texts import shared_repeats
+from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.text_kinds import condition_flow, control_condition, induced_condition, natural_condition
-from mechrep.generation.written import Builder
-from mechrep.measures.head_scores import HeadScoreResult, score_heads
-from mechrep.measures.natural_vs_induced import ConditionContrastResult, contrast_conditions
-from mechrep.measures.text_kind_design import HeadEffects
+from mechrep.generation.text_kinds import control_texts, induced_texts, natural_texts, text_flow
+from mechrep.generation.written import Builder, text_kind_preset
+from mechrep.measures.head_scores import HeadScores
+from mechrep.measures.natural_vs_induced import (
+    TextKindContrastResult,
+    confidence_figure,
+    contrast_text_kinds,
+    lens_figure,
+)
+from mechrep.measures.text_kind_design import FIRST, SECOND, HeadEffects, head_contrast_figure
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.run import Run
+from mechrep.sections import Section
 from mechrep.studies.text_kind_effects import (
-    LEVEL,
-    HeadContrastResult,
+    LOG_PROBABILITY,
     ablation_contrast,
     compare_heads,
     head_dissociation,
+    head_effects,
     patching_contrast,
 )
 from mechrep.text.corpus import Corpus, windows_of_text
 
 BUILDERS: tuple[Builder, ...] = ("text", "cycle")
 CONTROLS = ("random", "layer_matched")
-_HALF = 0.5
-Answer = Literal["other heads", "same heads", "not found"]
+SCORES = ("induction", "self_finding", "previous_token", "first_token")
+SHOWN = {"text": "texts shown again", "cycle": "cycles shown again"}
+ABLATED, WRITES, PATCHED = "ablated alone", "writes", "patched"
+_LENGTH = 32  # tokens of a prompt, as published
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class BuilderContrast:
-    """One induced condition against natural loops.
+class TextKindContrastStudy:
+    """One builder's induced texts against natural loops.
 
     Attributes:
         builder: its name in all tables, ``"icl_from_cycle(2)"``.
         induced: its texts.
         seen: confidence, logit lens and direct attribution.
-        cut: every head cut alone.
+        ablated: every head ablated alone.
         patched: every head patched from texts without repetition; ``None`` where there is no such text.
-        heads: ``attribution``, ``ablation`` (and ``patching``): the contrast of every head, corrected.
-        comparison: by the same names, :func:`~mechrep.studies.text_kind_effects.compare_heads`.
-        specialisation: by the same names, how concentrated the effects are.
-        overlap: by the same names, which kinds of heads lead.
-        sets: heads that lead, cut together in texts on which they were not found; ``None`` with too few texts.
+        sets: heads that lead, ablated together in texts on which they were not found; ``None`` with too few texts.
+        compared: of every estimator, the rows of :func:`~mechrep.studies.text_kind_effects.compare_heads`.
         left_out: what could not be done, and why.
     """
 
     builder: str
     induced: Corpus
-    seen: ConditionContrastResult
-    cut: HeadContrastResult
-    patched: HeadContrastResult | None
-    heads: Mapping[str, pd.DataFrame]
-    comparison: Mapping[str, pd.DataFrame]
-    specialisation: Mapping[str, pd.DataFrame]
-    overlap: Mapping[str, pd.DataFrame]
-    sets: pd.DataFrame | None
+    seen: TextKindContrastResult
+    ablated: Effects
+    patched: Effects | None
+    sets: Effects | None
+    compared: pd.DataFrame
     left_out: Mapping[str, str]
 
-    def compared(self, measure: str, of: str = "ablation") -> pd.Series:
-        """One row of a comparison."""
-        return self.comparison[of].set_index("measure").loc[measure]
-
     @property
-    def answer(self) -> Answer:
-        """Do other heads carry the two, by ablation?
+    def heads(self) -> dict[str, HeadEffects]:
+        """One number per text and head, by estimator."""
+        found = {ABLATED: head_effects(self.ablated), WRITES: self.seen.head_effects()}
+        return found if self.patched is None else found | {PATCHED: head_effects(self.patched)}
 
-        They differ if the same heads carry less of the effect in both than with swapped labels (p below 0.05), or if
-        single heads matter to a different degree (FDR below 0.05), more of them than in every placebo.  Then it is
-        ``"other heads"`` if the same heads carry less than half, else ``"same heads"``, to another degree; half is a
-        convention.  ``"not found"``: they are not found to differ.
-        """
-        common, differing = self.compared("common"), self.compared("differing_heads")
-        if common["p"] >= LEVEL and not differing["value"] > differing["null_high"]:
-            return "not found"
-        return "other heads" if common["value"] < _HALF else "same heads"
+    def head_table(self) -> pd.DataFrame:
+        """Every head ablated alone, with ``D`` of the other estimators: one row per head, the largest ``|D|`` first."""
+        table = self.heads[ABLATED].contrast()
+        for name, effects in self.heads.items():
+            if name != ABLATED:
+                other = effects.contrast(draws=2)[["layer", "head", "D"]].rename(columns={"D": f"D, {name}"})
+                table = table.merge(other, on=["layer", "head"])
+        return table
+
+    def claims(self) -> pd.DataFrame:
+        """Rows of tests, each with its ``claim``; not yet judged together."""
+        rows = self.compared[self.compared["name"] == self.heads[ABLATED].measure]
+        named = {"common": "other_heads", "differing_heads": "degree", "gini": "fewer_heads"}
+        tables = [rows.assign(claim=rows["measure"].map(named)).dropna(subset=["claim"])]
+        if self.sets is not None:
+            table = self.sets.summary()
+            own = [f"{LOG_PROBABILITY}, {name.removesuffix(' heads')}" for name in table["name"]]
+            claim = table["name"].str.replace(" heads", "_heads", regex=False)
+            tables.append(table.assign(claim=claim)[(table["measure"] == own).to_numpy()])
+        return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True)
-class ConditionStudy:
+class TextKindStudy:
     """Everything that the report shows about natural loops and induced copies.
 
     Attributes:
         model_name: how the model was named.
-        preset: whose protocol made the conditions.
-        prompts: how many were tried.
-        k: heads compared and cut together.
-        op: what stood in the place of a cut head.
+        preset: whose protocol made the texts.
+        prompts: the list of prompts.
+        k: heads compared and ablated together.
+        op: what stands in the place of an ablated head.
         natural: texts that loop by themselves.
         control: continuations that do not loop; ``None`` if every text loops.
         flow: for each builder, how many texts loop, may be shown again, and are copied.
         texts: for each builder, the same text by text.
         contrasts: for each builder that gave texts.
-        scores: of all heads, on random repeats.
-        new_tokens: tokens generated for all conditions; cutting and patching generate none.
+        scores: of all heads, on random repeats, by name.
+        new_tokens: tokens generated for all kinds; ablating and patching generate none.
         left_out: what could not be built, and why.
         provenance: of the whole study.
     """
 
     model_name: str
     preset: str
-    prompts: int
+    prompts: Corpus
     k: int
     op: str
     natural: Corpus
     control: Corpus | None
     flow: Mapping[str, pd.DataFrame]
     texts: Mapping[str, pd.DataFrame]
-    contrasts: Mapping[str, BuilderContrast]
-    scores: HeadScoreResult
+    contrasts: Mapping[str, TextKindContrastStudy]
+    scores: Mapping[str, Float[Tensor, "layer head"]]
     new_tokens: int
     left_out: Mapping[str, str]
     provenance: Provenance
 
+    def claims(self) -> pd.DataFrame:
+        """All claims, judged as one family."""
+        tables = [found.claims().assign(induced_texts=SHOWN[shown]) for shown, found in self.contrasts.items()]
+        if not tables:
+            return pd.DataFrame()
+        return judge(pd.concat(tables, ignore_index=True), family="natural loops beside induced texts")
 
-@dataclass(frozen=True)
-class _Settings:
-    """What both builders share."""
+    def overlap(self) -> pd.DataFrame:
+        """Which kinds of heads lead when ablated alone, see :meth:`HeadEffects.overlap`; one row per builder and kind.
 
-    control: Corpus | None
-    scores: HeadScoreResult
-    k: int
-    op: str
-    draws: int
-    patched: int
-    store: str | Path | None
-    seed: int
-    progress: bool | None
+        Columns: ``induced_texts`` and those of :meth:`HeadEffects.overlap`.
+        """
+        tables = [
+            found.heads[ABLATED].overlap(self.scores, self.k).assign(induced_texts=SHOWN[shown])
+            for shown, found in self.contrasts.items()
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def section(self) -> Section:
+        """The section of the report."""
+        flow = _stacked({SHOWN[shown]: table for shown, table in self.flow.items()})
+        missing = [(SHOWN.get(name, name), why) for name, why in self.left_out.items()]
+        missing += [(f"{SHOWN[shown]}, {name}", why)
+                    for shown, found in self.contrasts.items() for name, why in found.left_out.items()]  # fmt: skip
+        tables, figures = {"flow": flow}, {}
+        for shown, found in self.contrasts.items():
+            tables |= {f"heads_{shown}": _head_rows(found), f"compared_{shown}": _compared_rows(found)}
+            if found.sets is not None:
+                tables[f"sets_{shown}"] = _set_rows(found.sets)
+            figures[f"heads_{shown}"] = head_contrast_figure(found.heads[ABLATED])
+            figures |= {f"confidence_{shown}": confidence_figure(found.seen), f"lens_{shown}": lens_figure(found.seen)}
+            if found.sets is not None:
+                figures[f"sets_{shown}"] = found.sets.plot()
+        if self.contrasts:
+            tables["kinds"] = self.overlap()
+        if missing:
+            tables["left_out"] = pd.DataFrame(missing, columns=["part", "reason"])
+        fields = {
+            "model": self.model_name, "prompts": len(self.prompts), "loops": len(self.natural),
+            "builders": " and ".join(SHOWN[shown] for shown in self.contrasts) or "none", "k": self.k, "op": self.op,
+            "preset": self.preset, "new_tokens": self.new_tokens,
+        }  # fmt: skip
+        variant = "" if self.contrasts else "not_compared"
+        return Section("text_kinds", self.provenance, fields, self.claims(), tables, figures, variant)
 
 
-def run_condition_study(
+def run_text_kind_study(
     model: Model,
     *,
-    prompts: int = 200,
-    length: int = 32,
+    prompts: Corpus | None = None,
     preset: str = "mechrep",
-    builders: Sequence[Builder] = BUILDERS,
-    copies: int = 2,
+    builders: Mapping[Builder, int] | Sequence[Builder] = BUILDERS,
     max_new_tokens: int | None = None,
     k: int = 3,
     op: str = "mean",
-    seeds: int | Sequence[int] = 5,
-    patched: int = 48,
-    held_out_text: str | None = None,
-    store: str | Path | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> ConditionStudy:
+    run: Run | None = None,
+) -> TextKindStudy:
     """Build natural loops, induced copies and controls from one list of prompts, and compare the heads behind them.
 
     Args:
         model: the model.
-        prompts: how many, spread evenly over the text.
-        length: tokens of each, without BOS.
+        prompts: the fixed list; by default windows of 32 tokens of the embedded English text.
         preset: see :mod:`mechrep.generation.written`.
-        builders: ``"text"`` shows texts that do not loop, ``"cycle"`` the cycles of those that do.
-        copies: how often they are shown.
+        builders: ``"text"`` shows texts that do not loop, ``"cycle"`` the cycles of those that do; with how often:
+            ``{"cycle": 3}``; by default the preset's number.
         max_new_tokens: greedy tokens after each prompt; the preset's by default.
-        k: heads compared and cut together, at most half of the model's.
-        op: what stands in the place of a cut head: see :func:`~mechrep.studies.text_kind_effects.ablation_contrast`.
-        seeds: draws of the control heads.
-        patched: texts of each condition that are patched; 0 for none.
-        held_out_text: where prompts are taken from; the embedded English text by default.
-        store: folder that lets a stopped study go on: finished shards of cuts and patches are not computed again.
-        seed: of splits, draws and the choice of donors.
-        progress: show progress bars.
+        k: heads compared and ablated together, at most half of the model's.
+        op: what stands in the place of an ablated head: see
+            :func:`~mechrep.studies.text_kind_effects.ablation_contrast`.
+        run: options; the effort says how many prompts, controls, and texts that are patched.
 
     Raises:
         NothingFoundError: no text loops by itself.
         InputError: an unknown preset or operation, prompts that leave no room in the context.
         StoreError: the store cannot be read or written.
 
-    Source: Mahaut & Franzon 2025 (arXiv 2504.01100) for the question and the conditions; see
+    Source: Mahaut & Franzon 2025 (arXiv 2504.01100) for the question and the kinds of text; see
     :mod:`mechrep.measures.natural_vs_induced` for what is measured otherwise.
 
-    Limits: the texts are written anew by every run; with greedy text they are the same ones.
+    Limits: with few prompts or few families of loops every verdict is "too few".
 
     Example:
         >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> study = run_condition_study(
-        ...     model, prompts=12, length=16, builders=["cycle"], max_new_tokens=100, k=1, op="zero", seeds=1, patched=0
+        >>> model, run = mechrep.load_model("mechrep-tiny"), mechrep.run.Run(effort="quick", progress=False)
+        >>> prompts = mechrep.generation.sample_prompts(model, 12)
+        >>> study = run_text_kind_study(
+        ...     model, prompts=prompts, builders=["cycle"], max_new_tokens=100, k=1, op="zero", run=run
         ... )
-        >>> list(study.contrasts), len(study.contrasts["cycle"].heads["ablation"]) == study.scores.induction.numel()
+        >>> list(study.contrasts), len(study.contrasts["cycle"].head_table()) == study.scores["induction"].numel()
         (['cycle'], True)
     """
-    begin = 1 if model.default_prepend_bos and model.bos_id is not None else 0
-    listed = windows_of_text(model, held_out_text or tiny.held_out_text(), length=length + begin, limit=prompts)
-    common: dict[str, Any] = {"preset": preset, "max_new_tokens": max_new_tokens, "progress": progress}
-    natural = natural_condition(model, listed, **common)
+    options, listed = run or Run(), prompts
+    if listed is None:
+        begin = 1 if model.default_prepend_bos and model.bos_id is not None else 0
+        listed = windows_of_text(model, tiny.held_out_text(), length=_LENGTH + begin, limit=options.sizes.loops)
+    common: dict[str, Any] = {"preset": preset, "max_new_tokens": max_new_tokens, "progress": options.progress}
+    natural = natural_texts(model, listed, **common)
     left_out: dict[str, str] = {}
-    control = _unless_nothing(lambda: control_condition(model, listed, **common), "control", left_out)
+    control = _unless_nothing(lambda: control_texts(model, listed, **common), "control", left_out)
     k = min(k, max(1, model.anatomy.n_layers * model.anatomy.n_heads // 2))
-    scores = score_heads(model, seed=seed)
-    settings = _Settings(control, scores, k, op, len(as_seeds(seeds)), patched, store, seed, progress)
     flow, texts, contrasts, tokens = {}, {}, {}, int(natural.frame.attrs["new_tokens"])
-    for shown in builders:
-        found = condition_flow(model, listed, copies=copies, builder=shown, **common)
+    shown_as = dict(builders) if isinstance(builders, Mapping) else dict.fromkeys(builders, text_kind_preset(preset).copies)
+    for shown, copies in shown_as.items():
+        found = text_flow(model, listed, copies=copies, builder=shown, **common)
         flow[shown], texts[shown] = found.counts(), found.frame
         tokens += found.new_tokens - found.texts.new_tokens
-        make = functools.partial(induced_condition, model, listed, copies, shown, **common)
-        induced = _unless_nothing(make, shown, left_out)
+        induced = _unless_nothing(
+            lambda shown=shown, copies=copies: induced_texts(model, listed, copies, shown, **common), shown, left_out
+        )
         if induced is not None:
-            contrasts[shown] = _contrast(model, natural, induced, settings)
+            contrasts[shown] = _contrast(model, natural, induced, control, k, op, options)
     config = {
-        "study": "conditions", "preset": preset, "builders": list(builders), "copies": copies, "length": length,
-        "max_new_tokens": max_new_tokens, "k": k, "op": op, "seeds": list(as_seeds(seeds)), "patched": patched,
-        "seed": seed,
+        "study": "text kinds", "preset": preset, "builders": shown_as, "max_new_tokens": max_new_tokens, "k": k,
+        "op": op, "effort": options.effort, "seed": options.seed,
     }  # fmt: skip
-    return ConditionStudy(
-        model_name=model.name,
-        preset=preset,
-        prompts=len(listed),
-        k=k,
-        op=op,
-        natural=natural,
-        control=control,
-        flow=flow,
-        texts=texts,
-        contrasts=contrasts,
-        scores=scores,
-        new_tokens=tokens,
-        left_out=left_out,
-        provenance=provenance_of(model, listed, config),
-    )
+    return TextKindStudy(
+        model.name, preset, listed, k, op, natural, control, flow, texts, contrasts, _scores(model, options), tokens,
+        left_out, provenance_of(model, listed, config),
+    )  # fmt: skip
 
 
-def _unless_nothing(make: Callable[[], Any], name: str, left_out: dict[str, str]) -> Any:
+def _unless_nothing(make: Callable[[], T], name: str, left_out: dict[str, str]) -> T | None:
     """What was made, or ``None`` with the reason kept."""
     try:
         return make()
@@ -243,67 +266,84 @@ def _unless_nothing(make: Callable[[], Any], name: str, left_out: dict[str, str]
         return None
 
 
-def _contrast(model: Model, natural: Corpus, induced: Corpus, settings: _Settings) -> BuilderContrast:
+def _scores(model: Model, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
+    repeats = shared_repeats(model, run)
+    size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])
+    cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
+    (scores,) = cache.run(HeadScores(bos_id=model.bos_id))
+    return {name: scores.of(name) for name in SCORES}
+
+
+def _contrast(
+    model: Model, natural: Corpus, induced: Corpus, control: Corpus | None, k: int, op: str, run: Run
+) -> TextKindContrastStudy:
     """One builder, by all estimators."""
-    control, left_out = settings.control, dict[str, str]()
-    shared: dict[str, Any] = {"seed": settings.seed, "store": settings.store, "progress": settings.progress}
-    conditions = [natural, induced, *([control] if control is not None else [])]
-    seen = contrast_conditions(model, conditions, store=settings.store, progress=settings.progress)
-    cut = ablation_contrast(model, conditions, ops=[settings.op], reference=control, **shared)
-    patched = _patched(model, [natural, induced], settings, shared, left_out)
-    effects = {"attribution": seen.head_effects(), "ablation": cut.head_effects()}
-    if patched is not None:
-        effects["patching"] = patched.head_effects()
+    left_out: dict[str, str] = {}
+    both, all_texts = [natural, induced], [natural, induced, *([control] if control is not None else [])]
+    seen = contrast_text_kinds(model, all_texts, store=run.store, progress=run.progress)
+    ablated = ablation_contrast(model, both, ops=[op], reference=control, run=run)
+    patched = _patched(model, both, control, run, left_out)
     try:
-        sets = head_dissociation(
-            model, conditions[:2], k=settings.k, op=settings.op, controls=CONTROLS, draws=settings.draws,
-            reference=control, strict=False, **shared,
-        )  # fmt: skip
-        left_out |= {f"control heads ({name})": why for name, why in sets.attrs["left_out"].items()}
-    except InputError as error:  # too few texts to find heads in one half and to cut them in the other
+        sets = head_dissociation(model, both, k=k, op=op, controls=CONTROLS, reference=control, run=run)
+        left_out |= {f"control heads ({name})": why for name, why in sets.notes["left_out"].items()}
+    except InputError as error:  # too few texts to find heads in one half and to ablate them in the other
         sets, left_out["sets of heads"] = None, str(error)
+    tables = [head_effects(ablated), seen.head_effects(), *([] if patched is None else [head_effects(patched)])]
+    compared = pd.concat([compare_heads(one, k, seed=run.seed) for one in tables], ignore_index=True)
     (builder,) = set(induced.frame["builder"])
-    return BuilderContrast(
-        builder=builder,
-        induced=induced,
-        seen=seen,
-        cut=cut,
-        patched=patched,
-        **_tables(effects, settings),
-        sets=sets,
-        left_out=left_out,
-    )
+    return TextKindContrastStudy(builder, induced, seen, ablated, patched, sets, compared, left_out)
 
 
 def _patched(
-    model: Model, conditions: list[Corpus], settings: _Settings, shared: dict[str, Any], left_out: dict[str, str]
-) -> HeadContrastResult | None:
-    """Heads patched from control texts, in the first texts of each condition."""
-    if not settings.patched:
-        return None
-    if settings.control is None:
+    model: Model, texts: Sequence[Corpus], control: Corpus | None, run: Run, left_out: dict[str, str]
+) -> Effects | None:
+    """Heads patched from control texts, in the first texts of each kind."""
+    if control is None:
         left_out["patching"] = "no text without repetition to patch from"
         return None
-    few = [corpus.select(range(min(settings.patched, len(corpus)))) for corpus in conditions]
-    control = settings.control
-    found = _unless_nothing(lambda: patching_contrast(model, few, control, **shared), "patching", left_out)
+    few = [corpus.select(range(min(run.sizes.windows, len(corpus)))) for corpus in texts]
+    found = _unless_nothing(lambda: patching_contrast(model, few, control, run=run), "patching", left_out)
     if found is None:
         return None
-    known = ~found.untouched.isnan().any(1)
-    missing = {name for name in found.conditions} - {
-        name for name, here in zip(found.conditions, known.tolist(), strict=True) if here
-    }
+    missing = [measure.name.split(", ")[1] for measure in found.measures if bool(_unknown(found, measure.name))]
     if missing:
-        left_out["patching"] = f"no control text as long as any text of {', '.join(sorted(missing))}"
+        left_out["patching"] = f"no control text as long as any text of {', '.join(missing)}"
         return None
     return found
 
 
-def _tables(effects: Mapping[str, HeadEffects], settings: _Settings) -> dict[str, dict[str, pd.DataFrame]]:
-    """All tables of all measures."""
-    return {
-        "heads": {name: one.contrast() for name, one in effects.items()},
-        "comparison": {name: compare_heads(one, settings.k, seed=settings.seed) for name, one in effects.items()},
-        "specialisation": {name: one.specialisation() for name, one in effects.items()},
-        "overlap": {name: one.overlap(settings.scores, settings.k) for name, one in effects.items()},
-    }
+def _unknown(effects: Effects, measure: str) -> bool:
+    return bool(pd.isna(effects.of(measure)[0]).all())
+
+
+# --- tables of the section --------------------------------------------------------------------------------------------
+
+
+def _stacked(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([table.assign(induced_texts=name) for name, table in tables.items()], ignore_index=True)
+
+
+def _head_rows(found: TextKindContrastStudy) -> pd.DataFrame:
+    table = found.head_table()
+    table["name"] = [f"L{layer} H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+    others = [name for name in table if name.startswith("D, ")]
+    return table[["name", FIRST, SECOND, "D", "D_low", "D_high", "q", *others]].rename(columns={"name": "head"})
+
+
+def _compared_rows(found: TextKindContrastStudy) -> pd.DataFrame:
+    table, ends = found.compared, {}
+    for name in ("low", "high", "control_low", "control_high"):
+        ends[name] = table[name] + table["baseline"]
+    shown = table.assign(**ends, swapped=table["baseline"])
+    columns = ["name", "measure", "value", "low", "high", "swapped", "control_low", "control_high", "p", "q", "verdict"]
+    return shown[columns].rename(columns={"name": "estimator"})
+
+
+def _set_rows(sets: Effects) -> pd.DataFrame:
+    table = sets.summary(family="sets of heads")
+    heads = {one.name: " ".join(f"{a}.{b}" for a, b in one.components["heads"])
+             for one in sets.conditions if one.selection == "ablation"}  # fmt: skip
+    table["measured_in"] = table["measure"].str.removeprefix(f"{LOG_PROBABILITY}, ")
+    table = table.assign(heads=table["name"].map(heads))
+    columns = ["name", "heads", "measured_in", "effect", "low", "high", "control_low", "control_high", "m", "n", "q"]
+    return table[[*columns, "verdict"]]

@@ -32,14 +32,7 @@ def loop_families(corpus: Corpus) -> list[str]:
     """
     ids = [str(name) for name in corpus.frame["id"]]
     grams = [_grams(cycle) for cycle in _cycles(corpus)]
-    parents = list(range(len(ids)))
-
-    def root(text: int) -> int:
-        while parents[text] != text:
-            parents[text] = parents[parents[text]]
-            text = parents[text]
-        return text
-
+    groups = _Groups(len(ids))
     owners: dict[tuple[int, ...], list[int]] = {}
     for text, own in enumerate(grams):
         shared: dict[int, int] = {}
@@ -49,9 +42,46 @@ def loop_families(corpus: Corpus) -> list[str]:
             owners[gram].append(text)
         for other, number in shared.items():
             if number >= _SHARED * min(len(own), len(grams[other])):
-                first, last = sorted((root(text), root(other)))
-                parents[last] = first
-    return [ids[root(text)] for text in range(len(ids))]
+                groups.join(text, other)
+    return [ids[groups.root(text)] for text in range(len(ids))]
+
+
+def linked(*columns: Sequence[object]) -> list[str]:
+    """Clusters of texts that share a value in any of several columns, such as their prompt or their family.
+
+    Args:
+        *columns: one value per text each.
+
+    Returns:
+        One name per text: the value of the cluster's first text in the first column.
+
+    Example:
+        >>> linked(["a", "a", "b", "c"], ["p", "q", "q", "r"])
+        ['a', 'a', 'a', 'c']
+    """
+    groups = _Groups(len(columns[0]))
+    for column in columns:
+        firsts: dict[object, int] = {}
+        for text, value in enumerate(column):
+            groups.join(firsts.setdefault(value, text), text)
+    return [str(columns[0][groups.root(text)]) for text in range(len(columns[0]))]
+
+
+class _Groups:
+    """Numbers that are joined to groups; each group is known by its smallest number."""
+
+    def __init__(self, size: int) -> None:
+        self.parents = list(range(size))
+
+    def root(self, number: int) -> int:
+        while self.parents[number] != number:
+            self.parents[number] = self.parents[self.parents[number]]
+            number = self.parents[number]
+        return number
+
+    def join(self, one: int, other: int) -> None:
+        first, last = sorted((self.root(one), self.root(other)))
+        self.parents[last] = first
 
 
 def _cycles(corpus: Corpus) -> list[tuple[int, ...] | None]:
