@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from mechrep.generation.decode import generate as generate
     from mechrep.generation.patched_model import PatchedModel as PatchedModel
     from mechrep.generation.text_kinds import control_condition as control_condition
+    from mechrep.generation.text_kinds import control_texts as control_texts
     from mechrep.generation.text_kinds import induced_condition as induced_condition
+    from mechrep.generation.text_kinds import induced_texts as induced_texts
     from mechrep.generation.text_kinds import natural_condition as natural_condition
+    from mechrep.generation.text_kinds import natural_texts as natural_texts
     from mechrep.interventions.ops import Heads as Heads
     from mechrep.interventions.ops import Neurons as Neurons
     from mechrep.interventions.ops import SinkPatch as SinkPatch
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from mechrep.measures.head_scores import induction_heads as induction_heads
     from mechrep.measures.head_scores import score_heads as score_heads
     from mechrep.measures.natural_vs_induced import ConditionContrast as ConditionContrast
+    from mechrep.measures.natural_vs_induced import TextKindContrast as TextKindContrast
     from mechrep.measures.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.measures.neurons import RepetitionNeurons as RepetitionNeurons
     from mechrep.measures.ov_cluster import ov_cluster as ov_cluster
@@ -77,9 +81,11 @@ _HOME = {
     "SinkNorms": "mechrep.measures.sink_norms",
     "SinkPatch": "mechrep.interventions.ops",
     "Site": "mechrep.models.anatomy",
+    "TextKindContrast": "mechrep.measures.natural_vs_induced",
     "TokenInformation": "mechrep.measures.token_information",
     "attention_sinks": "mechrep.measures.attention_sinks",
     "control_condition": "mechrep.generation.text_kinds",
+    "control_texts": "mechrep.generation.text_kinds",
     "detect_cycle": "mechrep.text.cycles",
     "find_first_token": "mechrep.measures.first_token",
     "find_sink": "mechrep.studies.find_sink",
@@ -87,10 +93,12 @@ _HOME = {
     "generate": "mechrep.generation.decode",
     "head_composition": "mechrep.measures.head_circuits",
     "induced_condition": "mechrep.generation.text_kinds",
+    "induced_texts": "mechrep.generation.text_kinds",
     "induction_heads": "mechrep.measures.head_scores",
     "known_sinks": "mechrep.studies.find_sink",
     "load_model": "mechrep.models.load",
     "natural_condition": "mechrep.generation.text_kinds",
+    "natural_texts": "mechrep.generation.text_kinds",
     "ov_cluster": "mechrep.measures.ov_cluster",
     "ov_scores": "mechrep.measures.head_circuits",
     "qk_attribution": "mechrep.measures.qk_attribution",

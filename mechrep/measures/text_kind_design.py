@@ -231,7 +231,7 @@ class Compared:
 
     value: float
     draws: Float[np.ndarray, " draw"]
-    swaps: Float[np.ndarray, " draw"]
+    swaps: Float[np.ndarray, " swap"]
 
     @property
     def interval(self) -> tuple[float, float]:

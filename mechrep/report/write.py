@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mechrep.errors import InputError, StoreError
-from mechrep.report.old_conditions_section import conditions_section
 from mechrep.report.old_first_layer_section import first_layer_section
 from mechrep.report.page import Badge, Section, figures_json, header_html, navigation_html, page_html, provenance_html
 from mechrep.studies.first_layer import FirstLayerStudy
 from mechrep.studies.full_study import MissingStudy
-from mechrep.studies.natural_vs_induced_study import ConditionStudy
 
 
 def missing_section(study: MissingStudy) -> Section:
@@ -33,7 +31,6 @@ def missing_section(study: MissingStudy) -> Section:
 
 SECTIONS: Mapping[type, tuple[Callable[[Any], Section], ...]] = {
     FirstLayerStudy: (first_layer_section,),
-    ConditionStudy: (conditions_section,),
     MissingStudy: (missing_section,),
 }
 

@@ -25,8 +25,8 @@ from mechrep.studies.full_study import StudySettings as StudySettings
 from mechrep.studies.full_study import run_studies as run_studies
 from mechrep.studies.heads import HeadStudy as HeadStudy
 from mechrep.studies.heads import run_head_study as run_head_study
-from mechrep.studies.natural_vs_induced_study import ConditionStudy as ConditionStudy
-from mechrep.studies.natural_vs_induced_study import run_condition_study as run_condition_study
+from mechrep.studies.natural_vs_induced_study import TextKindStudy as TextKindStudy
+from mechrep.studies.natural_vs_induced_study import run_text_kind_study as run_text_kind_study
 from mechrep.studies.neurons import RepetitionStudy as RepetitionStudy
 from mechrep.studies.neurons import run_repetition_study as run_repetition_study
 from mechrep.studies.repeat_behaviour import repeat_behaviour as repeat_behaviour

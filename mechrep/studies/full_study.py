@@ -18,7 +18,7 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run
 from mechrep.studies import first_layer as first_layer_study
 from mechrep.studies import heads as head_study
-from mechrep.studies import natural_vs_induced_study as condition_study
+from mechrep.studies import natural_vs_induced_study as text_kind_study
 from mechrep.studies import neurons as repetition_study
 from mechrep.studies import sink_patch as repair_study
 from mechrep.studies import sinks as sink_study
@@ -112,9 +112,9 @@ def _patch(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -
     return repair_study.run_repair_study(model, layer=settings.sink_layer, texts=windows, run=run)
 
 
-def _conditions(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
-    options = {"seeds": settings.seeds, "held_out_text": settings.held_out_text}
-    return condition_study.run_condition_study(model, **options, **settings.common())
+def _text_kinds(model: Model, settings: StudySettings, _earlier: Mapping[str, Any]) -> Any:
+    options = Run(store=settings.store, seed=settings.seed, progress=settings.progress)
+    return text_kind_study.run_text_kind_study(model, run=options)
 
 
 def _information(model: Model, settings: StudySettings, earlier: Mapping[str, Any]) -> Any:
@@ -136,7 +136,7 @@ PARTS: Mapping[str, Part] = {
     "sinks": _sinks,
     "first-layer": _first_layer,
     "patch": _patch,
-    "conditions": _conditions,
+    "text-kinds": _text_kinds,
     "information": _information,
     "training": _training,
 }

@@ -41,7 +41,12 @@ from mechrep.text.corpus import Corpus, windows_of_text
 
 BUILDERS: tuple[Builder, ...] = ("text", "cycle")
 CONTROLS = ("random", "layer_matched")
-SCORES = ("induction", "self_finding", "previous_token", "first_token")
+SCORES = {  # of heads on random repeats: how they are called here, and by the measure
+    "induction": "induction",
+    "duplicate_token": "self_finding",
+    "previous_token": "previous_token",
+    "first_token": "first_token",
+}
 SHOWN = {"text": "texts shown again", "cycle": "cycles shown again"}
 ABLATED, WRITES, PATCHED = "ablated alone", "writes", "patched"
 _LENGTH = 32  # tokens of a prompt, as published
@@ -179,7 +184,7 @@ class TextKindStudy:
             "preset": self.preset, "new_tokens": self.new_tokens,
         }  # fmt: skip
         variant = "" if self.contrasts else "not_compared"
-        return Section("text_kinds", self.provenance, fields, self.claims(), tables, figures, variant)
+        return Section("text-kinds", self.provenance, fields, self.claims(), tables, figures, variant)
 
 
 def run_text_kind_study(
@@ -237,7 +242,8 @@ def run_text_kind_study(
     control = _unless_nothing(lambda: control_texts(model, listed, **common), "control", left_out)
     k = min(k, max(1, model.anatomy.n_layers * model.anatomy.n_heads // 2))
     flow, texts, contrasts, tokens = {}, {}, {}, int(natural.frame.attrs["new_tokens"])
-    shown_as = dict(builders) if isinstance(builders, Mapping) else dict.fromkeys(builders, text_kind_preset(preset).copies)
+    usual = text_kind_preset(preset).copies
+    shown_as = dict(builders) if isinstance(builders, Mapping) else dict.fromkeys(builders, usual)
     for shown, copies in shown_as.items():
         found = text_flow(model, listed, copies=copies, builder=shown, **common)
         flow[shown], texts[shown] = found.counts(), found.frame
@@ -271,7 +277,7 @@ def _scores(model: Model, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])
     cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
     (scores,) = cache.run(HeadScores(bos_id=model.bos_id))
-    return {name: scores.of(name) for name in SCORES}
+    return {name: scores.of(of) for name, of in SCORES.items()}
 
 
 def _contrast(

@@ -1,31 +1,36 @@
-"""Conditions: who loops, who copies, what is shown, and that nothing is written twice."""
+"""Kinds of text: who loops, who copies, what is shown, and that nothing is written twice."""
 
 from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 import mechrep
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation import written as written_module
 from mechrep.generation.text_kinds import (
-    condition_flow,
-    control_condition,
+    clusters_of,
+    control_texts,
     copy_run,
-    induced_condition,
-    joined_conditions,
-    natural_condition,
+    induced_texts,
+    joined_texts,
+    match_lengths,
+    natural_texts,
+    text_flow,
 )
-from mechrep.generation.written import check_choice, cycle_of, write_texts
+from mechrep.generation.written import cycle_of, write_texts
 from mechrep.interventions import Heads
 from mechrep.text.corpus import Corpus
 from mechrep.text.cycles import smallest_tail_block, tail_cycle
-from tests.analyzers.planted_conditions import LOOP, prompts, two_mechanisms
+from tests.planted.two_mechanisms import LOOP, prompts, two_mechanisms
 from tests.planted.workbench import BOS, EOS, N_CTX
 from tests.studies import loops
 
@@ -70,14 +75,14 @@ def test_copy_run_is_the_longest_common_prefix(copy: list[int], continuation: li
 
 def test_the_planted_circuit_copies_and_without_its_head_it_does_not() -> None:
     planted = two_mechanisms()
-    flow = condition_flow(planted.model, listed(), max_new_tokens=NEW)
+    flow = text_flow(planted.model, listed(), max_new_tokens=NEW)
     frame = flow.frame
     assert frame["loops_naturally"].tolist() == [True] * 4 + [False] * 4
     assert (frame["loops_naturally"] ^ frame["eligible_for_icl"]).all()
     shown = frame[frame["eligible_for_icl"]]
     assert shown["copies_in_icl"].all() and shown["loops_in_icl"].all() and (shown["copy_share"] >= 1).all()
     assert frame.loc[frame["loops_naturally"], ["copies_in_icl", "loops_in_icl", "copy_run"]].isna().all(axis=None)
-    induced = induced_condition(planted.model, listed(), max_new_tokens=NEW)
+    induced = induced_texts(planted.model, listed(), max_new_tokens=NEW)
     for head in planted.heads:
         rows = [induced.row(i)[:end] for i, end in enumerate(induced.frame["prompt_length"])]
         written = mechrep.generate(
@@ -89,7 +94,7 @@ def test_the_planted_circuit_copies_and_without_its_head_it_does_not() -> None:
 
 
 def test_every_flag_is_what_greedy_decoding_by_hand_says() -> None:
-    model, frame = two_mechanisms().model, condition_flow(two_mechanisms().model, listed(), max_new_tokens=NEW).frame
+    model, frame = two_mechanisms().model, text_flow(two_mechanisms().model, listed(), max_new_tokens=NEW).frame
     for i in range(len(listed())):
         prompt = listed().row(i)
         written = by_hand(prompt, NEW)[len(prompt) :]
@@ -106,7 +111,7 @@ def test_every_flag_is_what_greedy_decoding_by_hand_says() -> None:
 
 def test_rows_are_made_of_the_prompts_and_their_continuations() -> None:
     model = two_mechanisms().model
-    natural = natural_condition(model, listed(), max_new_tokens=NEW)
+    natural = natural_texts(model, listed(), max_new_tokens=NEW)
     texts = write_texts(model, listed(), max_new_tokens=NEW)
     for i in range(len(natural)):
         facts, row = natural.frame.iloc[i], natural.row(i)
@@ -115,15 +120,15 @@ def test_rows_are_made_of_the_prompts_and_their_continuations() -> None:
         assert row[: facts["onset"]] == by_hand(prompt, facts["onset"] - len(prompt))
         assert row[facts["onset"] :] == row[facts["start"] : facts["onset"]]
         assert facts["prompt_length"] == facts["onset"] and facts["shown"] == 1
-    early = natural_condition(model, listed(), cut="start", max_new_tokens=NEW)
+    early = natural_texts(model, listed(), cut="start", max_new_tokens=NEW)
     assert (early.frame["prompt_length"] == early.frame["start"]).all() and set(early.frame["shown"]) == {0}
-    induced = induced_condition(model, listed(), 3, max_new_tokens=NEW)
-    cycles = induced_condition(model, listed(), 2, "cycle", max_new_tokens=NEW)
+    induced = induced_texts(model, listed(), 3, max_new_tokens=NEW)
+    cycles = induced_texts(model, listed(), 2, "cycle", max_new_tokens=NEW)
     assert induced.row(0) == [BOS, *listed().row(4)[1:] * 4] and induced.frame["prompt_length"][0] == 31
     assert cycles.row(0) == [BOS, *natural.row(0)[-4:] * 3]
     assert set(induced.frame["builder"]) == {"icl_from_nonrepeating(3)"} and induced.frame["seam"].all()
     assert set(cycles.frame["builder"]) == {"icl_from_cycle(2)"} and not cycles.frame["seam"].any()
-    control = control_condition(model, listed(), max_new_tokens=NEW)
+    control = control_texts(model, listed(), max_new_tokens=NEW)
     assert control.row(0) == by_hand(listed().row(4), NEW)[:-1] and control.frame["start"].isna().all()
     assert set(natural.frame["prompt"]) == set(cycles.frame["prompt"]) == set(listed().frame["id"][:4])
     assert set(induced.frame["prompt"]) == set(control.frame["prompt"]) == set(listed().frame["id"][4:])
@@ -132,19 +137,19 @@ def test_rows_are_made_of_the_prompts_and_their_continuations() -> None:
 
 def test_nothing_is_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = two_mechanisms().model, prompts(two_mechanisms().model, 2, length=7)
-    before = condition_flow(model, other, max_new_tokens=NEW)
+    before = text_flow(model, other, max_new_tokens=NEW)
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a text was written again")
 
     monkeypatch.setattr(written_module, "generate", fail)
-    for build in (natural_condition, induced_condition, control_condition):
+    for build in (natural_texts, induced_texts, control_texts):
         build(model, other, max_new_tokens=NEW)
-    natural_condition(model, other, max_new_tokens=NEW, cut="start")
-    induced_condition(model, other, 3, "cycle", max_new_tokens=NEW)
-    assert condition_flow(model, other, max_new_tokens=NEW) is before
+    natural_texts(model, other, max_new_tokens=NEW, cut="start")
+    induced_texts(model, other, 3, "cycle", max_new_tokens=NEW)
+    assert text_flow(model, other, max_new_tokens=NEW) is before
     with pytest.raises(AssertionError, match="written again"):
-        natural_condition(model, other, max_new_tokens=NEW + 1)
+        natural_texts(model, other, max_new_tokens=NEW + 1)
 
 
 def test_ids_of_a_fixed_list_are_the_same_for_two_models() -> None:
@@ -152,7 +157,7 @@ def test_ids_of_a_fixed_list_are_the_same_for_two_models() -> None:
     one, other = two_mechanisms().model, two_mechanisms("llama").model
     first, second = (write_texts(model, listed(), max_new_tokens=NEW) for model in (one, other))
     assert first.prompts.fingerprint() == second.prompts.fingerprint() and first.model != second.model
-    shown = [induced_condition(model, listed(), max_new_tokens=NEW) for model in (one, other)]
+    shown = [induced_texts(model, listed(), max_new_tokens=NEW) for model in (one, other)]
     assert [shown[0].row(i) for i in range(4)] == [shown[1].row(i) for i in range(4)]
 
 
@@ -164,7 +169,7 @@ def test_the_natural_baseline_writes_its_loop_again(cut: str) -> None:
     model = loops.model("llama")
     corpus = loops.looping("llama")
     given = Corpus.from_tokens([corpus.row(i)[:8] for i in range(len(corpus))], model=model)
-    natural = natural_condition(model, given, max_new_tokens=60, cut=cut)  # pyright: ignore[reportArgumentType]
+    natural = natural_texts(model, given, max_new_tokens=60, cut=cut)  # pyright: ignore[reportArgumentType]
     rows = [natural.row(i)[:end] for i, end in enumerate(natural.frame["prompt_length"])]
     again = mechrep.generate(model, Corpus.from_tokens(rows, model=model), max_new_tokens=8, progress=False)
     for i, row in enumerate(rows):
@@ -199,30 +204,33 @@ def test_padding_with_eos_is_a_loop_in_the_released_evaluation_only() -> None:
 def test_the_published_preset_writes_to_the_end_and_cuts_at_its_own_first_copy() -> None:
     model = two_mechanisms().model
     texts = write_texts(model, listed(), preset="mahaut2025", max_new_tokens=NEW)
-    natural = natural_condition(model, listed(), preset="mahaut2025", max_new_tokens=NEW)
+    natural = natural_texts(model, listed(), preset="mahaut2025", max_new_tokens=NEW)
     for i in range(4):
         written = texts.continuation(i)
         expected = smallest_tail_block(written)
         assert len(written) == NEW and expected is not None
         assert natural.frame["prompt_length"][i] == natural.frame["start"][i] == len(listed().row(i)) + expected.start
-    older = induced_condition(model, listed(), preset="mahaut2025_v1", max_new_tokens=NEW)
+    older = induced_texts(model, listed(), preset="mahaut2025_v1", max_new_tokens=NEW)
     assert set(older.frame["builder"]) == {"icl_from_cycle(2)"}
 
 
 # --- joined --------------------------------------------------------------------------------------------------------
 
 
-def test_joined_conditions_write_out_every_copy_that_fits() -> None:
+def test_joined_texts_write_out_every_copy_that_fits() -> None:
     model = two_mechanisms().model
-    natural = natural_condition(model, listed(), max_new_tokens=NEW)
-    induced = induced_condition(model, listed(), max_new_tokens=NEW)
-    joined = joined_conditions(natural, induced, n_ctx=N_CTX, copies=3)
+    natural = natural_texts(model, listed(), max_new_tokens=NEW)
+    induced = induced_texts(model, listed(), max_new_tokens=NEW)
+    joined = joined_texts(natural, induced, n_ctx=N_CTX, copies=3)
     assert joined.row(0)[-16:] == natural.row(0)[-4:] * 4 and joined.row(4)[1:] == induced.row(0)[1:11] * 4
-    short = joined_conditions(induced, n_ctx=35, copies=3)
+    short = joined_texts(induced, n_ctx=35, copies=3)
     assert short.lengths.tolist() == [31] * 4
     with pytest.raises(InputError, match="two copies"):
-        joined_conditions(induced, n_ctx=20, copies=3)
+        joined_texts(induced, n_ctx=20, copies=3)
     joined.check_model(model)
+    natural_families = {joined.frame["family"][i] for i in range(4)}
+    assert len(natural_families) == 1, "one loop, rotated"
+    assert len({*clusters_of(joined.frame)}) == 1 + 4 and clusters_of(natural.frame) == natural.frame["prompt"].tolist()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -232,14 +240,14 @@ def test_errors_say_who_loops_and_how_many_were_tried() -> None:
     model = two_mechanisms().model
     free, looping = prompts(model, 3, looping=False), prompts(model, 3, free=False)
     with pytest.raises(NothingFoundError, match=r"3 prompts .* none of which loops"):
-        natural_condition(model, free, max_new_tokens=NEW)
+        natural_texts(model, free, max_new_tokens=NEW)
     with pytest.raises(NothingFoundError, match=r"3 prompts .* all of which loop"):
-        induced_condition(model, looping, max_new_tokens=NEW)
+        induced_texts(model, looping, max_new_tokens=NEW)
     with pytest.raises(NothingFoundError, match="none of which loops"):
-        induced_condition(model, free, 2, "cycle", max_new_tokens=NEW)
+        induced_texts(model, free, 2, "cycle", max_new_tokens=NEW)
     with pytest.raises(NothingFoundError, match=r"3 prompts .* 3 of which loop"):
-        control_condition(model, looping, max_new_tokens=NEW)
-    flow = condition_flow(model, looping, max_new_tokens=NEW)
+        control_texts(model, looping, max_new_tokens=NEW)
+    flow = text_flow(model, looping, max_new_tokens=NEW)
     assert flow.shown is None and flow.counts().set_index("flag")["of"].to_dict()["copies_in_icl"] == 0
 
 
@@ -248,20 +256,53 @@ def test_prompts_longer_than_the_context_are_named() -> None:
     long = Corpus.from_tokens(
         [[BOS, *[5, 6] * ((N_CTX - 6) // 2)]], model=model, frame=pd.DataFrame({"id": ["too long"]})
     )
-    for build in (natural_condition, induced_condition, control_condition):
+    for build in (natural_texts, induced_texts, control_texts):
         with pytest.raises(InputError, match=r"'too long' of 315 tokens"):
             build(model, long)
     with pytest.raises(InputError, match="at least 1 new token"):
-        natural_condition(model, listed(), max_new_tokens=0)
+        natural_texts(model, listed(), max_new_tokens=0)
     free = prompts(model, 1, looping=False)
     with pytest.raises(InputError, match="40 times and once more"):
-        induced_condition(model, free, 40, max_new_tokens=NEW)
+        induced_texts(model, free, 40, max_new_tokens=NEW)
     with pytest.raises(InputError, match="copies=0"):
-        induced_condition(model, free, 0, max_new_tokens=NEW)
+        induced_texts(model, free, 0, max_new_tokens=NEW)
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="one of"):
-        natural_condition(two_mechanisms().model, listed(), preset="icl")
-    with pytest.raises(InputError, match="builder='icl'"):
-        check_choice("builder", "icl", ("text", "cycle"))
+        natural_texts(two_mechanisms().model, listed(), preset="icl")
+
+
+# --- pairs of about one length --------------------------------------------------------------------------------------
+
+lengths = st.lists(st.integers(1, 30), min_size=1, max_size=8)
+
+
+def of_lengths(prompt_lengths: list[int]) -> Corpus:
+    n = len(prompt_lengths)
+    frame = pd.DataFrame({"id": [str(i) for i in range(n)], "prompt_length": prompt_lengths, "builder": "hand"})
+    return Corpus(torch.zeros(n, 31, dtype=torch.long), torch.full((n,), 31), frame)
+
+
+@given(lengths, lengths, st.sampled_from([0.0, 0.1, 0.3, 1.0]))
+def test_as_many_pairs_as_the_largest_matching(first: list[int], second: list[int], tolerance: float) -> None:
+    fits = np.array([[abs(a - b) <= tolerance * max(a, b) for b in second] for a in first])
+    most = int((maximum_bipartite_matching(csr_array(fits)) >= 0).sum())
+    if not most:
+        with pytest.raises(NothingFoundError, match="two whose lengths differ"):
+            match_lengths(of_lengths(first), of_lengths(second), tolerance=tolerance)
+        return
+    ours, theirs = match_lengths(of_lengths(first), of_lengths(second), tolerance=tolerance)
+    assert len(ours) == len(theirs) == most
+    for a, b in zip(ours.frame["prompt_length"], theirs.frame["prompt_length"], strict=True):
+        assert abs(a - b) <= tolerance * max(a, b)
+    for matched in (ours, theirs):
+        assert matched.frame["id"].is_unique, "each text once"
+
+
+def test_what_cannot_be_matched_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 0"):
+        match_lengths(of_lengths([3]), of_lengths([3]), tolerance=-1.0)
+    bare = Corpus.from_tokens([[1, 2]])
+    with pytest.raises(InputError, match="texts of one kind"):
+        match_lengths(bare, of_lengths([3]))
