@@ -932,7 +932,7 @@ def token_information(
     Args:
         model: the model.
         corpus: texts with cycles, perhaps of several kinds
-            (:func:`mechrep.generation.text_kinds.joined_conditions`).
+            (:func:`mechrep.generation.text_kinds.joined_texts`).
         reference: text that does not repeat, for frequencies and for the usual distances; by default the embedded
             held-out text, which is English.
         sink: see :class:`TokenInformation`, as for the preset.

@@ -41,12 +41,7 @@ from mechrep.text.corpus import Corpus, windows_of_text
 
 BUILDERS: tuple[Builder, ...] = ("text", "cycle")
 CONTROLS = ("random", "layer_matched")
-SCORES = {  # of heads on random repeats: how they are called here, and by the measure
-    "induction": "induction",
-    "duplicate_token": "self_finding",
-    "previous_token": "previous_token",
-    "first_token": "first_token",
-}
+SCORES = ("induction", "duplicate_token", "previous_token", "first_token")
 SHOWN = {"text": "texts shown again", "cycle": "cycles shown again"}
 ABLATED, WRITES, PATCHED = "ablated alone", "writes", "patched"
 _LENGTH = 32  # tokens of a prompt, as published
@@ -277,7 +272,7 @@ def _scores(model: Model, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])
     cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
     (scores,) = cache.run(HeadScores(bos_id=model.bos_id))
-    return {name: scores.of(of) for name, of in SCORES.items()}
+    return {name: scores.of(name) for name in SCORES}
 
 
 def _contrast(

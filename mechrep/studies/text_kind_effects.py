@@ -626,14 +626,14 @@ def head_dissociation(
     found = head_effects(single).select(find.frame["id"].astype(str).tolist())
     tops = {f"{kind} heads": found.top(k, kind) for kind in _kinds(find)}
     edit = _operations(model, [op], reference, options)[op]
-    cells, left_out = _sets_of_heads(model, tops, controls, op, edit, options)
+    cells, left_out = sets_of_heads(model, tops, controls, op, edit, options)
     outcomes = [RepetitionLogProbability(model, test, kind, "all", copies, by_copy=False) for kind in _kinds(test)]
     named = {name: ", ".join(other for other in tops if other != name) for name in tops}
     notes = {"excluded": named, "left_out": left_out}
     return measure_effects(model, cells, outcomes, config={"study": "head dissociation"}, run=options, notes=notes)
 
 
-def _sets_of_heads(
+def sets_of_heads(
     model: Model, tops: Mapping[str, Sequence[Head]], controls: Sequence[str], op: str, edit: Op | str, run: Run
 ) -> tuple[list[Cell], dict[str, str]]:
     """The baseline, the sets with their controls, and why some control is not among them."""

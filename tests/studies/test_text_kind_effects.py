@@ -33,6 +33,7 @@ from mechrep.studies.text_kind_effects import (
     head_reference,
     patching_contrast,
     regenerated_contrast,
+    sets_of_heads,
 )
 from mechrep.text.corpus import Corpus
 from tests.planted.two_mechanisms import prompts, two_mechanisms
@@ -44,9 +45,7 @@ NEW = 60
 @functools.cache
 def kinds() -> tuple[Corpus, ...]:
     model, listed = two_mechanisms().model, prompts(two_mechanisms().model, 6)
-    return tuple(
-        build(model, listed, max_new_tokens=NEW) for build in (natural_texts, induced_texts, control_texts)
-    )
+    return tuple(build(model, listed, max_new_tokens=NEW) for build in (natural_texts, induced_texts, control_texts))
 
 
 @functools.cache
@@ -59,7 +58,7 @@ def ablated() -> Effects:
 
 @functools.cache
 def loopers() -> tuple[Model, list[Corpus]]:
-    """A random model that loops by itself, and its two conditions on the same prompts."""
+    """A random model that loops by itself, and its two kinds of text from the same prompts."""
     model, corpus = loops.model("llama"), loops.looping("llama")
     listed = Corpus.from_tokens([corpus.row(i)[:8] for i in range(6)], model=model)
     natural = natural_texts(model, listed, max_new_tokens=60)
@@ -81,12 +80,6 @@ def hold(layer: int, head: int, value: Tensor | float, start: int) -> list[tuple
     return [(f"blocks.{layer}.attn.hook_z", hook)]
 
 
-def frame(effects: HeadEffects) -> set[tuple[int, int]]:
-    """Heads that differ between the kinds."""
-    table = effects.contrast()
-    return {(row.layer, row.head) for row in table.itertuples() if row.q < 0.05}  # pyright: ignore
-
-
 # --- ablation --------------------------------------------------------------------------------------------------------
 
 
@@ -100,9 +93,9 @@ def test_induced_copying_depends_on_exactly_the_planted_heads_and_the_loop_on_no
         else:
             assert abs(induced[layer, head]) < 1e-6
     assert np.abs(natural).max() < 1e-4
-    assert frame(effects) == set(planted) == set(effects.top(2, "induced"))
-    # Facilitates, and more so when induced: the quadrant of copying heads.
     table = effects.contrast()
+    assert set(effects.top(2, "induced")) == {*zip(table["layer"][:2], table["head"][:2], strict=True)} == set(planted)
+    # Facilitates, and more so when induced: the quadrant of copying heads.
     assert (table["S"][:2] < -1.5).all() and (table["D"][:2] < -1.5).all()
     assert effects.compare(2, swaps=20)["shared_top"].value == 0
     assert effects.concentration().set_index(["text_kind", "measure"])["value"]["induced", "effective_heads"] < 2.1
@@ -276,13 +269,16 @@ def test_heads_found_on_one_half_of_the_texts_matter_on_the_other() -> None:
 
 
 def test_no_control_holds_a_head_of_either_set() -> None:
-    model, built = loopers()
-    effects = head_dissociation(model, built, k=1, op="zero", controls=["random", "layer_matched"], copies=1)
-    sets = {one.name: one.components["heads"] for one in effects.conditions if one.selection == "ablation"}
-    named = {tuple(head) for heads in sets.values() for head in heads}
-    drawn = [one for one in effects.conditions if one.selection in ("random", "layer_matched")]
+    tops = {"natural heads": [(0, 0), (1, 1)], "induced heads": [(0, 1), (1, 2)]}
+    named = {head for heads in tops.values() for head in heads}
+    kinds_of_control = ["random", "layer_matched"]
+    cells, left_out = sets_of_heads(two_mechanisms().model, tops, kinds_of_control, "zero", "zero", Run(effort="quick"))
+    drawn = [one for one, _ in cells if one.selection in kinds_of_control]
     assert drawn and not any(named & {tuple(head) for head in one.components["heads"]} for one in drawn)
-    assert effects.notes["excluded"] == {"natural heads": "induced heads", "induced heads": "natural heads"}
+    assert {one.name for one, _ in cells} == {"baseline", *tops} and not left_out
+    large = {name: [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)] for name in ("natural heads", "induced heads")}
+    cells, left_out = sets_of_heads(two_mechanisms().model, large, kinds_of_control, "zero", "zero", Run())
+    assert len(cells) == 3 and len(left_out) == 4, "too few other heads are left: said, and not refused"
 
 
 def test_halves_split_prompts_and_families_and_not_texts() -> None:

@@ -19,6 +19,8 @@ def of_corpus(name: str, corpus: mechrep.Corpus) -> Record:
     record: Record = {f"{name} tokens {i}": corpus.row(i) for i in range(len(corpus))}
     for column in corpus.frame.columns:
         record |= of_value(f"{name} {column}", corpus.frame[column])
+    if f"{name} text_kind" in record:  # recorded under the column's earlier name
+        record[f"{name} condition"] = record.pop(f"{name} text_kind")
     return record
 
 
@@ -73,9 +75,9 @@ def repeats(model: mechrep.Model) -> mechrep.Corpus:
 def kinds(model: mechrep.Model) -> tuple[mechrep.Corpus, mechrep.Corpus, mechrep.Corpus]:
     """Natural loops, induced ones and controls, from twelve prompts."""
     prompts = api.sample_prompts(model, 12)
-    natural = mechrep.natural_condition(model, prompts, max_new_tokens=120, progress=False)
-    induced = mechrep.induced_condition(model, prompts, 2, "cycle", max_new_tokens=120, progress=False)
-    return natural, induced, mechrep.control_condition(model, prompts, max_new_tokens=30, progress=False)
+    natural = mechrep.natural_texts(model, prompts, max_new_tokens=120, progress=False)
+    induced = mechrep.induced_texts(model, prompts, 2, "cycle", max_new_tokens=120, progress=False)
+    return natural, induced, mechrep.control_texts(model, prompts, max_new_tokens=30, progress=False)
 
 
 @golden()
@@ -133,15 +135,15 @@ def text_kinds(model: mechrep.Model) -> Record:
     record = (
         of_corpus("natural", natural) | of_corpus("induced", induced) | of_corpus("control", control.select([0, 1]))
     )
-    shown = mechrep.induced_condition(model, prompts, 3, "text", max_new_tokens=120, progress=False)
+    shown = mechrep.induced_texts(model, prompts, 3, "text", max_new_tokens=120, progress=False)
     record |= of_corpus("induced text", shown.select([0, 1]))
-    published = mechrep.natural_condition(model, prompts, preset="mahaut2025", max_new_tokens=120, progress=False)
+    published = mechrep.natural_texts(model, prompts, preset="mahaut2025", max_new_tokens=120, progress=False)
     record |= of_corpus("mahaut2025", published)
-    joined = api.joined_conditions(natural, induced, n_ctx=model.anatomy.n_ctx, copies=2)
+    joined = api.joined_texts(natural, induced, n_ctx=model.anatomy.n_ctx, copies=2)
     record |= {f"joined tokens {i}": joined.row(i) for i in range(len(joined))}
     ours, theirs = api.match_lengths(natural, induced, tolerance=0.5)
     record |= {"matched natural": ours.lengths.tolist(), "matched induced": theirs.lengths.tolist()}
-    flow = api.condition_flow(model, prompts, copies=2, builder="cycle", max_new_tokens=120, progress=False)
+    flow = api.text_flow(model, prompts, copies=2, builder="cycle", max_new_tokens=120, progress=False)
     return record | of_frame("flow counts", flow.counts()) | of_value("flow new tokens", flow.new_tokens)
 
 
