@@ -236,7 +236,7 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         effect=effect,
         interval=_ends(low, high, scaled[1:3]),
         unit=unit.label,
-        range=_ends(least, most, scaled[3:]),
+        range=least if scaled[3] == scaled[4] and scaled[3] is not None else _ends(least, most, scaled[3:]),
         controls=f"{number(row.get('m'))} × {kinds}" if kinds else "",
         q=_small(row.get("q")),
         p=_small(row.get("p")),
