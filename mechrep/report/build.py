@@ -22,7 +22,8 @@ from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
-from mechrep.studies import heads, neurons, token_information_study, training
+from mechrep.studies import heads, neurons, sink_patch, sinks, token_information_study, training
+from mechrep.text.corpus import windows_of_text
 
 _LIST = "parts.json"
 _NEURONS = "the study of repetition neurons"  # made once per run
@@ -80,6 +81,17 @@ def _heads(model: Model, run: Run, settings: Settings) -> list[Section]:
     return heads.run_head_study(model, neurons=known, preset=settings.preset, run=run).section()
 
 
+def _sinks(model: Model, run: Run, settings: Settings) -> Section:
+    options = {"layer": settings.sink_layer, "held_out_text": settings.held_out_text}
+    return sinks.run_sink_study(model, **options, run=run).section()
+
+
+def _patch(model: Model, run: Run, settings: Settings) -> Section:
+    text = settings.held_out_text
+    windows = None if text is None else windows_of_text(model, text, length=64, limit=100)
+    return sink_patch.run_repair_study(model, texts=windows, layer=settings.sink_layer, run=run).section()
+
+
 def _information(model: Model, run: Run, settings: Settings) -> Section:
     options = {"preset": settings.preset, "held_out_text": settings.held_out_text}
     return token_information_study.run_information_study(model, **options, run=run).section()
@@ -92,6 +104,8 @@ def _training(model: Model, run: Run, _settings: Settings) -> Section:
 PARTS: Mapping[str, Part] = {
     "neurons": _neurons,
     "heads": _heads,
+    "sinks": _sinks,
+    "patch": _patch,
     "information": _information,
     "training": _training,
 }
