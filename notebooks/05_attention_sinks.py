@@ -196,26 +196,21 @@ repeat_behaviour_figure(behaviour)
 #
 # `mechrep-tiny` knows BOS by name, so copies of another token mean nothing to it. `mechrep-tiny-repeats` knows a first
 # token by its place. Two of its layers write at BOS; the one that repeats excite is the second, so it is named. The
-# patch holds one neuron at the level of the first token after BOS; the placebo holds another one of the same layer.
+# patch holds one neuron at the level of the first token after BOS; the controls hold another one of the same layer.
 
 # %%
 by_place = mechrep.load_model("mechrep-tiny-repeats")
 found = mechrep.find_sink(by_place, layer=1, run=run)
-patched = mechrep.studies.run_patch_study(
-    by_place,
-    mechrep.SinkPatch(1, [found.neurons[0][1]]),
-    repeats=200,
-    controls=["layer_matched"],
-    seeds=2,
-    progress=False,
-)
-patched.summary().set_index("measure")[["original", "patched", "low", "high", "layer_matched"]].round(3)
+patch = mechrep.SinkPatch(1, [found.neurons[0][1]])
+few = windows_of_text(by_place, tiny.held_out_text(), length=64, limit=8)
+patched = mechrep.studies.run_patch_study(by_place, patch, texts=few, repeats=200, sink=found, run=run).summary()
+patched[["measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "verdict"]].round(3)
 
 # %%
-drift = dict(zip(patched.selections, patched.drifted.mean(1).tolist(), strict=True))
+drifted = patched.set_index("measure").loc["drifted"]
 assert found.moved_share > 0.5, "most repeated tokens come half-way to BOS"
-assert drift["patched"] < drift["original"] - 0.2, "fewer do with the neuron held"
-assert abs(drift["layer_matched"] - drift["original"]) < 0.2, "and another neuron does not do it"
+assert drifted["effect"] < -0.2, "fewer do with the neuron held"
+assert drifted["effect"] < drifted["control_low"], "and no other neuron of the layer does it"
 
 # %% [markdown]
 # ## What this notebook claims
