@@ -2,225 +2,214 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-from mechrep import __version__
-from mechrep.cli import app
-from mechrep.errors import NothingFoundError
-from mechrep.measures.neurons import RepetitionNeuronResult
+import mechrep
+from mechrep import cli, commands
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effects import Effects
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.models import tiny
-from mechrep.models.load import load_model
-from mechrep.report.page import marked_text, printable
-from mechrep.studies.card import CardResult
+from mechrep.report.terminal import marked_text, printable
+from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
 
 LOOP = " the sea, the sea, the sea, the sea"
 
 
-def run(*arguments: object, code: int = 0):
-    """Run one command and check its exit code."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs one command in a folder of its own; gives (standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object, code: int = 0) -> tuple[str, str]:
+        ended = cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert ended == code, said.out + said.err
+        return said.out, said.err
+
+    return command
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        "import sys\nfrom mechrep.cli import app\n"
-        f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = {'torch', 'transformers', 'transformer_lens', 'plotly', 'pandas', 'numpy', 'rich'}\n"
+        f"import sys\nfrom mechrep.cli import main\nassert main({arguments!r}) == 0\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'plotly', 'pandas', 'numpy'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
-def test_every_command_is_listed() -> None:
-    listed = run("--help").output
-    assert all(command in listed for command in ("report", "neurons", "generate", "card", "models"))
+def test_every_command_is_listed_and_explains_itself_with_an_example(run: Any) -> None:
+    listed, _ = run("--help")
+    for name in cli.COMMANDS:
+        assert name in listed
+        explained, _ = run(name, "--help")
+        assert f"mechrep {name}" in explained and ("--json" in explained)
+        if name != "models":
+            assert all(option in explained for option in ("--effort", "--seed", "--out", "--quiet", "MODEL"))
+    assert mechrep.__version__ in run("--version")[0]
 
 
-def test_version() -> None:
-    assert run("--version").output.strip() == f"mechrep {__version__}"
+def test_options_are_those_of_the_study() -> None:
+    from mechrep.studies.neurons import run_repetition_study
+
+    own = set(inspect.signature(run_repetition_study).parameters)
+    offered = set(inspect.signature(commands.neurons).parameters)
+    assert offered - {"options"} == own - {"run", "controls"}, "all but what no command line can hold"
 
 
-def test_models_lists_what_the_history_says() -> None:
-    output = run("models").output
-    assert "mechrep-tiny" in output and "hub name" in output
-    for line in tiny.history():
-        assert f"{line['tokens']:,}" in output and f"{line['held_out_loss']:.3f}" in output
+def test_components_have_one_notation(tmp_path: Path) -> None:
+    circuit = commands.read_components("L3H1, L2N57,L0N0")
+    assert (circuit.heads, circuit.neurons) == (((3, 1),), ((0, 0), (2, 57)))
+    Circuit("saved", heads=[(1, 0)]).save(tmp_path / "one.json")
+    assert commands.read_components(str(tmp_path / "one.json")).heads == ((1, 0),)
+    for wrong in ("3:1", "L3", "H1L3", "L3H1;L2N5", ""):
+        with pytest.raises(InputError, match="L3H1"):
+            commands.read_components(wrong)
 
 
-def test_generate_continues_each_prompt_and_says_where_it_loops() -> None:
-    output = run("generate", "mechrep-tiny", "--prompt", LOOP, "--prompt", "Once", "--max-new-tokens", 24).output
-    assert "[1/2] " in output and "[2/2] " in output and "the sea│" in output
+def test_a_study_is_told_its_options_kept_and_printed(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    class Study:
+        def section(self) -> Section:
+            from mechrep.ablation.effects import example_effects
+
+            effects = example_effects()
+            return Section("neurons", effects.provenance, {"model": "m"}, tables={"made_up": effects.summary()})
+
+    def study(model: Any, *, ks: list[int] | None = None, run: Any = None) -> Any:
+        told.append((model.name, ks, run))
+        return Study()
+
+    monkeypatch.setattr("mechrep.report.build.write_page", lambda out, **_: Path(out) / "report.html")
+    monkeypatch.setattr(commands, "print_section", lambda section: sys.stdout.write(f"[{section.name}]"))
+    command = commands._from_study("neurons", study)
+    command("mechrep-tiny", ks="7,98", options=commands.Options(out=tmp_path / "x", effort="quick", seed=3, quiet=True))
+    ((name, ks, options),) = told
+    assert (name, ks, options.effort, options.seed, options.progress) == ("mechrep-tiny", [7, 98], "quick", 3, False)
+    assert options.store == tmp_path / "x" / "store" and (tmp_path / "x" / "sections" / "neurons").is_dir()
+    with pytest.raises(InputError, match="whole numbers"):
+        command("mechrep-tiny", ks="seven", options=commands.Options(out=tmp_path / "y"))
 
 
-def test_generate_reads_prompts_and_cuts_from_files(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("Once upon\n\nThe king\n", encoding="utf-8")
-    (tmp_path / "top.json").write_text(json.dumps([[3, 1], [3, 2]]))
-    common = ["generate", "mechrep-tiny", "--prompts", tmp_path / "prompts.txt", "--max-new-tokens", 8]
-    from_file = run(*common, "--cut", tmp_path / "top.json").output
-    assert "[2/2]" in from_file
-    assert from_file == run(*common, "--cut", "3:1,3:2").output
+def test_ablate_prints_verdicts_and_keeps_the_table(run: Any, small_effort: None, tmp_path: Path) -> None:
+    command = ["ablate", "mechrep-tiny", "L2H0", "--outcomes", "copy_accuracy", "--effort", "quick", "--out", "kept"]
+    out, _ = run(*command)
+    assert "copy accuracy" in out and "verdict" in out
+    effects = Effects.load(tmp_path / "kept" / "effects")
+    assert effects.conditions[1].components == {"heads": [[2, 0]]}
+    assert len(pd.read_parquet(tmp_path / "kept" / "values.parquet")) > 0
+    assert {row["measure"] for row in json.loads(run(*command, "--json")[0])} == {"copy_accuracy", "copy_loss_drop"}
 
 
-def test_cutting_everything_changes_the_text() -> None:
-    common = ["generate", "mechrep-tiny", "--prompt", "Once upon", "--max-new-tokens", 12]
-    everything = ",".join(f"{layer}:{neuron}" for layer in range(4) for neuron in range(352))
-    assert run(*common).output != run(*common, "--cut", everything).output
+def test_eval_compares_a_patch_and_an_ablation_with_the_baseline(run: Any, small_effort: None, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install mechrep[evals]")
+    out, _ = run("eval", "mechrep-tiny", "--tasks", "recall", "--limit", 2, "--ablate", "L0H0", "--patch", "L1N5,L1N9",
+                 "--effort", "quick")  # fmt: skip
+    assert "held at the first token after BOS: L1N5, L1N9" in out and "zero: L0H0" in out and "recall" in out
+    assert {c.name for c in Effects.load(tmp_path / "eval" / "effects").conditions} == {
+        "baseline",
+        "ablated",
+        "patched",
+    }
+    for patch in ("L1N5,L2N9", "L1H0"):
+        assert "neurons of one layer" in run("eval", "mechrep-tiny", "--tasks", "recall", "--patch", patch, code=1)[1]
+
+
+def test_generate_continues_each_prompt_and_says_where_it_loops(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(f"{LOOP}\n\nIt was\n", encoding="utf-8")
+    out, _ = run("generate", "mechrep-tiny", "--prompts", "prompts.txt", "--max-new-tokens", 30)
+    assert "[1/2]" in out and "[2/2]" in out and "the sea" in out
+    ablated, _ = run(
+        "generate", "mechrep-tiny", LOOP, "--max-new-tokens", 30, "--ablate", "L0H0,L0H1,L1H0,L1H1,L2H0,L2H1,L3H0,L3H1"
+    )
+    assert ablated != run("generate", "mechrep-tiny", LOOP, "--max-new-tokens", 30)[0]
+    texts = json.loads(run("generate", "mechrep-tiny", "It was", "--max-new-tokens", 4, "--json")[0])
+    assert len(texts) == 1 and texts[0]["text"].startswith("<|bos|>It was")
 
 
 def test_text_in_a_terminal_is_marked_and_harmless() -> None:
-    words = ["<s>", " a", " b", "\x1b[2J"]
+    def decode(ids: Any) -> str:
+        return "".join({1: "a ", 2: "b ", 3: "\x1b[2J"}[token] for token in ids)
 
-    def decode(ids) -> str:  # like SentencePiece: no leading space at the beginning
-        return "".join(words[i] for i in ids).lstrip()
-
-    assert marked_text([1, 2, 1, 2, 1], decode, prompt_length=0, start=0, onset=2) == "│⟨a b⟩⟪ a b a⟫"
-    assert marked_text([1, 3], decode, prompt_length=1, start=None, onset=None) == "a│\\x1b[2J"
-    assert printable("tab\tand line\n, right-to-left \u202e") == "tab\tand line\n, right-to-left \\u202e"
+    assert marked_text([1, 2, 1, 2, 1], decode, prompt_length=0, start=0, onset=2).count("⟪") == 1
+    assert "\x1b" not in printable("\x1b[2J") and printable("tab\tand line\n") == "tab\tand line\n"
 
 
-@pytest.fixture
-def few_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two looping texts at once instead of a search."""
-
-    def collect(model, n_loops: int, **_: object) -> Corpus:
-        texts = [[0, *range(9, 49), *[40, 41, 42, 43] * 9], [0, *range(60, 99), *[7, 8, 9] * 12]][:n_loops]
-        return Corpus.from_tokens(texts, model=model).with_cycles()
-
-    monkeypatch.setattr("mechrep.generation.loops.collect_loops", collect)
-
-
-def test_neurons_prints_and_writes(tmp_path: Path, few_loops: None) -> None:
-    output = run("neurons", "mechrep-tiny", "--out", tmp_path, "--texts", 2).output
-    result = RepetitionNeuronResult.load(tmp_path / "neurons")
-    assert len(output.splitlines()) == 1 + 20 + 1 and output.splitlines()[-1] == str(tmp_path / "neurons")
-    assert len(pd.read_parquet(tmp_path / "neurons.parquet")) == result.n_neurons
-    assert [tuple(pair) for pair in json.loads((tmp_path / "top.json").read_text())] == result.top(result.published_k)
-    run("generate", "mechrep-tiny", "--prompt", "a", "--max-new-tokens", 2, "--cut", tmp_path / "top.json")
+def test_models_lists_what_the_history_says(run: Any) -> None:
+    out, _ = run("models")
+    for line in tiny.history():
+        assert f"{line['tokens']:,}" in out and f"{line['held_out_loss']:.3f}" in out
+    assert set(json.loads(run("models", "--json")[0])) == set(tiny.NAMES)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["report", "mechrep-tiny", "--ks", "0,many"],
-        ["report", "mechrep-tiny", "--ks", "-5"],
-        ["report", "mechrep-tiny", "--texts", "0"],
-        ["report", "mechrep-tiny", "--preset", "other"],
-        ["report", "mechrep-tiny", "--held-out", "/no/such/file"],
-        ["report", "mechrep-tiny", "--only", "neurons,noses"],
-        ["report"],
-        ["neurons", "mechrep-tiny"],
-        ["generate", "mechrep-tiny"],
-        ["generate", "mechrep-tiny", "--prompt", "a", "--cut", "three"],
-        ["generate", "mechrep-tiny", "--prompt", "a", "--device", "abacus"],
-        ["nonsense"],
+        ["nosuch"],
+        ["neurons"],
+        ["neurons", "mechrep-tiny", "--nosuch", "1"],
+        ["report", "mechrep-tiny", "--effort", "hasty"],
+        ["generate", "mechrep-tiny", "x", "--max-new-tokens", "many"],
     ],
 )
-def test_wrong_arguments_exit_with_two(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_command_line_that_makes_no_sense_exits_with_two(run: Any, arguments: list[str]) -> None:
     run(*arguments, code=2)
 
 
-def test_errors_are_one_line_without_traceback(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{}}")
-    (tmp_path / "file").write_text("")
-    for arguments in (
-        ["report", tmp_path / "no-such-model", "--out", tmp_path / "out"],
-        ["report", "mechrep-tiny", "--revision", "step7", "--out", tmp_path / "out"],
-        ["report", "mechrep-tiny", "--out", tmp_path / "file" / "out"],
-        ["generate", "mechrep-tiny", "--prompt", "a", "--cut", "9:0"],
-        ["generate", "mechrep-tiny", "--prompt", "a", "--cut", tmp_path / "bad.json"],
-        ["generate", "mechrep-tiny", "--prompt", "a", "--cut", tmp_path / "none.json"],
-    ):
-        result = run(*arguments, code=1)
-        assert result.stdout == "" and result.stderr.startswith("error: given: ")
-        assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "mechrep-tiny"],
+        ["generate", "mechrep-tiny", "--prompts", "missing.txt"],
+        ["generate", "mechrep-tiny", "x", "--ablate", "L9H0"],
+        ["generate", "mechrep-tiny", "x", "--device", "nosuch"],
+        ["generate", "./missing", "x"],
+        ["report", "mechrep-tiny", "--only", "nosuch"],
+        ["ablate", "mechrep-tiny", "missing.json"],
+        ["eval", "mechrep-tiny", "--tasks", "nosuch"],
+    ],
+)
+def test_errors_are_one_line_without_traceback(run: Any, arguments: list[str]) -> None:
+    _, said = run(*arguments, code=1)
+    assert re.fullmatch(r"error: .*expected: .*to do: .*\n", said)
 
 
-def test_what_the_floors_below_refuse_is_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*_: object, **__: object) -> None:
-        raise NothingFoundError("no\nloops", "some", "try again")
+def test_an_interruption_says_how_to_go_on_and_a_bug_is_not_hidden(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: BaseException) -> Any:
+        def load(*_: Any, **__: Any) -> Any:
+            raise error
 
-    monkeypatch.setattr("mechrep.studies.neurons.run_repetition_study", nothing)
-    result = run("report", "mechrep-tiny", "--out", tmp_path, "--only", "neurons", code=1)
-    assert result.stderr == "error: given: no loops; expected: some; to do: try again\n"
+        return load
 
-
-def test_an_interruption_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mechrep.studies.neurons.run_repetition_study", interrupted)
-    result = run("report", "mechrep-tiny", "--out", tmp_path, code=130)
-    assert result.stderr == "stopped; run the same command again to go on\n"
+    monkeypatch.setattr(commands, "load_model", raising(KeyboardInterrupt()))
+    assert "the same command goes on" in run("generate", "mechrep-tiny", "x", code=130)[1]
+    monkeypatch.setattr(commands, "load_model", raising(NothingFoundError("a", "b", "c")))
+    assert run("generate", "mechrep-tiny", "x", code=1)[1] == "error: given: a; expected: b; to do: c\n"
+    monkeypatch.setattr(commands, "load_model", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate", "mechrep-tiny", "x"])
 
 
-def test_a_bug_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("mechrep.studies.neurons.run_repetition_study", broken)
-    result = CliRunner().invoke(app, ["report", "mechrep-tiny", "--out", str(tmp_path)])
-    assert isinstance(result.exception, ZeroDivisionError)
-
-
-def test_options_of_the_model_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
-
-    def load(name: str, **options: object):
-        asked.update(options, name=name)
-        return load_model("mechrep-tiny")
-
-    monkeypatch.setattr("mechrep.models.load.load_model", load)
-    run(
-        "generate",
-        "net",
-        "--prompt",
-        "a",
-        "--max-new-tokens",
-        1,
-        "--dtype",
-        "float16",
-        "--device",
-        "cpu",
-        "--revision",
-        "r",
-    )
-    assert (asked["name"], str(asked["dtype"]), str(asked["device"]), asked["revision"]) == (
-        "net",
-        "torch.float16",
-        "cpu",
-        "r",
-    )
-
-
-def test_card_measures_a_model_and_its_checkpoints(tmp_path: Path) -> None:
-    wanted = [tiny.revisions()[0], tiny.revisions()[-1]]
-    arguments = ["card", "mechrep-tiny", "--prompts", 8, "--nulls", 0, "--revisions", ",".join(wanted)]
-    output = run(*arguments, "--out", tmp_path).output
-    card = CardResult.load(tmp_path / "card")
-    for row in card.rows:
-        assert row.measure in output and f"{row.value:.4f}" in output
-    history = pd.read_json(tmp_path / "history.jsonl", lines=True)
-    assert history["revision"].unique().tolist() == wanted
-    assert "plotly" in (tmp_path / "history.html").read_text(encoding="utf-8")
-    assert str(tmp_path) in output
-
-
-def test_card_of_all_checkpoints_needs_a_model_that_has_them(tmp_path: Path, shared: Path) -> None:
-    folder = shared / "models" / "stories260K"
-    refused = run("card", folder, "--prompts", 8, "--revisions", "all", "--out", tmp_path, code=2)
-    assert "embedded models only" in refused.output
-    refused = run("card", "mechrep-tiny", "--prompts", 8, "--revision", "step3", "--out", tmp_path, code=1)
-    assert "step3" in refused.output and tiny.revisions()[1] in refused.output
+def test_texts_come_from_a_file_of_texts_or_a_saved_corpus(tmp_path: Path) -> None:
+    model = mechrep.load_model("mechrep-tiny")
+    (tmp_path / "texts.txt").write_text("\ufeffone two\n\nthree\n", encoding="utf-8")
+    corpus = commands._read_corpus(tmp_path / "texts.txt", model)
+    assert [model.decode(corpus.row(i)[1:]) for i in range(2)] == ["one two", "three"]
+    corpus.save(tmp_path / "texts.parquet")
+    assert isinstance(commands._read_corpus(tmp_path / "texts.parquet", model), Corpus)

@@ -21,8 +21,6 @@ from mechrep.studies.checkpoints import ModelMeasure as ModelMeasure
 from mechrep.studies.checkpoints import over_checkpoints as over_checkpoints
 from mechrep.studies.first_layer import FirstLayerStudy as FirstLayerStudy
 from mechrep.studies.first_layer import run_first_layer_study as run_first_layer_study
-from mechrep.studies.full_study import StudySettings as StudySettings
-from mechrep.studies.full_study import run_studies as run_studies
 from mechrep.studies.heads import HeadStudy as HeadStudy
 from mechrep.studies.heads import run_head_study as run_head_study
 from mechrep.studies.natural_vs_induced_study import TextKindStudy as TextKindStudy

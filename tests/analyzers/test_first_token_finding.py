@@ -6,13 +6,9 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
-import mechrep.cli.first_token  # noqa: F401 - adds its command
-from mechrep.cli import app
 from mechrep.errors import InputError
 from mechrep.measures.first_token import FirstTokenParts, FirstTokenResult, find_first_token, first_token_parts
 from mechrep.measures.first_token_detectors import convergence_figure, detector_figure
@@ -77,17 +73,3 @@ def test_a_figure_of_a_norm_that_is_not_there_is_refused() -> None:
     missing = torch.full_like(cuts.norm_loss, torch.nan)
     with pytest.raises(InputError, match="no norm"):
         head_cuts_figure(replace(cuts, norm_loss=missing, sink_reason="there is no norm"), "norm")
-
-
-def test_the_command_writes_results_tables_and_figures(tmp_path: Path) -> None:
-    command = ["first-token", "mechrep-tiny", "--out", str(tmp_path), "--triples", "200", "--repeats", "30"]
-    ended = CliRunner().invoke(app, command)
-    assert ended.exit_code == 0, ended.output + repr(ended.exception)
-    assert "error of the identity" in ended.output and str(tmp_path) in ended.output
-    result = FirstTokenResult.load(tmp_path / "result")
-    assert result.repeats == 30 and f"{result.auroc:.3f}" in ended.output
-    for name in ("mass", "detectors", "heads", "convergence"):
-        assert len(pd.read_parquet(tmp_path / f"{name}.parquet")) and (tmp_path / name / "result.json").is_file()
-        assert "plotly" in (tmp_path / f"{name}.html").read_text(encoding="utf-8")
-    missing = CliRunner().invoke(app, ["first-token", "mechrep-tiny", "--texts", str(tmp_path / "none.txt")])
-    assert missing.exit_code == 2

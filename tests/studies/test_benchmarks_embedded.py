@@ -7,10 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import mechrep
-import mechrep.cli.eval
 from mechrep.ablation.benchmark_tasks import (
     CONTEXT,
     EMBEDDED_TASKS,
@@ -24,7 +22,6 @@ from mechrep.ablation.benchmark_tasks import (
     recall_questions,
 )
 from mechrep.ablation.benchmarks import Questions, benchmark_study
-from mechrep.cli import app
 from mechrep.errors import InputError
 from mechrep.models import tiny
 
@@ -122,12 +119,3 @@ def test_they_are_asked_through_the_harness_without_data() -> None:
     facts = result.notes["benchmarks"].values()
     assert [one["questions"] for one in facts] == [2, 2] and {one["chance"] for one in facts} == {0.25}
     assert not any(result.of(f"{name} truncated").any() for name in EMBEDDED_TASKS)
-
-
-def test_the_command_needs_no_data_for_them_and_says_so_for_files(tmp_path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install mechrep[evals]")
-    given = ["eval", "mechrep-tiny", "--limit", "2", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, [*given, "--tasks", "recall"])
-    assert result.exit_code == 0 and "recall" in result.output
-    refused = CliRunner().invoke(app, [*given, "--tasks", "recall,winogrande"])
-    assert refused.exit_code == 1 and "--data" in refused.output and len(refused.output.strip().splitlines()) == 1

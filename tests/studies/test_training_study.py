@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 import mechrep
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.cli.app import app
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.text_kinds import induced_condition, natural_condition
 from mechrep.measures.head_scores import HeadScores
@@ -285,16 +283,3 @@ def test_models_without_known_checkpoints(tmp_path: Path) -> None:
 def test_bad_measures() -> None:
     with pytest.raises(InputError, match="measure='head'"):
         run_training_study("mechrep-tiny", measures=["head"])
-
-
-def test_the_command(tmp_path: Path) -> None:
-    two = embedded.revisions()[:2]
-    arguments = ["checkpoints", "mechrep-tiny", "--revisions", ",".join(two), "--measures", "sinks", "--out"]
-    answer = CliRunner().invoke(app, [*arguments, str(tmp_path)])
-    assert answer.exit_code == 0, answer.output
-    assert TOO_FEW in answer.output and two[1] in answer.output
-    frame = pd.read_csv(tmp_path / "checkpoints.csv")
-    assert frame["model"].unique().tolist() == two and "sink_heads" in set(frame["measure"])
-    assert (tmp_path / "measures.html").stat().st_size > 1000
-    missing = CliRunner().invoke(app, ["checkpoints", "mechrep-tiny", "--revisions", "step7", "--out", str(tmp_path)])
-    assert missing.exit_code == 1 and "step7" in missing.output

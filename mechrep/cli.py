@@ -1,0 +1,92 @@
+"""The command line: ``mechrep COMMAND MODEL``.
+
+This file only names the commands, so that ``mechrep --help`` does not pay for torch; each command is made from the
+signature of its study in :mod:`mechrep.commands` when it is asked for.
+
+Exit codes: 0 done; 1 an error, said in one line; 2 a command line that makes no sense; 130 interrupted: what is
+finished is kept, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+
+from mechrep.errors import MechrepError
+
+_INTERRUPTED = 130  # what shells say of a program that was stopped
+
+# Name: what it does, and lines to try.
+COMMANDS = {
+    "report": (
+        "Everything about one model, as one page.",
+        "mechrep-tiny --effort quick",
+        "./my-model --only sinks,patch",
+    ),
+    "neurons": ("Which neurons rise when a loop begins, and what happens without them.", "mechrep-tiny --ks 7,98"),
+    "heads": ("Which heads copy, and what happens without them.", "mechrep-tiny --effort quick"),
+    "sinks": ("What marks the first position, and what repeated tokens do.", "mechrep-tiny-repeats --layer 1"),
+    "first-layer": ("Does the first layer tell the first token from others?", "mechrep-tiny-repeats --effort quick"),
+    "patch": ("Hold the sink neurons: what that repairs, and what it costs.", "mechrep-tiny --tasks recall"),
+    "text-kinds": ("Natural loops against copying in context, head by head.", "mechrep-tiny --effort quick"),
+    "information": ("Do loops look at tokens that carry little information?", "mechrep-tiny --ways mask"),
+    "checkpoints": ("Which mechanism appears when in training.", "mechrep-tiny --revisions all"),
+    "card": ("Which phenomena a model shows, as one table.", "mechrep-tiny --revisions step0,step23000 --nulls 0"),
+    "ablate": (
+        "Ablate components of your own, beside controls.",
+        "mechrep-tiny L2H0,L3H1 --outcomes loss",
+    ),
+    "eval": ("What an ablation or a patch costs on benchmarks.", "mechrep-tiny --ablate L2H0 --limit 20"),
+    "generate": ("Continue prompts and mark the loops.", 'mechrep-tiny "The sea was" --ablate L2H0'),
+    "models": ("The embedded models and their checkpoints.", "--json"),
+}
+
+app = App(
+    name="mechrep",
+    help="Why does this language model repeat itself, and what happens if that mechanism is switched off?\n\n"
+    "`mechrep report mechrep-tiny` is the first thing to try; `mechrep COMMAND --help` explains a command.",
+    help_format="markdown",
+    suppress_keyboard_interrupt=False,
+    version=lambda: __import__("mechrep").__version__,
+)
+for _name, (_help, *_examples) in COMMANDS.items():
+    _lines = "\n".join(f"    mechrep {_name} {example}" for example in _examples)
+    app.command(f"mechrep.commands:{_name.replace('-', '_')}", name=_name, help=f"{_help}\n\nExamples:\n\n{_lines}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: by default those of the program.
+
+    Returns:
+        The exit code.
+    """
+    # Models write any character; a terminal that cannot show one gets a replacement and not a crash.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        app(arguments, exit_on_error=True, result_action="return_value")
+    except MechrepError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; what is finished is kept: the same command goes on from there\n")
+        return _INTERRUPTED
+    except SystemExit as end:
+        return 2 if end.code not in (0, None) else 0
+    return 0
+
+
+def run() -> None:
+    """The program."""
+    raise SystemExit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,5 +1,0 @@
-"""``python -m mechrep.cli``."""
-
-from mechrep.cli import app
-
-app()

@@ -1,0 +1,466 @@
+"""The commands, made from the signatures of the studies: one schema for both, and the same options everywhere.
+
+A parameter of a study whose type can be written on a command line becomes an option of the same name, explained by the
+study's own docstring.  ``--effort``, ``--seed``, ``--out``, ``--json`` and ``--quiet`` mean the same in every command.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from docstring_parser import parse as parse_docstring
+
+from mechrep.ablation.benchmarks import Questions, benchmark_study, in_words
+from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effects import Effects
+from mechrep.ablation.study import OUTCOMES, READ_OUTCOMES, Controls, ablation_study
+from mechrep.errors import InputError
+from mechrep.generation.decode import generate as continue_texts
+from mechrep.interventions.ops import SinkPatch
+from mechrep.models import tiny
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
+from mechrep.report.build import PARTS, Part, Settings, build_report, load_sections
+from mechrep.report.terminal import described_texts, frame_text, print_section
+from mechrep.run import EFFORTS, Run
+from mechrep.sections import Section
+from mechrep.studies.card import card_history, measure_card
+from mechrep.studies.first_layer import run_first_layer_study
+from mechrep.studies.heads import run_head_study
+from mechrep.studies.natural_vs_induced_study import run_condition_study as run_text_kind_study
+from mechrep.studies.neurons import run_repetition_study
+from mechrep.studies.sink_patch import run_repair_study
+from mechrep.studies.sinks import run_sink_study
+from mechrep.studies.token_information_study import run_information_study
+from mechrep.studies.training import run_training_study
+from mechrep.text.corpus import Corpus
+
+Efforts = Literal["quick", "standard", "full"]
+assert set(EFFORTS) == set(typing.get_args(Efforts))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """What every command takes.
+
+    Attributes:
+        out: folder for results and unfinished work; named after the command by default. The same command goes on there.
+        effort: how many texts, control draws and null models: quick, standard or full.
+        seed: of prompts, splits and draws.
+        revision: checkpoint of the model, e.g. step512.
+        device: cpu, cuda, cuda:1, mps; the best there is by default.
+        dtype: type of the weights; float32 on the CPU by default.
+        json: print the result as JSON, and nothing else, on standard output.
+        quiet: show no progress.
+    """
+
+    out: Path | None = None
+    effort: Efforts = "standard"
+    seed: int = 0
+    revision: str | None = None
+    device: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    json: bool = False
+    quiet: bool = False
+
+    def folder(self, command: str) -> Path:
+        """Where results go."""
+        return Path(command) if self.out is None else self.out
+
+    def run(self, command: str) -> Run:
+        """Options of the study."""
+        progress = False if self.quiet else None
+        return Run(store=self.folder(command) / "store", seed=self.seed, effort=self.effort, progress=progress)
+
+    def load(self, model: str) -> Model:
+        """The model on the command line.
+
+        Raises:
+            InputError: a device that does not exist.
+            ModelError: a model that cannot be loaded.
+        """
+        import torch
+
+        try:
+            place = None if self.device is None else torch.device(self.device)
+        except RuntimeError as error:
+            raise InputError(f"--device {self.device}", "cpu, cuda, cuda:1 or mps", "choose one") from error
+        kind = None if self.dtype is None else getattr(torch, self.dtype)
+        return load_model(model, revision=self.revision, device=place, dtype=kind)
+
+
+MODEL = Annotated[str, Parameter(help="An embedded model (mechrep models), a hub name, or a folder.")]
+
+
+# --- studies --------------------------------------------------------------------------------------------------------
+
+
+def _from_study(part: str, study: Callable[..., Any]) -> Callable[..., None]:
+    """A command from the signature of a study: its report, of this part alone, in a folder of its own."""
+    signature, hints = inspect.signature(study), typing.get_type_hints(study)
+    words = {one.arg_name: one.description or "" for one in parse_docstring(study.__doc__ or "").params}
+    readers: dict[str, Callable[[str, Model], Any]] = {}
+    parameters = [
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=MODEL),
+    ]
+    for name, one in list(signature.parameters.items())[1:]:
+        kind = (Path | None, _read) if name == "held_out_text" else _option(hints.get(name, Any))
+        if name == "run" or kind is None:
+            continue
+        annotation, reader = kind
+        if reader is not None:
+            readers[name] = reader
+        default = one.default if reader is None else None
+        shown = Annotated[annotation, Parameter(help=_explained(words.get(name, "")))]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
+    parameters.append(
+        inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, default=Options(), annotation=Options)
+    )
+
+    def command(model: str, *, options: Options = Options(), **given: Any) -> None:
+        loaded = options.load(model)
+        chosen = {
+            name: readers[name](value, loaded) if name in readers and value is not None else value
+            for name, value in given.items()
+        }
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+
+        def make(model: Model, run: Run, _settings: Settings) -> Section | Sequence[Section]:
+            return study(model, **chosen, run=run).section()
+
+        _build(loaded, part, {part: make}, options)
+
+    command.__doc__ = (study.__doc__ or "").partition("\n    Args:")[0]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    command.__name__ = part.replace("-", "_")
+    return command
+
+
+def _explained(text: str) -> str:
+    """A description from a docstring without its markup."""
+    return " ".join(re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", text).replace("``", "").split())
+
+
+def _option(annotation: Any) -> tuple[Any, Callable[[str, Model], Any] | None] | None:
+    """How a parameter is written on the command line, and what reads it; ``None``: it cannot be."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = [one for one in (typing.get_args(annotation) if union else [annotation]) if one is not type(None)]
+    if kinds and set(kinds) <= {int, float, str, bool, Path}:
+        return annotation, None
+    if Corpus in kinds:
+        return Path | None, _read_corpus
+    for one in kinds:
+        inner = typing.get_args(one)
+        if typing.get_origin(one) is not None and issubclass(typing.get_origin(one), Sequence) and inner:
+            if inner[0] is int:
+                return str | None, _read_numbers
+            if inner[0] is str or str in typing.get_args(inner[0]) or typing.get_origin(inner[0]) is Literal:
+                return str | None, _read_word_or_words if str in kinds else _read_words
+    return None
+
+
+def _read_numbers(text: str, _model: Model | None = None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r}", "whole numbers with commas between, such as 7,98", "correct the list") from None
+
+
+def _read_words(text: str, _model: Model | None = None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _read_word_or_words(text: str, _model: Model | None = None) -> str | list[str]:
+    """A word that means several things, such as all, or words with commas between."""
+    return _read_words(text) if "," in text else text
+
+
+def _read_corpus(path: Any, model: Model) -> Corpus:
+    """A corpus that mechrep saved (.parquet), or a text file with one text per line."""
+    if Path(path).suffix == ".parquet":
+        return Corpus.load(path)
+    return Corpus.from_texts([line for line in _read(path).splitlines() if line.strip()], model=model)
+
+
+def _read(path: str | Path, _model: Model | None = None) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} ({error})", "a text file in UTF-8", "check the path and the encoding") from error
+
+
+def _build(
+    model: Model,
+    name: str,
+    parts: Mapping[str, Part],
+    options: Options,
+    only: Sequence[str] | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Run parts, keep everything, and print what was found."""
+    folder = options.folder(name)
+    page = build_report(model, folder, only=only, run=options.run(name), parts=parts, settings=settings)
+    if options.json:
+        sys.stdout.write((folder / "report.json").read_text(encoding="utf-8") + "\n")
+        return
+    for section in load_sections(folder):
+        print_section(section)
+    sys.stdout.write(f"{page}\n")
+
+
+def report(
+    model: MODEL,
+    *,
+    only: Annotated[
+        str | None, Parameter(help="Parts to run, of " + ",".join(PARTS) + "; those that are there already stay.")
+    ] = None,
+    preset: Annotated[
+        Literal["mechrep", "hiraoka2025"], Parameter(help="Whose detector and windows decide about loops.")
+    ] = "mechrep",
+    sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
+    held_out: Annotated[Path | None, Parameter(help="A file of text that the model has not seen (UTF-8).")] = None,
+    options: Options = Options(),
+) -> None:
+    """Ask every question of mechrep of one model, beside controls, and write the answers as one page.
+
+    The page is written after every part, and grows.  A stopped run goes on when the same command is given again.
+
+    """
+    chosen = None if only is None else [_ALIASES.get(name, name) for name in _read_words(only)]
+    unknown = sorted(set(chosen or ()) - set(PARTS))
+    if unknown:
+        raise InputError(f"--only {unknown[0]}", f"some of {', '.join(PARTS)}", "choose among these")
+    settings = Settings(preset, sink_layer, held_out)
+    _build(options.load(model), "report", PARTS, options, chosen, settings)
+
+
+_ALIASES = {"conditions": "text-kinds"}  # as the part was called before
+
+
+# --- ablations of one's own -----------------------------------------------------------------------------------------
+
+
+def read_components(text: str) -> Circuit:
+    """Components in the one notation: ``L3H1`` a head, ``L2N57`` a neuron, with commas; or a file of a circuit.
+
+    Example:
+        >>> read_components("L3H1,L2N57").components
+        {'neurons': [[2, 57]], 'heads': [[3, 1]]}
+    """
+    if text.endswith(".json"):
+        return Circuit.load(text)
+    found: dict[str, list[tuple[int, int]]] = {"heads": [], "neurons": []}
+    for part in text.split(","):
+        match = re.fullmatch(r"L(\d+)([HN])(\d+)", part.strip())
+        if match is None:
+            raise InputError(
+                f"component {part!r}", "L3H1 for a head, L2N57 for a neuron, or a .json file", "correct it"
+            )
+        layer, kind, number = match.groups()
+        found["heads" if kind == "H" else "neurons"].append((int(layer), int(number)))
+    return Circuit(text, **found)
+
+
+def ablate(
+    model: MODEL,
+    components: Annotated[str, Parameter(help="L3H1,L2N57 (heads, neurons), or a .json file of a circuit.")],
+    *,
+    op: Annotated[Literal["zero", "to_bos"], Parameter(help="zero; for heads also attention moved to BOS.")] = "zero",
+    when: Annotated[
+        Literal["from_onset", "all"], Parameter(help="From the onset of loops on, or everywhere.")
+    ] = "from_onset",
+    outcomes: Annotated[str, Parameter(help="Some of " + ",".join(OUTCOMES) + ".")] = ",".join(READ_OUTCOMES),
+    controls: Annotated[str, Parameter(help="layer_matched, random; with commas.")] = "layer_matched",
+    options: Options = Options(),
+) -> None:
+    """Ablate components and measure what loops, copying and language lose, beside controls."""
+    circuit, loaded = read_components(components), options.load(model)
+    effects = ablation_study(
+        loaded, circuit, outcomes=_read_words(outcomes), ops=[op], when=when,
+        controls=Controls(_read_words(controls), strict=False), run=options.run("ablation"),
+    )  # fmt: skip
+    _keep(effects, options.folder("ablation"), options)
+
+
+def eval(
+    model: MODEL,
+    *,
+    ablate: Annotated[str | None, Parameter(help="Components to set to zero: L3H1,L2N57, or a circuit's file.")] = None,
+    patch: Annotated[str | None, Parameter(help="Sink neurons to hold: L1N5,L1N9, or auto to find them.")] = None,
+    tasks: Annotated[str, Parameter(help="Benchmarks; continuation and recall need no data.")] = "continuation,recall",
+    data: Annotated[Path | None, Parameter(help="Folder of the files of questions.")] = None,
+    limit: Annotated[int | None, Parameter(help="Ask only so many questions of each.")] = None,
+    options: Options = Options(),
+) -> None:
+    """Ask benchmark questions through lm-evaluation-harness, with and without an ablation or a patch, beside controls.
+
+    Needs `pip install mechrep[evals]`.
+
+    """
+    from mechrep.ablation.benchmark_tasks import as_tasks, read_documents, require_harness
+
+    require_harness()
+    names = _read_words(tasks)
+    for task in as_tasks(names):
+        read_documents(task, data, 1)  # what is missing is said before the long work
+    changes: dict[str, Any] = {} if ablate is None else {"ablated": read_components(ablate)}
+    loaded = options.load(model)
+    if patch is not None:
+        changes["patched"] = _patch(patch, loaded, options.run("eval"))
+    effects = benchmark_study(loaded, changes, questions=Questions(names, data, limit), run=options.run("eval"))
+    if not options.json:
+        for name, change in changes.items():
+            done = change.intervention(when="all") if isinstance(change, Circuit) else change
+            sys.stdout.write(f"{name}: {in_words(done)}\n")
+    _keep(effects, options.folder("eval"), options)
+
+
+def _patch(text: str, model: Model, run: Run) -> SinkPatch:
+    """The patch on these neurons, or on the sink neurons that are found in the model itself."""
+    if text == "auto":
+        from mechrep.studies.find_sink import find_sink
+
+        sink = find_sink(model, run=run)
+        if sink.layer is None or not sink.neurons:
+            raise InputError(f"--patch auto for {model.name}", "a model with a norm sink", "name its neurons yourself")
+        return SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])
+    circuit = read_components(text)
+    layers = {layer for layer, _ in circuit.neurons}
+    if circuit.heads or len(layers) != 1:
+        raise InputError(f"--patch {text}", "neurons of one layer", "choose one layer")
+    return SinkPatch(layers.pop(), [neuron for _, neuron in circuit.neurons])
+
+
+def _keep(effects: Effects, folder: Path, options: Options) -> None:
+    """Save a table of effects with its figure, and print its summary."""
+    effects.save(folder / "effects")
+    effects.to_parquet(folder / "values.parquet")
+    own = effects.to_frame() if len(effects.conditions) == 1 else effects.summary()
+    if options.json:
+        sys.stdout.write(own.to_json(orient="records", indent=1) + "\n")
+        return
+    if len(effects.conditions) > 1:
+        effects.plot().write_html(folder / "effects.html", include_plotlyjs=True)
+    columns = ["name", "part", "measure", "copy", "baseline", "value", "effect", "low", "high", "control_low",
+               "control_high", "n", "m", "q", "verdict"]  # fmt: skip
+    shown = own[[name for name in columns if name in own]].dropna(axis=1, how="all")
+    sys.stdout.write(f"{frame_text(shown)}\n{folder}\n")
+
+
+# --- studies of one's own model and of its training -----------------------------------------------------------------
+
+neurons = _from_study("neurons", run_repetition_study)
+heads = _from_study("heads", run_head_study)
+sinks = _from_study("sinks", run_sink_study)
+first_layer = _from_study("first-layer", run_first_layer_study)
+patch = _from_study("patch", run_repair_study)
+text_kinds = _from_study("text-kinds", run_text_kind_study)
+information = _from_study("information", run_information_study)
+checkpoints = _from_study("training", run_training_study)
+
+
+def card(
+    model: MODEL,
+    *,
+    revisions: Annotated[str | None, Parameter(help="Checkpoints too: step0,step512 or, if embedded, all.")] = None,
+    prompts: Annotated[int, Parameter(help="Sampled prompts for the share that loops.")] = 256,
+    nulls: Annotated[int | None, Parameter(help="Null models to compare with; 0: none.")] = None,
+    sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
+    held_out: Annotated[Path | None, Parameter(help="Text for losses and sinks (UTF-8).")] = None,
+    options: Options = Options(),
+) -> None:
+    """Measure loops, induction, attention sinks, BOS norm and repeated tokens, beside null models.
+
+    Every row is kept as soon as it is measured: after an interruption the same command goes on.
+
+    """
+    text, folder = None if held_out is None else _read(held_out), options.folder("card")
+    wanted = None if revisions is None else tiny.revisions(model) if revisions == "all" else _read_words(revisions)
+    loaded, run = options.load(model), options.run("card")
+    result = measure_card(loaded, held_out_text=text, prompts=prompts, sink_layer=sink_layer, nulls=nulls, run=run)
+    result.save(folder / "card")
+    tables = [result.to_frame()]
+    if wanted is not None:
+        history = card_history(model, wanted, prompts=prompts, sink_layer=sink_layer, run=run)
+        history.to_parquet(folder / "history.parquet")
+        tables.append(history)
+    if options.json:
+        records = [json.loads(table.to_json(orient="records")) for table in tables]
+        sys.stdout.write(json.dumps(dict(zip(("card", "history"), records, strict=False)), indent=1) + "\n")
+        return
+    for table in tables:
+        sys.stdout.write(frame_text(table) + "\n")
+    sys.stdout.write(f"{folder}\n")
+
+
+# --- texts and models -----------------------------------------------------------------------------------------------
+
+
+def generate(
+    model: MODEL,
+    prompt: Annotated[list[str] | None, Parameter(help="A prompt; may be given several times.", negative=())] = None,
+    *,
+    prompts: Annotated[Path | None, Parameter(help="File with one prompt per line (UTF-8).")] = None,
+    max_new_tokens: Annotated[int, Parameter(help="Tokens to write.")] = 200,
+    temperature: Annotated[float, Parameter(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, Parameter(help="Sample among so many tokens.")] = None,
+    ablate: Annotated[str | None, Parameter(help="Components to set to zero while writing: L3H1,L2N57.")] = None,
+    preset: Annotated[Literal["mechrep", "hiraoka2025"], Parameter(help="Whose detector marks loops.")] = "mechrep",
+    options: Options = Options(),
+) -> None:
+    """Continue prompts, with components ablated if asked, and mark the loops: │ ends the prompt, ⟪loop⟫."""
+    written = [*(prompt or []), *(line for line in (_read(prompts).splitlines() if prompts else []) if line.strip())]
+    if not written:
+        raise InputError("no prompt", "at least one", 'give a "text", or --prompts FILE')
+    circuit, loaded = None if ablate is None else read_components(ablate), options.load(model)
+    if circuit is not None:
+        circuit.check(loaded.anatomy)
+    corpus = continue_texts(
+        loaded,
+        Corpus.from_texts(written, model=loaded, source="prompt"),
+        max_new_tokens=max_new_tokens,
+        interventions=None if circuit is None else circuit.intervention("zero", "last"),
+        temperature=temperature,
+        top_k=top_k,
+        seed=options.seed,
+    ).with_cycles(preset, eos_id=loaded.eos_ids)
+    if options.json:
+        texts = [{"text": loaded.decode(corpus.row(i)), **_plain(corpus.frame.iloc[i])} for i in range(len(corpus))]
+        sys.stdout.write(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
+        return
+    for text in described_texts(corpus, loaded.decode):
+        sys.stdout.write(f"{text}\n")
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """A row of facts as JSON holds it: no NaN, no NumPy."""
+    return json.loads(row.to_json(default_handler=str))
+
+
+def models(*, json: Annotated[bool, Parameter(help="Print JSON.")] = False) -> None:
+    """The embedded models with their checkpoints, and how to name others."""
+    kept = {name: {"revisions": list(tiny.revisions(name)), "history": list(tiny.history(name))} for name in tiny.NAMES}
+    if json:
+        sys.stdout.write(__import__("json").dumps(kept, indent=1) + "\n")
+        return
+    for name, facts in kept.items():
+        sys.stdout.write(f"{name}: embedded, no network; --revision is the last of these by default\n")
+        sys.stdout.write(f"  {'revision':>12} {'tokens seen':>13} {'held-out loss':>14}\n")
+        for line in facts["history"]:
+            revision = f"step{line['step']}"
+            label = revision if revision in facts["revisions"] else f"({line['step']})"
+            sys.stdout.write(f"  {label:>12} {line['tokens']:>13,} {line['held_out_loss']:>14.3f}\n")
+        sys.stdout.write("  Steps in brackets were measured, not kept.\n")
+    sys.stdout.write("others: a hub name (EleutherAI/pythia-70m), or a folder with config.json and weights\n")
