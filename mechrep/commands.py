@@ -37,7 +37,7 @@ from mechrep.sections import Section
 from mechrep.studies.card import card_history, measure_card
 from mechrep.studies.first_layer import run_first_layer_study
 from mechrep.studies.heads import run_head_study
-from mechrep.studies.natural_vs_induced_study import run_condition_study as run_text_kind_study
+from mechrep.studies.natural_vs_induced_study import run_text_kind_study
 from mechrep.studies.neurons import run_repetition_study
 from mechrep.studies.sink_patch import run_repair_study
 from mechrep.studies.sinks import run_sink_study
