@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -139,15 +139,19 @@ class Ranking(Protocol):
     """A result that ranks components; whatever measured them.
 
     Attributes:
-        provenance: how it was made.
         ranked_by: the score that ranks unless another is named.
     """
 
-    provenance: Provenance
     ranked_by: ClassVar[str]
 
-    def ranking(self, *score: Any) -> list[Unit]:
-        """All ``(layer, number)``, the highest score first."""
+    @property
+    def provenance(self) -> Provenance:
+        """How it was made."""
+        ...
+
+    @property
+    def ranking(self) -> Callable[..., list[Unit]]:
+        """All ``(layer, number)``, the highest first, by the score that is given or by its own."""
         ...
 
 
@@ -267,7 +271,8 @@ class Circuit:
             found=f"the first {k} of the ranking by {score}",
             provenance=facts,
             sizes={"n_layers": layers, "d_mlp" if kind == "neurons" else "n_heads": width},
-            **{kind: ranking[:k]},
+            neurons=ranking[:k] if kind == "neurons" else (),
+            heads=ranking[:k] if kind == "heads" else (),
         )
 
     def __len__(self) -> int:

@@ -96,7 +96,7 @@ class HeadScoreResult(HeadTableResult):
     unexplained: Float[Tensor, "layer head"]
     variants: Float[Tensor, "variant layer head"]
     variant_names: Sequence[str]
-    names: Sequence[str]
+    names: Sequence[str]  # pyright: ignore[reportIncompatibleVariableOverride] - of this result alone they are a field
     n_queries: Mapping[str, int]
     n_texts: Mapping[str, int]
     not_used: Mapping[str, int]

@@ -520,9 +520,9 @@ class HeadTableResult(Result):
         one_of("score", score, self.names)
         return getattr(self, score)
 
-    def ranking(self, score: str | None = None) -> list[tuple[int, int]]:
+    def ranking(self, by: str | None = None) -> list[tuple[int, int]]:
         """All ``(layer, head)`` pairs, highest score first; ties keep the order of layers and heads, NaN comes last."""
-        values = self.of(score or self.names[0])
+        values = self.of(by or self.names[0])
         order = torch.argsort(torch.nan_to_num(values.flatten(), nan=-torch.inf), descending=True, stable=True)
         return [divmod(index, values.shape[1]) for index in order.tolist()]
 
