@@ -22,7 +22,15 @@ from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
-from mechrep.studies import heads, neurons, sink_patch, sinks, token_information_study, training
+from mechrep.studies import (
+    heads,
+    natural_vs_induced_study,
+    neurons,
+    sink_patch,
+    sinks,
+    token_information_study,
+    training,
+)
 from mechrep.text.corpus import windows_of_text
 
 _LIST = "parts.json"
@@ -92,6 +100,10 @@ def _patch(model: Model, run: Run, settings: Settings) -> Section:
     return sink_patch.run_repair_study(model, texts=windows, layer=settings.sink_layer, run=run).section()
 
 
+def _text_kinds(model: Model, run: Run, _settings: Settings) -> Section:
+    return natural_vs_induced_study.run_text_kind_study(model, run=run).section()
+
+
 def _information(model: Model, run: Run, settings: Settings) -> Section:
     options = {"preset": settings.preset, "held_out_text": settings.held_out_text}
     return token_information_study.run_information_study(model, **options, run=run).section()
@@ -106,6 +118,7 @@ PARTS: Mapping[str, Part] = {
     "heads": _heads,
     "sinks": _sinks,
     "patch": _patch,
+    "text-kinds": _text_kinds,
     "information": _information,
     "training": _training,
 }
