@@ -62,7 +62,7 @@ class KindDesign:
                 "two kinds, each with at least one text",
                 "build both from the same list of prompts, and compare one builder at a time",
             )
-        self.is_first, used = self.labels == first, np.isin(self.labels, (first, second))
+        self.is_first, used = np.asarray(self.labels == first), np.isin(self.labels, (first, second))
         names, self.cluster = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
         has = np.zeros((2, len(names)), dtype=bool)
         has[0, self.cluster[self.is_first]] = has[1, self.cluster[used & ~self.is_first]] = True
@@ -75,7 +75,7 @@ class KindDesign:
 
     def mean(self, text_kind: str) -> Float[np.ndarray, " text"]:
         """Weights of the mean over a kind."""
-        return (self.labels == text_kind) / self.n[text_kind]
+        return np.asarray(self.labels == text_kind) / self.n[text_kind]
 
     def draws(self, draws: int = DRAWS, seed: int = 0) -> tuple[Weights, Weights]:
         """Weights of both means in bootstrap samples: as many clusters with both kinds, with the first, the second."""
@@ -374,7 +374,7 @@ class HeadEffects:
         for kind in dict.fromkeys(self.text_kinds):
             self.mean(kind)  # refuses a kind without a value
             flat = self.values.reshape(len(self.values), -1)
-            here = (np.array(self.text_kinds, dtype=object) == kind) & ~np.isnan(flat).any(1)
+            here = np.asarray(np.array(self.text_kinds, dtype=object) == kind) & ~np.isnan(flat).any(1)
             texts, own = flat[here], np.unique(np.array(self.clusters)[here], return_inverse=True)[1]
             n = int(own.max()) + 1
             times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)[:, own]

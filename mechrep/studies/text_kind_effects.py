@@ -216,9 +216,10 @@ class _OfKind:
         self.model, self.corpus, self.text_kind = model, corpus, text_kind
         self.places = [i for i, name in enumerate(labels_of(corpus.frame)) if name == text_kind]
         ids, clusters = corpus.frame["id"].astype(str).tolist(), clusters_of(corpus.frame)
-        self.units, self.clusters = ([column[i] for i in self.places] for column in (ids, clusters))
-        self.measures: list[Measure] = []
-        self.facts: dict[str, Any] = {"texts": corpus.fingerprint(), "text_kind": text_kind, **facts}
+        self.units: Sequence[str] = [ids[i] for i in self.places]
+        self.clusters: Sequence[str] = [clusters[i] for i in self.places]
+        self.measures: Sequence[Measure] = []
+        self.facts: Mapping[str, Any] = {"texts": corpus.fingerprint(), "text_kind": text_kind, **facts}
         self.cost = Cost(read=int(corpus.lengths[self.places].sum()))
 
 
