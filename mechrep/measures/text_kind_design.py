@@ -66,7 +66,8 @@ class KindDesign:
         names, self.cluster = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
         has = np.zeros((2, len(names)), dtype=bool)
         has[0, self.cluster[self.is_first]] = has[1, self.cluster[used & ~self.is_first]] = True
-        self.used, self.both, self.only_first, self.only_second = used, has.all(0), has[0] & ~has[1], has[1] & ~has[0]
+        self.used, (ours, theirs) = used, has
+        self.both, self.only_first, self.only_second = np.asarray(ours & theirs), ours & ~theirs, theirs & ~ours
 
     @property
     def n_clusters(self) -> int:
@@ -425,7 +426,7 @@ class HeadEffects:
     def _known(self, first: str, second: str) -> tuple[Float[np.ndarray, "text head"], KindDesign]:
         """The texts of two kinds that have a value."""
         flat = self.values.reshape(len(self.values), -1)
-        missing = np.isnan(flat).any(1)
+        missing = np.asarray(np.isnan(flat).any(1))
         keep = [i for i, kind in enumerate(self.text_kinds) if kind in (first, second) and not missing[i]]
         kinds, clusters = ([list(column)[i] for i in keep] for column in (self.text_kinds, self.clusters))
         return flat[keep], KindDesign(kinds, clusters, first, second)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechrep.ablation.controls import draw_controls
 from mechrep.ablation.effects import ABLATION, Condition, Effects, Measure, detection, judge
-from mechrep.ablation.outcomes import Cost
+from mechrep.ablation.outcomes import Cost, Outcome
 from mechrep.ablation.run import Cell, measure_effects
 from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.cache.corpus_cache import CorpusCache
@@ -207,7 +207,7 @@ def _operations(model: Model, ops: Sequence[str], reference: Corpus | None, run:
 # --- outcomes ---------------------------------------------------------------------------------------------------------
 
 
-class _OfKind:
+class _OfKind(Outcome):
     """What outcomes over the texts of one kind share; ``places`` are their numbers among all texts."""
 
     regenerates = False
@@ -452,7 +452,9 @@ def ablation_contrast(
 
     def measured() -> Effects:
         cells = _alone(model, _operations(model, ops, reference, options), when)
-        outcomes = [RepetitionLogProbability(model, corpus, kind, when, copies) for kind in _kinds(corpus)]
+        outcomes: list[Outcome] = [
+            RepetitionLogProbability(model, corpus, kind, when, copies) for kind in _kinds(corpus)
+        ]
         config = {"study": "ablation contrast", "when": when}
         return measure_effects(model, cells, outcomes, config=config, run=options, notes={"peers": PEERS})
 
@@ -504,7 +506,7 @@ def patching_contrast(
     giving = joined_texts(donors, n_ctx=model.anatomy.n_ctx, copies=copy)
     giving.check_model(model)
     op = "patched from " + "+".join(sorted(set(donors.frame["builder"])))
-    outcomes = [_Patched(model, corpus, kind, giving, copy, options.seed) for kind in _kinds(corpus)]
+    outcomes: list[Outcome] = [_Patched(model, corpus, kind, giving, copy, options.seed) for kind in _kinds(corpus)]
     cells = [(replace(one, op=op) if do else one, do) for one, do in _alone(model, {"zero": "zero"})]
     config = {"study": "patching contrast"}
     effects = measure_effects(model, cells, outcomes, config=config, run=options, notes={"peers": PEERS})
@@ -561,7 +563,7 @@ def regenerated_contrast(
     options = run or Run()
     ops = _operations(model, [op], reference, options)
     corpus = _sample(cyclic_texts(Corpus.concatenate(*texts)), sample, options.seed)
-    outcomes = [_Regenerated(model, corpus, kind, when, max_new_tokens) for kind in _kinds(corpus)]
+    outcomes: list[Outcome] = [_Regenerated(model, corpus, kind, when, max_new_tokens) for kind in _kinds(corpus)]
     config = {"study": "regenerated contrast", "when": when}
     return measure_effects(
         model, _alone(model, ops, when), outcomes, config=config, run=options, notes={"peers": PEERS}
@@ -628,7 +630,9 @@ def head_dissociation(
     tops = {f"{kind} heads": found.top(k, kind) for kind in _kinds(find)}
     edit = _operations(model, [op], reference, options)[op]
     cells, left_out = sets_of_heads(model, tops, controls, op, edit, options)
-    outcomes = [RepetitionLogProbability(model, test, kind, "all", copies, by_copy=False) for kind in _kinds(test)]
+    outcomes: list[Outcome] = [
+        RepetitionLogProbability(model, test, kind, "all", copies, by_copy=False) for kind in _kinds(test)
+    ]
     named = {name: ", ".join(other for other in tops if other != name) for name in tops}
     notes = {"excluded": named, "left_out": left_out}
     return measure_effects(model, cells, outcomes, config={"study": "head dissociation"}, run=options, notes=notes)
