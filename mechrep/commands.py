@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import sys
 import types
 import typing
@@ -139,7 +140,7 @@ def _from_study(part: str, study: Callable[..., Any]) -> Callable[..., None]:
         def make(model: Model, run: Run, _settings: Settings) -> Section | Sequence[Section]:
             return study(model, **chosen, run=run).section()
 
-        _build(loaded, part, {part: make}, options)
+        _build(loaded, part, {part: make}, options, line=_line(_COMMANDS.get(part, part), model, given, options))
 
     command.__doc__ = (study.__doc__ or "").partition("\n    Args:")[0]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -208,16 +209,33 @@ def _build(
     options: Options,
     only: Sequence[str] | None = None,
     settings: Settings | None = None,
+    line: str = "",
 ) -> None:
     """Run parts, keep everything, and print what was found."""
-    folder = options.folder(name)
-    page = build_report(model, folder, only=only, run=options.run(name), parts=parts, settings=settings)
+    folder, run = options.folder(name), options.run(name)
+    page = build_report(model, folder, only=only, run=run, parts=parts, settings=settings, command=line)
     if options.json:
         sys.stdout.write((folder / "report.json").read_text(encoding="utf-8") + "\n")
         return
     for section in load_sections(folder):
         print_section(section)
     sys.stdout.write(f"{page}\n")
+
+
+def _line(command: str, model: str, given: Mapping[str, Any], options: Options) -> str:
+    """The command line that does this again, with what differs from the defaults."""
+    values = dict(given) | {name: getattr(options, name) for name in _SAID}
+    words = ["mechrep", command, model]
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+_SAID = ("effort", "seed", "revision", "dtype")  # options that change numbers
 
 
 def report(
@@ -243,10 +261,13 @@ def report(
     if unknown:
         raise InputError(f"--only {unknown[0]}", f"some of {', '.join(PARTS)}", "choose among these")
     settings = Settings(preset, sink_layer, held_out)
-    _build(options.load(model), "report", PARTS, options, chosen, settings)
+    given = {"only": only, "preset": preset, "sink_layer": sink_layer, "held_out": held_out}
+    line = _line("report", model, given, options)
+    _build(options.load(model), "report", PARTS, options, chosen, settings, line)
 
 
 _ALIASES = {"conditions": "text-kinds"}  # as the part was called before
+_COMMANDS = {"training": "checkpoints"}  # parts whose command has another name
 
 
 # --- ablations of one's own -----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,13 +63,6 @@ class Settings:
             return self.held_out.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.held_out} ({error})", "a text file in UTF-8", "name another") from error
-
-    @property
-    def options(self) -> list[str]:
-        """As the command line takes them; only those that differ from the defaults."""
-        given = {"--preset": self.preset, "--sink-layer": self.sink_layer, "--held-out": self.held_out}
-        default = {"--preset": Settings.preset, "--sink-layer": None, "--held-out": None}
-        return [part for name, value in given.items() if value != default[name] for part in (name, str(value))]
 
 
 # Runs a study; gives its section or several.  One that finds nothing to study gets a section named like the part.
@@ -131,6 +123,7 @@ def build_report(
     only: Sequence[str] | None = None,
     run: Run | None = None,
     settings: Settings | None = None,
+    command: str = "",
     parts: Mapping[str, Part] | None = None,
     texts: Path | None = None,
 ) -> Path:
@@ -145,6 +138,7 @@ def build_report(
         only: names of parts; by default all.
         run: effort, seed and so on; without a store, unfinished work is kept in ``out/store``.
         settings: what some parts can be told.
+        command: that makes these parts again; the page shows it.
         parts: by default :data:`PARTS`.
         texts: folder of the words; by default mechrep's own.
 
@@ -164,7 +158,6 @@ def build_report(
         raise StoreError(f"{target}, a report on {listed['model']}", f"one on {facts}", "choose another folder")
     if run.store is None:
         run = dataclasses.replace(run, store=target / "store")
-    command = _command(model, target, run, [*settings.options, *(["--only", ",".join(chosen)] if only else [])])
     with progress_bar(len(chosen), "report", "part", run.progress, every=0.0) as bar:
         for name in chosen:
             bar.set_postfix_str(name)
@@ -197,7 +190,7 @@ def write_page(out: str | Path, *, texts: Path | None = None) -> Path:
     target, listed = Path(out), _listed(Path(out))
     sections = load_sections(target)
     name = listed["model"]["name"]
-    command = "\n".join(dict.fromkeys(part["command"] for part in listed["parts"].values()))
+    command = "\n".join(dict.fromkeys(part["command"] for part in listed["parts"].values() if part["command"]))
     record = report_json(name, sections, command=command, texts=texts)
     _write(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
     _write(target / "report.html", render_page(name, sections, command=command, texts=texts))
@@ -259,11 +252,6 @@ def _listed(target: Path) -> dict[str, Any]:
         return {"model": listed["model"], "parts": parts}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} ({error})", "the list of a report's parts", "delete it and build again") from error
-
-
-def _command(model: Model, target: Path, run: Run, options: Sequence[str]) -> str:
-    fixed = ["--effort", run.effort, "--seed", str(run.seed), "--out", target.name]
-    return shlex.join(["mechrep", "report", model.name, *fixed, *options])
 
 
 def _write(path: Path, text: str) -> None:
