@@ -51,6 +51,17 @@ HOMES = {
     "token_classes": "mechrep.text.token_classes",
     "token_facts": "mechrep.measures.token_information",
     "token_information": "mechrep.measures.token_information",
+    "Condition": "mechrep.ablation.effects",
+    "CopyAccuracy": "mechrep.ablation.outcomes",
+    "HeldOutLoss": "mechrep.ablation.outcomes",
+    "LoopDecoding": "mechrep.ablation.outcomes",
+    "LoopLogProbability": "mechrep.ablation.outcomes",
+    "Questions": "mechrep.ablation.benchmarks",
+    "Regeneration": "mechrep.ablation.outcomes",
+    "looping_texts": "mechrep.ablation.outcomes",
+    "loop_free_texts": "mechrep.ablation.outcomes",
+    "measure_effects": "mechrep.ablation.run",
+    "with_drift": "mechrep.studies.sink_patch",
     "windows_of_text": "mechrep.text",
 }
 

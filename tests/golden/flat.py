@@ -16,6 +16,27 @@ WHOLE = 200  # tensors of up to so many entries are kept whole
 SOME = 20
 RTOL, ATOL = 2e-4, 1e-6
 
+# Fields that say what a result means; all others hold what was measured.
+JUDGED = frozenset(
+    [
+        "found",
+        "norm_found",
+        "heads_found",
+        "reason",
+        "moved_reason",
+        "sink_reason",
+        "law",
+        "mass_law",
+        "theory",
+        "theory_words",
+        "expected_rates",
+        "agrees",
+        "needs_attention",
+        "rule",
+        "null_aurocs",
+    ]
+)
+
 Record = dict[str, Any]
 
 
@@ -79,7 +100,9 @@ def of_result(result: Any, name: str = "", leave_out: Sequence[str] = ("provenan
     record: Record = {}
     for field in dataclasses.fields(result):
         if field.name not in leave_out:
-            record |= of_value(f"{name} {field.name}".strip(), getattr(result, field.name))
+            judged = field.name in JUDGED or "interval" in field.name
+            label = f"{name} {field.name}".strip()
+            record |= of_value(FRAMES + label if judged else label, getattr(result, field.name))
     return record
 
 

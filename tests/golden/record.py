@@ -14,9 +14,20 @@ import traceback
 import warnings
 
 from tests.golden.flat import FRAMES, Record
-from tests.golden.registry import GOLDEN, MODELS, ONLY, SHARED, SLOW, has, load, path_of, recorded
+from tests.golden.registry import GOLDEN, MODELS, ONLY, SHARED, has, is_slow, load, path_of, recorded
 
-for _module in ("texts", "neurons", "heads", "sinks", "first_token", "ablation", "kinds", "information", "training"):
+for _module in (
+    "texts",
+    "neurons",
+    "heads",
+    "sinks",
+    "first_token",
+    "ablation",
+    "kinds",
+    "information",
+    "training",
+    "components",
+):
     importlib.import_module(f"tests.golden.entries.{_module}")
 
 
@@ -58,11 +69,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Record what today's code computes.")
     parser.add_argument("entries", nargs="*", help="by default all")
     parser.add_argument("--write", action="store_true", help="write the record; without it only compute")
-    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--model", action="append", choices=MODELS, help="by default all")
     parser.add_argument("--missing", action="store_true", help="only what is not recorded yet")
     options = parser.parse_args()
     for name, entry in cases():
-        wanted = name in options.models and has(name) and (not options.entries or entry in options.entries)
+        wanted = name in (options.model or MODELS) and has(name) and (not options.entries or entry in options.entries)
         if not wanted or (options.missing and entry in recorded(name)["values"]):
             continue
         begun = time.perf_counter()
@@ -73,7 +84,7 @@ def main() -> None:
             continue
         took = time.perf_counter() - begun
         size = len(json.dumps(found)) / 1024
-        print(f"{took:7.2f} s {size:7.1f} KiB {name} {entry}{' (slow)' if entry in SLOW else ''}", flush=True)
+        print(f"{took:7.2f} s {size:7.1f} KiB {name} {entry}{' (slow)' if is_slow(name, entry) else ''}", flush=True)
         if options.write:
             write(name, {entry: found})
 

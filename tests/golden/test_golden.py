@@ -6,10 +6,10 @@ import pytest
 
 from tests.golden.flat import FRAMES, differences
 from tests.golden.record import cases, run
-from tests.golden.registry import SLOW, expected, has
+from tests.golden.registry import expected, has, is_slow
 
 CASES = [
-    pytest.param(name, entry, id=f"{name}-{entry}", marks=[pytest.mark.slow] if entry in SLOW else [])
+    pytest.param(name, entry, id=f"{name}-{entry}", marks=[pytest.mark.slow] if is_slow(name, entry) else [])
     for name, entry in cases()
 ]
 

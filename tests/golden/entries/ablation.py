@@ -140,22 +140,23 @@ def layer_profiles(model: mechrep.Model) -> Record:
 
 @golden(slow=True, models=EMBEDDED)
 def benchmark_study(model: mechrep.Model) -> Record:
-    """The embedded tasks, under a cut and a patch, with controls."""
+    """The embedded tasks, under a cut and a patch."""
     cuts = {"cut": mechrep.Neurons([(3, 7), (3, 8)], when="all"), "patch": mechrep.SinkPatch(0, [3])}
-    result = mechrep.studies.benchmark_study(model, cuts, tasks=api.EMBEDDED_TASKS, limit=4, seeds=1, progress=False)
-    cells = [where(**{name: cell[name] for name in ("condition", "selection", "seed")}) for cell in result.conditions]
+    effects = mechrep.studies.benchmark_study(
+        model, cuts, questions=api.Questions(api.EMBEDDED_TASKS, limit=4), controls=(),
+        run=mechrep.studies.Run(progress=False),
+    )  # fmt: skip
     record: Record = {}
-    for number, measure in enumerate(result.measures):
-        key = where(**measure)
-        record[f"{key} questions"] = list(
-            map(str, result.questions[[t["task"] for t in result.tasks].index(measure["task"])])
-        )
-        for cell, values in zip(cells, result.values[number], strict=True):
-            record |= of_value(f"{key} {cell}", values)
-    for task, choices in zip(result.tasks, result.choices, strict=True):
-        for cell, chosen in zip(cells, choices, strict=True):
-            record |= of_value(f"choices task={task['task']} {cell}", chosen)
-    return record | of_frame("table", result.to_frame()) | of_frame("summary", result.summary())
+    for number, measure in enumerate(effects.measures):
+        task, metric = measure.name.split()
+        if metric == "truncated":
+            continue
+        key = where(task=task, metric=metric)
+        record[f"{key} questions"] = list(effects.units[number])
+        for place, one in enumerate(effects.conditions):
+            cell = where(condition=one.name if place else "original", selection="intervention" if place else "none")
+            record |= of_value(f"{key} {cell} seed=0", effects.values[number, place, : len(effects.units[number])])
+    return record | of_frame("summary", effects.summary())
 
 
 @golden(models=("mechrep-tiny",))

@@ -33,41 +33,58 @@ def repetition_neurons(model: mechrep.Model) -> Record:
     record: Record = {}
     results = mechrep.CorpusCache(model, loops(model), progress=False).run(*makers.values())
     for name, result in zip(makers, results, strict=True):
-        record |= of_result(result, name) | of_frame(f"{name} table", result.to_frame(10))
+        record |= of_result(result, name) | of_frame(f"{name} table", result.to_frame())
         for score in ("delta", "t", "dprime"):
             record |= of_value(f"{name} top by {score}", result.top(8, score))
         record |= of_value(f"{name} layer counts", result.layer_counts(20))
     return record
 
 
-def of_sweep(sweep: Any) -> Record:
-    """What became of every text under every condition, and the tables."""
+def of_sweep(effects: Any, names: dict[str, str]) -> Record:
+    """What became of every text, untouched and with the first neurons ablated; the names of measures when recorded.
+
+    Control draws are left out: see ``components.py``.
+    """
     record: Record = {}
-    for (selection, k, seed), cell in sweep.outcome_frame().groupby(["selection", "k", "seed"], sort=False):
-        for column in cell.columns.drop(["selection", "k", "seed"]):
-            key = where(measure=column, selection=selection, k=k, seed=seed)
-            record |= of_value(key, cell[column].tolist())
-    return record | of_frame("table", sweep.to_frame()) | of_frame("summary", sweep.summary())
+    selections = {"baseline": "none", "ablation": "top"}
+    for place, one in enumerate(effects.conditions):
+        key = where(selection=selections[one.selection], k=one.k, seed=one.seed)
+        record[f"cut {key}"] = "/".join(f"{a}.{b}" for a, b in one.components.get("neurons", ()))
+        for number, measure in enumerate(effects.measures):
+            if measure.name in names:
+                record |= of_value(f"measure={names[measure.name]} {key}", effects.values[number, place])
+        if "loss" not in names:
+            record |= of_value(f"measure=text {key}", effects.units[0])
+    return record | of_frame("summary", effects.summary())
+
+
+SWEPT = {
+    "still_repeating": "repeating",
+    "newly_repeating": "repeating",
+    "tokens_to_escape": "escaped_at",
+    "relooped": "relooped",
+    "new_period": "new_period",
+}
 
 
 @golden()
 def deactivation_sweep(model: mechrep.Model) -> Record:
-    """The found neurons and all controls, on texts that the search has not seen."""
-    sweep = mechrep.studies.deactivation_sweep(
-        model, loops(model), neurons=neurons(model), ks=[0, 7, 70], controls=CONTROLS, seeds=2, max_new_tokens=80,
-        progress=False,
+    """The found neurons, on texts that the search has not seen."""
+    effects = mechrep.studies.deactivation_sweep(
+        model, loops(model), neurons=neurons(model), ks=[0, 7, 70], controls=(),
+        decoding=api.LoopDecoding(max_new_tokens=80), run=mechrep.studies.Run(progress=False),
     )  # fmt: skip
-    return of_sweep(sweep)
+    return of_sweep(effects, SWEPT)
 
 
 @golden()
 def activation_sweep(model: mechrep.Model) -> Record:
     """The found neurons boosted in texts without a loop."""
-    sweep = mechrep.studies.activation_sweep(
-        model, free(model), neurons=neurons(model), ks=[7, 70], controls=CONTROLS, seeds=2, prompt_length=30,
-        max_new_tokens=80, progress=False,
+    effects = mechrep.studies.activation_sweep(
+        model, free(model), neurons=neurons(model), ks=[7, 70], controls=(),
+        decoding=api.LoopDecoding(max_new_tokens=80, prompt_length=30), run=mechrep.studies.Run(progress=False),
     )  # fmt: skip
-    return of_sweep(sweep)
+    return of_sweep(effects, SWEPT)
 
 
 @golden()
@@ -75,12 +92,12 @@ def loss_sweep(model: mechrep.Model) -> Record:
     """Loss while neurons are cut, and boosted."""
     record: Record = {}
     for op in ("zero", "add"):
-        result = mechrep.studies.loss_sweep(
-            model, windows(model), neurons=neurons(model), ks=[7, 70], controls=CONTROLS, seeds=2, op=op, progress=False
-        )
-        for (selection, k, seed), losses in zip(result.conditions, result.losses, strict=True):
-            record |= of_value(where(measure="loss", op=op, selection=selection, k=k, seed=seed), losses)
-        record |= of_frame(f"{op} table", result.to_frame())
+        effects = mechrep.studies.loss_sweep(
+            model, windows(model), neurons=neurons(model), ks=[7, 70], controls=(), op=op,
+            run=mechrep.studies.Run(progress=False),
+        )  # fmt: skip
+        for key, value in of_sweep(effects, {"loss": "loss"}).items():
+            record[key.replace("measure=loss", f"measure=loss op={op}")] = value
     return record
 
 

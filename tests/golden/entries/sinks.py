@@ -112,15 +112,6 @@ def ov_cluster(model: mechrep.Model) -> Record:
     return record | {"frames/p_signal": result.p_signal, "frames/p_norm": result.p_norm(0)}
 
 
-def _conditions(record: Record, result: Any, fields: dict[str, str], conditions: list[str]) -> Record:
-    for field, unit in fields.items():
-        for number, condition in enumerate(conditions):
-            value = getattr(result, field)[number]
-            key = where(measure=field, unit=unit or None)
-            record |= of_value(f"{key} {condition}", value if unit else float(value))
-    return record
-
-
 def _recorded(model: mechrep.Model, entry: str) -> Record:
     return expected(known(model), entry) or {}
 
@@ -149,20 +140,32 @@ def sink_cut_study(model: mechrep.Model) -> Record:
 
 @golden()
 def run_patch_study(model: mechrep.Model) -> Record:
-    """A patch that holds neurons at the first token's level, beside controls."""
-    result = mechrep.studies.run_patch_study(
-        model, mechrep.SinkPatch(0, [n for _, n in sink(model).neurons] or [3]), texts=windows(model), tokens=TOKENS,
-        repeats=24, seeds=2, progress=False,
-    )  # fmt: skip
-    conditions = [
-        where(selection=selection, seed=seed, units="/".join(f"{layer}.{n}" for layer, n in units))
-        for selection, seed, units in zip(result.selections, result.seeds, result.units, strict=True)
-    ]
-    whole = dict.fromkeys(("first_norm", "typical_norm", "attention", "mean_attention"), "")
-    by_token = dict.fromkeys(("repeat_norm", "moved", "continued", "drifted"), "token")
-    record = _conditions({}, result, whole | by_token | {"losses": "text"}, conditions)
-    record |= of_value("head", result.head) | of_frame("table", result.to_frame())
-    return record | of_frame("summary", result.summary())
+    """A patch that holds neurons at the first token's level, and the same on the control neurons of the record."""
+    sets = {
+        key.partition(" ")[2]: key.split("units=")[1] for key in _recorded(model, "run_patch_study") if "units=" in key
+    }
+    sets = {key.removeprefix("unit=text ").removeprefix("unit=token "): units for key, units in sets.items()}
+    cells: list[Any] = [(api.Condition(), None)]
+    names = [next(key for key, units in sets.items() if not units)]
+    for key, units in sorted(sets.items()):
+        if units:
+            ((layer, neuron),) = ([int(one) for one in unit.split(".")] for unit in units.split("/"))
+            cells.append((api.Condition(key, "ablation", 1), mechrep.SinkPatch(layer, [neuron])))
+            names.append(key)
+    stimulus, head = api.repeated_tokens(model, TOKENS, 24), sink(model).best_head
+    outcomes = [SinkOnTexts(model, windows(model), 0, head), SinkOnRepeats(model, stimulus, 0)]
+    run = mechrep.studies.Run(progress=False)
+    effects = api.with_drift(api.measure_effects(model, cells, outcomes, config={}, run=run))
+    record = of_value("head", list(head))
+    for measure in effects.measures:
+        values = effects.of(measure.name)
+        for key, row in zip(names, values, strict=True):
+            if measure.name in ("first_norm", "typical_norm", "attention"):  # recorded as means
+                record |= of_value(f"measure={measure.name} {key}", float(row.mean()))
+            elif measure.name != "p_next":
+                name, unit = ("losses", "text") if measure.name == "loss" else (measure.name, "token")
+                record |= of_value(f"{where(measure=name, unit=unit)} {key}", row)
+    return record
 
 
 @golden()
