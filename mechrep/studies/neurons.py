@@ -221,8 +221,3 @@ def _examples(model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: i
             }
         )
     return pd.DataFrame(rows)
-
-
-from mechrep.studies.old_texts import collect_texts as collect_texts  # noqa: E402 - until their users have moved
-from mechrep.studies.old_texts import measure_loop_share as measure_loop_share  # noqa: E402
-from mechrep.studies.old_texts import split_texts as split_texts  # noqa: E402

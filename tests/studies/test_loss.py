@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from mechrep.interventions import Neurons
 from mechrep.models import tiny as embedded
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.studies import LossResult, loss_sweep, token_losses
+from mechrep.studies import token_losses
 from mechrep.text.corpus import Corpus, windows_of_text
 from tests.studies.obvious import losses
 from tests.tiny_models import SLIDING_WINDOW, random_tokens, tiny
@@ -65,36 +63,8 @@ def test_texts_are_scored_alike_however_many_are_scored(monkeypatch: pytest.Monk
     corpus = Corpus.from_tokens(random_tokens(7, LENGTH, seed=2), model=model)
     conditions = [None, Neurons(UNITS, "zero", when="all")]
     whole = token_losses(model, corpus, conditions)
-    monkeypatch.setattr("mechrep.ablation.old_loss._TOKENS_PER_BATCH", 2 * LENGTH)
+    monkeypatch.setattr("mechrep.ablation.score._TOKENS_PER_BATCH", 2 * LENGTH)
     torch.testing.assert_close(token_losses(model, corpus, conditions), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_a_sweep_has_one_row_per_condition_and_pairs_texts(tmp_path: Any) -> None:
-    model = loaded("gpt_neox", "plain")
-    rows = random_tokens(6, LENGTH, seed=3).tolist()
-    corpus = Corpus.from_tokens(rows, model=model)
-    ranking = [(layer, neuron) for neuron in range(40) for layer in (2, 1, 0)]
-    result = loss_sweep(model, corpus, neurons=ranking, ks=[0, 15], controls=["layer_matched"], seeds=2, op="zero")
-    frame = result.to_frame()
-    assert frame[["selection", "k", "seed"]].values.tolist() == [
-        ["none", 0, 0],
-        ["top", 15, 0],
-        ["layer_matched", 15, 0],
-        ["layer_matched", 15, 1],
-    ]
-    for row, (_, _, _, units) in zip(frame.itertuples(), result.provenance.config["conditions"], strict=True):
-        plain = np.array(losses("gpt_neox", tiny("gpt_neox"), rows, [tuple(unit) for unit in units]))
-        rise = plain - np.array(losses("gpt_neox", tiny("gpt_neox"), rows, []))
-        assert row.loss == pytest.approx(plain.mean(), rel=1e-4) and row.texts == 6
-        assert row.perplexity == pytest.approx(np.exp(plain.mean()), rel=1e-4)
-        assert row.rise == pytest.approx(rise.mean(), abs=1e-4)
-        assert row.low <= row.rise <= row.high
-        assert row.high - row.low < 6 * rise.std() / np.sqrt(6) + 1e-4
-    assert frame.loc[0, ["rise", "low", "high"]].tolist() == [0, 0, 0]
-    result.save(tmp_path / "loss")
-    again = LossResult.load(tmp_path / "loss")
-    assert torch.equal(again.losses, result.losses) and again.conditions == result.conditions
-    assert again.to_frame().equals(frame) and again.provenance == result.provenance
 
 
 def test_windows_overlap_by_half_begin_with_bos_and_come_from_the_whole_text() -> None:
@@ -129,5 +99,3 @@ def test_windows_and_texts_that_cannot_be_scored_are_refused() -> None:
             token_losses(llama, Corpus.from_tokens(rows, model=llama), [None])
     with pytest.raises(InputError, match="vocabulary of 61"):
         token_losses(model, Corpus.from_tokens(random_tokens(2, 8), model=llama), [None])
-    with pytest.raises(InputError, match="op='half'"):
-        inspect.unwrap(loss_sweep)(llama, Corpus.from_tokens(random_tokens(2, 8)), neurons=[(0, 0)], ks=[1], op="half")
