@@ -258,9 +258,7 @@ class Circuit:
         return cls._ranked("heads", result, ranking, k, label, name or f"{label} heads")
 
     @classmethod
-    def _ranked(
-        cls, kind: str, result: Ranking, ranking: Sequence[Unit], k: int, score: str, name: str
-    ) -> Circuit:
+    def _ranked(cls, kind: str, result: Ranking, ranking: Sequence[Unit], k: int, score: str, name: str) -> Circuit:
         check_count(k, len(ranking), kind)
         layers, width = (1 + max(numbers) for numbers in zip(*ranking, strict=True))
         facts: dict[str, Any] = {"score": score, "k": k, "result": result.provenance.to_dict()}

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects
+from mechrep.ablation.forecast import say_forecast
 from mechrep.ablation.outcomes import Cost, Outcome
 from mechrep.errors import InputError
 from mechrep.interventions.apply import fingerprint_of
@@ -77,6 +78,8 @@ def measure_effects(
     }
     provenance = provenance_of(model, _Units(model, outcomes), settings)
     journal = None if options.store is None else Journal(Path(options.store), provenance)
+    if journal is None or journal.find(0) is None:
+        say_forecast(model, cost_of(cells, outcomes, options), str(config.get("study", "a table")), options.progress)
     tables, shard = [], 0
     for outcome in outcomes:
         table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)

@@ -14,6 +14,7 @@ from torch import Tensor
 import mechrep
 from mechrep import run as options
 from mechrep.ablation.effects import Condition, Measure
+from mechrep.ablation.forecast import forecast
 from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.run import cost_of, measure_effects
 from mechrep.errors import InputError, StoreError
@@ -112,3 +113,17 @@ def test_what_makes_no_table_is_refused(model: mechrep.Model) -> None:
     ):
         with pytest.raises(InputError, match=match):
             measure_effects(model, chosen, outcomes, config={})
+
+
+def test_what_it_will_cost_is_said_before_it_starts_where_it_is_long(
+    model: mechrep.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = Sizes()
+    long.cost = Cost(read=10**9)
+    measure_effects(model, cells(1), [long], config={"study": "a long one"})
+    assert "a long one: at most 3,000,000,000 tokens to read" in capsys.readouterr().err
+    measure_effects(model, cells(1), [Sizes()], config={})
+    measure_effects(model, cells(1), [long], config={}, run=Run(progress=False))
+    assert capsys.readouterr().err == ""
+    small, large = (forecast(model, Cost(read=n)) for n in (10**6, 10**7))
+    assert large.minutes == pytest.approx(10 * small.minutes) and small.gib > 0
