@@ -62,7 +62,7 @@ class Run:
         InputError: an unknown effort or engine, a seed that is no whole number from 0 on.
 
     Example:
-        >>> Run(effort="quick").sizes.draws
+        >>> Run(effort="standard").sizes.draws
         99
         >>> Run(effort="hasty")
         Traceback (most recent call last):

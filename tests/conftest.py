@@ -59,16 +59,3 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
-
-
-@pytest.fixture(scope="session")
-def small_effort() -> Iterator[None]:
-    """Makes ``effort="quick"`` as small as it can be: for tests that run whole studies."""
-    from mechrep import run
-
-    with pytest.MonkeyPatch.context() as patch:
-        small = run.Effort(
-            loops=10, others=3, windows=7, tokens=6, draws=19, regenerated_draws=3, nulls=19, sequences=6, curve=2
-        )
-        patch.setitem(run.EFFORTS, "quick", small)
-        yield
