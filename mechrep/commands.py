@@ -282,7 +282,7 @@ def read_components(text: str) -> Circuit:
     """
     if text.endswith(".json"):
         return Circuit.load(text)
-    found: dict[str, list[tuple[int, int]]] = {"heads": [], "neurons": []}
+    found: dict[str, Any] = {"heads": [], "neurons": []}
     for part in text.split(","):
         match = re.fullmatch(r"L(\d+)([HN])(\d+)", part.strip())
         if match is None:

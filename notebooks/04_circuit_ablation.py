@@ -202,9 +202,7 @@ assert not set(find.frame["id"]) & set(test.frame["id"]) and circuit.seen_texts 
 by_text = again.unit_frame().query("selection == 'ablation' and measure == 'still_looping'")
 by_text = by_text.pivot(index="unit_id", columns="part", values="value")
 swept = alone.unit_frame().query(f"name == 'L{chosen[0]}H{chosen[1]}' and measure == 'still_looping'")
-assert by_text["heads"].to_dict() == swept.set_index("unit_id")["value"].to_dict(), (
-    "sweep and study agree"
-)
+assert by_text["heads"].to_dict() == swept.set_index("unit_id")["value"].to_dict(), "sweep and study agree"
 
 change = {name: float(frame.loc[chosen, "effect"]) for name, frame in tables.items()}
 print(

@@ -111,7 +111,8 @@ def _finished(
     figure: go.Figure, whole: int, x: dict[str, Any], y: dict[str, Any], title: str, effects: Effects
 ) -> go.Figure:
     """The look of the house for stacked panels; the titles of their axes stay."""
-    names = [axis.title.text for axis in figure.select_xaxes()], [axis.title.text for axis in figure.select_yaxes()]
+    drawn: Any = figure  # plotly makes the axes when it runs
+    names = [axis.title.text for axis in drawn.select_xaxes()], [axis.title.text for axis in drawn.select_yaxes()]
     figure.update_annotations(x=0, xanchor="left", font={"size": 14})
     figure = styled(figure, title=title, subtitle=_subtitle(effects), x="", y="")
     for axis, name in zip(figure.select_xaxes(), names[0], strict=True):

@@ -355,7 +355,9 @@ class Effects(Result):
         table = pd.DataFrame(rows, columns=columns).drop(columns=["selection", "seed"])
         return judge(table.astype({"copy": "Int64"}), within=within, family=family)
 
-    def ranking(self, measure: str | None = None, copy: int | None = None) -> list[int]:
+    def ranking(  # pyright: ignore[reportIncompatibleMethodOverride] - of a measure, not of a field
+        self, measure: str | None = None, copy: int | None = None
+    ) -> list[int]:
         """Places of the ablations, the one that changes a measure most first."""
         sizes = np.abs(_mean(self.effect_of(measure, copy)))
         chosen = [i for i, one in enumerate(self.conditions) if one.selection == ABLATION]

@@ -58,12 +58,23 @@ class Outcome(Protocol):
         cost: tokens per condition.
     """
 
-    measures: Sequence[Measure]
-    units: Sequence[str]
-    clusters: Sequence[str]
-    facts: Mapping[str, Any]
-    regenerates: bool
-    cost: Cost
+    @property
+    def measures(self) -> Sequence[Measure]: ...
+
+    @property
+    def units(self) -> Sequence[str]: ...
+
+    @property
+    def clusters(self) -> Sequence[str]: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def regenerates(self) -> bool: ...
+
+    @property
+    def cost(self) -> Cost: ...
 
     def values(
         self, interventions: Sequence[Intervention | None], progress: bool | None

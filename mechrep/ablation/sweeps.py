@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -208,7 +209,8 @@ def rankings(name: str, ks: Sequence[int], **units: Sequence[Unit]) -> list[Circ
         raise InputError(
             f"ks={list(ks)}", f"numbers from 0 to {len(ranking)}, the {kind} given", "lower k or rank more"
         )
-    return [Circuit(name, found=f"the first {k}", **{kind: ranking[:k]}) for k in numbers if k]
+    parts: list[tuple[int, dict[str, Any]]] = [(k, {kind: ranking[:k]}) for k in numbers if k]
+    return [Circuit(name, found=f"the first {k}", **part) for k, part in parts]
 
 
 def _sweep(

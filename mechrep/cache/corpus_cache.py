@@ -91,7 +91,7 @@ class Analyzer(ABC, Generic[R]):
 
     def load_result(self, folder: Path) -> R:
         """Read a result of this analyzer's kind from a store."""
-        return self.result_type.load(folder)
+        return self.result_type.load(folder)  # pyright: ignore[reportReturnType] - it is the R of the class
 
     def layers(self, anatomy: Anatomy, site: Site) -> range:  # noqa: ARG002 - for those that override it
         """Layers at which ``site`` is observed; all of them unless overridden."""

@@ -483,6 +483,7 @@ def intervened(model: Model, intervention: Intervention | None) -> Iterator[nn.M
             "a model whose plain Hugging Face module mechrep can edit",
             "load it by name, or from a Hugging Face module, and keep its raw weights",
         )
+    assert model.plain is not None
     parts = _parts(intervention)
     patches = tuple(part for part in parts if isinstance(part, SinkPatch))
     others = tuple(part for part in parts if not isinstance(part, SinkPatch))

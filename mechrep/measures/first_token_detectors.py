@@ -129,7 +129,7 @@ class FirstDetectorResult(Result):
         """Whether the chosen neuron tells first tokens better than anything under shuffled places."""
         return self.neurons[0] in self.detectors
 
-    def ranking(self, score: Score = "auroc") -> list[int]:
+    def ranking(self, score: Score = "auroc") -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """All neurons, the most telling of the selection half first, or by the published score (largest first).
 
         Raises:

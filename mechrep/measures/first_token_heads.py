@@ -138,7 +138,7 @@ class HeadCutResult(Result):
                 found.append(head)
         return [(0, head) for head in sorted(found, key=lambda head: -float(self.loss(mark)[0, head]))]
 
-    def ranking(self, mark: Mark = "detector", op: str = "zero") -> list[int]:
+    def ranking(self, mark: Mark = "detector", op: str = "zero") -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Heads of layer 0, those whose cut costs most first.
 
         Raises:

@@ -118,7 +118,7 @@ class OtherTokenResult(Result):
             n_queries=int(queries),
         )
 
-    def ranking(self) -> list[int]:
+    def ranking(self) -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Heads of layer 0, those that look most at other tokens first."""
         return torch.argsort(torch.nan_to_num(self.mass, nan=-torch.inf), descending=True, stable=True).tolist()
 

@@ -404,6 +404,7 @@ def _compare_rows(model: Model) -> bool:
     if not model.fast or model.handles is None or model.handles.attentions is None:
         return False
     tokens, layers = model.probe_tokens(), range(model.anatomy.n_layers)
+    assert model.plain is not None
     if not _asks_for_attention(model.plain, tokens):
         return False
     length = tokens.shape[1]

@@ -109,7 +109,9 @@ class _Fields(string.Formatter):
     def __init__(self, place: str) -> None:
         self.place = place
 
-    def get_field(self, field_name: str, _args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+    def get_field(  # pyright: ignore[reportIncompatibleMethodOverride] - no numbered fields here
+        self, field_name: str, _args: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Any, str]:
         if field_name not in kwargs:
             known = ", ".join(sorted(kwargs)) or "none"
             raise InputError(f"{self.place} uses {{{field_name}}}", f"one of the section's fields: {known}",

@@ -207,7 +207,7 @@ def _operations(model: Model, ops: Sequence[str], reference: Corpus | None, run:
 # --- outcomes ---------------------------------------------------------------------------------------------------------
 
 
-class _OfKind(Outcome):
+class _OfKind:
     """What outcomes over the texts of one kind share; ``places`` are their numbers among all texts."""
 
     regenerates = False
