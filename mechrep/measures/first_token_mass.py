@@ -606,7 +606,8 @@ def windows(model: Model, corpus: Corpus) -> Int[Tensor, "text pos"]:
     Raises:
         InputError: texts of a token or two.
     """
-    bodies = [[token for token in corpus.row(text) if token not in model.special_ids] for text in range(len(corpus))]
+    special = model.special_ids
+    bodies = [[token for token in corpus.row(text) if token not in special] for text in range(len(corpus))]
     length = min(_LENGTH, max(map(len, bodies)))
     if length < 2:
         raise InputError("texts of a single token", "texts with other positions to compare with", "use longer texts")

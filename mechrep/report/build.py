@@ -22,6 +22,7 @@ from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
 from mechrep.sections import MISSING, Section
 from mechrep.studies import (
+    first_layer,
     heads,
     natural_vs_induced_study,
     neurons,
@@ -86,6 +87,11 @@ def _sinks(model: Model, run: Run, settings: Settings) -> Section:
     return sinks.run_sink_study(model, **options, run=run).section()
 
 
+def _first_layer(model: Model, run: Run, settings: Settings) -> Section:
+    texts = None if settings.held_out_text is None else [settings.held_out_text]
+    return first_layer.run_first_layer_study(model, texts=texts, layer=settings.sink_layer, run=run).section()
+
+
 def _patch(model: Model, run: Run, settings: Settings) -> Section:
     text = settings.held_out_text
     windows = None if text is None else windows_of_text(model, text, length=64, limit=100)
@@ -109,6 +115,7 @@ PARTS: Mapping[str, Part] = {
     "neurons": _neurons,
     "heads": _heads,
     "sinks": _sinks,
+    "first-layer": _first_layer,
     "patch": _patch,
     "text-kinds": _text_kinds,
     "information": _information,

@@ -84,6 +84,8 @@ def column_texts(values: Sequence[Any], digits: int = 4, more: int = 3) -> list[
     if any(not isinstance(cell, float) for cell in cells if cell is not None) or not known:
         return [number(cell) for cell in cells]
     sizes = [size for size in known if size] or [1.0]
+    if max(sizes) < 1e-4:  # so many zeros cannot be compared by eye
+        return [number(cell) for cell in cells]
     most = digits - 1 - math.floor(math.log10(max(sizes)))
     decimals = min(max(most, min(1 - math.floor(math.log10(statistics.median(sizes))), most + more), 0), 9)
     used = (f"{size:.{decimals}f}".partition(".")[2].rstrip("0") for size in known)

@@ -1,20 +1,27 @@
-"""The study of the first layer: its parts are those of the analyzers, and a kept one is read and not made again."""
+"""The study of the first layer: a planted mark is supported beside null models, and a kept study is read again."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import mechrep
+from mechrep.ablation.effects import SUPPORTED, TOO_FEW
 from mechrep.measures.first_token_detectors import first_layer_convergence
-from mechrep.studies import first_layer as first_layer_study
+from mechrep.models.load import load_model
+from mechrep.report.view import view_of
+from mechrep.run import EFFORTS, Run
+from mechrep.studies import first_layer
 from mechrep.studies.first_layer import FirstLayerStudy, run_first_layer_study
-from tests.views import first_layer_study_by_hand as by_hand
+from mechrep.text.corpus import Corpus
+from tests.analyzers.first_token_by_hand import planted
+from tests.planted.texts import words
 
 SMALL = {"token_ids": [300, 301], "prefix": [302, 303], "triples": 60, "repeats": 40}
+NULLS = 2
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +31,57 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(store: Path) -> FirstLayerStudy:
-    return run_first_layer_study(mechrep.load_model("mechrep-tiny"), **SMALL, store=store, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EFFORTS, "quick", dataclasses.replace(EFFORTS["quick"], nulls=NULLS))
+        run = Run(store=store, effort="quick", progress=False)
+        return run_first_layer_study(load_model("mechrep-tiny"), **SMALL, run=run)
 
 
-def test_it_holds_what_the_analyzers_measure(study: FirstLayerStudy) -> None:
-    direct = first_layer_convergence(mechrep.load_model("mechrep-tiny"), [300, 301], prefix=[302, 303], repeats=40)
-    assert torch.equal(study.parts.convergence.distance, direct.distance)
-    assert study.summary.slope == direct.median_slope and study.summary.agrees == direct.agrees
-    assert study.parts.mass.identity_error.max() < 1e-4 and len(study.parts.null_aurocs) == 4
-    assert study.summary.found == bool(study.summary.neurons)
+@pytest.fixture(scope="module")
+def found() -> FirstLayerStudy:
+    model = planted("llama_gqa").model
+    corpus = Corpus.from_tokens([words(60, seed=seed) for seed in range(8)], model=model, bos_policy="absent")
+    run = Run(effort="quick", progress=False)
+    return run_first_layer_study(
+        model, texts=corpus, token_ids=[10, 11], prefix=[0, 20], triples=200, repeats=60, run=run
+    )
+
+
+def test_it_holds_what_the_measures_give(study: FirstLayerStudy) -> None:
+    direct = first_layer_convergence(load_model("mechrep-tiny"), [300, 301], prefix=[302, 303], repeats=40)
+    assert torch.equal(study.convergence.distance, direct.distance)
+    assert study.convergence.median_slope == direct.median_slope and study.convergence.agrees == direct.agrees
+    assert study.mass.identity_error.max() < 1e-4 and len(study.nulls) == NULLS
     assert study.model_name == "mechrep-tiny" and study.provenance.config["study"] == "first-layer"
+    low, high = study.slope_interval
+    slopes = study.convergence.head_slope.numpy()
+    assert np.nanmin(slopes) - 1e-6 <= low <= study.convergence.median_slope + 1e-6
+    assert study.convergence.median_slope - 1e-6 <= high <= np.nanmax(slopes) + 1e-6
+
+
+def test_a_planted_mark_is_supported_and_two_nulls_are_too_few(
+    study: FirstLayerStudy, found: FirstLayerStudy
+) -> None:
+    fixture = planted("llama_gqa")
+    assert fixture.detector_head is not None
+    assert (found.detectors.layer, found.detectors.neurons[0]) == fixture.detector
+    assert (0, found.best_head) == fixture.detector_head
+    claims = found.claims().set_index("claim")
+    assert claims["verdict"].tolist() == [SUPPORTED] * 3 and (claims["m"] == 19).all()
+    assert (
+        claims.loc["detector", "value"] == 1.0
+        and claims.loc["detector", "control_high"] < claims.loc["detector", "effect"]
+    )
+    assert study.claims()["verdict"].tolist() == [TOO_FEW] * 3 and (study.claims()["m"] == NULLS).all()
+    assert found.last_distance < found.first_distance
+
+
+def test_the_section_has_words_for_all_that_it_holds(study: FirstLayerStudy, found: FirstLayerStudy) -> None:
+    for one in (study, found):
+        view = view_of(one.section())
+        assert len(view.claims) == 3 and len(view.tables) == 3
+        assert len(view.figures) == (4 if one.heads.sink_layer is None else 5)
+        assert view.tables[0].total == one.heads.n_heads + 1
 
 
 def test_the_same_study_is_read_and_another_is_not(
@@ -42,25 +90,11 @@ def test_the_same_study_is_read_and_another_is_not(
     def refuse(*_args: object, **_options: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(first_layer_study, "first_token_parts", refuse)
-    model = mechrep.load_model("mechrep-tiny")
-    again = run_first_layer_study(model, **SMALL, store=store, progress=False)
-    assert torch.equal(again.parts.detectors.values, study.parts.detectors.values)
-    assert again.parts.null_aurocs == study.parts.null_aurocs and again.summary.reason == study.summary.reason
+    for name in ("first_token_detectors", "_null"):
+        monkeypatch.setattr(first_layer, name, refuse)
+    monkeypatch.setitem(EFFORTS, "quick", dataclasses.replace(EFFORTS["quick"], nulls=NULLS))
+    model = load_model("mechrep-tiny")
+    again = run_first_layer_study(model, **SMALL, run=Run(store=store, effort="quick", progress=False))
+    assert torch.equal(again.detectors.values, study.detectors.values) and again.nulls == study.nulls
     with pytest.raises(AssertionError, match="made again"):
-        run_first_layer_study(model, **SMALL, seed=1, store=store, progress=False)
-
-
-def test_the_slope_lies_in_its_interval_and_near_is_a_tenth() -> None:
-    study = by_hand.study()
-    low, high = study.slope_interval
-    assert low == pytest.approx(-1) and high == pytest.approx(-1) and study.summary.slope == pytest.approx(-1)
-    assert study.first_distance == pytest.approx(0.5) and study.comes_near
-    assert not by_hand.study(positions="standard").comes_near
-
-
-def test_an_interval_over_tokens_holds_the_median_that_it_is_of(study: FirstLayerStudy) -> None:
-    low, high = study.slope_interval
-    slopes = study.parts.convergence.head_slope.numpy()
-    assert np.nanmin(slopes) - 1e-6 <= low <= study.summary.slope + 1e-6
-    assert study.summary.slope - 1e-6 <= high <= np.nanmax(slopes) + 1e-6
+        run_first_layer_study(model, **SMALL, run=Run(store=store, effort="quick", seed=1, progress=False))
