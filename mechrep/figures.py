@@ -218,7 +218,7 @@ def attention_map_figure(
     Example:
         >>> import torch
         >>> pattern = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
-        >>> figure = attention_map_figure(pattern, ["<s>", " cat"], title="L0 H3", name="mechrep-tiny")
+        >>> figure = attention_map_figure(pattern, ["<s>", " cat"], title="L0H3", name="mechrep-tiny")
         >>> figure.data[0].z.tolist(), list(figure.layout.xaxis.labelalias.values())
         ([[1.0, nan], [0.25, 0.75]], ['&lt;s&gt;', '␣cat'])
     """
@@ -243,11 +243,11 @@ def attention_maps_figure(
         >>> patterns = {(0, 3): torch.eye(2), (1, 2): torch.tensor([[1.0, 0.0], [1.0, 0.0]])}
         >>> figure = attention_maps_figure(patterns, ["a", "b"], name="mechrep-tiny")
         >>> [panel.text for panel in figure.layout.annotations]
-        ['L0 H3', 'L1 H2']
+        ['L0H3', 'L1H2']
     """
     if not patterns:
         raise InputError("no attention patterns", "one per head to draw", "name some heads")
-    titles = [f"L{layer} H{head}" for layer, head in patterns]
+    titles = [f"L{layer}H{head}" for layer, head in patterns]
     return _maps(list(patterns.values()), titles, tokens, title="What these heads look at", name=name)
 
 
@@ -424,7 +424,7 @@ def add_heads(
         texttemplate="%{text}" if fits else None,
         hovertext=details,
         hoverongaps=False,
-        hovertemplate="L%{y} H%{x}: %{z:.3f}<br>%{hovertext}<extra></extra>",
+        hovertemplate="L%{y}H%{x}: %{z:.3f}<br>%{hovertext}<extra></extra>",
         **place,
     )
     if not known.all():

@@ -227,7 +227,7 @@ def _draw_heads(figure: go.Figure, table: pd.DataFrame, scale: float, index: int
         x=np.arange(z.shape[1]), y=np.arange(len(z)), z=z, zmin=-widest, zmax=widest, colorscale=CHANGES,
         showscale=False, xgap=int(fits), ygap=int(fits), text=text, texttemplate="%{text}",
         customdata=np.stack([scale * wide["low"], scale * wide["high"], wide["p"], wide["q"]], axis=-1),
-        hovertemplate="L%{y} H%{x}: %{z:+.3g}<br>95 %: %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
+        hovertemplate="L%{y}H%{x}: %{z:+.3g}<br>95 %: %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>"
         "p = %{customdata[2]:.2g}, q = %{customdata[3]:.2g}<extra></extra>",
         **place_of(index),
     )  # fmt: skip

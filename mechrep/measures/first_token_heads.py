@@ -380,7 +380,7 @@ def head_cuts_figure(result: HeadCutResult, mark: Mark = "detector") -> go.Figur
     whole = {"detector": result.detector_auroc, "state": result.state_auroc, "norm": result.log_ratio}[mark]
     layer, neuron = result.detector
     about = {
-        "detector": f"detector L{layer} N{neuron}, area {whole:.3f} in the whole model",
+        "detector": f"detector L{layer}N{neuron}, area {whole:.3f} in the whole model",
         "state": f"area {whole:.3f} in the whole model",
         "norm": f"after layer {result.sink_layer}, log ratio {whole:.2f} in the whole model",
     }[mark]

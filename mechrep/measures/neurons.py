@@ -433,7 +433,7 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
         raise InputError(f"k = {k}", "at least 1 neuron", "ask for more")
     figure, offsets = go.Figure(), np.arange(-result.r, result.r + 1)
     for place, (layer, neuron) in enumerate(result.top(k)):
-        name = f"L{layer} N{neuron}"
+        name = f"L{layer}N{neuron}"
         figure.add_scatter(
             x=offsets,
             y=result.profile[layer, :, neuron].numpy(),
@@ -506,7 +506,7 @@ def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
         line={"color": ACCENT, "width": 1},
         marker={"color": ACCENT, "size": 4},
         customdata=np.column_stack([units, error]),
-        hovertemplate="rank %{x}: L%{customdata[0]} N%{customdata[1]}"
+        hovertemplate="rank %{x}: L%{customdata[0]}N%{customdata[1]}"
         "<br>Δ = %{y:.4f} ± %{customdata[2]:.4f}<extra></extra>",
     )
     figure.add_hline(y=0, line={"color": INK, "width": 1})

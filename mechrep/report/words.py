@@ -38,8 +38,8 @@ def number(value: Any) -> str:
     """One format for every number: four significant digits, thousands apart, a real minus, a dash where unknown.
 
     Example:
-        >>> number(1408), number(-0.123456), number(12345.6), number(float("nan")), number(1.5e-07), number("L2 H0")
-        ('1,408', '−0.1235', '12,346', '–', '1.5e−07', 'L2 H0')
+        >>> number(1408), number(-0.123456), number(12345.6), number(float("nan")), number(1.5e-07), number("L2H0")
+        ('1,408', '−0.1235', '12,346', '–', '1.5e−07', 'L2H0')
     """
     value = plain_value(value)
     if value is None:

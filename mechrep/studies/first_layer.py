@@ -129,12 +129,12 @@ class FirstLayerStudy:
         seen, copies, (low, high) = self.detectors, self.convergence, self.detectors.intervals[0].tolist()
         best, most = self.best_head, self.mass.ranking()[0]
         return {
-            "model": self.model_name, "layer": seen.layer, "neuron": f"L{seen.layer} N{seen.neurons[0]}",
+            "model": self.model_name, "layer": seen.layer, "neuron": f"L{seen.layer}N{seen.neurons[0]}",
             "area": seen.best_auroc, "low": low, "high": high, "shuffled": max(seen.shuffled_aurocs),
             "null_area": max(null["area"] for null in self.nulls), "nulls": len(self.nulls), "words": seen.n_test,
             "chosen_with": seen.n_selection, "shuffles": len(seen.shuffled_aurocs), "state_area": seen.state_auroc,
-            "head": f"L0 H{best}", "lost": float(self.heads.detector_loss[0, best]),
-            "lost_all": float(self.heads.detector_loss[0, -1]), "most": f"L0 H{most}",
+            "head": f"L0H{best}", "lost": float(self.heads.detector_loss[0, best]),
+            "lost_all": float(self.heads.detector_loss[0, -1]), "most": f"L0H{most}",
             "mass": float(self.mass.mass[most]), "uniform": self.mass.uniform_mass, "texts": self.mass.n_texts,
             "identity_error": float(self.mass.identity_error.max()),
             "same_value_error": float(self.mass.same_value_error.max()),
@@ -153,7 +153,7 @@ class FirstLayerStudy:
         order, heads = self.mass.ranking(), self.heads
         table = pd.DataFrame(
             {
-                "head": [*(f"L0 H{head}" for head in order), "all"],
+                "head": [*(f"L0H{head}" for head in order), "all"],
                 "on other tokens": [*self.mass.mass[order].tolist(), np.nan],
                 "shift": [*self.mass.head_shift[order].tolist(), np.nan],
             }

@@ -191,9 +191,9 @@ def name_of(unit: Unit) -> str:
 
     Example:
         >>> name_of((3, 1))
-        'L3 H1'
+        'L3H1'
     """
-    return f"L{unit[0]} H{unit[1]}"
+    return f"L{unit[0]}H{unit[1]}"
 
 
 # --- the circuits that they make --------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def _stacked(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _head_rows(found: TextKindContrastStudy) -> pd.DataFrame:
     table = found.head_table()
-    table["name"] = [f"L{layer} H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+    table["name"] = [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
     others = [name for name in table if name.startswith("D, ")]
     return table[["name", FIRST, SECOND, "D", "D_low", "D_high", "q", *others]].rename(columns={"name": "head"})
 
@@ -342,7 +342,7 @@ def _compared_rows(found: TextKindContrastStudy) -> pd.DataFrame:
 
 def _set_rows(sets: Effects) -> pd.DataFrame:
     table = sets.summary(family="sets of heads")
-    heads = {one.name: " ".join(f"{a}.{b}" for a, b in one.components["heads"])
+    heads = {one.name: " ".join(f"L{a}H{b}" for a, b in one.components["heads"])
              for one in sets.conditions if one.selection == "ablation"}  # fmt: skip
     table["measured_in"] = table["measure"].str.removeprefix(f"{LOG_PROBABILITY}, ")
     table = table.assign(heads=table["name"].map(heads))

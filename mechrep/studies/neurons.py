@@ -89,7 +89,7 @@ class RepetitionStudy:
             "model": self.model_name, "preset": self.preset, "loop_share": share[0], "loop_low": share[1][0],
             "loop_high": share[1][1], "prompts": share[2], "found_on": result.n_texts, "tested_on": len(test),
             "families": len(set(test.frame["family"])) if "family" in test.frame else len(test), "searched": len(find),
-            "neurons": result.n_neurons, "k": k, "share": k / result.n_neurons, "top": f"L{layer} N{neuron}",
+            "neurons": result.n_neurons, "k": k, "share": k / result.n_neurons, "top": f"L{layer}N{neuron}",
             "before": float(result.normal_mean[layer, neuron]), "after": float(result.repetition_mean[layer, neuron]),
             "window": result.provenance.config["window"], "r": result.r, "site": result.provenance.config["site"],
         }  # fmt: skip

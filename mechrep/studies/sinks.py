@@ -179,7 +179,7 @@ def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[in
         >>> one, two = (ShownPattern(["a", "b"], torch.eye(2)), ShownPattern(["a", "a"], torch.ones(2, 2) / 2))
         >>> figure = text_against_repeats_figure([one, two], head=(1, 0), name="mechrep-tiny")
         >>> figure.layout.title.text, figure.data[1].z[1].tolist()
-        ('What L1 H0 looks at', [0.5, 0.5])
+        ('What L1H0 looks at', [0.5, 0.5])
     """
     figure = panels(["text", "one token, repeated"], 380)
     for panel, one in enumerate(shown):
@@ -191,7 +191,7 @@ def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[in
             hovertemplate="query %{y:d}: %{y}<br>key %{x:d}: %{x}<br>attention %{z:.3f}<extra></extra>", **where,
         )  # fmt: skip
     lengths = ", ".join(counted(len(one.tokens), "token") for one in shown)
-    title = f"What L{head[0]} H{head[1]} looks at"
+    title = f"What L{head[0]}H{head[1]} looks at"
     finished(figure, title=title, subtitle=f"{name}; {lengths}", x="key (token)", y="query (token)", share="attention")
     for panel, one in enumerate(shown):
         n, where = len(one.tokens), place_of(panel)

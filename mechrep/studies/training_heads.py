@@ -230,7 +230,7 @@ def agreement_curves(history: HeadHistory, *, draws: int = DRAWS, seed: int = 0)
     Columns: ``revision, first, second``; what :func:`~mechrep.ablation.effects.judge` needs, with the overlap as
     ``value`` and the larger p of both controls; ``best``, the overlap if both ranked the heads alike;
     ``reliability_first, reliability_second``; ``rank``, Spearman's correlation of the sizes; ``lead_first,
-    lead_second``, the head that does most in either, as ``"layer.head"``; ``same_lead``, share of draws in which it is
+    lead_second``, the head that does most in either, as ``"L2H0"``; ``same_lead``, share of draws in which it is
     the same; ``n_first, n_second`` texts.  NaN where texts are too few.
 
     Limits: with few heads, and few in a layer, there are few ways to change places: then no verdict can be reached.
@@ -305,8 +305,8 @@ def _agreement(history: HeadHistory, pair: tuple[str, str], place: int, draws: i
         "reliability_second": _reliability(_values(history, pair[1], place), seed),
         "rank": float(rank_correlation(*flat)[0]),
         "same_lead": float((ones.argmax(1) == others.argmax(1)).mean()),
-        "lead_first": f"{leads[0][0]}.{leads[0][1]}",
-        "lead_second": f"{leads[1][0]}.{leads[1][1]}",
+        "lead_first": f"L{leads[0][0]}H{leads[0][1]}",
+        "lead_second": f"L{leads[1][0]}H{leads[1][1]}",
     }  # fmt: skip
 
 

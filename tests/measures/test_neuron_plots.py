@@ -21,7 +21,7 @@ def lines(figure):
 def test_onset_profile_draws_the_profile_of_the_top_neurons() -> None:
     result = by_hand.neurons()
     figure = plot_onset_profile(result, k=3)
-    assert [trace.name for trace in figure.data] == [f"L{layer} N{neuron}" for layer, neuron in result.top(3)]
+    assert [trace.name for trace in figure.data] == [f"L{layer}N{neuron}" for layer, neuron in result.top(3)]
     for trace, (layer, neuron) in zip(figure.data, result.top(3), strict=True):
         assert list(trace.x) == list(range(-by_hand.R, by_hand.R + 1))
         np.testing.assert_array_equal(trace.y, result.profile[layer, :, neuron].numpy())

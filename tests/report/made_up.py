@@ -52,7 +52,7 @@ The norm stands out.
 # claim: attention
 Attention does.
 """
-FIELDS = {"model": "net", "head": "L2 H0", "score": 0.8123, "n": 1408, "nothing": float("nan"), "share": 0.125, "m": 99}
+FIELDS = {"model": "net", "head": "L2H0", "score": 0.8123, "n": 1408, "nothing": float("nan"), "share": 0.125, "m": 99}
 
 
 def provenance(name: str = "net") -> Provenance:
@@ -68,7 +68,7 @@ def heads(**changes: object) -> Section:
         ],
         ignore_index=True,
     )
-    scores = pd.DataFrame({"head": ["L0 H0", "L2 H0"], "prefix_matching": [0.25, 0.75], "top": [False, True]})
+    scores = pd.DataFrame({"head": ["L0H0", "L2H0"], "prefix_matching": [0.25, 0.75], "top": [False, True]})
     long = pd.DataFrame({"layer": range(300), "norm": np.linspace(0.5, 80, 300)})
     facts = {
         "name": "heads", "provenance": provenance(), "fields": FIELDS, "claims": claims,

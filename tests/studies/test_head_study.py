@@ -141,7 +141,7 @@ def test_its_sections_have_words_for_everything_in_them(planted: HeadStudy) -> N
     for section in (heads, ablation):
         view = view_of(section)
         assert len(view.claims) == len(section.claims) > 0 and len(view.figures) == len(section.figures)
-    assert heads.fields["best"] == "L1 H1" if repetition_neurons("gpt_neox").induction == (1, 1) else True
+    assert heads.fields["best"] == "L1H1" if repetition_neurons("gpt_neox").induction == (1, 1) else True
     assert set(heads.claims["claim"]) >= {"induction", "duplicate_token", "previous_token", "first_token"}
     assert ablation.fields["main"] == BEST and set(ablation.claims["claim"]) == {"loop", "looping", "copying", "loss"}
     assert len(ablation.claims[ablation.claims["claim"] == "loop"]) == len(planted.circuits)
@@ -238,7 +238,7 @@ def test_a_head_counts_that_exceeds_the_highest_head_of_every_null_model() -> No
     best = [float(null.repeats.induction.max()) for null in nulls()]
     assert row["effect"] == pytest.approx(0.9 - np.mean(best)) and row["m"] == 19 and row["p"] == 0.05
     assert row["control_high"] == pytest.approx(max(best) - np.mean(best))
-    others = table[table["name"] != "L1 H2"]
+    others = table[table["name"] != "L1H2"]
     assert not others["clear"].any() and (others["verdict"] != "supported").mean() > 0.9
 
 
@@ -267,8 +267,8 @@ def test_what_uniform_attention_reaches_is_not_clear() -> None:
     loops_ = dataclasses.replace(own.loops, chance=torch.full_like(own.loops.chance, 0.55))
     table = head_kinds(dataclasses.replace(own, loops=loops_), nulls())
     rows = table[(table["kind"] == "duplicate_token") & (table["measured_on"] == ON_LOOPS)].set_index("name")
-    assert rows.loc[["L1 H2", "L0 H0"], "published"].tolist() == [True, True]
-    assert rows.loc[["L1 H2", "L0 H0"], "clear"].tolist() == [True, False]
+    assert rows.loc[["L1H2", "L0H0"], "published"].tolist() == [True, True]
+    assert rows.loc[["L1H2", "L0H0"], "clear"].tolist() == [True, False]
     assert heads_of(table, "duplicate_token") == heads_of(table, "duplicate_token", ON_LOOPS) == [(1, 2)]
 
 

@@ -38,7 +38,7 @@ def names(axis) -> list[str]:
 @pytest.mark.parametrize("n", [1, 2, 7, 120])
 def test_the_past_is_drawn_and_the_future_is_not(n: int, dtype: torch.dtype) -> None:
     attention = pattern(n).to(dtype)
-    (trace,) = attention_map_figure(attention, ["a"] * n, title="L0 H0", name="net").data
+    (trace,) = attention_map_figure(attention, ["a"] * n, title="L0H0", name="net").data
     z, future = np.asarray(trace.z), ~np.tri(n, dtype=bool)
     assert np.isnan(z[future]).all() and trace.hoverongaps is False
     np.testing.assert_array_equal(z[~future], attention.float().numpy()[~future])
@@ -53,10 +53,10 @@ def test_a_pattern_that_is_drawn_stays_as_it_was() -> None:
 
 
 def test_queries_run_downwards_and_keys_across_and_both_are_named() -> None:
-    layout = attention_map_figure(pattern(3), ["a", "b", "c"], title="L1 H2", name="net").layout
+    layout = attention_map_figure(pattern(3), ["a", "b", "c"], title="L1H2", name="net").layout
     assert list(layout.xaxis.range) == [-0.5, 2.5] and list(layout.yaxis.range) == [2.5, -0.5]
     assert "key" in layout.xaxis.title.text and "query" in layout.yaxis.title.text
-    assert layout.title.text == "L1 H2" and layout.title.subtitle.text == "net, 3 tokens"
+    assert layout.title.text == "L1H2" and layout.title.subtitle.text == "net, 3 tokens"
 
 
 def test_tokens_are_shown_as_data() -> None:
@@ -83,7 +83,7 @@ def test_a_long_text_names_all_tokens_but_writes_few() -> None:
 def test_many_heads_have_a_panel_each_and_one_scale() -> None:
     patterns = {(layer, 3): pattern(4, layer) for layer in (5, 0, 2)}
     figure = attention_maps_figure(patterns, list("abcd"), name="net")
-    assert [note.text for note in figure.layout.annotations] == ["L5 H3", "L0 H3", "L2 H3"]
+    assert [note.text for note in figure.layout.annotations] == ["L5H3", "L0H3", "L2H3"]
     for trace, attention in zip(figure.data, patterns.values(), strict=True):
         np.testing.assert_array_equal(np.tril(np.asarray(trace.z)), np.tril(attention.numpy()))
         assert trace.coloraxis == "coloraxis"
