@@ -217,8 +217,9 @@ def _build(
     if options.json:
         sys.stdout.write((folder / "report.json").read_text(encoding="utf-8") + "\n")
         return
-    for section in load_sections(folder):
-        print_section(section)
+    sections = load_sections(folder)
+    for section in sections:
+        print_section(section, tables=2 if len(sections) == 1 else 0)
     sys.stdout.write(f"{page}\n")
 
 
@@ -261,7 +262,12 @@ def report(
     if unknown:
         raise InputError(f"--only {unknown[0]}", f"some of {', '.join(PARTS)}", "choose among these")
     settings = Settings(preset, sink_layer, held_out)
-    given = {"only": only, "preset": preset, "sink_layer": sink_layer, "held_out": held_out}
+    given = {
+        "only": only,
+        "preset": None if preset == Settings.preset else preset,
+        "sink_layer": sink_layer,
+        "held_out": held_out,
+    }
     line = _line("report", model, given, options)
     _build(options.load(model), "report", PARTS, options, chosen, settings, line)
 
