@@ -97,7 +97,7 @@ def test_a_study_is_told_its_options_kept_and_printed(
         return Study()
 
     monkeypatch.setattr("mechrep.report.build.write_page", lambda out, **_: Path(out) / "report.html")
-    monkeypatch.setattr(commands, "print_section", lambda section: sys.stdout.write(f"[{section.name}]"))
+    monkeypatch.setattr(commands, "print_section", lambda section, **_: sys.stdout.write(f"[{section.name}]"))
     command = commands._from_study("neurons", study)
     command("mechrep-tiny", ks="7,98", options=commands.Options(out=tmp_path / "x", effort="quick", seed=3, quiet=True))
     ((name, ks, options),) = told

@@ -160,6 +160,11 @@ class SectionView:
         return list(dict.fromkeys(claim.family for claim in self.claims if claim.family))
 
     @property
+    def folded(self) -> bool:
+        """Whether figures and tables are folded: no claim is supported, and all could be judged."""
+        return bool(self.claims) and all(claim.verdict == NOT_SUPPORTED for claim in self.claims)
+
+    @property
     def missing(self) -> bool:
         """Whether the model has nothing that this section could study."""
         return self.section.variant == MISSING

@@ -17,6 +17,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from mechrep.ablation.effects import NOT_SUPPORTED
 from mechrep.errors import InputError
 from mechrep.report.render import render_page, report_json
 from mechrep.report.view import VERDICTS, view_of
@@ -194,6 +195,15 @@ def test_long_tables_are_shortened_and_say_so(page: Page, record: dict[str, Any]
     table = record["sections"][0]["tables"]["table-heads-long"]
     assert len(table["rows"]) == 200 and table["total"] == 300 and "300" in page.text
     assert sum("short" in str(a.get("class")) for a in page.all("table")) == 1
+
+
+def test_a_section_that_finds_nothing_keeps_its_figures_folded(texts: Path) -> None:
+    nothing = heads(claims=heads().claims.assign(verdict=NOT_SUPPORTED))
+    for section, folded in ((nothing, True), (heads(), False), (heads(claims=pd.DataFrame()), False)):
+        page = Page(render_page("net", [section], texts=texts))
+        assert view_of(section, texts).folded == folded and page.open == []
+        (figure,) = (parents for tag, _, parents in page.tags if tag == "figure")
+        assert ("details" in figure) == folded
 
 
 def test_a_missing_part_is_folded_to_one_line(texts: Path, record: dict[str, Any]) -> None:
