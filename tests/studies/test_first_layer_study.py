@@ -59,9 +59,7 @@ def test_it_holds_what_the_measures_give(study: FirstLayerStudy) -> None:
     assert study.convergence.median_slope - 1e-6 <= high <= np.nanmax(slopes) + 1e-6
 
 
-def test_a_planted_mark_is_supported_and_two_nulls_are_too_few(
-    study: FirstLayerStudy, found: FirstLayerStudy
-) -> None:
+def test_a_planted_mark_is_supported_and_two_nulls_are_too_few(study: FirstLayerStudy, found: FirstLayerStudy) -> None:
     fixture = planted("llama_gqa")
     assert fixture.detector_head is not None
     assert (found.detectors.layer, found.detectors.neurons[0]) == fixture.detector

@@ -115,7 +115,7 @@ def test_texts_are_written_under_the_first_draws_only() -> None:
     assert effects.of("p_next", 4).shape == (27, 3) and not np.isnan(effects.of("p_next", 4)).any()
     assert np.isnan(effects.of("run", 4)).all(1).sum() == 25 - run.sizes.regenerated_draws
     summary = effects.summary().set_index(["measure", "copy"])
-    assert summary.loc[("p_next", 4), "m"] == 25 and summary.loc[("run", 4), "m"] == 19
+    assert summary.loc[("p_next", 4), "m"] == 25 and summary.loc[("run", 4), "m"] == run.sizes.regenerated_draws
     figure = repeat_behaviour_figure(effects)
     assert len(figure.data) == 6 and json.loads(figure.to_json())
     for line, measure in zip((figure.data[0], figure.data[3]), ("p_next", "abandoned"), strict=True):
