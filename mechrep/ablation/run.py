@@ -88,10 +88,11 @@ def measure_effects(
         for first in range(0, len(asked), per_shard):
             some = asked[first : first + per_shard]
             kept = None if journal is None else journal.find(shard)
-            if kept is None:
+            # The same table cut otherwise, or with more draws of regenerated texts, has other conditions in a shard.
+            if kept is None or kept[0].get("places") != some:
                 values = outcome.values([cells[place][1] for place in some], options.progress)
                 if journal is not None:
-                    journal.keep(shard, [{"values": one.tolist()} for one in values])
+                    journal.keep(shard, [{"places": some, "values": one.tolist()} for one in values])
             else:
                 values = torch.tensor([record["values"] for record in kept], dtype=torch.float64)
             table[:, some] = values.double()

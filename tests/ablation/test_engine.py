@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ import mechrep
 from mechrep import run as options
 from mechrep.ablation.effects import Condition, Measure
 from mechrep.ablation.forecast import forecast
-from mechrep.ablation.outcomes import Cost
+from mechrep.ablation.outcomes import Cost, HeldOutLoss, LoopLogProbability, looping_texts
 from mechrep.ablation.run import cost_of, measure_effects
 from mechrep.errors import InputError, StoreError
+from mechrep.interventions import Neurons, add
+from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Heads, Intervention
 from mechrep.run import Run
 
 UNITS = ["a", "b", "c"]
+HEADS = Heads([(0, 0), (1, 0)], when="all")
 
 
 class Sizes:
@@ -36,7 +40,7 @@ class Sizes:
         self.measures = (Measure(name, "count"),)
 
     def values(
-        self, interventions: list[Intervention | None], progress: bool | None
+        self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention unit"]:
         self.calls.append(len(interventions))
         sizes = [0.0 if one is None else float(len(one.units)) for one in interventions]  # pyright: ignore
@@ -60,6 +64,50 @@ def test_every_condition_is_measured_on_every_unit(model: mechrep.Model) -> None
     assert effects.units == [UNITS] and effects.provenance.config["conditions"][1]["name"] == "two"
 
 
+def test_values_are_those_of_one_condition_at_a_time(model: mechrep.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one batch, shards and stores change no number: nothing of one condition gets into another."""
+    monkeypatch.setattr("mechrep.ablation.run._ROWS_PER_SHARD", 9)
+    texts = mechrep.Corpus.from_tokens([[0, *range(20 + i, 52 + i)] for i in range(3)], model=model)
+    loops = mechrep.Corpus.from_tokens([[0, *range(30, 50), *[9, 8, 7, 6, 5] * 4]], model=model).with_cycles()
+    neurons = Neurons([(1, 3), (2, 5), (3, 300)], "add", when="all")
+    mixed = [*cells(2), (Condition("n", "ablation", 3, "add"), neurons), (Condition("b", "ablation"), neurons + HEADS)]
+    outcomes = [HeldOutLoss(model, texts), LoopLogProbability(model, *looping_texts(loops), 2, "from_onset")]
+    together = measure_effects(model, mixed, outcomes, config={}).values
+    for place, (_, intervention) in enumerate(mixed):
+        alone = [outcome.values([intervention], False)[:, 0].double() for outcome in outcomes]
+        for values, own in zip(together[:, place], torch.cat([_padded(one) for one in alone]), strict=True):
+            torch.testing.assert_close(values, own, atol=2e-5, rtol=0, equal_nan=True)
+    assert together[0, 1:, 0].unique().numel() == len(mixed) - 1
+
+
+def _padded(values: Float[Tensor, "measure unit"]) -> Float[Tensor, "measure longest"]:
+    return torch.nn.functional.pad(values, (0, 3 - values.shape[1]), value=torch.nan)
+
+
+def test_the_fingerprint_is_of_all_that_decides_the_numbers(model: mechrep.Model) -> None:
+    """Another value, unit, order or beginning is another study; the same written otherwise is the same."""
+    one, other = Neurons([(1, 3)], "zero", when="all"), Neurons([(2, 3)], "zero", when="all")
+    different = [
+        [one],
+        [other],
+        [one, other],
+        [other, one],
+        [None, one],
+        [one, None],
+        [Neurons([(1, 3)], "zero", when="last")],
+        [Neurons([(1, 3)], "add", when="all")],
+        [Neurons([(1, 3)], add(1.5), when="all")],
+        [Neurons([(1, 3), (2, 3)], "zero", when="all")],
+        [Heads([(1, 1)], when="all")],
+        [HEADS],
+        [one + HEADS],
+    ]
+    found = [fingerprint_of(model, chosen) for chosen in different]
+    assert len(set(found)) == len(different)
+    assert fingerprint_of(model, [Neurons([(2, 3), (1, 3)], "zero", when="all")]) == found[9]
+    assert fingerprint_of(model, [HEADS + one]) == found[12]
+
+
 def test_expensive_outcomes_are_measured_under_the_first_draws_alone(
     model: mechrep.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,10 +128,10 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(
     run, whole = Run(store=tmp_path), measure_effects(model, cells(), [Sizes()], config={})
 
     class Dies(Sizes):
-        def values(self, *arguments: Any) -> Any:
+        def values(self, interventions: Sequence[Intervention | None], progress: bool | None) -> Any:
             if len(self.calls) == 2:
                 raise KeyboardInterrupt
-            return super().values(*arguments)
+            return super().values(interventions, progress)
 
     with pytest.raises(KeyboardInterrupt):
         measure_effects(model, cells(), [Dies()], config={}, run=run)
@@ -101,6 +149,23 @@ def test_a_killed_run_goes_on_and_computes_nothing_twice(
     with pytest.raises(StoreError, match="delete that file"):
         measure_effects(model, cells(), [Sizes()], config={}, run=run)
         measure_effects(model, cells(), [Sizes(name="other")], config={}, run=run)
+
+
+def test_a_store_serves_another_effort_and_other_shards(
+    model: mechrep.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more draws the same shard holds other conditions: what was kept for it is not taken for them."""
+    for name, draws in (("quick", 1), ("full", 3)):
+        monkeypatch.setitem(options.EFFORTS, name, replace(options.EFFORTS[name], regenerated_draws=draws))
+    for rows in (6, 9):
+        monkeypatch.setattr("mechrep.ablation.run._ROWS_PER_SHARD", rows)
+        for effort in ("quick", "full", "quick"):
+            two = [*cells(4), *((replace(one, name="other"), edit) for one, edit in cells(4)[1:])]
+            kept, plain = (
+                measure_effects(model, two, [Sizes(regenerates=True)], config={}, run=Run(store=store, effort=effort))
+                for store in (tmp_path, None)
+            )
+            torch.testing.assert_close(kept.values, plain.values, equal_nan=True)
 
 
 def test_what_makes_no_table_is_refused(model: mechrep.Model) -> None:
