@@ -320,8 +320,9 @@ def single_head_sweep(
     """Ablate every head alone and measure what changes; each head's controls are all other heads.
 
     Each (head, text) is one row of a batch; what lies before a text's first edited position is computed once for all
-    heads, and so are, where given texts are scored, the layers below each head.  With ``n`` heads no p-value is below
-    ``1 / n``: a model of fewer than 20 heads is "too few" for any verdict.
+    heads, and so are, where given texts are scored, the layers below each head.  Heads are told apart by texts, not by
+    ranks (see :mod:`mechrep.ablation.effects`): a head is supported if over texts it does something, and more than the
+    middle head.
 
     Args:
         model: the model.
