@@ -60,6 +60,24 @@ def test_random_draws_are_uniform() -> None:
     assert math.isclose(np.mean([one[0][1] for one in sets]), 24.6, abs_tol=5)
 
 
+@pytest.mark.parametrize(("kind", "possible"), [("random", 15), ("layer_matched", 9)])
+def test_every_set_is_as_likely_as_any_other(kind: str, possible: int) -> None:
+    """Of two in six free ones, three in each of two layers: the first draw of many seeds."""
+    options: dict[str, Any] = {"layers": 2, "width": 4, "draws": 5}
+    firsts = [tuple(draw_controls(kind, [(0, 0), (1, 0)], seed=seed, **options)[0]) for seed in range(600)]
+    counts = [firsts.count(one) for one in set(firsts)]
+    assert len(counts) == possible and chisquare(counts).pvalue > 0.001
+    pairs = [tuple(unit) for sets in firsts for unit in sets]
+    assert chisquare([pairs.count(unit) for unit in set(pairs)]).pvalue > 0.001
+
+
+def test_sets_of_the_same_size_share_no_draws_by_accident() -> None:
+    """Draws of two sizes, kinds or seeds do not begin alike."""
+    one = draw_controls("random", UNITS, **SIZE, draws=5)
+    assert one != draw_controls("layer_matched", UNITS, **SIZE, draws=5)
+    assert [s[:2] for s in one] != draw_controls("random", UNITS[:2], **SIZE, draws=5)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
