@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from mechrep.measures.attention_sinks import AttentionSinks as AttentionSinks
     from mechrep.measures.attention_sinks import attention_sinks as attention_sinks
     from mechrep.measures.attention_sinks import first_position_attention as first_position_attention
-    from mechrep.measures.first_token import find_first_token as find_first_token
-    from mechrep.measures.first_token_mass import FirstTokenDetection as FirstTokenDetection
+    from mechrep.measures.first_token import FirstTokenDetection as FirstTokenDetection
     from mechrep.measures.head_circuits import head_composition as head_composition
     from mechrep.measures.head_circuits import ov_scores as ov_scores
     from mechrep.measures.head_copying import CopySuppression as CopySuppression
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from mechrep.models.model import Model as Model
     from mechrep.studies.find_sink import find_sink as find_sink
     from mechrep.studies.find_sink import known_sinks as known_sinks
+    from mechrep.studies.first_layer import find_first_token as find_first_token
     from mechrep.text.corpus import Corpus as Corpus
     from mechrep.text.cycles import detect_cycle as detect_cycle
     from mechrep.text.watch import Cycle as Cycle
@@ -67,7 +67,7 @@ _HOME = {
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
-    "FirstTokenDetection": "mechrep.measures.first_token_mass",
+    "FirstTokenDetection": "mechrep.measures.first_token",
     "HeadCopying": "mechrep.measures.head_copying",
     "HeadScoreResult": "mechrep.measures.head_scores",
     "HeadScores": "mechrep.measures.head_scores",
@@ -87,7 +87,7 @@ _HOME = {
     "control_condition": "mechrep.generation.text_kinds",
     "control_texts": "mechrep.generation.text_kinds",
     "detect_cycle": "mechrep.text.cycles",
-    "find_first_token": "mechrep.measures.first_token",
+    "find_first_token": "mechrep.studies.first_layer",
     "find_sink": "mechrep.studies.find_sink",
     "first_position_attention": "mechrep.measures.attention_sinks",
     "generate": "mechrep.generation.decode",

@@ -1,332 +1,522 @@
-"""``find_first_token``: does layer 0 tell the first token from all others, with which neurons and heads, and what then?
+"""How can the first layer tell the first token from the others, and on which texts is that asked?
 
-1. Other-token masses of the heads of layer 0, and the identity behind them (:class:`FirstTokenDetection`).
-2. Neurons that tell a first token whoever it is (:func:`first_token_detectors`); the same on copies of the model that
-   know nothing.  Found is what clears both kinds of null.
-3. Which heads carry that mark (:func:`first_layer_head_cuts`).
-4. Whether copies of a token come to the state of the token alone, and how fast (:func:`first_layer_convergence`).
+For head h of layer 0, pattern A, values v and head output z at query t, in every model whose rows of A sum to 1::
 
-``FirstTokenResult``: whether layer 0 tells the first token from others, with what, and what follows for repeats.
+    z_t - v_t = sum_j A[t, j] (v_j - v_t)                                    the exact identity
+              = sum_{j: id_j != id_t} A[t, j] (v_j - v_t)                    where equal tokens have equal values
+    w_t       = sum_{j: id_j != id_t} A[t, j]                                the other-token mass
+    |z_t - v_t| <= w_t max_j |v_j - v_t|
+
+At the first position w = 0, and so it is at every position of a run of one token: layer 0 can say "not the first" only
+through w > 0.  The second line fails where the position is part of the value (learned positions).
+:class:`FirstTokenDetection` measures w and checks all three lines.
+
+The texts are windows of ordinary text without BOS, which would be told by its identity; and triples of consecutive
+tokens, each beginning one token after the one before, so that every token (but for two at either end of a text) is once
+the first, once the second and once the third: who it is says nothing about its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.figures import ACCENT, INK, SEQUENCE, styled
-from mechrep.measures.first_token_detectors import (
-    ConvergenceResult,
-    FirstDetectorResult,
-    first_layer_convergence,
-    first_token_detectors,
-)
-from mechrep.measures.first_token_heads import LOSSES, HeadCutResult, first_layer_head_cuts
-from mechrep.measures.first_token_mass import FirstTokenDetection, OtherTokenResult, corpus_of, windows
-from mechrep.models.load import reinitialised, shuffled
+from mechrep.cache.corpus_cache import Analyzer, Batch
+from mechrep.errors import InputError
+from mechrep.figures import DASHES, INK, SEQUENCE, counted, styled, translucent
+from mechrep.interventions.apply import applied
+from mechrep.interventions.ops import Intervention
+from mechrep.models import tiny
+from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
-from mechrep.provenance import Provenance, provenance_of
+from mechrep.models.reading import choose_view, read_activations
+from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
 from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+LAYER = 0  # the first layer; later ones read states that attention has mixed already
+_LARGEST = ("identity_error", "same_value_error", "bound_excess")  # largest values; all other state is sums
+
 
 @dataclass(frozen=True, eq=False)
-class FirstTokenResult(Result):
-    """The short form of the four measurements; each has a result of its own, with everything in it.
+class OtherTokenResult(Result):
+    """Attention of layer 0 to other tokens than the own one; means over all positions but the first of each text.
+
+    Errors are the largest over all texts and positions, in units of the head's mean value norm.
 
     Attributes:
-        found: some neuron tells first tokens better than anything does under shuffled places, on other words than it
-            was chosen with, and better than the best neuron of every null model.
-        reason: in words, what was found, or why nothing counts as found.
-        layer: whose MLP holds the detectors: 0, or 1 in parallel blocks.
-        neurons: ``[layer, neuron]`` of the detectors, most telling first; empty where nothing was found.
-        auroc: held-out area of the best neuron, found or not.
-        interval: 95 % of it.
-        state_auroc: the same for one direction of the MLP's input.
-        shuffled_auroc: the largest area under shuffled places.
-        null_aurocs: area of the best neuron of every null model.
-        heads: ``[layer, head]`` of layer 0 that carry the mark: cutting them costs clearly more than cutting others.
-        needs_attention: whether the mark goes with the attention of layer 0; ``False`` where positions are learned.
-        detector_loss: what cutting each head to zero costs the best neuron, in area; the last for all heads.
-        norm_loss: what it costs the log ratio of the first position's norm; NaN without a norm sink in texts without
-            BOS.
-        mass: other-token mass of each head of layer 0 on ordinary text.
-        uniform_mass: of a head that attends uniformly.
-        identity_error: largest error of the exact identity over the heads, in units of their mean value norm.
-        same_value_error: the same if equal tokens are taken to have equal values.
-        pure_deviation: largest relative distance between positions of a run of one token without BOS.
-        theory: the law by which the share of other tokens is expected to fall with copies of a token.
-        law: the law that was measured.
-        slope: measured exponent, median over heads and tokens; -1 is 1/n.
-        agrees: whether the two agree.
-        last_distance: median relative distance of the last copy from the token alone, after layer 0.
-        repeats: number of copies.
+        mass: ``w``, per head; NaN where no text has a second token.
+        by_position: mean over texts of ``w_t`` at each of the first positions; NaN where no text is that long.
+        uniform_mass: what ``w`` would be if a head attended uniformly to these texts.
+        identity_error: of ``z_t - v_t = sum_j A[t, j] (v_j - v_t)``: rounding, in every model whose rows sum to 1.
+        same_value_error: of the same sum over other tokens only: rounding where equal tokens have equal values,
+            large where the position is part of the value.
+        bound_excess: the largest of ``|sum over others| - w_t max |v_j - v_t|``, which is never above rounding.
+        value_shift: mean of ``|z_t - v_t|``, in units of the mean value norm.
+        head_shift: mean of ``|(z_t - v_t) W_O|``, in units of the residual stream; NaN without ``W_O``.
+        shift_by_position: mean over texts of ``|sum_h (z_t - v_t) W_O|`` at each of the first positions.
+        n_texts: texts.
+        n_queries: positions after the first of each text.
     """
 
-    found: bool
-    reason: str
-    layer: int
-    neurons: Sequence[Sequence[int]]
-    auroc: float
-    interval: Sequence[float]
-    state_auroc: float
-    shuffled_auroc: float
-    null_aurocs: Sequence[float]
-    heads: Sequence[Sequence[int]]
-    needs_attention: bool
-    detector_loss: Float[Tensor, " head_and_all"]
-    norm_loss: Float[Tensor, " head_and_all"]
     mass: Float[Tensor, " head"]
+    by_position: Float[Tensor, "head pos"]
     uniform_mass: float
-    identity_error: float
-    same_value_error: float
-    pure_deviation: float
-    theory: str
-    law: str
-    slope: float
-    agrees: bool
-    last_distance: float
-    repeats: int
+    identity_error: Float[Tensor, " head"]
+    same_value_error: Float[Tensor, " head"]
+    bound_excess: Float[Tensor, " head"]
+    value_shift: Float[Tensor, " head"]
+    head_shift: Float[Tensor, " head"]
+    shift_by_position: Float[Tensor, " pos"]
+    n_texts: int
+    n_queries: int
+
+    ranked_by: ClassVar[str] = "mass"
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], provenance: Provenance, residual: bool) -> OtherTokenResult:
+        """Turn sums into means."""
+        queries, norm = state["queries"], state["value_norm"] / state["tokens"]
+        known = 1.0 if residual else torch.nan
+        tensors = {
+            "mass": state["mass"] / queries,
+            "by_position": state["mass_by_position"] / state["position_count"],
+            # 0 over 0 is a head without values, which is without error too.
+            **{name: (state[name] / norm).masked_fill(state[name] == 0, 0) for name in _LARGEST},
+            "value_shift": state["value_shift"] / queries / norm,
+            "head_shift": known * state["head_shift"] / queries,
+            "shift_by_position": known * state["shift_by_position"] / state["position_count"],
+        }
+        return cls(
+            provenance,
+            **{name: value.float() for name, value in tensors.items()},
+            uniform_mass=float(state["uniform_mass"] / queries),
+            n_texts=int(state["texts"]),
+            n_queries=int(queries),
+        )
 
     def top(self, k: int) -> list[tuple[int, int]]:
-        """The first ``k`` detectors, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
+        """The ``k`` heads with the largest other-token mass, as ``(layer, head)``.
 
         Raises:
-            InputError: ``k`` larger than the number of detectors.
+            InputError: ``k`` larger than the number of heads.
         """
-        check_count(k, len(self.neurons), "first-token detectors")
-        return [(layer, neuron) for layer, neuron in self.neurons[:k]]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per head of layer 0, in order: its mass, what cutting it costs, and whether it carries the mark."""
-        heads = range(len(self.mass))
-        carriers = {head for _, head in self.heads}
-        return pd.DataFrame(
-            {
-                "layer": 0,
-                "head": heads,
-                "mass": self.mass.numpy(),
-                "detector_loss": self.detector_loss[:-1].numpy(),
-                "norm_loss": self.norm_loss[:-1].numpy(),
-                "carries": [head in carriers for head in heads],
-            }
-        )
+        check_count(k, len(self.mass), "heads")
+        return [(LAYER, head) for head in self.ranking()[:k]]
 
     def plot(self) -> go.Figure:
-        """What cutting each head of layer 0 costs, beside its other-token mass."""
-        return first_token_figure(self)
-
-    @property
-    def lost_together(self) -> float:
-        """What cutting all heads of layer 0 costs the best neuron, in area; NaN where there is no area."""
-        return float(torch.as_tensor(self.detector_loss)[-1])
+        """Mass by position, a line per head."""
+        return other_token_mass_figure(self)
 
 
-_SHUFFLES = 3
-
-
-class FirstTokenParts(NamedTuple):
-    """The four measurements behind a :class:`FirstTokenResult`, to be saved and drawn one by one.
-
-    Attributes:
-        mass: other-token masses.
-        detectors: neurons.
-        cuts: heads.
-        convergence: copies.
-        null_aurocs: held-out area of the best neuron of every null model.
-        provenance: of the whole.
-    """
-
-    mass: OtherTokenResult
-    detectors: FirstDetectorResult
-    cuts: HeadCutResult
-    convergence: ConvergenceResult
-    null_aurocs: Sequence[float]
-    provenance: Provenance
-
-    def summary(self) -> FirstTokenResult:
-        """The short form, with the decision."""
-        detectors, cuts, copies = self.detectors, self.cuts, self.convergence
-        clear = [
-            neuron
-            for neuron, (low, _) in zip(detectors.neurons, detectors.intervals.tolist(), strict=True)
-            if low > max(detectors.null_auroc, *self.null_aurocs)
-        ]
-        found = detectors.neurons[0] in clear
-        neurons = [[detectors.layer, neuron] for neuron in clear] if found else []
-        return FirstTokenResult(
-            self.provenance,
-            found=found,
-            reason=self._in_words(found, len(neurons)),
-            layer=detectors.layer,
-            neurons=neurons,
-            auroc=detectors.best_auroc,
-            interval=detectors.intervals[0].tolist(),
-            state_auroc=detectors.state_auroc,
-            shuffled_auroc=detectors.null_auroc,
-            null_aurocs=list(self.null_aurocs),
-            heads=[list(head) for head in cuts.carriers()] if found else [],
-            needs_attention=cuts.needs_attention,
-            detector_loss=cuts.detector_loss[0],
-            norm_loss=cuts.norm_loss[0],
-            mass=self.mass.mass,
-            uniform_mass=self.mass.uniform_mass,
-            identity_error=float(self.mass.identity_error.max()),
-            same_value_error=float(self.mass.same_value_error.max()),
-            pure_deviation=float(copies.pure_deviation.max()),
-            theory=copies.theory,
-            law=copies.law if copies.theory == "none" else copies.mass_law,
-            slope=copies.median_slope,
-            agrees=copies.agrees,
-            last_distance=float(copies.relative("layer")[:, -1].median()),
-            repeats=copies.repeats[-1],
-        )
-
-    def _in_words(self, found: bool, neurons: int) -> str:
-        best, (low, high) = self.detectors.best_auroc, self.detectors.intervals[0].tolist()
-        counted = f"neurons of layer {self.detectors.layer} that tell a first token from a second or third: {neurons}"
-        return (
-            f"{counted if found else 'no neuron tells a first token from a second or third'}; on other words the best "
-            f"has an area of {best:.3f} ({low:.3f} to {high:.3f}) under the ROC curve, with shuffled places at most "
-            f"{self.detectors.null_auroc:.3f}, in null models at most {max(self.null_aurocs):.3f}"
-        )
-
-
-def first_token_parts(
-    model: Model,
-    *,
-    texts: Corpus | Sequence[str] | None = None,
-    token_ids: Sequence[int] | None = None,
-    prefix: Sequence[int] | None = None,
-    layer: int | None = None,
-    triples: int = 1000,
-    repeats: int | None = None,
-    seed: int = 0,
-) -> FirstTokenParts:
-    """The four measurements of :func:`find_first_token`, each whole; its arguments are the same."""
-    corpus = corpus_of(model, texts)
-    text = Corpus.from_tokens(windows(model, corpus), model=model, bos_policy="absent")
-    (mass,) = CorpusCache(model, text, progress=False).run(FirstTokenDetection.of(model))
-    assert isinstance(mass, OtherTokenResult)
-    copies = [lambda i=i: shuffled(model, seed + i) for i in range(_SHUFFLES)]
-    nulls = [
-        first_token_detectors(c(), corpus, layer=layer, triples=triples, k=1, shuffles=1, seed=seed)
-        for c in [*copies, lambda: reinitialised(model, seed + 1)]
-    ]
-    return FirstTokenParts(
-        mass,
-        first_token_detectors(model, corpus, layer=layer, triples=triples, seed=seed, k=min(10, model.anatomy.d_mlp)),
-        first_layer_head_cuts(model, corpus, layer=layer, triples=triples, seed=seed),
-        first_layer_convergence(model, token_ids, prefix=prefix, repeats=repeats),
-        [null.best_auroc for null in nulls],
-        provenance_of(model, corpus, {"seed": seed, "shuffles": _SHUFFLES, "triples": triples}),
-    )
-
-
-def find_first_token(
-    model: Model,
-    *,
-    texts: Corpus | Sequence[str] | None = None,
-    token_ids: Sequence[int] | None = None,
-    prefix: Sequence[int] | None = None,
-    layer: int | None = None,
-    triples: int = 1000,
-    repeats: int | None = None,
-    seed: int = 0,
-) -> FirstTokenResult:
-    """Looks for a mark of the first token in layer 0: by whom it is made, by whom it is read, what copies do to it.
-
-    Args:
-        model: the model, in float32.
-        texts: a corpus, or texts; held-out English by default.  BOS takes no part: it is told by its identity.
-        token_ids: tokens that are repeated; the most frequent of held-out English by default.
-        prefix: ids in front of the copies; ``"some prefix: "`` by default.
-        layer: whose MLP reads the mark; by default the first that sees the attention of layer 0, as published.  A model
-            may read it later: name the layer of its sink.
-        triples: at most so many triples of consecutive tokens.
-        repeats: number of copies; by default 500, or what the model reads.
-        seed: of halves, nulls and bootstrap samples.
-
-    Returns:
-        A result whose ``found`` is False where nothing clears the nulls.
+def check_patterns(anatomy: Anatomy) -> None:
+    """Refuse a model whose heads cannot be looked at.
 
     Raises:
-        InputError: see :func:`first_token_detectors` and :func:`first_layer_convergence`.
-
-    Source: the first layer's "detect other tokens" is Yona et al. 2025 (arXiv 2503.08908).  The decision, its nulls
-    and the cuts are mechrep's own.
-
-    Limits: a model may mark BOS by its identity and not by its place, as small models do; then nothing is found here
-    although there is a sink (:func:`mechrep.find_sink`).  One copy of the model is held in memory beside it.
-
-    Example:
-        >>> import mechrep
-        >>> from mechrep.models.load import reinitialised
-        >>> untrained = reinitialised(mechrep.load_model("mechrep-tiny"))
-        >>> result = find_first_token(untrained, token_ids=[300], prefix=[301], triples=60, repeats=20)
-        >>> result.found, result.theory
-        (False, 'power')
+        InputError: no attention patterns, values or head outputs.
     """
-    given = {"texts": texts, "token_ids": token_ids, "prefix": prefix, "triples": triples, "repeats": repeats}
-    given |= {"layer": layer}
-    return first_token_parts(model, **given, seed=seed).summary()  # pyright: ignore[reportArgumentType]
+    absent = [site.value for site in (Site.PATTERN, Site.V, Site.Z) if not anatomy.has(site)]
+    if absent:
+        raise InputError(
+            f"{anatomy.architecture}, without {', '.join(absent)}",
+            "attention with a pattern, values and an output of each head",
+            "first-token detection by attention cannot be measured on this model",
+        )
 
 
-_SECOND = SEQUENCE[1]
-
-
-def first_token_figure(result: FirstTokenResult) -> go.Figure:
-    """What cutting each head of layer 0 costs, against its attention to other tokens.
+class FirstTokenDetection(Analyzer[OtherTokenResult]):
+    """Measures the other-token mass of every head of layer 0 by position, and checks the identity on the model.
 
     Args:
-        result: the short form of all measurements.
+        positions: how many first positions get a mean of their own.
+        outputs: ``W_O`` of layer 0, to give shifts in the units of the residual stream too; :meth:`of` takes it from
+            a model.  Without it they are NaN.
 
-    Source: mechrep's own.
+    Raises:
+        InputError: fewer than one position; when run, a model without attention patterns, values or head outputs.
+
+    Source: that the first layer detects other tokens is Yona et al. 2025 (arXiv 2503.08908); the identity, the mass and
+    the bound are mechrep's own.
+
+    Limits: a mass is no use of it: what the model makes of the shift is shown by
+    :func:`mechrep.ablation.first_token_outcomes.first_layer_heads`.  With BOS in front every later token has
+    another token before it; compare with ``uniform_mass``.  Read from the TransformerLens view, the slower one.
+    Where a norm follows the attention (Gemma 2), shifts are those before it.
 
     Example:
         >>> import mechrep
-        >>> from mechrep.measures.first_token import find_first_token
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> result = find_first_token(model, token_ids=[300], prefix=[301], triples=60, repeats=20)
-        >>> len(first_token_figure(result).data[0].x) == model.anatomy.n_heads
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
+        >>> (result,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection.of(model))
+        >>> float(result.by_position[:, 0].max()), bool((result.identity_error < 1e-4).all())
+        (0.0, True)
+    """
+
+    sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN, Site.V, Site.Z})
+
+    def __init__(self, positions: int = 64, *, outputs: Float[Tensor, "head d_head d_model"] | None = None) -> None:
+        if positions < 1:
+            raise InputError(f"positions={positions}", "at least one", "raise it")
+        self.positions = positions
+        self.outputs = None if outputs is None else outputs.detach().cpu().double()
+        self.state = {}
+        self._values: Tensor | None = None
+        self._predicted: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def of(cls, model: Model, positions: int = 64) -> FirstTokenDetection:
+        """The analyzer with the model's own ``W_O``, which gives shifts in the units of the residual stream.
+
+        Raises:
+            InputError: a model without attention patterns, values or head outputs.
+        """
+        check_patterns(model.anatomy)
+        return cls(positions, outputs=model.blocks[LAYER].attn.W_O)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How many positions are followed one by one, and whose ``W_O``."""
+        outputs = None if self.outputs is None else hashlib.sha256(self.outputs.numpy().tobytes()).hexdigest()[:16]
+        return {"positions": self.positions, "outputs": outputs}
+
+    def layers(self, anatomy: Anatomy, site: Site) -> range:  # noqa: ARG002 - the same for all sites
+        """The first layer."""
+        return range(LAYER, LAYER + 1)
+
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
+        """Empty sums for this model's heads."""
+        check_patterns(anatomy)
+        self._heads, self._kv_heads = anatomy.n_heads, anatomy.n_kv_heads
+        tables = {
+            "mass_by_position": (self._heads, self.positions),
+            "shift_by_position": (self.positions,),
+            "position_count": (self.positions,),
+            **dict.fromkeys(("mass", "value_norm", "value_shift", "head_shift", *_LARGEST), (self._heads,)),
+            **dict.fromkeys(("texts", "tokens", "queries", "uniform_mass"), (1,)),
+        }
+        self.state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in tables.items()}
+        self.state["bound_excess"] -= torch.inf
+
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - there is one
+        """Add one site of one batch: values come first, then the pattern, then what the heads made of both."""
+        if site is Site.V:
+            # Some views repeat each key-value head for the query heads that share it, others do not.
+            values = activation[:, :, :: activation.shape[2] // self._kv_heads]
+            self._values = values.repeat_interleave(self._heads // self._kv_heads, dim=2).cpu().double()
+        elif site is Site.PATTERN:
+            assert self._values is not None, "values are computed before the pattern is used"
+            self._predicted = [
+                self._predict(activation[row], self._values[row], batch.tokens[row, :length].cpu())
+                for row, length in enumerate(batch.lengths.tolist())
+            ]
+            self._values = None
+        else:
+            for (values, moved, others), heads in zip(self._predicted, activation, strict=True):
+                self._compare(heads[: len(values)].cpu().double() - values, values, moved, others)
+            self._predicted = []
+
+    def _predict(
+        self, pattern: Float[Tensor, "head query_pos key_pos"], values: Float[Tensor, "pos head d_head"], ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count the masses of one text; its values, what the identity predicts, and the same from other tokens only."""
+        length = len(ids)
+        exact, values = pattern[:, :length, :length].cpu().double(), values[:length]
+        differs = ids[:, None] != ids[None, :]
+        to_others, mass = exact * differs, other_token_mass(exact, ids)
+        self._count(mass, differs)
+        moved = torch.einsum("hqk,khd->qhd", exact, values) - exact.sum(-1).T[..., None] * values
+        others = torch.einsum("hqk,khd->qhd", to_others, values) - mass.T[..., None] * values
+        by_head = values.transpose(0, 1)
+        farthest = torch.cdist(by_head, by_head).masked_fill(~differs.tril(), 0).amax(-1)
+        self._raise("bound_excess", (others.norm(dim=-1).T - mass * farthest).amax(-1))
+        return values, moved, others
+
+    def _count(self, mass: Float[Tensor, "head query_pos"], differs: Tensor) -> None:
+        length, width = mass.shape[1], min(self.positions, mass.shape[1])
+        seen = torch.arange(1, length + 1, dtype=torch.float64)
+        self.state["mass_by_position"][:, :width] += mass[:, :width]
+        self.state["position_count"][:width] += 1
+        self.state["mass"] += mass[:, 1:].sum(-1)
+        self.state["uniform_mass"] += (differs.tril().sum(-1) / seen)[1:].sum()
+        for name, count in (("texts", 1), ("tokens", length), ("queries", length - 1)):
+            self.state[name] += count
+
+    def _compare(self, shift: Tensor, values: Tensor, moved: Tensor, others: Tensor) -> None:
+        """Add what the heads of one text really did, ``z_t - v_t`` ``[pos head d_head]``."""
+        self._raise("identity_error", (shift - moved).norm(dim=-1).amax(0))
+        self._raise("same_value_error", (shift - others).norm(dim=-1).amax(0))
+        self.state["value_norm"] += values.norm(dim=-1).sum(0)
+        self.state["value_shift"] += shift[1:].norm(dim=-1).sum(0)
+        if self.outputs is not None:
+            written = torch.einsum("phd,hdm->phm", shift, self.outputs)
+            width = min(self.positions, len(shift))
+            self.state["head_shift"] += written[1:].norm(dim=-1).sum(0)
+            self.state["shift_by_position"][:width] += written.sum(1).norm(dim=-1)[:width]
+
+    def _raise(self, name: str, values: Float[Tensor, " head"]) -> None:
+        self.state[name] = torch.maximum(self.state[name], values)
+
+    def merge(self, other: Analyzer) -> None:
+        """Add the sums of another analyzer with the same settings; of largest errors the larger one counts."""
+        mine = {name: self.state[name] for name in _LARGEST}
+        super().merge(other)
+        for name, values in mine.items():
+            self.state[name] = torch.maximum(values, other.state[name])
+
+    def result(self, provenance: Provenance) -> OtherTokenResult:
+        """Means per head and position, and the largest errors."""
+        return OtherTokenResult.from_state(self.state, provenance, residual=self.outputs is not None)
+
+
+def other_token_mass(
+    pattern: Float[Tensor, "*batch query_pos key_pos"],
+    ids: Int[Tensor, " key_pos"],
+    queries: Int[Tensor, " query_pos"] | None = None,
+) -> Float[Tensor, "*batch query_pos"]:
+    """``w_t``: attention that queries give to keys of another token than their own.
+
+    Args:
+        pattern: of one text, rows are queries.
+        ids: the text's tokens.
+        queries: positions of the rows; all of the text by default.
+
+    Example:
+        >>> pattern = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.25, 0.25, 0.5]])
+        >>> other_token_mass(pattern, torch.tensor([7, 8, 8])).tolist()
+        [0.0, 0.25, 0.25]
+    """
+    own = ids if queries is None else ids[queries]
+    return (pattern * (own[:, None] != ids[None, :])).sum(-1)
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+_TEXTS_PER_BATCH = 512
+
+
+class Seen(NamedTuple):
+    """What is seen of every token of the triples, in float32.
+
+    Attributes:
+        neurons: what goes into the activation function.
+        state: the normalised input of that MLP, before the norm's gain.
+    """
+
+    neurons: Float[np.ndarray, "token neuron"]
+    state: Float[np.ndarray, "token d_model"]
+
+
+def detector_layer(anatomy: Anatomy) -> int:
+    """The first MLP that can see what the attention of layer 0 has written: in parallel blocks that of layer 1.
+
+    Raises:
+        InputError: a parallel model of one layer.
+    """
+    layer = int(anatomy.parallel)
+    if layer >= anatomy.n_layers:
+        raise InputError(
+            f"{anatomy.architecture} with one parallel layer", "an MLP behind the attention of layer 0", "use another"
+        )
+    return layer
+
+
+@torch.no_grad()
+def read_triples(
+    model: Model, tokens: Int[Tensor, "triple 3"], intervention: Intervention | None = None, layer: int | None = None
+) -> Seen:
+    """Run the triples, each a text of its own without BOS, and read an MLP.
+
+    Args:
+        model: the model.
+        tokens: the triples.
+        intervention: what the model is under, at every position.
+        layer: of the MLP; by default the first that sees the attention of layer 0.
+    """
+    read = detector_layer(model.anatomy) if layer is None else layer
+    sites = (Site.GATE_PRE, Site.MLP_INPUT_NORMALIZED)
+    view, wanted = choose_view(model, sites), {site: [read] for site in sites}
+    seen: dict[Site, list[Tensor]] = {site: [] for site in sites}
+
+    def keep(activation: Tensor, site: Site, _layer: int) -> None:
+        seen[site].append(activation.float().cpu().flatten(0, 1))
+
+    for some in tokens.split(_TEXTS_PER_BATCH):
+        batch = some.to(model.device)
+        with applied(model, intervention, batch, view=view):
+            read_activations(model, batch, wanted, keep, view=view)
+    return Seen(*(torch.cat(parts).numpy() for parts in seen.values()))
+
+
+WIDTH = 3
+_FEWEST_TRIPLES = 20  # triples; below, halves of halves are left to a handful of tokens
+_LIMIT = 1000  # of Yona et al. 2025
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Triples and who is allowed to learn from what.
+
+    Observations are counted triple by triple: number ``3 i + p`` is the token at place ``p`` of triple ``i``.
+
+    Attributes:
+        tokens: the triples.
+        selection: observations that neurons are chosen with: first half of the text, one half of the vocabulary.
+        test: observations that they are judged by: second half of the text, the other half of the vocabulary.
+    """
+
+    tokens: Int[Tensor, "triple 3"]
+    selection: Bool[np.ndarray, " token"]
+    test: Bool[np.ndarray, " token"]
+
+    @property
+    def ids(self) -> Int[np.ndarray, " token"]:
+        """The token of each observation."""
+        return self.tokens.flatten().numpy()
+
+    @property
+    def places(self) -> Int[np.ndarray, " token"]:
+        """Its place: 0, 1 or 2."""
+        return np.tile(np.arange(WIDTH), len(self.tokens))
+
+
+def corpus_of(model: Model, texts: Corpus | Sequence[str] | None) -> Corpus:
+    """The texts that an analysis is given: a corpus of the model, texts, or by default held-out English.
+
+    Raises:
+        InputError: a corpus of another model, or no tokenizer and no corpus.
+    """
+    if isinstance(texts, Corpus):
+        texts.check_model(model)
+        return texts
+    if model.tokenizer is None:
+        raise InputError(
+            f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
+        )
+    if texts is not None:
+        return Corpus.from_texts(texts, model=model)
+    ids = model.encode(tiny.held_out_text(), prepend_bos=False)
+    length = min(model.anatomy.n_ctx, len(ids))
+    starts = range(0, len(ids) - length + 1, length)
+    return Corpus.from_tokens([ids[start : start + length] for start in starts], model=model, bos_policy="absent")
+
+
+def triples_of(model: Model, corpus: Corpus, *, limit: int = _LIMIT, seed: int = 0) -> Triples:
+    """All triples of consecutive ordinary tokens, in the order of the corpus.
+
+    Args:
+        model: whose special ids take no part.
+        corpus: texts, none of which need begin with BOS.
+        limit: at most so many triples.
+        seed: of the halves of the vocabulary.
+
+    Raises:
+        InputError: too few triples, or halves without tokens at all three places.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> triples = triples_of(model, corpus_of(model, None), limit=50)
+        >>> triples.tokens.shape, bool((triples.tokens[1:, 0] == triples.tokens[:-1, 1]).all())
+        (torch.Size([50, 3]), True)
+    """
+    rows: list[list[int]] = []
+    for text in range(len(corpus)):
+        ids = corpus.row(text)
+        windows = (ids[start : start + WIDTH] for start in range(len(ids) - WIDTH + 1))
+        rows += [window for window in windows if not model.special_ids.intersection(window)]
+        if len(rows) >= limit:
+            break
+    tokens = torch.tensor(rows[:limit], dtype=torch.long).reshape(-1, WIDTH)
+    vocabulary = tokens.unique().numpy()
+    chosen = np.random.default_rng(seed).permutation(vocabulary)[: len(vocabulary) // 2]
+    known = np.isin(tokens.flatten().numpy(), chosen)
+    early = np.repeat(np.arange(len(tokens)) < len(tokens) // 2, WIDTH)
+    triples = Triples(tokens, known & early, ~known & ~early)
+    for half in (triples.selection, triples.test):
+        if len(tokens) < _FEWEST_TRIPLES or len(set(triples.places[half])) < WIDTH:
+            raise InputError(
+                f"{len(tokens)} triples of consecutive tokens without special ones",
+                f"at least {_FEWEST_TRIPLES}, of enough different tokens to keep some aside",
+                "use longer texts, or raise limit",
+            )
+    return triples
+
+
+_LENGTH, _WINDOWS = 64, 64
+
+
+def windows(model: Model, corpus: Corpus) -> Int[Tensor, "text pos"]:
+    """At most 64 windows of at most 64 ordinary tokens, spread over the corpus; special tokens are left out.
+
+    Raises:
+        InputError: texts of a token or two.
+    """
+    special = model.special_ids
+    bodies = [[token for token in corpus.row(text) if token not in special] for text in range(len(corpus))]
+    length = min(_LENGTH, max(map(len, bodies)))
+    if length < 2:
+        raise InputError("texts of a single token", "texts with other positions to compare with", "use longer texts")
+    rows = [body[start : start + length] for body in bodies for start in range(0, len(body) - length + 1, length)]
+    picks = np.unique(np.linspace(0, len(rows) - 1, min(_WINDOWS, len(rows))).astype(int))
+    return torch.tensor([rows[pick] for pick in picks])
+
+
+_REST = translucent(INK, 0.45)
+
+
+def other_token_mass_figure(result: OtherTokenResult) -> go.Figure:
+    """Share of attention on other tokens by position, a line per head of layer 0.
+
+    Args:
+        result: what was measured.
+
+    Source: Yona et al. 2025 (arXiv 2503.08908) for the idea; the mass is mechrep's own.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.first_token import FirstTokenDetection
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
+        >>> (result,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection())
+        >>> len(other_token_mass_figure(result).data) == model.anatomy.n_heads
         True
     """
     import plotly.graph_objects as go
 
-    carriers = {head for _, head in result.heads}
-    heads = list(range(len(result.mass)))
+    known = int((~result.by_position.isnan().any(0)).sum())
     figure = go.Figure()
-    figure.add_scatter(
-        x=result.mass.numpy(),
-        y=torch.as_tensor(result.detector_loss)[:-1].numpy(),
-        mode="markers+text",
-        text=[str(head) for head in heads],
-        textposition="top center",
-        marker={
-            "size": 10,
-            "color": [ACCENT if head in carriers else _SECOND for head in heads],
-            "symbol": ["circle" if head in carriers else "circle-open" for head in heads],
-        },
-        hovertemplate="head %{text}<br>%{x:.3f} on other tokens<br>%{y:.3f} lost<extra></extra>",
-        showlegend=False,
-    )
-    figure.add_vline(x=result.uniform_mass, line={"color": INK, "width": 1, "dash": "dot"}, layer="below")
+    for place, head in enumerate(result.ranking()):
+        coloured = place < len(SEQUENCE)
+        look = (
+            {"color": SEQUENCE[place], "dash": DASHES[place], "width": 2} if coloured else {"color": _REST, "width": 1}
+        )
+        figure.add_scatter(
+            x=list(range(known)),
+            y=result.by_position[head, :known].numpy(),
+            name=f"head {head}" if coloured else f"{len(result.mass) - len(SEQUENCE)} other heads",
+            legendgroup="" if coloured else "rest",
+            showlegend=place <= len(SEQUENCE),
+            mode="lines",
+            line=look,
+            hovertemplate=f"head {head}, position %{{x}}<br>%{{y:.3f}} on other tokens<extra></extra>",
+        )
+    about = f"{counted(result.n_texts, 'text')}; a uniform head has {result.uniform_mass:.2f} on average"
     styled(
         figure,
-        title="Heads of layer 0: attention to other tokens, and what the detector loses without them",
-        subtitle=f"{result.provenance.model['name']}; detector area {result.auroc:.3f}, "
-        f"{'found' if result.found else 'nothing found'}; dotted: a uniform head",
-        x="mean share of attention on other tokens",
-        y=LOSSES["detector"],
+        title="Attention of layer 0 to other tokens",
+        subtitle=f"{result.provenance.model['name']}, {about}",
+        x="position",
+        y="share of attention on other tokens",
     )
-    return figure
+    return figure.update_yaxes(range=[0, 1.02])

@@ -1,6 +1,8 @@
-"""Does the first layer tell the first token from others?  By which neurons and heads, and what do repeats make of it?
+"""Does the first layer tell the first token from others?  By which neurons and heads, and what do repetitions give?
 
-The measurements are those of :mod:`mechrep.measures.first_token`; the same on null models says what is found.
+``find_first_token`` answers the first two questions beside null models; ``run_first_layer_study`` is the report's part.
+The measurements are those of :mod:`mechrep.measures.first_token`, :mod:`~mechrep.measures.first_token_detectors` and
+:mod:`~mechrep.measures.first_token_repeats`; heads are ablated by :mod:`mechrep.ablation.first_token_outcomes`.
 """
 
 from __future__ import annotations
@@ -8,161 +10,331 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from mechrep.ablation.effects import detection, judge, rank_p_value
+from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_p_value
+from mechrep.ablation.first_token_outcomes import ALL, OPS, FirstTokenMark, first_layer_heads, head_cells
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.measures.first_token_detectors import (
-    ConvergenceResult,
-    FirstDetectorResult,
-    convergence_figure,
-    detector_figure,
-    first_layer_convergence,
-    first_token_detectors,
-)
-from mechrep.measures.first_token_heads import HeadCutResult, first_layer_head_cuts, head_cuts_figure
-from mechrep.measures.first_token_mass import (
+from mechrep.measures.first_token import (
+    LAYER,
     FirstTokenDetection,
     OtherTokenResult,
     corpus_of,
     other_token_mass_figure,
     windows,
 )
+from mechrep.measures.first_token_detectors import FirstDetectorResult, detector_figure, first_token_detectors
+from mechrep.measures.first_token_repeats import ConvergenceResult, convergence_figure, first_layer_convergence
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Result, check_count
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 
-_KEPT = {
-    "mass": OtherTokenResult,
-    "detectors": FirstDetectorResult,
-    "heads": HeadCutResult,
-    "convergence": ConvergenceResult,
-}
-_DONE = 100_000  # the shard of the journal that is written when all of _KEPT are there; smaller ones are null models
+MASS, DETECTOR, ATTENTION, HEAD = "mass", "detector", "attention", "head"  # the claims
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class FirstTokenResult(Result):
+    """What :func:`find_first_token` found, beside the same search in null models.
+
+    Attributes:
+        rows: what the verdicts rest on, see :attr:`claims`.
+        layer: whose MLP is read.
+        neurons: ``[layer, neuron]``, those that tell first tokens best, found or not.
+        auroc: area under the ROC curve of the first of them, on words that it was not chosen with.
+        state_auroc: the same of one direction of the MLP's input.
+        mass: attention of each head of layer 0 to other tokens than the query's own.
+        lost: area that the first neuron loses with each head of layer 0 set to zero.
+        lost_together: the same for all heads.
+        nulls: of every null model what the four claims compare: ``mass``, ``detector``, ``attention``, ``head``.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    layer: int
+    neurons: Sequence[Sequence[int]]
+    auroc: float
+    state_auroc: float
+    mass: Float[Tensor, " head"]
+    lost: Float[Tensor, " head"]
+    lost_together: float
+    nulls: Sequence[Mapping[str, float]]
+
+    ranked_by: ClassVar[str] = "lost"
+
+    @property
+    def claims(self) -> pd.DataFrame:
+        """One row per claim with its verdict; each is a family of its own, as another question is asked."""
+        return judge(self.rows, within=["claim"], family="one claim")
+
+    @property
+    def found(self) -> bool:
+        """Whether the claim that a neuron tells first tokens is supported."""
+        return self.claims.set_index("claim").loc[DETECTOR, "verdict"] == SUPPORTED
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """``(layer, head)`` of layer 0, those without which the first neuron loses most first."""
+        return [(LAYER, head) for head in self.ranking()]
+
+    def top(self, k: int) -> list[tuple[int, int]]:
+        """The first ``k`` neurons, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
+
+        Raises:
+            InputError: ``k`` larger than the number of neurons that were kept.
+        """
+        check_count(k, len(self.neurons), "neurons")
+        return [(layer, neuron) for layer, neuron in self.neurons[:k]]
+
+
+def find_first_token(
+    model: Model,
+    *,
+    texts: Corpus | Sequence[str] | None = None,
+    layer: int | None = None,
+    triples: int = 1000,
+    run: Run | None = None,
+) -> FirstTokenResult:
+    """Looks for a mark of the first token in the first layer: who tells, and which heads that needs.
+
+    Four claims, each beside ``run.sizes.nulls`` null models in which the whole search is done anew.  *mass*: a head of
+    layer 0 attends more to other tokens.  *detector*: a neuron tells first tokens from second and third ones, on words
+    that it was not chosen with; it must also stand out from searches with shuffled places.  *attention*: that neuron
+    tells less without the heads of layer 0.  *head*: it tells less without the head that costs it most.
+
+    Args:
+        model: the model.
+        texts: a corpus, or texts; held-out English by default.  BOS takes no part: it is told by its identity.
+        layer: whose MLP reads the mark; by default the first that sees the attention of layer 0, as published.  A model
+            may read it later: name the layer of its sink.
+        triples: at most so many triples of consecutive tokens.
+        run: options; with a store, every null model is kept.
+
+    Returns:
+        A result whose ``found`` is False where no neuron stands out.
+
+    Raises:
+        InputError: see :func:`~mechrep.measures.first_token_detectors.first_token_detectors`.
+        StoreError: the store cannot be read or written.
+
+    Source: the first layer's "detect other tokens" is Yona et al. 2025 (arXiv 2503.08908); held-out words, null models
+    and ablations are mechrep's own.
+
+    Limits: a model may mark BOS by its identity and not by its place, as small models do; then nothing is found here
+    although there is a sink (:func:`mechrep.find_sink`).  One null model at a time is held in memory beside the model.
+
+    Example:
+        >>> import mechrep
+        >>> result = find_first_token(mechrep.load_model("mechrep-tiny"), triples=300)  # doctest: +SKIP
+        >>> result.found, result.claims["claim"].tolist()  # doctest: +SKIP
+        (False, ['mass', 'detector', 'attention', 'head'])
+    """
+    options, corpus = run or Run(), corpus_of(model, texts)
+    return _parts(model, corpus, layer, triples, options).answer
+
+
+class _Parts(NamedTuple):
+    """The answer, and the measurements behind it."""
+
+    answer: FirstTokenResult
+    mass: OtherTokenResult
+    detectors: FirstDetectorResult
+    heads: Effects
+
+
+def _parts(model: Model, corpus: Corpus, layer: int | None, triples: int, run: Run) -> _Parts:
+    key = ("first token", model.fingerprint(), corpus.fingerprint(), layer, triples, run.seed, run.effort)
+    return run.once(key, lambda: _measure(model, corpus, layer, triples, run))
+
+
+def _measure(model: Model, corpus: Corpus, layer: int | None, triples: int, run: Run) -> _Parts:
+    text = Corpus.from_tokens(windows(model, corpus), model=model, bos_policy="absent")
+    (mass,) = CorpusCache(model, text, store=run.store, progress=False).run(FirstTokenDetection.of(model))
+    detectors = first_token_detectors(
+        model, corpus, layer=layer, triples=triples, k=min(10, model.anatomy.d_mlp), seed=run.seed
+    )
+    heads = first_layer_heads(model, corpus, layer=layer, triples=triples, run=run)
+    config = {"study": "first token", "layer": layer, "triples": triples, "seed": run.seed, "nulls": run.sizes.nulls}
+    provenance = provenance_of(model, corpus, config)
+    nulls = _nulls(model, corpus, text, layer, triples, provenance, run)
+    table = losses(heads)
+    alone = table[(table["measure"] == DETECTOR) & (table["op"] == "zero")].set_index("name")
+    answer = FirstTokenResult(
+        provenance,
+        rows=_rows(mass, detectors, alone, len(set(heads.clusters[0])), nulls),
+        layer=detectors.layer,
+        neurons=[[detectors.layer, neuron] for neuron in detectors.neurons],
+        auroc=detectors.best_auroc,
+        state_auroc=detectors.state_auroc,
+        mass=mass.mass,
+        lost=torch.tensor(alone["lost"].drop(ALL).to_numpy()).float(),
+        lost_together=float(alone.loc[ALL, "lost"]),
+        nulls=nulls,
+    )
+    return _Parts(answer, mass, detectors, heads)
+
+
+def losses(heads: Effects) -> pd.DataFrame:
+    """One row per measure and ablation of :func:`first_layer_heads`: what is ``lost``, with its interval and verdict.
+
+    The verdict is that beside the other heads of layer 0, under one operation in one measure.
+    """
+    table = heads.summary(within=["measure", "op"], family="heads of layer 0")
+    return pd.DataFrame(
+        {name: table[name] for name in ("measure", "op", "name", "baseline")}
+        | {"lost": -table["effect"], "low": -table["high"], "high": -table["low"], "verdict": table["verdict"]}
+    )
+
+
+def _rows(
+    mass: OtherTokenResult,
+    detectors: FirstDetectorResult,
+    alone: pd.DataFrame,
+    words: int,
+    nulls: Sequence[Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """What the verdicts rest on; ``alone``: losses of the best neuron by head, ``words``: independent units."""
+    singles = alone.drop(ALL)
+    best = singles.loc[singles["lost"].idxmax()]
+
+    def row(claim: str, value: float, ends: Sequence[float] = (), **options: Any) -> dict[str, Any]:
+        options |= {"interval": tuple(ends), "n": words} if len(ends) else {}
+        return detection("first token", claim, value, [null[claim] for null in nulls], **options) | {"claim": claim}
+
+    area = row(DETECTOR, detectors.best_auroc, detectors.intervals[0].tolist())
+    shuffled = detectors.shuffled_aurocs
+    area["p"] = max(area["p"], rank_p_value(detectors.best_auroc, shuffled, 1))  # it must stand out from both
+    area["controls"] += ", shuffled places"
+    area["m"] = min(area["m"], len(shuffled))
+    area["control_low"] = min(area["control_low"], min(shuffled) - area["baseline"])
+    area["control_high"] = max(area["control_high"], max(shuffled) - area["baseline"])
+    return [
+        row(MASS, float(mass.mass.max()), unit="share"),
+        area,
+        row(ATTENTION, float(alone.loc[ALL, "lost"]), alone.loc[ALL, ["low", "high"]].tolist()),
+        row(HEAD, float(best["lost"]), best[["low", "high"]].tolist()),
+    ]
+
+
+def _nulls(
+    model: Model,
+    corpus: Corpus,
+    text: Corpus,
+    layer: int | None,
+    triples: int,
+    provenance: Provenance,
+    run: Run,
+) -> list[dict[str, float]]:
+    """What the claims compare, in models that know nothing; with a store each is kept as soon as it is there."""
+    journal = None if run.store is None else Journal(Path(run.store), provenance)
+    kept, makers = [], null_models(model, run)
+    with progress_bar(len(makers), "null models", "model", run.progress) as bar:
+        for number, make in enumerate(makers):
+            one = None if journal is None else journal.find(number)
+            if one is None:
+                null = make()
+                (mass,) = CorpusCache(null, text, progress=False).run(FirstTokenDetection())
+                mark = FirstTokenMark(null, corpus, layer=layer, triples=triples, seed=run.seed)
+                one = [{MASS: float(mass.mass.max())} | _marked(mark)]
+                if journal is not None:
+                    journal.keep(number, one)
+            kept += one
+            bar.update()
+    return kept
+
+
+def _marked(mark: FirstTokenMark) -> dict[str, float]:
+    """Area of the best neuron, and what it loses without all heads, and without the head that costs it most."""
+    cells = head_cells(mark.model, ["zero"], mark.stimulus.tokens)
+    area, *left = mark.values([intervention for _, intervention in cells], False)[0].mean(1).tolist()
+    return {DETECTOR: area, ATTENTION: area - left[-1], HEAD: area - min(left[:-1])}
+
+
+@dataclass(frozen=True, eq=False)
 class FirstLayerStudy:
     """What was measured in the first layer.
 
     Attributes:
         model_name: how the model was named.
+        answer: whether a first token is told from others, beside null models.
         mass: attention to other tokens, and the identity behind it.
         detectors: neurons that tell first tokens.
         heads: what the best neuron and the first position's norm lose without heads of layer 0.
-        convergence: copies of a token, against that token alone.
-        nulls: of every null model ``area`` of its best neuron, ``head`` and ``all``: what that loses without the head
-            that costs it most, and without all heads.
+        repeats: repetitions of a token, against that token alone.
         provenance: of the whole study.
     """
 
     model_name: str
+    answer: FirstTokenResult
     mass: OtherTokenResult
     detectors: FirstDetectorResult
-    heads: HeadCutResult
-    convergence: ConvergenceResult
-    nulls: Sequence[Mapping[str, float]]
+    heads: Effects
+    repeats: ConvergenceResult
     provenance: Provenance
 
     @property
-    def best_head(self) -> int:
-        """Head of layer 0 without which the best neuron loses most."""
-        return self.heads.ranking()[0]
-
-    @property
-    def first_distance(self) -> float:
-        """Median relative distance of the first copy from the token alone, after layer 0."""
-        return float(self.convergence.relative("layer")[:, 0].median())
-
-    @property
-    def last_distance(self) -> float:
-        """The same of the last copy."""
-        return float(self.convergence.relative("layer")[:, -1].median())
-
-    @property
-    def slope_interval(self) -> tuple[float, float]:
-        """95 % of the median slope over heads and tokens, bootstrap over tokens."""
-        return self.convergence.slope_interval
-
     def claims(self) -> pd.DataFrame:
-        """A neuron tells first tokens; a head, and the attention of layer 0, carry that: one family."""
-        seen, lost, ends = self.detectors, self.heads.detector_loss[0], self.heads.detector_interval[0]
-        rows = []
-        measured = {"area": (seen.best_auroc, seen.intervals[0]), "head": (lost[self.best_head], ends[self.best_head]),
-                    "all": (lost[-1], ends[-1])}  # fmt: skip
-        for name, (value, interval) in measured.items():
-            draws = [null[name] for null in self.nulls]
-            rows.append(
-                detection("first token", name, float(value), draws, interval=tuple(interval.tolist()), n=seen.n_test)
-            )
-        shuffled = seen.shuffled_aurocs
-        area = rows[0]
-        area["p"] = max(area["p"], rank_p_value(seen.best_auroc, shuffled, 1))  # it must stand out from both
-        area["controls"] += ", shuffled places"
-        area["m"] = min(area["m"], len(shuffled))
-        area["control_low"] = min(area["control_low"], min(shuffled) - area["baseline"])
-        area["control_high"] = max(area["control_high"], max(shuffled) - area["baseline"])
-        return judge(rows, family="all claims of this section").assign(claim=["detector", "head", "attention"])
+        """Those of the answer."""
+        return self.answer.claims
 
     def section(self) -> Section:
         """Numbers, tables and figures of the report."""
+        ablated = {"heads": DETECTOR} | ({} if self.heads.notes["sink_layer"] is None else {"norm": "norm"})
         figures = {
             "mass": other_token_mass_figure(self.mass),
             "detector": detector_figure(self.detectors),
-            "heads": head_cuts_figure(self.heads, "detector"),
-            "copies": convergence_figure(self.convergence, "layer"),
+            **{key: self.heads.plot([measure]) for key, measure in ablated.items()},
+            "repeats": convergence_figure(self.repeats, "layer"),
         }
-        if self.heads.sink_layer is not None:
-            figures["norm"] = head_cuts_figure(self.heads, "norm")
-        tables = {"heads": self._head_table(), "neurons": self._neuron_table(), "copies": self._copy_table()}
-        return Section("first-layer", self.provenance, self._fields(), self.claims(), tables, figures)
+        tables = {"heads": self._head_table(), "neurons": self._neuron_table(), "repeats": self._repeat_table()}
+        return Section("first-layer", self.provenance, self._fields(), self.claims, tables, figures)
 
     def _fields(self) -> dict[str, Any]:
-        seen, copies, (low, high) = self.detectors, self.convergence, self.detectors.intervals[0].tolist()
-        best, most = self.best_head, self.mass.ranking()[0]
+        answer, seen, mass, repeats, notes = self.answer, self.detectors, self.mass, self.repeats, self.heads.notes
+        (low, high), (slope_low, slope_high) = seen.intervals[0].tolist(), repeats.slope_interval
+        most, (_, best), distance = mass.ranking()[0], answer.heads[0], repeats.relative("layer")
+        table = losses(self.heads)
+        norm = table[(table["measure"] == "norm") & (table["op"] == "zero") & (table["name"] == ALL)]
         return {
             "model": self.model_name, "layer": seen.layer, "neuron": f"L{seen.layer}N{seen.neurons[0]}",
-            "area": seen.best_auroc, "low": low, "high": high, "shuffled": max(seen.shuffled_aurocs),
-            "null_area": max(null["area"] for null in self.nulls), "nulls": len(self.nulls), "words": seen.n_test,
-            "chosen_with": seen.n_selection, "shuffles": len(seen.shuffled_aurocs), "state_area": seen.state_auroc,
-            "head": f"L0H{best}", "lost": float(self.heads.detector_loss[0, best]),
-            "lost_all": float(self.heads.detector_loss[0, -1]), "most": f"L0H{most}",
-            "mass": float(self.mass.mass[most]), "uniform": self.mass.uniform_mass, "texts": self.mass.n_texts,
-            "identity_error": float(self.mass.identity_error.max()),
-            "same_value_error": float(self.mass.same_value_error.max()),
-            "sink_layer": self.heads.sink_layer, "sink_reason": self.heads.sink_reason,
-            "log_ratio": self.heads.log_ratio, "norm_lost": float(self.heads.norm_loss[0, -1]),
-            "first_distance": self.first_distance, "last_distance": self.last_distance,
-            "repeats": copies.repeats[-1], "tokens": len(copies.token_ids), "prefix": copies.prefix_length,
-            "slope": copies.median_slope, "slope_low": self.slope_interval[0], "slope_high": self.slope_interval[1],
-            "expected": copies.theory, "why": copies.theory_words, "agrees": copies.agrees,
-            "found": copies.law if copies.theory == "none" else copies.mass_law,
-            "pure_deviation": float(copies.pure_deviation.max()),
+            "area": answer.auroc, "low": low, "high": high, "shuffled": max(seen.shuffled_aurocs),
+            "null_area": max(null[DETECTOR] for null in answer.nulls), "nulls": len(answer.nulls),
+            "blind": float(np.median(seen.random_aurocs)), "chosen_with": seen.n_selection,
+            "tested": seen.n_test, "words": len(set(self.heads.clusters[0])), "shuffles": len(seen.shuffled_aurocs),
+            "state_area": answer.state_auroc, "head": f"L{LAYER}H{best}", "lost": float(answer.lost[best]),
+            "lost_all": answer.lost_together, "most": f"L{LAYER}H{most}", "mass": float(mass.mass[most]),
+            "null_mass": max(null[MASS] for null in answer.nulls), "uniform": mass.uniform_mass, "texts": mass.n_texts,
+            "identity_error": float(mass.identity_error.max()), "same_value_error": float(mass.same_value_error.max()),
+            "sink_layer": notes["sink_layer"], "ratio": notes["ratio"],
+            "norm_lost": None if norm.empty else float(norm["lost"].iloc[0]),
+            "first_distance": float(distance[:, 0].median()), "last_distance": float(distance[:, -1].median()),
+            "repeats": repeats.repeats[-1], "tokens": len(repeats.token_ids), "prefix": repeats.prefix_length,
+            "slope": repeats.median_slope, "slope_low": slope_low, "slope_high": slope_high,
+            "positions": repeats.positions, "expected": repeats.theory, "agrees": repeats.agrees,
+            "found": repeats.law if repeats.theory == "none" else repeats.mass_law,
+            "pure_deviation": float(repeats.pure_deviation.max()),
         }  # fmt: skip
 
     def _head_table(self) -> pd.DataFrame:
         """One row per head of layer 0, the largest attention to other tokens first; then all heads together."""
-        order, heads = self.mass.ranking(), self.heads
-        table = pd.DataFrame(
-            {
-                "head": [*(f"L0H{head}" for head in order), "all"],
-                "on other tokens": [*self.mass.mass[order].tolist(), np.nan],
-                "shift": [*self.mass.head_shift[order].tolist(), np.nan],
-            }
-        )
-        rows = [*order, heads.n_heads]
-        for number, op in enumerate(("zero", "mean")):
-            table[f"lost, {op}"] = heads.detector_loss[number, rows].numpy()
-            table[f"low, {op}"], table[f"high, {op}"] = heads.detector_interval[number, rows].numpy().T
-        return table
+        order, table = self.mass.ranking(), losses(self.heads)
+        names = [*(f"L{LAYER}H{head}" for head in order), ALL]
+        rows = pd.DataFrame({"head": names, "on other tokens": [*self.mass.mass[order].tolist(), np.nan]})
+        for op in OPS:
+            mine = table[(table["measure"] == DETECTOR) & (table["op"] == op)].set_index("name").loc[names]
+            for name in ("lost", "low", "high"):
+                rows[f"{name}, {op}"] = mine[name].to_numpy()
+        return rows
 
     def _neuron_table(self) -> pd.DataFrame:
         table = self.detectors.to_frame().head(len(self.detectors.neurons))
@@ -170,14 +342,15 @@ class FirstLayerStudy:
                  "score": "published score"}  # fmt: skip
         return table.rename(columns=names).drop(columns="selection_auroc")
 
-    def _copy_table(self) -> pd.DataFrame:
-        copies, last = self.convergence, f"copy {self.convergence.repeats[-1]}"
-        table = pd.DataFrame({"token id": list(copies.token_ids)})
+    def _repeat_table(self) -> pd.DataFrame:
+        repeats = self.repeats
+        table = pd.DataFrame({"token id": list(repeats.token_ids)})
         for place, name in (("attention", "after attention"), ("layer", "after the layer")):
-            distance = copies.relative(place)
-            table[f"{name}, copy 1"], table[f"{name}, {last}"] = distance[:, 0].numpy(), distance[:, -1].numpy()
+            distance = repeats.relative(place)
+            table[f"{name}, 1"] = distance[:, 0].numpy()
+            table[f"{name}, {repeats.repeats[-1]}"] = distance[:, -1].numpy()
         return table.assign(
-            slope=copies.head_slope.nanmedian(1).values.numpy(), pure=copies.pure_deviation.max(1).values.numpy()
+            slope=repeats.head_slope.nanmedian(1).values.numpy(), pure=repeats.pure_deviation.max(1).values.numpy()
         )
 
 
@@ -192,82 +365,37 @@ def run_first_layer_study(
     repeats: int | None = None,
     run: Run | None = None,
 ) -> FirstLayerStudy:
-    """Ask whether layer 0 marks the first token, with which neurons and heads, and what copies of a token make of it.
+    """Ask whether layer 0 marks the first token, with which neurons and heads, and what repetitions make of it.
 
     Args:
         model: the model, in float32.
         texts: a corpus, or texts; held-out English by default.
         token_ids: tokens that are repeated; the most frequent of held-out English by default.
-        prefix: ids in front of the copies; ``"some prefix: "`` by default.
+        prefix: ids in front of the repetitions; ``"some prefix: "`` by default.
         layer: whose MLP reads the mark; the first that sees layer 0 by default.
         triples: at most so many triples of consecutive tokens.
-        repeats: number of copies; by default 500, or what the model reads.
-        run: options; with a store, the measurements and every null model are kept.
+        repeats: how often a token is repeated; by default 500 times, or what the model reads.
+        run: options; with a store, the ablations and every null model are kept.
 
     Raises:
-        InputError: see :func:`mechrep.measures.first_token.find_first_token`.
+        InputError: see :func:`find_first_token` and
+            :func:`~mechrep.measures.first_token_repeats.first_layer_convergence`.
         StoreError: the store cannot be read or written.
 
     Source: that the first layer detects other tokens is Yona et al. 2025 (arXiv 2503.08908); the decision beside null
     models and shuffled places is mechrep's own.
 
-    Limits: a model may mark BOS by its identity and not by its place, as small models do; then nothing is found here
-    although there is a sink (:func:`mechrep.find_sink`).  One null model is held in memory beside the model.
+    Limits: those of :func:`find_first_token`.
 
     Example:
         >>> import mechrep
         >>> study = run_first_layer_study(mechrep.load_model("mechrep-tiny"))  # doctest: +SKIP
-        >>> study.claims()[["claim", "verdict"]]  # doctest: +SKIP
-               claim        verdict
-        0   detector  not supported
-        1       head  not supported
-        2  attention  not supported
+        >>> study.claims[["claim", "verdict"]]  # doctest: +SKIP
     """
     options, corpus = run or Run(), corpus_of(model, texts)
-    config = {"study": "first-layer", "layer": layer, "triples": triples, "repeats": repeats, "seed": options.seed}
-    given = {"token_ids": None if token_ids is None else list(token_ids), "prefix": prefix and list(prefix)}
-    provenance = provenance_of(model, corpus, config | given)
-    journal = None if options.store is None else Journal(Path(options.store), provenance)
-    common: dict[str, Any] = {"layer": layer, "triples": triples, "seed": options.seed}
-    makers, nulls = null_models(model, options), []
-    with progress_bar(len(makers) + 1, "first layer", "model", options.progress) as bar:
-        measured = None if journal is None or journal.find(_DONE) is None else _read(journal)
-        if measured is None:
-            text = Corpus.from_tokens(windows(model, corpus), model=model, bos_policy="absent")
-            (mass,) = CorpusCache(model, text, progress=False).run(FirstTokenDetection.of(model))
-            measured = {
-                "mass": mass,
-                "detectors": first_token_detectors(model, corpus, k=min(10, model.anatomy.d_mlp), **common),
-                "heads": first_layer_head_cuts(model, corpus, **common),
-                "convergence": first_layer_convergence(model, token_ids, prefix=prefix, repeats=repeats),
-            }
-            _keep(journal, measured)
-        bar.update()
-        for number, make in enumerate(makers):
-            one = None if journal is None else journal.find(number)
-            if one is None:
-                one = [_null(make(), corpus, common)]
-                if journal is not None:
-                    journal.keep(number, one)
-            nulls += one
-            bar.update()
-    return FirstLayerStudy(model.name, **measured, nulls=nulls, provenance=provenance)
-
-
-def _null(model: Model, corpus: Corpus, common: Mapping[str, Any]) -> dict[str, float]:
-    """The same search in a model that knows nothing."""
-    heads = first_layer_head_cuts(model, corpus, **common)
-    lost = heads.detector_loss[0]
-    return {"area": heads.detector_auroc, "head": float(lost[:-1].max()), "all": float(lost[-1])}
-
-
-def _read(journal: Journal) -> dict[str, Any]:
-    return {name: kind.load(journal.folder / name) for name, kind in _KEPT.items()}
-
-
-def _keep(journal: Journal | None, measured: Mapping[str, Any]) -> None:
-    if journal is None:
-        return
-    for name, result in measured.items():
-        result.save(journal.folder / name)
-    journal.keep(_DONE, [{"kept": list(measured)}])
+    # First what is quick and refuses most.
+    followed = first_layer_convergence(model, token_ids, prefix=prefix, repeats=repeats)
+    answer, mass, detectors, heads = _parts(model, corpus, layer, triples, options)
+    config = {"study": "first-layer", "layer": layer, "triples": triples, "seed": options.seed}
+    config |= {"tokens": list(followed.token_ids), "repeats": followed.repeats[-1]}
+    return FirstLayerStudy(model.name, answer, mass, detectors, heads, followed, provenance_of(model, corpus, config))
