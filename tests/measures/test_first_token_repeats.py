@@ -1,4 +1,4 @@
-"""Copies come to the token alone, at the rates of theory: closed forms, families, and what must not converge."""
+"""Repetitions come to the token alone, at the rates of theory: closed forms, families, and what must not converge."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechrep.errors import InputError
-from mechrep.measures.first_token_detectors import ConvergenceResult, first_layer_convergence
-from mechrep.measures.first_token_mass import alibi_slopes, expected, fit_decay
+from mechrep.measures.first_token_repeats import (
+    ConvergenceResult,
+    alibi_slopes,
+    convergence_figure,
+    expected,
+    first_layer_convergence,
+    fit_decay,
+)
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from tests.analyzers.first_token_by_hand import planted, without_positions
 from tests.analyzers.sinks_by_hand import check_equal
+from tests.measures.first_token_by_hand import planted, without_positions
 from tests.tiny_models import N_CTX, N_HEADS, SLIDING_WINDOW, fresh, tiny
 
 PREFIX, TOKENS = [5, 6, 7], [20, 21, 30]
@@ -57,7 +63,7 @@ def test_under_alibi_the_log_of_the_odds_is_a_straight_line_in_n() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "gpt_neox", "gemma", "qwen2"])
-def test_rotary_models_fall_with_copies_and_are_the_same_everywhere_in_a_pure_run(family: str) -> None:
+def test_rotary_models_fall_with_repetitions_and_are_the_same_everywhere_in_a_pure_run(family: str) -> None:
     result = followed(family)
     assert result.theory == "power" and result.window == 0
     assert result.pure_deviation.max() < 1e-5 and result.value_deviation.max() < 1e-5
@@ -125,7 +131,7 @@ def test_fits_and_laws_at_their_edges() -> None:
     assert math.isnan(fit_decay([1, 2, 3], [0.0, 0.0, 0.0]).slope) and fit_decay([1, 2], [1.0, 0.5]).law == "none"
     flat = fit_decay([1, 2, 4, 8, 10, 12, 16], [1.0] * 7)
     assert flat.law == "none" and flat.slope == pytest.approx(0)
-    assert expected("rotary", 8, True).law == "zero" and expected("alibi", 8, False).law == "none"
+    assert expected("rotary", 8, True) == "zero" and expected("alibi", 8, False) == "none"
     assert alibi_slopes(8) == [2.0**-k for k in range(1, 9)] and alibi_slopes(6)[4:] == [0.5, 0.125]
 
 
@@ -143,6 +149,9 @@ def test_results_survive_the_disk_and_are_tables(tmp_path: Path) -> None:
     check_equal(ConvergenceResult.load(tmp_path / "r"), result)
     table = result.to_frame()
     assert len(table) == len(TOKENS) * len(result.repeats) and set(result.top(2)) < set(TOKENS)
+    lines = result.plot().data
+    assert torch.allclose(torch.tensor(lines[1].y), result.relative("layer")[1])
+    assert "attention 0" in convergence_figure(result, "attention").layout.yaxis.title.text
     nearest = table[table["repeats"] == 100].set_index("token_id")["layer_distance"].idxmin()
     assert nearest == result.top(1)[0]
 

@@ -1,11 +1,13 @@
-"""Other-token mass and the identity behind it: plain Hugging Face as a second way, every family, padding, merging."""
+"""Other-token mass with its identity, and neurons that tell first tokens: second ways, families, planted mechanisms."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,13 +17,29 @@ from torch import Tensor
 
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
-from mechrep.measures.first_token_mass import FirstTokenDetection, OtherTokenResult, check_patterns, other_token_mass
+from mechrep.measures.first_token import (
+    FirstTokenDetection,
+    OtherTokenResult,
+    check_patterns,
+    detector_layer,
+    other_token_mass,
+    read_triples,
+    triples_of,
+)
+from mechrep.measures.first_token_detectors import (
+    FirstDetectorResult,
+    areas,
+    detector_figure,
+    first_token_detectors,
+)
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
+from mechrep.stats import area_parts, cluster_intervals
 from mechrep.text.corpus import Corpus
-from tests.analyzers.first_token_by_hand import mass_by_loops, without_positions
 from tests.analyzers.sinks_by_hand import anatomy, check_equal
-from tests.tiny_models import GROUPED, N_HEADS, WITH_ALIBI, fresh, random_tokens, tiny
+from tests.measures.first_token_by_hand import area_by_pairs, mass_by_loops, planted, without_positions
+from tests.planted.texts import words
+from tests.tiny_models import D_MLP, GROUPED, N_HEADS, WITH_ALIBI, fresh, random_tokens, tiny
 
 ROWS = [row.tolist() for row in random_tokens(3, 20)] + [[5, 9, 9, 5, 9], [7], [11, 11, 11, 11]]
 
@@ -29,7 +47,6 @@ ROWS = [row.tolist() for row in random_tokens(3, 20)] + [[5, 9, 9, 5, 9], [7], [
 def measured(model: Any, rows: list[list[int]] = ROWS, **options: Any) -> OtherTokenResult:
     corpus = Corpus.from_tokens(rows, model=model)
     (result,) = CorpusCache(model, corpus, **options).run(FirstTokenDetection.of(model))
-    assert isinstance(result, OtherTokenResult)
     return result
 
 
@@ -89,7 +106,6 @@ def test_a_wrong_head_output_breaks_the_identity() -> None:
             super().observe(activation.roll(1, -2) if site is Site.Z else activation, site, layer, batch)
 
     right, wrong = (CorpusCache(model, corpus).run(kind)[0] for kind in (analyzer, Wrong()))
-    assert isinstance(right, OtherTokenResult) and isinstance(wrong, OtherTokenResult)
     assert right.identity_error.max() < 2e-6 < 0.1 < wrong.identity_error.min()
 
 
@@ -141,7 +157,9 @@ def test_results_survive_the_disk_and_a_store(tmp_path: Path) -> None:
     result.save(tmp_path / "r")
     check_equal(OtherTokenResult.load(tmp_path / "r"), result)
     table = result.to_frame()
-    assert table["head"].tolist() == result.ranking() and table["mass"].is_monotonic_decreasing
+    assert table["head"].tolist() == result.ranking() and (table["mass"].diff()[1:] <= 0).all()
+    lines = result.plot().data
+    assert len(lines) == N_HEADS and max(lines[0].y) <= 1 and lines[0].y[0] == 0
     without = FirstTokenDetection()
     CorpusCache(model, Corpus.from_tokens(ROWS, model=model)).run(without)
     assert without.result(result.provenance).head_shift.isnan().all()
@@ -169,3 +187,129 @@ def test_a_model_without_patterns_is_refused_once_and_clearly() -> None:
         assert "cannot be measured on this model" in str(error.value)
     with pytest.raises(InputError, match="positions=0"):
         FirstTokenDetection(0)
+
+
+def texts(model: Any, rows: int = 8, length: int = 60) -> Corpus:
+    """Random words of the planted vocabulary, without BOS."""
+    return Corpus.from_tokens([words(length, seed=seed) for seed in range(rows)], model=model, bos_policy="absent")
+
+
+@functools.cache
+def detected(family: str) -> FirstDetectorResult:
+    model = planted(family).model
+    return first_token_detectors(model, texts(model), triples=400, k=3, shuffles=10)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt_neox", "gpt2"])
+def test_a_planted_detector_is_found_by_both_scores(family: str) -> None:
+    result, fixture = detected(family), planted(family)
+    assert fixture.detector is not None
+    assert result.top(1) == [fixture.detector] == result.top(1, "published")
+    assert result.layer == fixture.detector[0] == int(family == "gpt_neox")
+    neuron = fixture.detector[1]
+    assert result.best_auroc == result.auroc[neuron] == result.first_second[neuron] == 1.0
+    assert result.second_third[neuron] > 0.9, "with two tokens before it a token has a longer state than with one"
+    assert result.intervals[0].tolist() == [1.0, 1.0] and result.state_auroc > 0.95
+    assert max(result.shuffled_aurocs) < 0.7 and len(result.shuffled_aurocs) == 10
+    assert np.mean(result.random_aurocs) < 0.7, "neurons chosen blindly know little"
+    assert result.values.shape[1:] == (3, 3) and (result.values[:, 0, 0] > result.values[:, 1:, 0].amax(1)).all()
+
+
+def test_scores_are_those_of_a_plain_forward_pass() -> None:
+    module: Any = fresh("llama_gqa")
+    model = load_model(fresh("llama_gqa"))
+    corpus = Corpus.from_tokens(random_tokens(2, 100), model=model)
+    result = first_token_detectors(model, corpus, triples=150, k=2, shuffles=1)
+    triples = triples_of(model, corpus, limit=150)
+    gates: list[torch.Tensor] = []
+    handle = module.model.layers[0].mlp.gate_proj.register_forward_hook(lambda *args: gates.append(args[2]))
+    module(triples.tokens)
+    handle.remove()
+    values = gates[0]  # [triple place neuron]
+    torch.testing.assert_close(result.score, (values[:, 0] - values[:, 1]).mean(0), rtol=1e-4, atol=1e-5)
+    best = result.neurons[0]
+    torch.testing.assert_close(result.values[:, :, 0], values[..., best], rtol=1e-4, atol=1e-5)
+    numbers, places = values[..., best].flatten().tolist(), triples.places
+    sets = [[numbers[i] for i in np.flatnonzero(triples.test & mask)] for mask in (places == 0, places != 0)]
+    sign = 1 if result.selection_auroc[best] >= 0.5 else -1
+    expected = area_by_pairs(*([sign * x for x in numbers] for numbers in sets))
+    assert result.best_auroc == pytest.approx(expected, abs=1e-6)
+    assert result.auroc.shape == (D_MLP,)
+
+
+def test_mlps_without_a_gate_are_read_before_their_function_too() -> None:
+    model = load_model(tiny("gpt2"))
+    tokens = random_tokens(4, 3)
+    seen = read_triples(model, tokens)
+    module: Any = tiny("gpt2")
+    found: list[torch.Tensor] = []
+    handle = module.transformer.h[0].mlp.c_fc.register_forward_hook(lambda *args: found.append(args[2]))
+    module(tokens)
+    handle.remove()
+    np.testing.assert_allclose(seen.neurons, found[0].flatten(0, 1), atol=1e-5)
+    assert seen.state.shape == (12, 32)
+    np.testing.assert_allclose(seen.state.mean(1), 0, atol=1e-5)
+
+
+def test_every_token_is_once_at_every_place_and_halves_share_neither_text_nor_words() -> None:
+    model = planted("llama_gqa").model
+    rows = [words(50, seed=1), [0, *words(50, seed=2)], [9, 9]]
+    triples = triples_of(model, Corpus.from_tokens(rows, model=model), limit=1000)
+    assert len(triples.tokens) == 48 + 48 and not (triples.tokens == 0).any(), "no triple contains BOS"
+    for text in (triples.tokens[:48], triples.tokens[48:]):
+        assert torch.equal(text[1:, 0], text[:-1, 1]) and torch.equal(text[1:, 1], text[:-1, 2])
+    ids = triples.ids
+    assert set(ids[triples.selection]).isdisjoint(ids[triples.test])
+    assert np.flatnonzero(triples.selection).max() < np.flatnonzero(triples.test).min()
+    assert not (triples.selection & triples.test).any()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30))
+def test_areas_are_shares_of_pairs_and_means_of_their_parts(tokens: list[tuple[int, bool]]) -> None:
+    values, first = np.array([float(value) for value, _ in tokens]), np.array([label for _, label in tokens])
+    if not 0 < first.sum() < len(first):
+        return
+    expected = area_by_pairs(values[first].tolist(), values[~first].tolist())
+    area = areas(np.stack([values, -values], 1), first)
+    assert area.tolist() == pytest.approx([expected, 1 - expected])
+    assert area_parts(values, first).mean() == pytest.approx(expected)
+
+
+def test_parts_have_the_spread_of_the_area_over_words() -> None:
+    """Against a bootstrap that computes the area anew in every sample of whole words."""
+    generator = np.random.default_rng(1)
+    words_of, first = np.arange(240) // 6, np.tile([True, False, False], 80)
+    values = generator.normal(size=240) + 0.8 * first + generator.normal(size=40)[words_of]
+    low, high = cluster_intervals(area_parts(values, first)[None], words_of)[0]
+    picks = generator.integers(0, 40, (1000, 40))
+    tokens = (np.concatenate([np.flatnonzero(words_of == word) for word in pick]) for pick in picks)
+    draws = [areas(values[some][:, None], first[some])[0] for some in tokens]
+    assert [low, high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.02)
+
+
+def test_detectors_survive_the_disk_and_are_tables_and_figures(tmp_path: Path) -> None:
+    result = detected("llama_gqa")
+    result.save(tmp_path / "d")
+    check_equal(FirstDetectorResult.load(tmp_path / "d"), result)
+    table = result.to_frame()
+    assert table["neuron"].tolist() == result.ranking() and table["low"].notna().sum() == 3
+    assert [list(bars.x) for bars in result.plot().data] == result.values[:, :, 0].T.tolist()
+    with pytest.raises(InputError, match="one of"):
+        detector_figure(result, next(n for n in range(80) if n not in result.neurons))
+
+
+def test_bad_input_of_the_search_is_refused() -> None:
+    model = load_model(tiny("llama"))
+    corpus = Corpus.from_tokens(random_tokens(2, 100), model=model)
+    for options in ({"k": 0}, {"k": D_MLP + 1}, {"shuffles": 0}):
+        with pytest.raises(InputError, match="at least one shuffle"):
+            first_token_detectors(model, corpus, **options)
+    with pytest.raises(InputError, match="no tokenizer"):
+        first_token_detectors(model)
+    with pytest.raises(InputError, match="8 triples"):
+        first_token_detectors(model, Corpus.from_tokens([random_tokens(1, 10)[0]], model=model))
+    with pytest.raises(InputError, match="count layers from 0"):
+        first_token_detectors(model, corpus, layer=model.anatomy.n_layers)
+    with pytest.raises(InputError, match="another"):
+        detector_layer(dataclasses.replace(anatomy(1), parallel=True))
