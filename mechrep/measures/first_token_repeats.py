@@ -1,9 +1,9 @@
-"""Do copies of a token after a prefix come to the state of the token alone, and how fast?
+"""Do repetitions of a token after a prefix come to the state of the token alone, and how fast?
 
-Texts are a prefix and n copies of x; the limit is x alone, without BOS.  Per number of copies::
+Texts are a prefix and n repetitions of x; the limit is x alone, without BOS.  Per number of repetitions::
 
-    distance(n) = |out(copy n) - out(x alone)|      of layer 0's attention output, and of layer 0 as a whole
-    w(n)        = attention of each head to the prefix, at copy n
+    distance(n) = |out(repetition n) - out(x alone)|    of layer 0's attention output, and of layer 0 as a whole
+    w(n)        = attention of each head to the prefix, at repetition n
 
 and, on a pure run of x without prefix, whether all positions are in one state at every depth: they are in models
 without positions in their values (rotary, ALiBi, none), and are not where positions are learned.
@@ -62,7 +62,7 @@ class Fit:
     Attributes:
         slope: of log y against log n.
         slope_rmse: distance of the points from that line, in log units.
-        rate: of log y against n, per copy.
+        rate: of log y against n, per repetition.
         rate_rmse: the same for this line.
     """
 
@@ -160,25 +160,25 @@ _DRAWS = 1000  # of bootstrap intervals
 
 @dataclass(frozen=True, eq=False)
 class ConvergenceResult(Result):
-    """Copies of tokens after a prefix, against the same token alone.
+    """Repetitions of tokens after a prefix, against the same token alone.
 
     Attributes:
         token_ids: the repeated tokens, one per text.
-        prefix_length: tokens in front of the copies, m.
-        repeats: numbers of copies n at which is measured (1, then in logarithmic steps, then all).
+        prefix_length: tokens in front of the repetitions, m.
+        repeats: numbers of repetitions n at which is measured (1, then in logarithmic steps, then all).
         distance: from the state of the token alone; places are :data:`PLACES`.
         limit_norm: norm of that state.
-        mass: attention of each head to the prefix at copy n, w.
-        odds: the same over the attention to the copies, w / (1 - w).
+        mass: attention of each head to the prefix at repetition n, w.
+        odds: the same over the attention to the repetitions, w / (1 - w).
         window: how many keys layer 0 sees; 0 where it sees all.
         pure_deviation: in a run of one token without anything before it, the largest distance from the first position
             over its norm, after every layer.
         value_deviation: the same of the output of layer 0's attention: rounding where equal tokens have equal values.
-        head_slope: of log odds against log n, over the last three quarters of the copies; NaN where too little
+        head_slope: of log odds against log n, over the last three quarters of the repetitions; NaN where too little
             is left to fit.
-        head_rate: of the same against n, per copy.
+        head_rate: of the same against n, per repetition.
         slope: of log distance against log n.
-        rate: of the same against n, per copy.
+        rate: of the same against n, per repetition.
         mass_law: which line is nearer for most heads and tokens: ``"power"``, ``"exponential"``, ``"zero"`` (the prefix
             is out of sight), or ``"none"`` (it does not fall).
         law: the same for the distance of the attention's output.
@@ -229,7 +229,7 @@ class ConvergenceResult(Result):
 
         1/n: the median slope is -1 to 0.1, to 0.5 with rotary positions.  ALiBi: the heads' rates are their slopes, to
         10 % in the median.  A window: nothing is left of the prefix.  Values with positions: the distance stays.
-        ``False`` may mean too few copies: large scores (rotary ones turn by up to their size) take thousands.
+        ``False`` may mean too few repetitions: large scores (rotary ones turn by up to their size) take thousands.
         """
         if self.theory == "none":
             return self.law == "none"
@@ -252,7 +252,7 @@ class ConvergenceResult(Result):
         return self.distance[:, index] / self.limit_norm[:, index, None]
 
     def top(self, k: int) -> list[int]:
-        """The ``k`` tokens whose last copy is nearest to the token alone, after layer 0.
+        """The ``k`` tokens whose last repetition is nearest to the token alone, after layer 0.
 
         Raises:
             InputError: ``k`` larger than the number of tokens.
@@ -262,7 +262,7 @@ class ConvergenceResult(Result):
         return [self.token_ids[text] for text in order[:k]]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per token and number of copies: distances over the limit's norm, and the mean mass of the heads."""
+        """One row per token and number of repetitions: distances over the limit's norm, mean mass of the heads."""
         texts, points = len(self.token_ids), len(self.repeats)
         columns = {f"{place}_distance": self.relative(place).flatten().numpy() for place in PLACES}
         ids = [token for token in self.token_ids for _ in range(points)]
@@ -270,7 +270,7 @@ class ConvergenceResult(Result):
         return pd.DataFrame({"token_id": ids, "repeats": [*self.repeats] * texts, **columns, "mass": mass})
 
     def plot(self) -> go.Figure:
-        """Distances against the number of copies."""
+        """Distances against the number of repetitions."""
         return convergence_figure(self)
 
 
@@ -286,26 +286,27 @@ def first_layer_convergence(
     prefix: Sequence[int] | None = None,
     repeats: int | None = None,
 ) -> ConvergenceResult:
-    """Measures how copies of each token approach that token alone, as the first layer sees them.
+    """Measures how repetitions of each token approach that token alone, as the first layer sees them.
 
     Args:
         model: the model, in float32 or finer.
         token_ids: the repeated tokens; by default the 8 most frequent of held-out English.
-        prefix: ids in front of the copies; by default ``"some prefix: "``, with BOS by the model's habit.
-        repeats: number of copies; by default 500, or what the model reads.
+        prefix: ids in front of the repetitions; by default ``"some prefix: "``, with BOS by the model's habit.
+        repeats: number of repetitions; by default 500, or what the model reads.
 
     Returns:
-        Distances and masses against the number of copies, the fitted rates, and what theory expects.
+        Distances and masses against the number of repetitions, the fitted rates, and what theory expects.
 
     Raises:
         InputError: half precision, no tokenizer and no ids, an empty prefix or one that holds a repeated token, fewer
-            than 8 copies, more than the model reads, or a model without attention patterns.
+            than 8 repetitions, more than the model reads, or a model without attention patterns.
 
-    Source: BOS, ``"some prefix: "`` and 500 copies is Yona et al. 2025 (arXiv 2503.08908), whose figure names attention
-    0 and draws layer 0 with its MLP; both are here.  Masses, fits and the comparison with theory are mechrep's own.
+    Source: BOS, ``"some prefix: "`` and 500 repetitions is Yona et al. 2025 (arXiv 2503.08908), whose figure names
+    attention 0 and draws layer 0 with its MLP; both are here.  Masses, fits and the comparison with theory are
+    mechrep's own.
 
-    Limits: a fit over a few hundred copies sees the beginning of a law only; heads with a strong preference for the
-    prefix need thousands.  Half precision makes neighbouring copies equal by rounding, and is refused.
+    Limits: a fit over a few hundred repetitions sees the beginning of a law only; heads with a strong preference for
+    the prefix need thousands.  Half precision makes neighbouring repetitions equal by rounding, and is refused.
 
     Example:
         >>> import mechrep
@@ -318,16 +319,15 @@ def first_layer_convergence(
     if model.dtype.itemsize < torch.float32.itemsize:
         raise InputError(
             f"{model.name} in {str(model.dtype).removeprefix('torch.')}",
-            "float32: half precision makes neighbouring copies equal by rounding",
+            "float32: half precision makes neighbouring repetitions equal by rounding",
             "load it with dtype=torch.float32",
         )
     front, tokens = _front_and_tokens(model, prefix, token_ids)
     most = model.anatomy.n_ctx - len(front)
-    copies = min(most, _REPEATS) if repeats is None else repeats
-    if not 8 <= copies <= most:
-        raise InputError(f"{copies} copies after {len(front)} tokens", f"8 to {most}", "choose others, or shorten it")
-    rows = Corpus.from_tokens([[*front, *[token] * copies] for token in tokens], model=model)
-    grid = repeat_grid(copies)
+    n = min(most, _REPEATS) if repeats is None else repeats
+    if not 8 <= n <= most:
+        raise InputError(f"{n} repetitions after {len(front)} tokens", f"8 to {most}", "choose others, or shorten it")
+    rows, grid = Corpus.from_tokens([[*front, *[token] * n] for token in tokens], model=model), repeat_grid(n)
     seen = [_follow(model, rows.row(text), len(front), grid) for text in range(len(tokens))]
     limits = [_states(model, [token], [0]) for token in tokens]
     runs = [_run_deviations(model, token, min(_PURE, model.anatomy.n_ctx)) for token in tokens]
@@ -336,7 +336,7 @@ def first_layer_convergence(
     odds, window = torch.stack([s.odds for s in seen]), max(s.window for s in seen)
     value_deviation, positions = torch.stack([attention for _, attention in runs]), model.anatomy.positions
     return ConvergenceResult(
-        provenance_of(model, rows, {"prefix": front, "repeats": copies}),
+        provenance_of(model, rows, {"prefix": front, "repeats": n}),
         token_ids=tokens,
         prefix_length=len(front),
         repeats=grid,
@@ -384,7 +384,7 @@ def _most(laws: Sequence[Law]) -> Law:
 
 
 class _Followed:
-    """States and masses of one text at the copies asked for, filled while the model runs."""
+    """States and masses of one text at the repetitions asked for, filled while the model runs."""
 
     states: Float[Tensor, "place repeat d_model"]
     mass: Float[Tensor, "head repeat"]
@@ -400,7 +400,7 @@ def _follow(model: Model, ids: list[int], front: int, grid: Sequence[int]) -> _F
         exact = pattern[0].cpu().double()
         rows = exact[:, places]
         followed.mass = other_token_mass(rows, row, torch.tensor(places))
-        # Not 1 - w: where a head hardly looks at the copies, that is rounding.
+        # Not 1 - w: where a head hardly looks at the repetitions, that is rounding.
         followed.odds = followed.mass / (rows * (row == row[-1])).sum(-1)
         followed.window = _window(exact)
 
@@ -452,7 +452,7 @@ def _front_and_tokens(
     if token_ids is None:
         corpus = corpus_of(model, None)
         counted = Counter(token for text in range(len(corpus)) for token in corpus.row(text))
-        unfit = model.special_ids.union(front)  # a copy in the prefix would be no other token
+        unfit = model.special_ids.union(front)  # one in the prefix would be no other token
         tokens = [token for token, _ in counted.most_common() if token not in unfit][:_TOKENS]
     else:
         tokens = list(token_ids)
@@ -469,7 +469,7 @@ _REST = translucent(INK, 0.45)
 
 
 def convergence_figure(result: ConvergenceResult, place: str = "layer") -> go.Figure:
-    """Relative distance of copies from the token alone, against the number of copies; both axes logarithmic.
+    """Relative distance of repetitions from the token alone, against the number of repetitions; both axes logarithmic.
 
     Args:
         result: what was measured.
@@ -503,15 +503,15 @@ def convergence_figure(result: ConvergenceResult, place: str = "layer") -> go.Fi
             line={"color": SEQUENCE[text], "dash": DASHES[text], "width": 2}
             if coloured
             else {"color": _REST, "width": 1},
-            hovertemplate=f"token {token}, copy %{{x:,}}<br>distance %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"token {token}, repetition %{{x:,}}<br>distance %{{y:.3g}}<extra></extra>",
         )
     fit = f"share of the prefix: slope {result.median_slope:.2f}, expected {result.theory}"
     agreed = "agrees" if result.agrees else "does not agree"
     styled(
         figure,
-        title="Copies of a token approach the token alone",
+        title="Repetitions of a token approach the token alone",
         subtitle=f"{result.provenance.model['name']}, {counted(result.prefix_length, 'token')} before; {fit}: {agreed}",
-        x="number of the copy (logarithmic)",
+        x="number of the repetition (logarithmic)",
         y=f"distance from the token alone, over its norm, after {'attention' if place == 'attention' else 'layer'} 0",
     )
     return figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log")

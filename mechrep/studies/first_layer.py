@@ -208,7 +208,7 @@ def _rows(
     best = singles.loc[singles["lost"].idxmax()]
 
     def row(claim: str, value: float, ends: Sequence[float] = (), **options: Any) -> dict[str, Any]:
-        options |= {"interval": tuple(ends), "n": words} if len(ends) else {}
+        options |= {"interval": tuple(map(float, ends)), "n": words} if len(ends) else {}
         return detection("first token", claim, value, [null[claim] for null in nulls], **options) | {"claim": claim}
 
     area = row(DETECTOR, detectors.best_auroc, detectors.intervals[0].tolist())
