@@ -18,8 +18,8 @@
 # it, and why does a long run of one token end up in the state of that token alone?
 #
 # **Method.** An exact identity says what attention of layer 0 can tell at all; it is checked on the model. Neurons are
-# searched with one half of the words and judged by the other. Heads are cut. Copies of a token after a prefix are
-# followed, and the rate is compared with what the kind of positions lets expect.
+# searched with one half of the words and judged by the other. Heads are ablated. Repetitions of a token after a prefix
+# are followed, and the rate is compared with what the kind of positions lets expect.
 #
 # **Cost.** About half a minute on two cores.
 #
@@ -33,17 +33,12 @@ import pandas as pd
 import torch
 
 import mechrep
-from mechrep.measures.first_token import first_token_parts
-from mechrep.measures.first_token_detectors import (
-    convergence_figure,
-    detector_figure,
-    first_layer_convergence,
-    first_token_detectors,
-)
-from mechrep.measures.first_token_heads import head_cuts_figure
-from mechrep.measures.first_token_mass import FirstTokenDetection, fit_decay
+from mechrep.measures.first_token_detectors import detector_figure, first_token_detectors
+from mechrep.measures.first_token_repeats import convergence_figure, first_layer_convergence, fit_decay
 from mechrep.models import tiny
 from mechrep.models.load import reinitialised
+from mechrep.run import Run
+from mechrep.studies.first_layer import losses, run_first_layer_study
 from mechrep.text.corpus import windows_of_text
 
 model = mechrep.load_model("mechrep-tiny")
@@ -59,7 +54,7 @@ print(f"{model.name}: {anatomy.n_layers} layers, {anatomy.n_heads} heads in each
 
 # %%
 corpus = windows_of_text(model, tiny.held_out_text(), length=64, limit=32)
-(masses,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection.of(model))
+(masses,) = mechrep.CorpusCache(model, corpus).run(mechrep.FirstTokenDetection.of(model))
 masses.plot()
 
 # %%
@@ -72,8 +67,8 @@ masses.to_frame().round(3)
 # %% [markdown]
 # ## A run of one token, and nothing before it
 #
-# Then `w` is 0 everywhere: layer 0 cannot tell the hundredth copy from the first. What layer 0 cannot tell, no later
-# layer can, so all positions are in one state at *every* depth. That is a prediction without a free parameter.
+# Then `w` is 0 everywhere: layer 0 cannot tell the hundredth repetition from the first. What layer 0 cannot tell, no
+# later layer can, so all positions are in one state at *every* depth. That is a prediction without a free parameter.
 # Placebo: the same run with one other token in front.
 
 # %%
@@ -86,7 +81,7 @@ length = min(128, anatomy.n_ctx - 1)
 
 @torch.no_grad()
 def deviations(tokens):
-    """Largest distance from the first copy of the repeated token, over its norm, after every layer."""
+    """Largest distance from the first of the repeated tokens, over its norm, after every layer."""
     _, cache = model.run_with_cache(torch.tensor([tokens]))
     start = tokens.index(repeated)
     states = [cache["resid_post", layer][0, start:].double() for layer in range(anatomy.n_layers)]
@@ -101,17 +96,19 @@ pd.DataFrame({"pure run": pure, "one token in front": prefixed}).rename_axis("la
 #
 # Triples of consecutive tokens without BOS, each beginning one token after the one before: every word is once first,
 # once second, once third, so who it is says nothing. Neurons are chosen with one half of the text and of the vocabulary
-# and judged by the other. 0.5 is no better than a coin. `parts` holds all four measurements, with the same search on
-# copies of the model that know nothing.
+# and judged by the other. 0.5 is no better than a coin. The verdicts stand beside the same search in null models, which
+# know nothing; each claim is a family of its own.
 
 # %%
-parts = first_token_parts(model, triples=600)
-answer = parts.summary()
-print(answer.reason)
-parts.detectors.to_frame().head(8).round(3)
+study = run_first_layer_study(model, triples=600, run=Run(effort="quick"))
+answer, seen = study.answer, study.detectors
+answer.claims[["claim", "value", "baseline", "control_low", "control_high", "m", "q", "verdict"]].round(3)
 
 # %%
-detector_figure(parts.detectors)
+seen.to_frame().head(8).round(3)
+
+# %%
+detector_figure(seen)
 
 # %% [markdown]
 # ### Placebo: the same search where there is nothing to find
@@ -120,13 +117,16 @@ detector_figure(parts.detectors)
 # A search that keeps the best of many neurons would find something there, too, if it judged by the words it chose with.
 
 # %%
-seen = parts.detectors
 untrained = first_token_detectors(reinitialised(model, seed=3), triples=600, k=1, shuffles=1)
 chosen_with, judged_by = (areas[list(seen.neurons)].numpy() for areas in (seen.selection_auroc, seen.auroc))
 pd.DataFrame(
     {
         "best area on other words": [seen.best_auroc, max(seen.shuffled_aurocs), untrained.best_auroc],
-        "mean of null draws": [np.nan, float(np.mean(seen.shuffled_aurocs)), float(np.mean(answer.null_aurocs))],
+        "mean of null draws": [
+            np.nan,
+            float(np.mean(seen.shuffled_aurocs)),
+            float(np.mean([null["detector"] for null in answer.nulls])),
+        ],
     },
     index=["the model", "shuffled places", "weights drawn anew"],
 ).round(3)
@@ -141,33 +141,37 @@ print(f"chosen with: {np.mean(abs(chosen_with - 0.5)):.3f}; on other words: {np.
 # %% [markdown]
 # ## Which heads carry it?
 #
-# Each head of layer 0, and all of them, set to zero and held at the mean. A head carries the mark if both cuts cost
-# clearly more than cutting a typical other head. Where there is no mark, nothing can be lost.
+# Each head of layer 0, and all of them, set to zero and to the mean. Their controls in the table are the other heads of
+# layer 0, too few here for a verdict; the claims above rest on null models. Where there is no mark, nothing can be
+# lost.
 
 # %%
-head_cuts_figure(parts.cuts)
+study.heads.plot(["detector"])
+
+# %%
+losses(study.heads).round(3)
 
 # %% [markdown]
-# ## Copies after a prefix
+# ## Repetitions after a prefix
 #
-# Now the run has something before it. Of a prefix with attention weights `exp(s_j)` and n copies of `x`, a head without
-# positions in its scores gives the prefix the odds `S / n`: a straight line of slope -1 in log-log. Rotary scores
+# Now the run has something before it. Of a prefix with attention weights `exp(s_j)` and n repetitions of `x`, a head
+# without positions in its scores gives the prefix the odds `S / n`: a straight line of slope -1 in log-log. Rotary scores
 # oscillate within bounds around it, ALiBi falls exponentially, and where the position is part of the value there is no
-# limit at all. The last copy comes to the token *alone*, because that is what `w = 0` leaves.
+# limit at all. The last one comes to the token *alone*, because that is what `w = 0` leaves.
 
 # %%
-copies = parts.convergence
-convergence_figure(copies)
+repeats = study.repeats
+convergence_figure(repeats)
 
 # %%
-print(copies.theory_words)
+print(f"positions: {repeats.positions}; expected law: {repeats.theory}")
 by_head = pd.DataFrame(
     {
-        "slope of the odds": copies.head_slope.nanmedian(0).values,
-        "lowest": [np.nanmin(column) for column in copies.head_slope.T.numpy()],
-        "highest": [np.nanmax(column) for column in copies.head_slope.T.numpy()],
-        "prefix at copy 1": copies.mass[:, :, 0].mean(0),
-        f"at copy {copies.repeats[-1]}": copies.mass[:, :, -1].mean(0),
+        "slope of the odds": repeats.head_slope.nanmedian(0).values,
+        "lowest": [np.nanmin(column) for column in repeats.head_slope.T.numpy()],
+        "highest": [np.nanmax(column) for column in repeats.head_slope.T.numpy()],
+        "prefix at repetition 1": repeats.mass[:, :, 0].mean(0),
+        f"at repetition {repeats.repeats[-1]}": repeats.mass[:, :, -1].mean(0),
     }
 ).rename_axis("head")
 by_head.round(3)
@@ -180,16 +184,16 @@ by_head.round(3)
 # all must not be called a law.
 
 # %%
-null_copies = first_layer_convergence(reinitialised(model, seed=3), list(copies.token_ids))
-flat = fit_decay(list(copies.repeats), [0.3] * len(copies.repeats))
-first_copy, last_copy = copies.relative("layer")[:, 0], copies.relative("layer")[:, -1]
+null_repeats = first_layer_convergence(reinitialised(model, seed=3), list(repeats.token_ids))
+flat = fit_decay(list(repeats.repeats), [0.3] * len(repeats.repeats))
+first_one, last_one = repeats.relative("layer")[:, 0], repeats.relative("layer")[:, -1]
 print(
-    f"slope of the odds: the model {copies.median_slope:.3f}, weights drawn anew {null_copies.median_slope:.3f}; "
+    f"slope of the odds: the model {repeats.median_slope:.3f}, weights drawn anew {null_repeats.median_slope:.3f}; "
     f"a flat curve: {flat.law}"
 )
 print(
-    f"distance from the token alone after layer 0: copy 1 {float(first_copy.median()):.3f}, copy {copies.repeats[-1]} "
-    f"{float(last_copy.median()):.4f} (medians of {len(copies.token_ids)} tokens)"
+    f"distance from the token alone after layer 0: repetition 1 {float(first_one.median()):.3f}, "
+    f"repetition {repeats.repeats[-1]} {float(last_one.median()):.4f} (medians of {len(repeats.token_ids)} tokens)"
 )
 
 # %% [markdown]
@@ -202,15 +206,16 @@ print(
 LATER = 1
 places = {}
 for revision in (tiny.revisions("mechrep-tiny-repeats")[0], None):
-    other = mechrep.load_model("mechrep-tiny-repeats", revision=revision)
-    places[revision or "at the end"] = first_token_parts(other, layer=LATER, triples=400, repeats=64).summary()
+    other_model = mechrep.load_model("mechrep-tiny-repeats", revision=revision)
+    options = {"layer": LATER, "triples": 400, "run": Run(effort="quick")}
+    places[revision or "at the end"] = mechrep.find_first_token(other_model, **options)
 pd.DataFrame(
     {
         when: {
             "area of the best neuron": found.auroc,
-            "shuffled places, null models": max(found.shuffled_auroc, *found.null_aurocs),
+            "null models, at most": max(null["detector"] for null in found.nulls),
             "area lost without the heads of layer 0": found.lost_together,
-            "heads that carry it": ", ".join(f"L{layer} H{head}" for layer, head in found.heads) or "none",
+            "found": found.found,
         }
         for when, found in places.items()
     }
@@ -219,7 +224,8 @@ pd.DataFrame(
 # %%
 begin, end = places.values()
 assert end.found and not begin.found, "what tells the first token was learned in between"
-assert end.needs_attention and end.heads, "and it is the attention of layer 0 that carries the mark"
+verdicts = end.claims.set_index("claim")["verdict"]
+assert verdicts["attention"] == "supported", "and it is the attention of layer 0 that carries the mark"
 
 # %% [markdown]
 # ## What this notebook claims
@@ -228,21 +234,16 @@ assert end.needs_attention and end.heads, "and it is the attention of layer 0 th
 assert float(masses.identity_error.max()) < 1e-4, "the identity is exact"
 assert float(masses.by_position[:, 0].max()) == 0 and float(masses.mass.min()) > 0, "only the first has no other token"
 assert max(pure) < 1e-4 < max(prefixed), "one state at every depth without a prefix, and not with one"
-assert bool((last_copy < first_copy).all()), "every token's last copy is nearer to the token alone than its first"
-assert abs(null_copies.median_slope + 1) < 0.1, "without knowledge the odds fall like 1/n, as arithmetic demands"
+assert bool((last_one < first_one).all()), "every token's last repetition is nearer to the token alone than its first"
+assert abs(null_repeats.median_slope + 1) < 0.1, "without knowledge the odds fall like 1/n, as arithmetic demands"
 assert flat.law == "none", "a curve that does not fall is no law"
-clears = parts.detectors.intervals[0, 0] > max(parts.detectors.null_auroc, *answer.null_aurocs)
-assert answer.found == bool(clears), "found means: on other words, above every null"
+assert answer.found == (answer.claims.set_index("claim").loc["detector", "verdict"] == "supported")
 assert abs(untrained.best_auroc - 0.5) < 0.15, "a model that knows nothing marks nothing"
 
-if answer.found:
-    carriers = ", ".join(f"head {head}" for _, head in answer.heads) or "no single head"
-    print(f"{len(answer.neurons)} neurons tell first tokens on other words; the mark is carried by: {carriers}.")
-else:
-    print("No neuron was found that tells a first token from a second or third on other words.")
+print(answer.claims[["claim", "verdict"]].to_string(index=False))
 print(
-    f"A run without prefix is in one state to {max(pure):.0e}; after a prefix of {copies.prefix_length} the odds fall "
-    f"with slope {copies.median_slope:.2f}, theory: {copies.theory}, agreement: {copies.agrees}."
+    f"A run without prefix is in one state to {max(pure):.0e}; after a prefix of {repeats.prefix_length} the odds fall "
+    f"with slope {repeats.median_slope:.2f}, theory: {repeats.theory}, agreement: {repeats.agrees}."
 )
 
 # %% [markdown]
@@ -250,6 +251,6 @@ print(
 #
 # 1. Take BOS as the prefix (`first_layer_convergence(model, prefix=[model.bos_id])`). Which head lets go of it last,
 #    and is it the head that attends most to the first position in ordinary text?
-# 2. Compute `S` of one head from its odds at copy 1, predict the odds at the last copy, and compare.
+# 2. Compute `S` of one head from its odds at the first repetition, predict the odds at the last, and compare.
 # 3. Give the search 100 triples and 1000. What happens to the gap between the words it chose with and other words?
-# 4. Run `deviations` on a model with learned positions. At which depth do the copies part, and why there?
+# 4. Run `deviations` on a model with learned positions. At which depth do the positions part, and why there?

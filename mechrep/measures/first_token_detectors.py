@@ -155,7 +155,7 @@ def first_token_detectors(
 
     Limits: read is what goes into the activation function (``GATE_PRE``), as published.  In parallel blocks (GPT-NeoX)
     the MLP of layer 0 cannot see attention 0, so layer 1 is read.  Learned positions tell places apart without any
-    attention: cut the heads and see (:func:`mechrep.measures.first_token_heads.first_layer_head_cuts`).
+    attention: ablate the heads (:func:`mechrep.ablation.first_token_outcomes.first_layer_heads`).
 
     Example:
         >>> import mechrep
