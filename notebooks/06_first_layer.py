@@ -155,9 +155,9 @@ losses(study.heads).round(3)
 # ## Repetitions after a prefix
 #
 # Now the run has something before it. Of a prefix with attention weights `exp(s_j)` and n repetitions of `x`, a head
-# without positions in its scores gives the prefix the odds `S / n`: a straight line of slope -1 in log-log. Rotary scores
-# oscillate within bounds around it, ALiBi falls exponentially, and where the position is part of the value there is no
-# limit at all. The last one comes to the token *alone*, because that is what `w = 0` leaves.
+# without positions in its scores gives the prefix the odds `S / n`: a straight line of slope -1 in log-log. Rotary
+# scores oscillate within bounds around it, ALiBi falls exponentially, and where the position is part of the value
+# there is no limit at all. The last one comes to the token *alone*, because that is what `w = 0` leaves.
 
 # %%
 repeats = study.repeats

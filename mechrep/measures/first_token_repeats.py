@@ -40,7 +40,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.provenance import provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.run import one_of
 from mechrep.stats import percentile_interval
 from mechrep.text.corpus import Corpus
@@ -250,16 +250,6 @@ class ConvergenceResult(Result):
         one_of("place", place, PLACES)
         index = PLACES.index(place)
         return self.distance[:, index] / self.limit_norm[:, index, None]
-
-    def top(self, k: int) -> list[int]:
-        """The ``k`` tokens whose last repetition is nearest to the token alone, after layer 0.
-
-        Raises:
-            InputError: ``k`` larger than the number of tokens.
-        """
-        check_count(k, len(self.token_ids), "tokens")
-        order = torch.argsort(self.relative("layer")[:, -1], stable=True).tolist()
-        return [self.token_ids[text] for text in order[:k]]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per token and number of repetitions: distances over the limit's norm, mean mass of the heads."""
