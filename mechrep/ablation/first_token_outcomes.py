@@ -1,9 +1,10 @@
 """What ablating heads of layer 0 takes from the mark of a first token: from the neuron, the state, and the norm.
 
 Every head of layer 0 alone, and all of them, at every position.  All heads together show what attention carries at all:
-learned positions need none.  Heads of later layers are no controls, as most of them cannot reach what is read; each
-head's controls are the other heads of layer 0, which in a model of fewer than 20 of them are too few for a verdict, and
-beyond that the same in null models (:func:`mechrep.studies.first_layer.find_first_token`).
+learned positions need none.  Heads of later layers are no controls, as most of them cannot reach what is read: each
+head's controls are the other heads of layer 0, from which words and texts tell it apart (peers, see
+:mod:`mechrep.ablation.effects`).  All heads together have no peers; they, and the best head, are judged beside null
+models by :func:`mechrep.studies.first_layer.find_first_token`.
 """
 
 from __future__ import annotations

@@ -187,9 +187,10 @@ def _measure(model: Model, corpus: Corpus, layer: int | None, triples: int, run:
 def losses(heads: Effects) -> pd.DataFrame:
     """One row per measure and ablation of :func:`first_layer_heads`: what is ``lost``, with its interval and verdict.
 
-    The verdict is that beside the other heads of layer 0, under one operation in one measure.
+    The verdict is that beside the other heads of layer 0, under one operation in one measure; all heads have none.
     """
     table = heads.summary(within=["measure", "op"], family="heads of layer 0")
+    table["verdict"] = table["verdict"].mask(table["name"] == ALL)
     return pd.DataFrame(
         {name: table[name] for name in ("measure", "op", "name", "baseline")}
         | {"lost": -table["effect"], "low": -table["high"], "high": -table["low"], "verdict": table["verdict"]}
@@ -334,6 +335,8 @@ class FirstLayerStudy:
             mine = table[(table["measure"] == DETECTOR) & (table["op"] == op)].set_index("name").loc[names]
             for name in ("lost", "low", "high"):
                 rows[f"{name}, {op}"] = mine[name].to_numpy()
+            if op == "zero":
+                rows["verdict"] = mine["verdict"].to_numpy()
         return rows
 
     def _neuron_table(self) -> pd.DataFrame:
