@@ -212,7 +212,8 @@ def areas(values: Float[np.ndarray, "token unit"], first: Bool[np.ndarray, " tok
     """
     from scipy.stats import mannwhitneyu
 
-    one, other = values[first], values[~first]
+    exact = values.astype(float)  # SciPy sums ranks in the precision of the values
+    one, other = exact[first], exact[~first]
     return mannwhitneyu(one, other, axis=0, method="asymptotic").statistic / (len(one) * len(other))
 
 
