@@ -19,14 +19,16 @@
 #
 # **Cost.** About a minute on two cores; no network, no GPU. The model, `mechrep-tiny`, comes with the package.
 #
-# **What would falsify it.** If cutting the found neurons changes no more texts than cutting random ones, the neurons
-# accompany repetition and do not carry it. The last cell says which of the two it is here.
+# **What would falsify it.** If ablating the found neurons changes no more texts than ablating others of the same
+# layers, the neurons accompany repetition and do not carry it. The last cell says which of the two it is here.
 
 # %%
 import mechrep
 from mechrep import studies
-from mechrep.generation import collect_loops
+from mechrep.ablation.texts import find_and_test, shared_loops
+from mechrep.run import Run
 
+run = Run(effort="quick")
 model = mechrep.load_model("mechrep-tiny")
 model
 
@@ -52,12 +54,13 @@ for number in range(len(texts)):
 # %% [markdown]
 # ## Collect loops as the literature does
 #
-# BOS and ten sampled tokens, then greedy decoding; some texts loop, some do not.
+# BOS and ten sampled tokens, then greedy decoding; some texts loop, some do not. A model falls into the same loop again
+# and again: texts whose loops share words are one *family*, and a family is never split between search and test.
 
 # %%
-corpus = collect_loops(model, 60, n_others=0, seed=1)
-find, test = corpus.split(0.6, seed=0)
-corpus.frame[["id", "condition", "onset", "period", "copies"]].head()
+corpus = shared_loops(model, run)
+find, test = find_and_test(corpus)
+corpus.frame[["id", "condition", "onset", "period", "copies", "family", "split"]].head()
 
 # %% [markdown]
 # ## Which neurons rise at the onset?
@@ -66,7 +69,7 @@ corpus.frame[["id", "condition", "onset", "period", "copies"]].head()
 
 # %%
 (neurons,) = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
-neurons.to_frame(8).round(3)
+neurons.to_frame().head(8).round(3)
 
 # %%
 neurons.plot(k=4)
@@ -75,30 +78,30 @@ neurons.plot(k=4)
 # ## Switch them off
 #
 # Every looping text that was *not* used for the search is cut at its onset and continued greedily while the neurons
-# are held at zero, beside controls: random neurons, neurons of the same layers, and neurons of the same layers with
-# the same mean activation.
+# are held at zero, beside controls: neurons of the same layers, drawn anew several times.
 
 # %%
-sweep = studies.deactivation_sweep(model, test, neurons=neurons, ks=[14, 56], seeds=3)
-sweep.summary().round(2)
+effects = studies.deactivation_sweep(model, test, neurons=neurons, ks=[14, 56], run=run)
+effects.summary().round(2)
 
 # %%
-sweep.plot()
+effects.curve()
 
 # %% [markdown]
 # ## What this notebook claims
+#
+# `summary()` decides in one place: *supported* when the interval over texts leaves zero and the effect stands out from
+# the controls; *too few* when there are not enough texts or controls to say so.
 
 # %%
-shares = sweep.summary().set_index(["selection", "k"])
-top, controls = shares.loc[("top", 56)], shares.drop(["none", "top"], level="selection").xs(56, level="k")
-assert shares.loc[("none", 0), "share"] == 1.0, "without an edit every text goes on looping"
+row = effects.summary().set_index(["measure", "k"]).loc[("still_repeating", 56)]
+assert row["baseline"] == 1.0, "without an ablation every text goes on looping"
 assert not set(find.frame["id"]) & set(test.frame["id"]), "found and tested on different texts"
-steady = int((neurons.to_frame(8)["t"] > 2).sum())
+steady = int((neurons.to_frame()["t"].head(8) > 2).sum())
 assert steady > 4, "most of the top neurons rise in text after text, not in one alone"
 print(f"{steady} of the first 8 neurons rise by more than two standard errors.")
-beaten = bool(top["share"] < controls["low"].min())
 print(
-    f"With 56 neurons cut, {top['share']:.0%} of {top['texts']:.0f} texts still loop "
-    f"(controls {controls['low'].min():.0%} to {controls['high'].max():.0%}):",
-    "more than the controls explain." if beaten else "no more than the controls explain.",
+    f"Without 56 neurons {row['value']:.0%} of {row['n']:.0f} texts still loop, a change of {row['effect']:+.0%} "
+    f"[{row['low']:+.0%}, {row['high']:+.0%}]; {row['m']} controls {row['control_low']:+.0%} to "
+    f"{row['control_high']:+.0%}: {row['verdict']}."
 )

@@ -17,8 +17,7 @@
 # **Question.** Which neurons rise when a loop begins (Hiraoka & Inui 2025, arXiv 2410.13497), and do they cause it?
 #
 # **Method.** The difference of each neuron's mean activation after and before the onset; then deactivation from the
-# onset on looping texts and activation (+1) on loop-free ones, over a sweep of K, against three controls from several
-# seeds.
+# onset on looping texts and activation (+1) on loop-free ones, over a sweep of K, beside neurons of the same layers.
 #
 # **Cost.** Under two minutes on two cores.
 #
@@ -27,15 +26,15 @@
 # %%
 import mechrep
 from mechrep import studies
-from mechrep.ablation.old_loss import plot_perplexity
-from mechrep.ablation.old_sweeps import plot_sweep
-from mechrep.generation import collect_loops
+from mechrep.ablation.texts import find_and_test, shared_loops
 from mechrep.measures.neurons import plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from mechrep.models import tiny
+from mechrep.run import Run
 from mechrep.text.corpus import windows_of_text
 
+run = Run(effort="quick", seed=2)
 model = mechrep.load_model("mechrep-tiny")
-corpus = collect_loops(model, 100, n_others=30, seed=2, max_prompts=1500)
+corpus = shared_loops(model, run)
 corpus.frame["condition"].value_counts().to_dict()
 
 # %% [markdown]
@@ -45,13 +44,12 @@ corpus.frame["condition"].value_counts().to_dict()
 # The default takes the tokens before the first copy, and searches on other texts than it tests on.
 
 # %%
-looping = corpus.where(condition="looping")
-find, test = looping.split(0.7, seed=0)
+find, test = find_and_test(corpus)
 cache = mechrep.CorpusCache(model, find)
 published, neurons = cache.run(mechrep.RepetitionNeurons("hiraoka2025"), mechrep.RepetitionNeurons())
 overlap = len(set(published.top(50)) & set(neurons.top(50)))
 print(f"{overlap} of the top 50 are the same; {neurons.n_texts} texts, {neurons.n_dropped} dropped")
-neurons.to_frame(10).round(3)
+neurons.to_frame().head(10).round(3)
 
 # %%
 plot_onset_profile(neurons, k=6)
@@ -63,15 +61,15 @@ plot_sorted_delta(neurons)
 plot_layer_distribution(neurons, k=50)
 
 # %% [markdown]
-# ## Deactivation, against controls
+# ## Deactivation, beside controls
 
 # %%
-ks = [0, 7, 14, 28, 56, 98]
-deactivation = studies.deactivation_sweep(model, test, neurons=neurons, ks=ks, seeds=3)
-plot_sweep(deactivation)
+ks = [7, 28, 98]
+deactivation = studies.deactivation_sweep(model, test, neurons=neurons, ks=ks, run=run)
+deactivation.curve(measures=["still_repeating"])
 
 # %%
-deactivation.to_frame().query("k == 98").round(2)
+deactivation.wide().query("k == 98").round(2).head()
 
 # %% [markdown]
 # ## Activation
@@ -79,36 +77,33 @@ deactivation.to_frame().query("k == 98").round(2)
 # +1 on every neuron's activation, on texts that did not loop.
 
 # %%
-free = corpus.select(corpus.frame["condition"] == "loop_free")
-activation = studies.activation_sweep(model, free, neurons=neurons, ks=ks, seeds=3)
-plot_sweep(activation)
+free = corpus.where(split="other")
+activation = studies.activation_sweep(model, free, neurons=neurons, ks=ks, run=run)
+activation.curve(measures=["newly_repeating"])
 
 # %% [markdown]
 # ## What it costs elsewhere
 
 # %%
 windows = windows_of_text(model, tiny.held_out_text(), length=256, limit=12)
-loss = studies.loss_sweep(model, windows, neurons=neurons, ks=ks, seeds=2)
-plot_perplexity(loss)
+loss = studies.loss_sweep(model, windows, neurons=neurons, ks=ks, run=run)
+loss.curve()
 
 # %% [markdown]
 # ## What this notebook claims
 
 # %%
-summary = deactivation.summary().set_index(["selection", "k"])
-assert summary.loc[("none", 0), "share"] == 1.0
-boosted = activation.summary().set_index(["selection", "k"])
-assert boosted.loc[("none", 0), "share"] == 0.0, "loop-free texts stay free without an edit"
+assert (deactivation.of("still_repeating")[0] == 1.0).all(), "without an ablation every text goes on looping"
+assert (activation.of("newly_repeating")[0] == 0.0).all(), "loop-free texts stay free without one"
 ranked = neurons.to_frame()
 assert (ranked["delta"].diff().dropna() <= 0).all(), "ranked by the size of the rise, not by its certainty"
 assert (ranked["t"].head(5) > 2).all(), "the first five rise in text after text"
 print(f"{(ranked['t'].head(20) > 2).sum()} of the first 20 rise by more than two standard errors")
-costs = loss.to_frame().set_index(["selection", "k", "seed"])
-assert costs.loc[("none", 0, 0), "rise"] == 0.0
-for k in ks[1:]:
-    top, controls = summary.loc[("top", k)], summary.drop(["none", "top"], level="selection").xs(k, level="k")
+summary = deactivation.summary().set_index(["measure", "k"]).loc["still_repeating"]
+costs = loss.to_frame().query("selection == 'ablation'").set_index("k")["effect"]
+for k in ks:
+    row = summary.loc[k]
     print(
-        f"K = {k:3}: {top['share']:.0%} still loop [{top['low']:.0%}, {top['high']:.0%}], "
-        f"controls {controls['share'].min():.0%} to {controls['share'].max():.0%}; "
-        f"held-out loss +{costs.loc[('top', k, 0), 'rise']:.3f} nats"
+        f"K = {k:3}: still looping {row['effect']:+.0%} [{row['low']:+.0%}, {row['high']:+.0%}], {row['m']} controls "
+        f"{row['control_low']:+.0%} to {row['control_high']:+.0%}: {row['verdict']}; held-out loss {costs[k]:+.3f} nats"
     )
