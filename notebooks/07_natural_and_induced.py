@@ -33,7 +33,8 @@ import mechrep
 from mechrep.ablation.masking import information_masking
 from mechrep.generation.text_kinds import joined_texts
 from mechrep.measures.text_kind_design import head_contrast_figure
-from mechrep.measures.token_information import token_facts, token_information
+from mechrep.measures.token_facts import token_facts
+from mechrep.measures.token_information import token_information
 from mechrep.models import tiny
 from mechrep.models.load import shuffled as shuffled_weights
 from mechrep.run import Run

@@ -28,7 +28,7 @@ from torch import Tensor
 from mechrep.ablation.effects import ABLATION, Condition, Effects, Measure
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.interventions.apply import logits
-from mechrep.measures.token_information import GROUPS, TokenFacts
+from mechrep.measures.token_facts import GROUPS, TokenFacts
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
@@ -82,7 +82,7 @@ def information_masking(
 
     Example:
         >>> import mechrep
-        >>> from mechrep.measures.token_information import token_facts
+        >>> from mechrep.measures.token_facts import token_facts
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.text.random_repeats(model, n=12, copies=3, sequences=2)
         >>> effects = information_masking(model, corpus, token_facts(model, corpus, reference=corpus), draws=1)

@@ -21,7 +21,7 @@ from mechrep.generation.text_kinds import condition_flow, natural_condition
 from mechrep.measures.attention_sinks import AttentionSinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.measures.natural_vs_induced import contrast_conditions
-from mechrep.measures.token_information import token_surprisal
+from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus, windows_of_text

@@ -14,32 +14,13 @@ The same keys stand above and below the line, so no group gains by being frequen
 sinks is reported apart.  All of these are averages of features over keys, so one product serves them all, and of the
 patterns only sums per text are kept.
 
-``TokenInformationResult``: attention by information, with intervals over texts and contrasts between text kinds.
-
-What is known of every token before any attention is read: its class, and how much information it carries.
-
-* ``surprisal``: ``-log p_model(x_j | x_<j)``, in nats.  In a loop it collapses, so every copy of the cycle has the
-  surprisal that the *first* copy had.
-* ``unigram``: ``-log`` of the token's frequency in reference text, in nats, with one count added to every id.
-
-A token is *low* in one of them if it lies in the lowest quartile of its text, the text up to the second copy, in which
-every token of the cycle counts once.
-
-``DistanceProfile``: how much attention a head gives to a key at each distance, in text that does not repeat.
-
-    profile(d) = mean over queries i >= d + 1 of A[i, i - d]
-
-Keys at position 0 do not count: they are where heads rest.  Neighbouring distances are put together, the more the
-farther away they are, because few queries see the farthest.  This is the reader that position-matched ratios compare
-with: it looks where the head usually looks, whatever stands there.
-
-Figures of attention by information: which tokens a loop looks at, beside readers that look anywhere.
+``TokenInformationResult`` has intervals over texts and contrasts between text kinds; its figures show which tokens a
+loop looks at, beside readers that look anywhere.  What is known of a token before any attention is read:
+:mod:`~mechrep.measures.token_facts`.  The reader of the usual distances: :mod:`~mechrep.measures.distance_profile`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,192 +29,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError
 from mechrep.figures import ACCENT, AXIS, INK, SEQUENCE, counted, plain, styled
-from mechrep.models import tiny
+from mechrep.measures.distance_profile import TOKENS_PER_BATCH, DistanceProfileResult, distance_profile
+from mechrep.measures.token_facts import GROUPS, QUANTITIES, FactRows, TokenFacts, reference_text, token_facts
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance
 from mechrep.results import Result
-from mechrep.text.corpus import Corpus, windows_of_text
-from mechrep.text.token_classes import CLASSES, token_classes
+from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-QUANTITIES = ("surprisal", "unigram")
-GROUPS = (*CLASSES, "low_surprisal", "low_unigram")
-LOWEST = 0.25  # the quartile
-_TOKENS_PER_BATCH = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class TokenFacts:
-    """Facts about the tokens of a corpus.
-
-    Attributes:
-        groups: whether a token belongs to each group of :data:`GROUPS`; a token has one class and may be low besides.
-        values: the :data:`QUANTITIES`, in nats; NaN at position 0, for which nothing is predicted, and in the padding.
-        queries: positions from the second copy on; in a text without a cycle from the continuation on, and where that
-            is not known either, all but the first.
-        ends: last position of every whole copy.
-        prompt: positions of the prompt.
-        source: for every position the same place in the first copy; itself outside the loop.
-    """
-
-    groups: Bool[Tensor, "group text pos"]
-    values: Float[Tensor, "quantity text pos"]
-    queries: Bool[Tensor, "text pos"]
-    ends: Bool[Tensor, "text pos"]
-    prompt: Bool[Tensor, "text pos"]
-    source: Int64[Tensor, "text pos"]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything."""
-        digest = hashlib.sha256()
-        for part in (self.groups, self.values, self.queries, self.ends, self.prompt, self.source):
-            digest.update(f"{tuple(part.shape)}".encode())
-            digest.update(part.contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:24]
-
-    def features(self) -> Float[Tensor, "text pos feature"]:
-        """Groups as 0 and 1, then quantities; 0 where there is no value."""
-        return torch.cat([self.groups.double(), self.values.double().nan_to_num(0.0)]).permute(1, 2, 0).contiguous()
-
-
-def token_facts(model: Model, corpus: Corpus, *, reference: Corpus | None = None, on: str = "word") -> TokenFacts:
-    """Work out classes, surprisals and frequencies of all tokens.
-
-    Args:
-        model: the model; its own surprisal counts.
-        corpus: the texts, with ``start``, ``onset`` and ``period`` where they loop.
-        reference: text that token frequencies are counted in; by default the embedded held-out text, which is English.
-        on: ``"word"``: classes of the word a token is part of; ``"piece"``: of the token alone, as published.
-
-    Raises:
-        InputError: a model without a tokenizer, or a corpus of another one.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> facts = token_facts(model, mechrep.Corpus.from_texts(["The sea was calm."], model=model))
-        >>> facts.groups.shape[0] == len(GROUPS), bool(facts.values[0, 0, 1:].min() > 0)
-        (True, True)
-    """
-    classes = token_classes(corpus, model, on=on)
-    source, queries, ends, prompt = _places(corpus)
-    reference = reference_text(model) if reference is None else reference
-    surprisal = token_surprisal(model, corpus).gather(1, source)
-    unigram = unigram_information(corpus, reference, model.anatomy.d_vocab)
-    values = torch.stack([surprisal, unigram.masked_fill(surprisal.isnan(), torch.nan)])
-    by_class = [classes == number for number in range(len(CLASSES))]
-    low = [lowest(part, source, LOWEST) for part in values]
-    return TokenFacts(torch.stack([*by_class, *low]), values, queries, ends, prompt, source)
-
-
-def reference_text(model: Model) -> Corpus:
-    """Windows of the embedded held-out text: text that does not loop."""
-    return windows_of_text(model, tiny.held_out_text(), length=min(model.anatomy.n_ctx, 512), limit=32)
-
-
-@torch.no_grad()
-def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
-    """``-log p(x_j | x_<j)`` in nats; NaN for the first token and the padding.
-
-    Args:
-        model: the model.
-        corpus: the texts.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> token_surprisal(model, mechrep.Corpus.from_texts(["The sea."], model=model)).isnan()[0, :2].tolist()
-        [True, False]
-    """
-    corpus.check_model(model)
-    found = torch.full(corpus.tokens.shape, torch.nan)
-    width = corpus.tokens.shape[1]
-    for texts in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // width)):
-        tokens = corpus.tokens[texts].to(model.device)
-        logits = model.tl(tokens) if not model.fast else model.plain_logits(tokens)
-        targets = tokens[:, 1:].to(logits.device)
-        losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
-        found[texts, 1:] = losses.cpu()
-    return found.masked_fill(torch.arange(width) >= corpus.lengths[:, None], torch.nan)
-
-
-def unigram_information(corpus: Corpus, reference: Corpus, d_vocab: int) -> Float[Tensor, "text pos"]:
-    """``-log((count + 1) / (tokens + d_vocab))`` of every token, counted in the reference, in nats.
-
-    Args:
-        corpus: the texts.
-        reference: where tokens are counted.
-        d_vocab: size of the vocabulary.
-
-    Example:
-        >>> reference = Corpus.from_tokens([[1, 1, 2]])
-        >>> unigram_information(Corpus.from_tokens([[1, 2, 0]]), reference, 3).exp()[0].round().tolist()
-        [2.0, 3.0, 6.0]
-    """
-    real = torch.arange(reference.tokens.shape[1]) < reference.lengths[:, None]
-    counts = torch.bincount(reference.tokens[real], minlength=d_vocab).double()
-    information = (counts.sum() + d_vocab).log() - (counts + 1).log()
-    return information[corpus.tokens].float()
-
-
-def lowest(
-    values: Float[Tensor, "text pos"], source: Int64[Tensor, "text pos"], share: float
-) -> Bool[Tensor, "text pos"]:
-    """The tokens up to the share's quantile of their text, in which each source position counts once.
-
-    Args:
-        values: NaN where a token has none.
-        source: for every position the same place in the first copy.
-        share: of the tokens.
-
-    Raises:
-        InputError: a share outside (0, 1).
-
-    Example:
-        >>> values, source = torch.tensor([[torch.nan, 4.0, 1.0, 3.0, 2.0, 1.0]]), torch.tensor([[0, 1, 2, 3, 4, 2]])
-        >>> lowest(values, source, 0.25)[0].tolist()
-        [False, False, True, False, False, True]
-    """
-    if not 0 < share < 1:
-        raise InputError(f"share={share}", "between 0 and 1", "ask for 0.25, the lowest quartile")
-    first = source == torch.arange(values.shape[1])
-    known = values.masked_fill(~first, torch.nan)
-    # The lower of two neighbours: a quantile between them would let "low" grow beyond the share.
-    limits = torch.nanquantile(known, share, dim=1, keepdim=True, interpolation="lower")
-    return values <= limits  # False for NaN
-
-
-def _places(
-    corpus: Corpus,
-) -> tuple[Int64[Tensor, "text pos"], Bool[Tensor, "text pos"], Bool[Tensor, "text pos"], Bool[Tensor, "text pos"]]:
-    """Source, queries, ends of copies, and prompt of every text."""
-    position = torch.arange(corpus.tokens.shape[1])
-    real = position < corpus.lengths[:, None]
-    source = position.expand(corpus.tokens.shape).clone()
-    queries, ends, prompt = (torch.zeros_like(real) for _ in range(3))
-    columns = ("start", "onset", "period", "prompt_length")
-    for text, (start, onset, period, prompt_length) in enumerate(corpus.frame[list(columns)].itertuples(index=False)):
-        prompt[text] = position < int(prompt_length)
-        if pd.isna(onset) or pd.isna(start) or pd.isna(period):
-            queries[text] = position >= max(1, int(prompt_length))
-            continue
-        begin, second, length = int(start), int(onset), int(period)
-        place = begin + (position - begin) % length
-        copied = (position >= second) & (corpus.tokens[text] == corpus.tokens[text][place.clamp(max=len(position) - 1)])
-        source[text] = torch.where(copied, place, position)
-        queries[text] = position >= second
-        ends[text] = (position >= second - 1) & ((position - begin) % length == length - 1)
-    return source, queries & real, ends & real, prompt & real
-
 
 _TAIL = 2.5  # per cent on each side: intervals are 95 %
 
@@ -542,157 +353,6 @@ def _interval(drawn: Float[Tensor, "draw ..."]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.where(empty, np.nan, low)), torch.from_numpy(np.where(empty, np.nan, high))
 
 
-_SINGLE, _GROWTH = 16, 1.2  # so many distances stand alone; from there on bins grow by this factor
-TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small batches stay in its cache
-
-
-@dataclass(frozen=True, eq=False)
-class DistanceProfileResult(Result):
-    """Mean attention by distance.
-
-    Attributes:
-        weights: of a key at distance 0, 1, ...; those beyond the last have its weight.
-        pairs: queries that see a key at each distance.
-    """
-
-    weights: Float[Tensor, "layer head distance"]
-    pairs: Float[Tensor, " distance"]
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per head and distance: ``layer, head, distance, weight``."""
-        layers, heads, distances = self.weights.shape
-        index = pd.MultiIndex.from_product(
-            [range(layers), range(heads), range(distances)], names=["layer", "head", "distance"]
-        )
-        return pd.DataFrame({"weight": self.weights.flatten().numpy()}, index=index).reset_index()
-
-    def of_rows(self, layer: int, positions: Int64[Tensor, " query_pos"], keys: int) -> Tensor:
-        """Weights ``[head query_pos key_pos]`` of queries at some positions, 0 for keys after the query.
-
-        Args:
-            layer: the layer.
-            positions: of the queries.
-            keys: number of keys.
-        """
-        distance = positions[:, None].cpu() - torch.arange(keys)
-        table = self.weights[layer].double()
-        rows = table[:, distance.clamp(0, table.shape[1] - 1)]
-        # A head that gives nothing to any key but the first reads alike everywhere.
-        return (rows + 1e-9).masked_fill(distance < 0, 0.0)
-
-
-class DistanceProfile(Analyzer[DistanceProfileResult]):
-    """Sums of attention by distance; see the module.
-
-    Args:
-        distances: how many are told apart.
-
-    Raises:
-        InputError: no distance.
-        ModelError: a model without attention patterns.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
-        >>> (profile,) = mechrep.CorpusCache(model, corpus).run(DistanceProfile(8))
-        >>> profile.weights.shape[-1]
-        8
-    """
-
-    sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
-
-    def __init__(self, distances: int = 1024) -> None:
-        if distances < 1:
-            raise InputError(f"distances={distances}", "at least 1", "correct it")
-        self.distances = distances
-        self.state = {}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Number of distances."""
-        return {"distances": self.distances}
-
-    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
-        """Empty sums for this model's heads."""
-        if not anatomy.has(Site.PATTERN):
-            raise ModelError(anatomy.architecture, "attention patterns", "this model has no heads to read")
-        known = min(self.distances, anatomy.n_ctx)
-        self.state = {
-            "sum": torch.zeros(anatomy.n_layers, anatomy.n_heads, known, dtype=torch.float64),
-            "pairs": torch.zeros(known, dtype=torch.float64),
-        }
-
-    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
-        """Add one layer of one batch."""
-        wide = torch.float32 if activation.device.type == "mps" else torch.float64
-        lengths = batch.lengths.to(activation.device)
-        real = torch.arange(activation.shape[-1], device=activation.device) < lengths[:, None]
-        rows = activation.masked_fill(~real[:, None, :, None], 0.0).sum(0, dtype=wide)  # [head query key]
-        query, key, distance = self._pairs(activation.shape[-1], activation.device)
-        values = rows[:, query, key]
-        self.state["sum"][layer] += values.new_zeros(len(rows), self.state["pairs"].shape[0]).index_add_(
-            1, distance, values
-        ).cpu()  # fmt: skip
-
-    def finish_batch(self, batch: Batch) -> None:
-        """Count pairs of positions, once for all layers."""
-        query, _, distance = self._pairs(batch.tokens.shape[1], torch.device("cpu"))
-        texts = (batch.lengths.cpu()[:, None] > torch.arange(batch.tokens.shape[1])).sum(0).double()
-        self.state["pairs"].index_add_(0, distance, texts[query])
-
-    def _pairs(self, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys (never position 0), and their distances, the farthest put together."""
-        query, key = torch.tril_indices(width, width, device=device)
-        query, key = query[key > 0], key[key > 0]
-        return query, key, (query - key).clamp(max=self.state["pairs"].shape[0] - 1)
-
-    def result(self, provenance: Provenance) -> DistanceProfileResult:
-        """Means in bins that grow with the distance.
-
-        Raises:
-            InputError: no text of two tokens.
-        """
-        sums, pairs = self.state["sum"], self.state["pairs"]
-        if not bool(pairs.any()):
-            raise InputError("texts of one token", "texts with queries behind the first position", "use longer texts")
-        weights, last = torch.zeros_like(sums), torch.zeros(sums.shape[:2], dtype=torch.float64)
-        for begin, end in _bins(len(pairs)):
-            if bool(pairs[begin:end].any()):
-                last = sums[..., begin:end].sum(-1) / pairs[begin:end].sum()
-            weights[..., begin:end] = last[..., None]
-        return DistanceProfileResult(provenance, weights.float(), pairs.float())
-
-
-def distance_profile(model: Model, reference: Corpus, *, progress: bool | None = False) -> DistanceProfileResult:
-    """The profile of all heads on reference text.
-
-    Args:
-        model: the model.
-        reference: text that does not repeat, at least as long as the texts it is compared with.
-        progress: show a progress bar.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
-        >>> distance_profile(model, corpus).weights.shape[:2] == (model.anatomy.n_layers, model.anatomy.n_heads)
-        True
-    """
-    batch_size = max(1, TOKENS_PER_BATCH // reference.tokens.shape[1])
-    (result,) = CorpusCache(model, reference, batch_size=batch_size, progress=progress).run(DistanceProfile())
-    assert isinstance(result, DistanceProfileResult)
-    return result
-
-
-def _bins(distances: int) -> list[tuple[int, int]]:
-    """Begin and end of each bin."""
-    edges = list(range(min(_SINGLE, distances) + 1))
-    while edges[-1] < distances:
-        edges.append(min(distances, max(edges[-1] + 1, round(edges[-1] * _GROWTH))))
-    return list(itertools.pairwise(edges))
-
-
 PRESETS = ("mechrep", "mahaut2025")
 SINK = 0.3  # more mean attention from the queries behind it makes a key a sink of a head
 _LEAST = 1e-6  # of a row's attention: less is rounding error of what lies on sinks
@@ -702,8 +362,8 @@ class TokenInformation(Analyzer[TokenInformationResult]):
     """Attention of every head by class, frequency and surprisal of the attended token; formulas in the module.
 
     Args:
-        facts: of the corpus that will be read, from :func:`~mechrep.measures.token_information.token_facts`.
-        profile: of the model, from :func:`~mechrep.measures.token_information.distance_profile`, for the
+        facts: of the corpus that will be read, from :func:`~mechrep.measures.token_facts.token_facts`.
+        profile: of the model, from :func:`~mechrep.measures.distance_profile.distance_profile`, for the
             position-matched version; without it that version is NaN.
         sink: a key other than the first is a sink of a head in a text if the queries behind it give it more than this
             on average (only keys seen by at least half as many queries as the first); None: the first position only.
@@ -780,7 +440,7 @@ class TokenInformation(Analyzer[TokenInformationResult]):
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
         """Add one layer of one batch."""
-        rows = _Rows.of(activation, batch, self._features, self._queries())
+        rows = FactRows.of(activation, batch, self._features, self._queries())
         if not bool(rows.queries.any()):
             return
         sums = self._published(rows) if self.preset == "mahaut2025" else self._shares(rows, layer)
@@ -791,7 +451,7 @@ class TokenInformation(Analyzer[TokenInformationResult]):
     def _queries(self) -> Bool[Tensor, "text pos"]:
         return self.facts.ends if self.preset == "mahaut2025" else self.facts.queries
 
-    def _shares(self, rows: _Rows, layer: int) -> dict[str, Tensor]:
+    def _shares(self, rows: FactRows, layer: int) -> dict[str, Tensor]:
         """Sums over queries of the shares over visible keys, ``[batch head feature]``, and what lies on sinks."""
         sinks = rows.sinks(self.sink)
         visible = rows.keys & ~sinks  # [batch head key]
@@ -821,7 +481,7 @@ class TokenInformation(Analyzer[TokenInformationResult]):
             "on_sinks": others.masked_fill(~asked, 0.0).sum(2),
         }
 
-    def _published(self, rows: _Rows) -> dict[str, Tensor]:
+    def _published(self, rows: FactRows) -> dict[str, Tensor]:
         """One vote per query, for the key with most attention, against the make-up of the prompt."""
         pattern = rows.pattern[:, :, rows.first :]
         best = pattern.masked_fill(~rows.causal[rows.first :], -1.0).argmax(-1)  # [batch head query]
@@ -850,64 +510,6 @@ class TokenInformation(Analyzer[TokenInformationResult]):
                 f"{len(self._frame)} texts without a query", "texts with a second copy of a cycle", "use longer texts"
             )
         return TokenInformationResult.from_state(self.state, self._frame, provenance)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One layer of one batch.
-
-    Attributes:
-        pattern: ``[batch head query key]``, zero where padding takes part.
-        features: ``[batch key feature]``.
-        queries: ``[batch query]``.
-        asked: the same from query ``first`` on, with an axis for heads.
-        keys: real positions but the first, ``[batch 1 key]``.
-        causal: ``[query key]``.
-        first: the first query of any text.
-        texts: numbers of the texts.
-    """
-
-    pattern: Tensor
-    features: Tensor
-    queries: Tensor
-    asked: Tensor
-    keys: Tensor
-    causal: Tensor
-    first: int
-    texts: list[int]
-
-    @classmethod
-    def of(cls, activation: Tensor, batch: Batch, features: Tensor, queries: Tensor) -> _Rows:
-        """Cut facts to the batch and silence the padding."""
-        width, device, texts = activation.shape[-1], activation.device, list(batch.texts)
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        real = torch.arange(width, device=device) < batch.lengths.to(device)[:, None]
-        pattern = activation.to(wide).masked_fill(~(real[:, None, :, None] & real[:, None, None]), 0.0)
-        chosen = queries[texts, :width].to(device)
-        position = torch.arange(width, device=device)
-        first = int(chosen.any(0).int().argmax()) if bool(chosen.any()) else 0
-        return cls(
-            pattern,
-            features[texts, :width].to(device, wide),
-            chosen,
-            chosen[:, None, first:],
-            (real & (position > 0))[:, None],
-            position[:, None] >= position,
-            first,
-            texts,
-        )
-
-    def sinks(self, threshold: float | None) -> Bool[Tensor, "batch head key"]:
-        """Keys other than the first to which the queries behind them give more than the threshold on average."""
-        heads = self.pattern.shape[1]
-        if threshold is None:
-            return torch.zeros_like(self.keys.expand(-1, heads, -1))
-        lengths = self.keys.sum(-1, keepdim=True) + 1
-        behind = (lengths - 1 - torch.arange(self.keys.shape[-1], device=self.keys.device)).clamp_min(0)
-        received = self.pattern.tril(-1).sum(2) / behind.clamp_min(1)
-        # Of the last keys so few queries say anything that a previous-token head would make sinks of them.
-        enough = 2 * behind >= lengths - 1
-        return self.keys & enough & (received > threshold)
 
 
 def _averages(

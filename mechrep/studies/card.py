@@ -33,7 +33,7 @@ from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.measures.sink_norms import RepeatNorms, SinkNormResult, SinkNorms
-from mechrep.measures.token_information import token_surprisal
+from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

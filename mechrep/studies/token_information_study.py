@@ -13,11 +13,11 @@ from mechrep.ablation.effects import Effects, detection, judge
 from mechrep.ablation.masking import Way, information_masking
 from mechrep.ablation.texts import shared_loops
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.measures.token_facts import token_facts
 from mechrep.measures.token_information import (
     TokenInformationResult,
     head_information_figure,
     information_figure,
-    token_facts,
     token_information,
 )
 from mechrep.models import tiny
@@ -247,5 +247,5 @@ def _donors(available: np.ndarray, lengths: Sequence[int], seed: int) -> list[in
 
 
 def _reference(model: Model, text: str) -> Corpus:
-    """What :func:`~mechrep.measures.token_information.reference_text` is for the embedded text."""
+    """What :func:`~mechrep.measures.token_facts.reference_text` is for the embedded text."""
     return windows_of_text(model, text, length=min(model.anatomy.n_ctx, 512), limit=32)

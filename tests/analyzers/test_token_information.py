@@ -15,13 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.measures.token_information import (
-    GROUPS,
-    DistanceProfile,
-    TokenFacts,
-    TokenInformation,
-    TokenInformationResult,
-)
+from mechrep.measures.distance_profile import DistanceProfile
+from mechrep.measures.token_facts import GROUPS, TokenFacts
+from mechrep.measures.token_information import TokenInformation, TokenInformationResult
 from mechrep.models.anatomy import Site
 from tests.analyzers.sinks_by_hand import PROVENANCE, anatomy, check_equal, merged, observed
 

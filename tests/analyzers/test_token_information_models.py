@@ -14,7 +14,8 @@ from transformers import DynamicCache
 import mechrep
 from mechrep.ablation.masking import _log_probabilities, _masked_logits, information_masking, paired_tokens
 from mechrep.errors import InputError, ModelError, NothingFoundError
-from mechrep.measures.token_information import GROUPS, lowest, token_facts, token_information, token_surprisal
+from mechrep.measures.token_facts import GROUPS, lowest, token_facts, token_surprisal
+from mechrep.measures.token_information import token_information
 from mechrep.run import Run
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats

@@ -1,0 +1,177 @@
+"""``DistanceProfile``: how much attention a head gives to a key at each distance, in text that does not repeat.
+
+    profile(d) = mean over queries i >= d + 1 of A[i, i - d]
+
+Keys at position 0 do not count: they are where heads rest.  Neighbouring distances are put together, the more the
+farther away they are, because few queries see the farthest.  This is the reader that position-matched ratios compare
+with: it looks where the head usually looks, whatever stands there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
+from mechrep.errors import InputError, ModelError
+from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.model import Model
+from mechrep.provenance import Provenance
+from mechrep.results import Result
+from mechrep.text.corpus import Corpus
+
+_SINGLE, _GROWTH = 16, 1.2  # so many distances stand alone; from there on bins grow by this factor
+TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small batches stay in its cache
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceProfileResult(Result):
+    """Mean attention by distance.
+
+    Attributes:
+        weights: of a key at distance 0, 1, ...; those beyond the last have its weight.
+        pairs: queries that see a key at each distance.
+    """
+
+    weights: Float[Tensor, "layer head distance"]
+    pairs: Float[Tensor, " distance"]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head and distance: ``layer, head, distance, weight``."""
+        layers, heads, distances = self.weights.shape
+        index = pd.MultiIndex.from_product(
+            [range(layers), range(heads), range(distances)], names=["layer", "head", "distance"]
+        )
+        return pd.DataFrame({"weight": self.weights.flatten().numpy()}, index=index).reset_index()
+
+    def of_rows(self, layer: int, positions: Int64[Tensor, " query_pos"], keys: int) -> Tensor:
+        """Weights ``[head query_pos key_pos]`` of queries at some positions, 0 for keys after the query.
+
+        Args:
+            layer: the layer.
+            positions: of the queries.
+            keys: number of keys.
+        """
+        distance = positions[:, None].cpu() - torch.arange(keys)
+        table = self.weights[layer].double()
+        rows = table[:, distance.clamp(0, table.shape[1] - 1)]
+        # A head that gives nothing to any key but the first reads alike everywhere.
+        return (rows + 1e-9).masked_fill(distance < 0, 0.0)
+
+
+class DistanceProfile(Analyzer[DistanceProfileResult]):
+    """Sums of attention by distance; see the module.
+
+    Args:
+        distances: how many are told apart.
+
+    Raises:
+        InputError: no distance.
+        ModelError: a model without attention patterns.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
+        >>> (profile,) = mechrep.CorpusCache(model, corpus).run(DistanceProfile(8))
+        >>> profile.weights.shape[-1]
+        8
+    """
+
+    sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
+
+    def __init__(self, distances: int = 1024) -> None:
+        if distances < 1:
+            raise InputError(f"distances={distances}", "at least 1", "correct it")
+        self.distances = distances
+        self.state = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Number of distances."""
+        return {"distances": self.distances}
+
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
+        """Empty sums for this model's heads."""
+        if not anatomy.has(Site.PATTERN):
+            raise ModelError(anatomy.architecture, "attention patterns", "this model has no heads to read")
+        known = min(self.distances, anatomy.n_ctx)
+        self.state = {
+            "sum": torch.zeros(anatomy.n_layers, anatomy.n_heads, known, dtype=torch.float64),
+            "pairs": torch.zeros(known, dtype=torch.float64),
+        }
+
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
+        """Add one layer of one batch."""
+        wide = torch.float32 if activation.device.type == "mps" else torch.float64
+        lengths = batch.lengths.to(activation.device)
+        real = torch.arange(activation.shape[-1], device=activation.device) < lengths[:, None]
+        rows = activation.masked_fill(~real[:, None, :, None], 0.0).sum(0, dtype=wide)  # [head query key]
+        query, key, distance = self._pairs(activation.shape[-1], activation.device)
+        values = rows[:, query, key]
+        self.state["sum"][layer] += values.new_zeros(len(rows), self.state["pairs"].shape[0]).index_add_(
+            1, distance, values
+        ).cpu()  # fmt: skip
+
+    def finish_batch(self, batch: Batch) -> None:
+        """Count pairs of positions, once for all layers."""
+        query, _, distance = self._pairs(batch.tokens.shape[1], torch.device("cpu"))
+        texts = (batch.lengths.cpu()[:, None] > torch.arange(batch.tokens.shape[1])).sum(0).double()
+        self.state["pairs"].index_add_(0, distance, texts[query])
+
+    def _pairs(self, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (never position 0), and their distances, the farthest put together."""
+        query, key = torch.tril_indices(width, width, device=device)
+        query, key = query[key > 0], key[key > 0]
+        return query, key, (query - key).clamp(max=self.state["pairs"].shape[0] - 1)
+
+    def result(self, provenance: Provenance) -> DistanceProfileResult:
+        """Means in bins that grow with the distance.
+
+        Raises:
+            InputError: no text of two tokens.
+        """
+        sums, pairs = self.state["sum"], self.state["pairs"]
+        if not bool(pairs.any()):
+            raise InputError("texts of one token", "texts with queries behind the first position", "use longer texts")
+        weights, last = torch.zeros_like(sums), torch.zeros(sums.shape[:2], dtype=torch.float64)
+        for begin, end in _bins(len(pairs)):
+            if bool(pairs[begin:end].any()):
+                last = sums[..., begin:end].sum(-1) / pairs[begin:end].sum()
+            weights[..., begin:end] = last[..., None]
+        return DistanceProfileResult(provenance, weights.float(), pairs.float())
+
+
+def distance_profile(model: Model, reference: Corpus, *, progress: bool | None = False) -> DistanceProfileResult:
+    """The profile of all heads on reference text.
+
+    Args:
+        model: the model.
+        reference: text that does not repeat, at least as long as the texts it is compared with.
+        progress: show a progress bar.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
+        >>> distance_profile(model, corpus).weights.shape[:2] == (model.anatomy.n_layers, model.anatomy.n_heads)
+        True
+    """
+    batch_size = max(1, TOKENS_PER_BATCH // reference.tokens.shape[1])
+    (result,) = CorpusCache(model, reference, batch_size=batch_size, progress=progress).run(DistanceProfile())
+    assert isinstance(result, DistanceProfileResult)
+    return result
+
+
+def _bins(distances: int) -> list[tuple[int, int]]:
+    """Begin and end of each bin."""
+    edges = list(range(min(_SINGLE, distances) + 1))
+    while edges[-1] < distances:
+        edges.append(min(distances, max(edges[-1] + 1, round(edges[-1] * _GROWTH))))
+    return list(itertools.pairwise(edges))
