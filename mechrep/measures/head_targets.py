@@ -6,7 +6,7 @@
 score            target                                         queries
 ===============  =============================================  ======================
 induction        ``bos < j <= i, tok[j-1] == tok[i], j-1 < i``  an earlier copy exists
-duplicate_token ``bos <= j < i, tok[j] == tok[i]``             an earlier copy exists
+duplicate_token  ``bos <= j < i, tok[j] == tok[i]``             an earlier copy exists
 previous_token   ``j == i - 1``                                 ``i >= 1 + bos``
 current_token    ``j == i``                                     ``i >= 1``
 first_token      ``j == 0``                                     ``i >= 1``
