@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mechrep.ablation.conditions import ABLATION, BASELINE, CHECKPOINT, SUPPORTED, UNITS
 from mechrep.errors import InputError
 from mechrep.figures import (
     AXIS,
@@ -64,8 +66,6 @@ def forest(effects: Effects, measures: Sequence[str] | None = None) -> go.Figure
 
 def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, number: int, seen: set[str]) -> None:
     """One panel of the forest plot; ``seen`` are the entries that the legend has already."""
-    from mechrep.ablation.effects import UNITS
-
     unit = UNITS[here["unit"].iloc[0]]
     for kind, part in draws.groupby("selection", sort=False):
         marks = part.assign(label=[_label(row) for row in part.to_dict("records")])
@@ -137,8 +137,6 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
         >>> curve(example_effects()).data[0].name
         'baseline'
     """
-    from mechrep.ablation.effects import CHECKPOINT
-
     one_of("x", x, ("k", "step"))
     table = effects.select(measures=measures)
     frame, ticks = _placed(table.to_frame(), x)
@@ -163,8 +161,6 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
 
 def _placed(frame: pd.DataFrame, x: str) -> tuple[pd.DataFrame, list[str]]:
     """Places of checkpoints on the axis of steps; names for its ticks where steps are not known."""
-    from mechrep.ablation.effects import BASELINE, CHECKPOINT
-
     if x != "step" or not (frame["selection"] == CHECKPOINT).any():
         return frame, []
     places, ticks = training_axis(frame)
@@ -192,9 +188,6 @@ def single_heads_figure(effects: Effects) -> go.Figure:
     Args:
         effects: of :func:`mechrep.ablation.study.single_head_sweep`.
     """
-    from mechrep.ablation.effects import UNITS
-    from mechrep.ablation.study import single_head_frame
-
     measures = [one for one in effects.measures if one.copy in (None, 1)]
     tables = [single_head_frame(effects, one.name, one.copy) for one in measures]
     titles = []
@@ -212,9 +205,35 @@ def single_heads_figure(effects: Effects) -> go.Figure:
     return figure.update_yaxes(range=[-0.5, n_layers - 0.5], dtick=tick_step(n_layers))
 
 
-def _draw_heads(figure: go.Figure, table: pd.DataFrame, scale: float, index: int) -> None:
-    from mechrep.ablation.effects import SUPPORTED
+def single_head_frame(effects: Effects, measure: str | None = None, copy: int | None = None) -> pd.DataFrame:
+    """Heads ablated one at a time, the one that changes a measure most first; the family of tests is all heads.
 
+    Args:
+        effects: of :func:`single_head_sweep`.
+        measure: by default the first.
+        copy: of the loop, by default the first that has several tokens.
+
+    Returns:
+        ``layer, head, effect, low, high, p, q, verdict``, and ``measure, copy``.
+
+    Raises:
+        InputError: a measure or copy that is not there.
+    """
+    place = effects.number(measure, copy)
+    chosen = effects.measures[place]
+    one = replace(
+        effects, measures=[chosen], units=[effects.units[place]], clusters=[effects.clusters[place]],
+        values=effects.values[place : place + 1],
+    )  # fmt: skip
+    rows = one.summary(family="heads ablated alone")
+    units = {condition.name: condition.components["heads"][0] for condition in one.conditions[1:]}
+    order = rows["effect"].abs().sort_values(ascending=False, kind="stable").index
+    heads = pd.DataFrame([units[name] for name in rows["name"]], columns=["layer", "head"])
+    table = heads.join(rows[["effect", "low", "high", "p", "q", "verdict", "measure", "copy"]])
+    return table.loc[order].reset_index(drop=True)
+
+
+def _draw_heads(figure: go.Figure, table: pd.DataFrame, scale: float, index: int) -> None:
     wide = table.assign(effect=scale * table["effect"]).pivot(index="layer", columns="head")
     z, stars = wide["effect"].to_numpy(dtype=float), (wide["verdict"] == SUPPORTED).to_numpy()
     fits = 2 * z.shape[1] <= WRITTEN and len(z) <= WRITTEN
@@ -234,8 +253,6 @@ def _draw_heads(figure: go.Figure, table: pd.DataFrame, scale: float, index: int
 
 
 def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> None:
-    from mechrep.ablation.effects import ABLATION, BASELINE, CHECKPOINT, UNITS
-
     unit = UNITS[part["unit"].iloc[0]]
     keys = ["name", "op", "part"]
     sets = list(dict.fromkeys(part.loc[part["selection"] == ABLATION, keys].itertuples(index=False, name=None)))
@@ -265,8 +282,6 @@ def _draw_curves(figure: go.Figure, part: pd.DataFrame, x: str, number: int) -> 
 
 
 def _curve_label(key: Sequence[Any], selection: str) -> str:
-    from mechrep.ablation.effects import ABLATION, BASELINE, CHECKPOINT
-
     if selection in (BASELINE, CHECKPOINT):
         return selection
     facts = " ".join(str(part) for part in key if part not in ("", "whole"))
@@ -278,8 +293,6 @@ def _control(kind: str) -> str:
 
 
 def _drawn(effects: Effects) -> pd.DataFrame:
-    from mechrep.ablation.effects import ABLATION, BASELINE, CHECKPOINT
-
     frame = effects.to_frame()
     return frame[~frame["selection"].isin([BASELINE, ABLATION, CHECKPOINT])]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
@@ -362,31 +361,3 @@ def single_head_sweep(
     config = {"study": "single heads", "when": when}
     effects = measure_effects(model, cells, measured, config=config, run=options)
     return replace(effects, notes={"peers": "other heads"})
-
-
-def single_head_frame(effects: Effects, measure: str | None = None, copy: int | None = None) -> pd.DataFrame:
-    """Heads ablated one at a time, the one that changes a measure most first; the family of tests is all heads.
-
-    Args:
-        effects: of :func:`single_head_sweep`.
-        measure: by default the first.
-        copy: of the loop, by default the first that has several tokens.
-
-    Returns:
-        ``layer, head, effect, low, high, p, q, verdict``, and ``measure, copy``.
-
-    Raises:
-        InputError: a measure or copy that is not there.
-    """
-    place = effects.number(measure, copy)
-    chosen = effects.measures[place]
-    one = replace(
-        effects, measures=[chosen], units=[effects.units[place]], clusters=[effects.clusters[place]],
-        values=effects.values[place : place + 1],
-    )  # fmt: skip
-    rows = one.summary(family="heads ablated alone")
-    units = {condition.name: condition.components["heads"][0] for condition in one.conditions[1:]}
-    order = rows["effect"].abs().sort_values(ascending=False, kind="stable").index
-    heads = pd.DataFrame([units[name] for name in rows["name"]], columns=["layer", "head"])
-    table = heads.join(rows[["effect", "low", "high", "p", "q", "verdict", "measure", "copy"]])
-    return table.loc[order].reset_index(drop=True)

@@ -4,11 +4,11 @@ from mechrep.ablation.benchmarks import benchmark_study as benchmark_study
 from mechrep.ablation.circuit import Circuit as Circuit
 from mechrep.ablation.controls import CONTROLS as CONTROLS
 from mechrep.ablation.controls import draw_controls as draw_controls
+from mechrep.ablation.effect_plots import single_head_frame as single_head_frame
 from mechrep.ablation.score import token_losses as token_losses
 from mechrep.ablation.study import Controls as Controls
 from mechrep.ablation.study import StudyTexts as StudyTexts
 from mechrep.ablation.study import ablation_study as ablation_study
-from mechrep.ablation.study import single_head_frame as single_head_frame
 from mechrep.ablation.study import single_head_sweep as single_head_sweep
 from mechrep.ablation.sweeps import activation_sweep as activation_sweep
 from mechrep.ablation.sweeps import deactivation_sweep as deactivation_sweep

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.controls import Unit
-from mechrep.ablation.effect_plots import single_heads_figure
+from mechrep.ablation.effect_plots import single_head_frame, single_heads_figure
 from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_p_value
 from mechrep.ablation.outcomes import LoopDecoding
 from mechrep.ablation.study import (
@@ -25,7 +25,6 @@ from mechrep.ablation.study import (
     Controls,
     StudyTexts,
     ablation_study,
-    single_head_frame,
     single_head_sweep,
 )
 from mechrep.ablation.texts import find_and_test, null_models, shared_loops, shared_windows, with_split

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import mechrep
 from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effect_plots import single_head_frame
 from mechrep.ablation.effects import Effects
 from mechrep.ablation.outcomes import LoopDecoding
-from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_frame, single_head_sweep
+from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_sweep
 from mechrep.ablation.sweeps import deactivation_sweep
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
