@@ -481,7 +481,7 @@ def draw_selections(figure: go.Figure, table: pd.DataFrame, column: str, hover: 
     places, base = number_positions(table["k"].tolist()), table[table["selection"] == "none"]
     names = [name for name in table["selection"].unique() if name not in ("none", "top")]
     drawn = [*names, *(["top"] if (table["selection"] == "top").any() else [])]
-    # Every line begins at the untouched model, whose own interval belongs to the top neurons' texts.
+    # Every line begins at the unchanged model, whose own interval belongs to the top neurons' texts.
     for position, name in enumerate(drawn):
         part = pd.concat([base, table[table["selection"] == name]])
         if name != "top":
@@ -513,7 +513,7 @@ def draw_selections(figure: go.Figure, table: pd.DataFrame, column: str, hover: 
         figure.add_scatter(
             x=[places[0]],
             y=base[column].to_numpy(),
-            name="untouched model",
+            name="unchanged model",
             mode="markers",
             marker={"color": INK, "size": 9},
         )

@@ -285,9 +285,9 @@ profiles.round(3)
 # ## What this notebook claims
 
 # %%
-assert float(scores.of("induction")[best]) > threshold["induction"], "the best induction head clears every null copy"
+assert float(scores.of("induction")[best]) > threshold["induction"], "the best induction head clears every null model"
 assert natural.induction[best] > null_loops["induction"].max(), "and in the model's own loops, too"
-assert threshold["induction"] < 0.3, "no head of any null copy passes the threshold of induction_heads"
+assert threshold["induction"] < 0.3, "no head of any null model passes the threshold of induction_heads"
 assert copying.functional[best] > copying.functional_band[1][best], "it says what it looks at, beyond swapped targets"
 assert torch.allclose(why.by_key.sum(1), why.scores, atol=1e-2), "the parts add up to the model's own scores"
 right, wrong = (attribution.pairs_contrast.sum() for attribution in (why, why_wrong))
@@ -295,12 +295,12 @@ assert right > 2 * wrong.abs(), "wrong keys are not explained as well"
 
 print(
     f"{len(copiers)} of {scores.induction.numel()} heads look at what followed the earlier copy and say it; the best, "
-    f"{label(best)}, has {scores.induction[best]:.2f} (best head of {len(null_best)} null copies: "
+    f"{label(best)}, has {scores.induction[best]:.2f} (best head of {len(null_best)} null models: "
     f"{threshold['induction']:.2f})."
 )
 duplicate = [label(unit) for unit in scores.above(threshold["duplicate_token"], "duplicate_token")]
 print(
-    f"Duplicate-token heads beyond the null copies on random repeats: {', '.join(duplicate) or 'none'}; in loops: "
+    f"Duplicate-token heads beyond the null models on random repeats: {', '.join(duplicate) or 'none'}; in loops: "
     f"{', '.join(label(unit) for unit in natural.above(null_loops['duplicate_token'].max())) or 'none'}, above the "
     f"published 0.5: {', '.join(map(label, natural.above())) or 'none'}."
 )

@@ -217,7 +217,9 @@ assert drifted["effect"] < drifted["control_low"], "and no other neuron of the l
 
 # %%
 assert abs(float(stimuli.text.mean()) - float(sink.alpha[sink.best_head])) < 1e-3, "two ways to the same attention"
-assert sink.norm_found <= (norms.largest_ratio > max(sink.null_ratios)), "no norm is called a sink that a null copy has"
+assert sink.norm_found <= (norms.largest_ratio > max(sink.null_ratios)), (
+    "no norm is called a sink that a null model has"
+)
 assert all(float(sink.alpha[tuple(head)]) > max(sink.null_alphas) for head in sink.sink_heads), "nor any head"
 untrained = mechrep.find_sink(reinitialised(model, seed=7), texts=texts, run=run)
 assert not untrained.norm_found and not untrained.neurons, "an untrained model has no sink and so no sink neurons"
@@ -235,7 +237,7 @@ if effects is not None:
     ), "no control holds a sink neuron"
 
 print(
-    f"Norm at the first position: {norms.largest_ratio:.1f} times the others, null copies {max(sink.null_ratios):.1f}."
+    f"Norm at the first position: {norms.largest_ratio:.1f} times the others, null models {max(sink.null_ratios):.1f}."
 )
 print(f"Heads that rest on it: {', '.join(label(head) for head in sink.sink_heads) or 'none'}.")
 if effects is not None:

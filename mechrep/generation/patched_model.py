@@ -460,7 +460,7 @@ def intervened(model: Model, intervention: Intervention | None) -> Iterator[nn.M
 
     Args:
         model: the model; its plain view is what is edited and given.
-        intervention: of ``when="all"``; ``None`` for the untouched model.
+        intervention: of ``when="all"``; ``None`` for the unchanged model.
 
     Raises:
         InputError: a model without a plain view or with processed weights, an intervention that begins somewhere or

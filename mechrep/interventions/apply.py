@@ -283,7 +283,7 @@ class EditTable:
 
     Args:
         model: the model whose plain view will be edited.
-        interventions: one per row, or ``None`` for an untouched row.
+        interventions: one per row, or ``None`` for an unchanged row.
         texts: number of the text in each row (for resampling).
         first_tokens: the id at position 0 of each row; needed where attention is moved there, and where neurons are
             held at the level of the first token after BOS.

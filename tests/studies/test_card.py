@@ -158,6 +158,7 @@ def test_twelve_checkpoints_over_all_of_training(published: pd.DataFrame) -> Non
     assert {f"step{line['step']}" for line in tiny.history()} >= set(revisions)
 
 
+@pytest.mark.slow
 def test_a_planted_circuit_is_perfect_and_a_planted_sink_is_found() -> None:
     copier = measure_card(induction_circuit("llama_gqa").model, held_out_text=word_text(), prompts=8, nulls=0)
     assert copier.value("best head: prefix matching") > 0.99

@@ -201,6 +201,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return places
 
 
+@pytest.mark.slow
 def test_checkpoints_in_folders_and_of_another_tokenizer(folders: dict[str, Path], tmp_path: Path) -> None:
     good = {name: folders[name] for name in ("step1", "step2")}
     result = over_checkpoints([embedding_size], revisions=good, run=Run(store=tmp_path))

@@ -171,6 +171,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
     assert torch.equal(again.single.values.nan_to_num(), planted.single.values.nan_to_num())
 
 
+@pytest.mark.slow
 def test_a_planted_duplicate_token_head_is_found_on_both_kinds_of_text_and_ablated() -> None:
     circuit = self_finding_head("llama_gqa")
     rows = [repeats(PERIOD, copies=4, seed=seed) for seed in range(12)]
@@ -184,6 +185,7 @@ def test_a_planted_duplicate_token_head_is_found_on_both_kinds_of_text_and_ablat
     assert [view_of(section).name for section in study.section()] == ["heads", "ablation"]
 
 
+@pytest.mark.slow
 def test_a_random_model_has_no_such_heads_and_nothing_is_ablated() -> None:
     texts = loops.looping("gpt2")
     corpus = marked(texts.with_columns(period=texts.frame["onset"] - texts.frame["start"]))

@@ -88,6 +88,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
         pd.testing.assert_frame_equal(one.unit_frame(), other.unit_frame())
 
 
+@pytest.mark.slow
 def test_the_published_protocol_searches_and_tests_on_the_same_texts(
     small_effort: None, model: Model, store: Path
 ) -> None:

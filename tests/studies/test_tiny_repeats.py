@@ -53,6 +53,7 @@ def test_it_starts_with_the_weights_of_the_first_model() -> None:
     assert ours.fingerprint() == theirs.fingerprint()
 
 
+@pytest.mark.slow
 def test_the_first_layer_marks_the_first_token_for_a_neuron_behind_it() -> None:
     """In a plain module: with the heads of layer 0 silenced the best neuron tells nothing, else it does."""
     model = mechrep.load_model(NAME)

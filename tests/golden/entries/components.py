@@ -50,7 +50,7 @@ def _components(cut: list[str]) -> dict[str, list[tuple[Any, int]]]:
     return parts
 
 
-@golden()
+@golden(slow=True)
 def ablation_by_components(model: mechrep.Model) -> Record:
     """All sets: circuits' controls at once and everywhere, those of rankings, of writing and of the sweeps."""
     found, loops = api.looping_texts(halves(model)[1])

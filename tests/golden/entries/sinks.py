@@ -138,7 +138,7 @@ def sink_cut_study(model: mechrep.Model) -> Record:
     return record | of_frame("summary", effects.summary())
 
 
-@golden()
+@golden(slow=True)
 def run_patch_study(model: mechrep.Model) -> Record:
     """A patch that holds neurons at the first token's level, and the same on the control neurons of the record."""
     sets = {
