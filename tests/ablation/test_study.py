@@ -17,9 +17,10 @@ from mechrep.ablation import run as engine
 from mechrep.ablation import study as plan
 from mechrep.ablation import texts as shared
 from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effect_plots import single_head_frame
 from mechrep.ablation.effects import Effects
 from mechrep.ablation.outcomes import LoopDecoding, LoopLogProbability
-from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_frame, single_head_sweep
+from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_sweep
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import Heads, mean

@@ -10,9 +10,10 @@ import torch
 
 import mechrep
 from mechrep.ablation.circuit import Circuit
+from mechrep.ablation.effect_plots import single_head_frame
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, Condition, Effects, Measure
 from mechrep.ablation.outcomes import HeldOutLoss
-from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_frame, single_head_sweep
+from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_sweep
 from mechrep.models import tiny
 from mechrep.text.corpus import Corpus, windows_of_text
 from tests.ablation.null_studies import PROVENANCE, told, verdicts
