@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.interventions.apply import EditTable, transformer_lens_hooks
+from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -344,7 +344,7 @@ def _reference(
         for condition, intervention in enumerate(interventions):
             hooks = []
             if intervention is not None:
-                hooks = transformer_lens_hooks(intervention, model, starts, [texts[i].number for i in here])
+                hooks = intervention.hooks(model, starts, texts=[texts[i].number for i in here])
             logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, first - 1 : -1]
             yield [(i, condition) for i in here], *_judge(logits, tokens[:, first:])
 

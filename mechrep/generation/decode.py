@@ -33,7 +33,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from mechrep.errors import InputError
 from mechrep.generation.patched_model import is_patched
-from mechrep.interventions.apply import EditTable, transformer_lens_hooks
+from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -522,7 +522,7 @@ def _reference_step(model: Model, live: list[Continuation], decoding: Decoding) 
     hooks, intervention = [], live[0].request.intervention
     if intervention is not None:
         starts = torch.tensor([answer.request.start for answer in live])
-        hooks = transformer_lens_hooks(intervention, model, starts, [answer.request.text for answer in live])
+        hooks = intervention.hooks(model, starts, texts=[answer.request.text for answer in live])
     logits = model.run_with_hooks(tokens.to(model.device), fwd_hooks=hooks)
     last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
     if decoding.suppress:

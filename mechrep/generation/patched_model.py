@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 from mechrep.errors import InputError
 from mechrep.interventions.apply import EditTable
-from mechrep.interventions.ops import Combined, Intervention, Place, SinkPatch
+from mechrep.interventions.hooks import Place
+from mechrep.interventions.ops import Combined, Intervention, SinkPatch
 from mechrep.models.anatomy import PlainHandles, Site, find_handles
 from mechrep.models.model import Model
 from mechrep.models.reading import find_up_projections

@@ -1,7 +1,7 @@
 """Floor 1: what to cut, boost or replace, as frozen values with no model inside.
 
 An intervention says *which* units, *what* happens to them and *when* (at which positions).  Values compose with
-``+``; :mod:`mechrep.interventions.apply` turns them into TransformerLens hooks and :mod:`mechrep.interventions.apply`
+``+``; :mod:`mechrep.interventions.hooks` turns them into TransformerLens hooks and :mod:`mechrep.interventions.apply`
 into the fast path of generation.
 """
 

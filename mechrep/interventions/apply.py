@@ -1,17 +1,7 @@
-"""Applying interventions as TransformerLens hooks: the reference.
+"""Applying interventions to the plain view: tables of factors and offsets for batches of mixed rows.
 
-In a gated MLP TransformerLens has no hook between activation function and product, so an edit ``g -> g f + o`` of the
-gate's activation is made on the product ``p = g u`` as ``p f + o u``, with the up-projection ``u`` of the same pass.
-Attention is moved where it is visible, in the pattern.  For batches of mixed rows see
-:mod:`mechrep.interventions.apply`.
-
-Holding up-projections at the level they have at a text's anchor, the first token after BOS.
-
-As TransformerLens hooks the level is read off the same forward pass, which holds whole texts.  For the plain view a
-text may come in pieces, and rows of many texts in one batch: :class:`HeldLevels` keeps every row's level from the
-pass in which its anchor went by.
-
-Applying interventions to the plain view: tables of factors and offsets for batches of mixed rows.
+A text may come in pieces, and rows of many texts in one batch: :class:`HeldLevels` keeps every row's level of held
+up-projections from the pass in which its anchor, the first token after BOS, went by.
 
 Attention that is moved to the first position needs no pattern, which the plain view does not have: a head that attends
 to position 0 alone gives ``v(0)``, and that is what it gives *at* position 0, where there is nothing else to attend to.
@@ -25,7 +15,6 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,67 +23,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.interventions.ops import Edit, Edits, Holds, Intervention, Place, When, in_order
+from mechrep.interventions.hooks import Edits, Holds, Place, in_order
+from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
-from mechrep.models.reading import find_up_projections, product_bias, read_activations
-
-Choose = Callable[[Tensor, Tensor], Tensor]
-
-
-def hold_hooks(
-    model: Model, holds: Holds, choose: Choose, anchors: Int[Tensor, " batch"] | None
-) -> list[tuple[str, Callable[..., Any]]]:
-    """TransformerLens hooks that hold neurons from each row's anchor on.
-
-    Args:
-        model: the model.
-        holds: neurons by layer.
-        choose: the edited activation where positions are edited, the other one elsewhere.
-        anchors: position of every row's first token after BOS.  By default 1 in rows that begin with BOS, told by
-            their embedding, and 0 in others.
-    """
-    places: dict[str, Tensor] = {} if anchors is None else {"anchors": anchors}
-    hooks: list[tuple[str, Callable[..., Any]]] = []
-    if anchors is None and holds:
-        hooks.append((model.anatomy.hook_name(Site.EMBED, 0), _anchor_finder(model, places)))
-    for layer, neurons in holds.items():
-
-        def hold(activation: Tensor, hook: Any = None, neurons: tuple[int, ...] = neurons) -> Tensor:
-            anchor = places["anchors"].to(activation.device)
-            length = activation.shape[1]
-            index = torch.tensor(neurons, device=activation.device)
-            values = activation[..., index]
-            level = values[torch.arange(len(values), device=values.device), anchor.clamp_max(length - 1)]
-            after = torch.arange(length, device=anchor.device) >= anchor[:, None]
-            edited = activation.clone()
-            edited[..., index] = torch.where(after[..., None], level[:, None], values)
-            return choose(edited, activation)
-
-        # Without a gate the activation function's output stands for the up-projection; this hook comes before all
-        # edits of that output, as the up-projection does.
-        site = Site.UP_PROJ if model.anatomy.gated else Site.GATE_ACT
-        hooks.append((model.anatomy.hook_name(site, layer), hold))
-    return hooks
-
-
-def _anchor_finder(model: Model, places: dict[str, Tensor]) -> Callable[..., None]:
-    """A hook at the embedding that notes which rows begin with BOS."""
-    of_bos: list[Tensor] = []
-    if model.bos_id is not None:
-        tokens = torch.tensor([[model.bos_id]], device=model.device)
-
-        def keep(activation: Tensor, _site: Site, _layer: int) -> None:
-            of_bos.append(activation[0, 0].clone())
-
-        read_activations(model, tokens, {Site.EMBED: [0]}, keep, view="transformer_lens")
-
-    def find(activation: Tensor, hook: Any = None) -> None:
-        first = activation[:, 0]
-        begins = (first == of_bos[0]).all(-1) if of_bos else torch.zeros_like(first[:, 0], dtype=torch.bool)
-        places["anchors"] = begins.long()
-
-    return find
+from mechrep.models.reading import find_up_projections
 
 
 class HeldLevels:
@@ -178,98 +111,6 @@ class HeldLevels:
         edited = up.clone()
         edited[..., index] = torch.where(active.to(up.device), self.levels[layer][rows][:, None].to(up), values)
         return edited
-
-
-Hook = tuple[str, Callable[..., Any]]
-
-
-def position_mask(starts: Int[Tensor, " batch"], length: int) -> Bool[Tensor, "batch pos"]:
-    """True from each row's start on."""
-    return torch.arange(length, device=starts.device)[None] >= starts[:, None]
-
-
-def transformer_lens_hooks(
-    intervention: Intervention,
-    model: Model,
-    starts: Int[Tensor, " batch"] | None,
-    texts: Sequence[int] | None = None,
-    anchors: Int[Tensor, " batch"] | None = None,
-) -> list[Hook]:
-    """Hooks that apply an intervention to rows, each from its own start on.
-
-    See :meth:`mechrep.interventions.ops.Intervention.hooks`; ``texts`` numbers the rows (default 0, 1, ...), which
-    decides what resampling draws.
-    """
-    if intervention.when == "from_onset" and starts is None:
-        raise InputError("when='from_onset' without starts", "the first edited position of each row", "pass starts=")
-    numbers: Sequence[int] = [0]
-    if intervention.differs_by_text:
-        if texts is None and starts is None:
-            raise InputError("resampling without starts", "the number of rows, through starts", "pass starts=")
-        numbers = texts if texts is not None else range(len(starts))  # pyright: ignore[reportArgumentType]
-    per_text = [intervention.edits(model.anatomy, text) for text in numbers]
-    where = _Mask(intervention.when, starts)
-    hooks: list[Hook] = hold_hooks(model, intervention.holds(model.anatomy), where.choose, anchors)
-    for place in in_order(per_text[0]):
-        hooks += _site_hooks(model, place, [edits[place] for edits in per_text], where)
-    return hooks
-
-
-@dataclass(frozen=True)
-class _Mask:
-    """Which positions of a forward pass are edited."""
-
-    when: When
-    starts: Tensor | None
-
-    def choose(self, edited: Float[Tensor, "batch pos ..."], activation: Float[Tensor, "batch pos ..."]) -> Tensor:
-        """The edited activation at these positions, the one that was there elsewhere."""
-        length = activation.shape[1]
-        if self.starts is not None:
-            mask = position_mask(self.starts.to(activation.device), length)
-        elif self.when == "last":
-            mask = torch.arange(length, device=activation.device)[None] == length - 1
-        else:
-            return edited
-        return torch.where(mask.view(*mask.shape, *[1] * (activation.ndim - 2)), edited, activation)
-
-
-def _site_hooks(model: Model, place: Place, edits: Sequence[Edit], where: _Mask) -> list[Hook]:
-    site, layer = place
-    factor = torch.stack([edit.factor for edit in edits])[:, None]  # [batch or 1, 1, unit]
-    offset = torch.stack([edit.offset for edit in edits])[:, None]
-    name = model.anatomy.hook_name(site, layer)
-    if site is Site.GATE_ACT and model.anatomy.gated:
-        return _product_hooks(model, layer, factor, offset, where)
-
-    def units(activation: Tensor, hook: Any = None) -> Tensor:
-        return where.choose(activation * factor.to(activation) + offset.to(activation), activation)
-
-    def heads(activation: Tensor, hook: Any = None) -> Tensor:
-        return units(activation.flatten(-2)).unflatten(-1, activation.shape[-2:])
-
-    def pattern(activation: Tensor, hook: Any = None) -> Tensor:
-        rows = activation.transpose(1, 2)  # [batch query_pos head key_pos]
-        edited = rows * factor[..., None].to(rows)
-        edited[..., 0] += offset.to(rows)
-        return where.choose(edited, rows).transpose(1, 2)
-
-    return [(name, {Site.Z: heads, Site.PATTERN: pattern}.get(site, units))]
-
-
-def _product_hooks(model: Model, layer: int, factor: Tensor, offset: Tensor, where: _Mask) -> list[Hook]:
-    """Edits of a gate's activation, made on the product with the up-projection."""
-    captured: dict[str, Tensor] = {}
-
-    def capture(activation: Tensor, hook: Any = None) -> None:
-        captured["up"] = activation
-
-    def apply(activation: Tensor, hook: Any = None) -> Tensor:
-        times, plus, bias = factor.to(activation), offset.to(activation), product_bias(model, layer)
-        return where.choose((activation - bias) * times + plus * captured.pop("up") + bias, activation)
-
-    names = [model.anatomy.hook_name(site, layer) for site in (Site.UP_PROJ, Site.MLP_POST)]
-    return [(names[0], capture), (names[1], apply)]
 
 
 _FIRST_TOKENS_PER_BATCH = 256
@@ -499,7 +340,7 @@ def applied(
         )
     begins = torch.zeros(len(tokens), dtype=torch.long) if starts is None else starts.cpu()
     if view == "transformer_lens" or (view == "auto" and not model.fast):
-        with model.hooks(fwd_hooks=transformer_lens_hooks(intervention, model, begins)):
+        with model.hooks(fwd_hooks=intervention.hooks(model, begins)):
             yield
         return
     rows = torch.arange(len(tokens), device=tokens.device)

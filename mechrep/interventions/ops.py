@@ -1,19 +1,12 @@
-"""What all interventions have in common: they compile to affine edits of sites and know where they begin.
+"""What to do to a model, as frozen values with no model inside; two compose with ``+``.
 
-What can be done to a unit: every operation is ``a <- a * factor + offset`` with its own factor and offset per unit.
+Every operation (:class:`Op`) is ``a <- a * factor + offset`` with its own factor and offset per unit.  Writing all of
+them in this one form is what lets a batch hold a different operation in every row.  A unit is a neuron, with one number
+as its activation, or an attention head, with a vector ``[d_head]``.
 
-Writing all of them in this one form is what lets a batch hold a different operation in every row.  A unit is a neuron,
-with one number as its activation, or an attention head, with a vector ``[d_head]``.
-
-One operation on a set of units: what ``Neurons`` and ``Heads`` share.
-
-``Neurons``: one operation on a set of neurons.
-
-``Heads``: one operation on a set of attention heads.
-
-``SinkPatch``: repeated tokens no longer turn into attention sinks, and BOS stays one.
-
-What is done to the components of a circuit: operations for neurons and heads, and cuts of whole layers.
+* :class:`Neurons`, :class:`Heads`: one operation on a set of units.
+* :class:`SinkPatch`: repeated tokens no longer turn into attention sinks, and BOS stays one.
+* :class:`WholeLayers`: one operation on all units of some layers.
 """
 
 from __future__ import annotations
@@ -21,48 +14,29 @@ from __future__ import annotations
 import hashlib
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.interventions.hooks import (
+    WHENS,
+    Edit,
+    Edits,
+    Holds,
+    Hook,
+    Mask,
+    When,
+    hold_hooks,
+    in_order,
+    site_hooks,
+)
 from mechrep.models.anatomy import Anatomy, Site
-
-if TYPE_CHECKING:
-    from mechrep.models.model import Model
-
-When = Literal["all", "last", "from_onset"]
-WHENS: tuple[When, ...] = ("all", "last", "from_onset")
-Place = tuple[Site, int]
-Holds = dict[int, tuple[int, ...]]  # neurons by layer
-
-
-@dataclass(frozen=True)
-class Edit:
-    """``activation * factor + offset`` along the last axis of one site of one layer.
-
-    At ``Z`` the heads lie side by side, ``head * d_head`` units.  At ``PATTERN`` a unit is a head: its rows become
-    ``row * factor``, and ``offset`` is added to what they give to the first key.
-    """
-
-    factor: Float[Tensor, " unit"]
-    offset: Float[Tensor, " unit"]
-
-    def then(self, other: Edit) -> Edit:
-        """This edit followed by ``other``."""
-        return Edit(self.factor * other.factor, self.offset * other.factor + other.offset)
-
-
-Edits = dict[Place, Edit]
-
-
-def in_order(places: Iterable[Place]) -> list[Place]:
-    """Places in the order of the model: the activation function before its product, the pattern before ``z``."""
-    return sorted(places, key=lambda place: place[0] not in (Site.GATE_ACT, Site.PATTERN))
+from mechrep.models.model import Model
 
 
 class Intervention(ABC):
@@ -97,7 +71,8 @@ class Intervention(ABC):
         model: Model,
         starts: Int[Tensor, " batch"] | None = None,
         anchors: Int[Tensor, " batch"] | None = None,
-    ) -> list[tuple[str, Callable[..., Any]]]:
+        texts: Sequence[int] | None = None,
+    ) -> list[Hook]:
         """TransformerLens hooks for ``run_with_hooks``, for full forward passes (no cache).
 
         Args:
@@ -106,13 +81,27 @@ class Intervention(ABC):
                 the last position of every call, which is right only where each call brings one new token.
             anchors: for neurons held at the level of the first token after BOS: its position in each row.  By
                 default 1 in rows whose first token is BOS and 0 in others; give them where rows are padded on the left.
+            texts: number of the text in each row (default 0, 1, ...), which decides what resampling draws.
 
         Raises:
-            InputError: ``when="from_onset"`` without ``starts``, or units that the model does not have.
+            InputError: ``when="from_onset"`` without ``starts``, resampling without ``starts`` or ``texts``, or units
+                that the model does not have.
         """
-        from mechrep.interventions.apply import transformer_lens_hooks
-
-        return transformer_lens_hooks(self, model, starts, anchors=anchors)
+        if self.when == "from_onset" and starts is None:
+            raise InputError(
+                "when='from_onset' without starts", "the first edited position of each row", "pass starts="
+            )
+        numbers: Sequence[int] = [0]
+        if self.differs_by_text:
+            if texts is None and starts is None:
+                raise InputError("resampling without starts", "the number of rows, through starts", "pass starts=")
+            numbers = texts if texts is not None else range(len(starts))  # pyright: ignore[reportArgumentType]
+        per_text = [self.edits(model.anatomy, text) for text in numbers]
+        where = Mask(self.when, starts)
+        made = hold_hooks(model, self.holds(model.anatomy), where.choose, anchors)
+        for place in in_order(per_text[0]):
+            made += site_hooks(model, place, [edits[place] for edits in per_text], where)
+        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,7 +284,7 @@ class UnitIntervention(Intervention):
             ) from None
         if len(set(pairs)) != len(pairs):
             raise InputError("units with duplicates", f"every (layer, {self.unit}) once", "drop the duplicates")
-        if when not in ("all", "last", "from_onset"):
+        if when not in WHENS:
             raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
         for name, value in (("units", pairs), ("op", as_op(op)), ("when", when)):
             object.__setattr__(self, name, value)

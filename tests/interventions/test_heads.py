@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mechrep.interventions import Heads, Intervention, Neurons, add, mean, resample, scale, to_bos
-from mechrep.interventions.apply import EditTable, position_mask, transformer_lens_hooks
+from mechrep.interventions.apply import EditTable
+from mechrep.interventions.hooks import position_mask
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
@@ -49,7 +50,7 @@ def loaded(family: str) -> Model:
 def reference(
     model: Model, intervention: Intervention, starts: Tensor | None = STARTS, texts: Sequence[int] | None = None
 ) -> Tensor:
-    return model.run_with_hooks(TOKENS, fwd_hooks=transformer_lens_hooks(intervention, model, starts, texts))
+    return model.run_with_hooks(TOKENS, fwd_hooks=intervention.hooks(model, starts, texts=texts))
 
 
 def fast(

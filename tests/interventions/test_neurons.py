@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mechrep.interventions import Intervention, Neurons, add, mean, resample, scale, zero
-from mechrep.interventions.apply import EditTable, position_mask, transformer_lens_hooks
+from mechrep.interventions.apply import EditTable
+from mechrep.interventions.hooks import position_mask
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
@@ -191,7 +192,7 @@ def test_resampling_sets_each_row_to_its_own_sample(family: str) -> None:
     assert len(set(samples)) > 1
     chosen = BANK[samples]
     expected = oracle(family, [("activation", UNITS, lambda a, layer, n: chosen[:, layer, n][:, None].expand_as(a))])
-    close(model.run_with_hooks(TOKENS, fwd_hooks=transformer_lens_hooks(edit, model, STARTS, texts)), expected)
+    close(model.run_with_hooks(TOKENS, fwd_hooks=edit.hooks(model, STARTS, texts=texts)), expected)
     close(fast(model, [edit] * 3, texts=texts), expected)
 
 
