@@ -17,7 +17,17 @@ def small_effort() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         small = run.Effort(
-            loops=10, others=3, windows=7, tokens=6, draws=19, regenerated_draws=3, nulls=19, sequences=6, curve=2
+            loops=10,
+            others=3,
+            windows=7,
+            tokens=6,
+            draws=19,
+            regenerated_draws=3,
+            nulls=19,
+            sequences=6,
+            curve=2,
+            repeats=512,
+            questions=14,
         )
         patch.setitem(run.EFFORTS, "quick", small)
         yield

@@ -26,6 +26,8 @@ class Effort:
         nulls: null models.
         sequences: random repeats.
         curve: numbers of components of a curve over k.
+        repeats: how often a repeated token stands in a row under ablations, at most.
+        questions: of each benchmark.
     """
 
     loops: int
@@ -37,12 +39,14 @@ class Effort:
     nulls: int
     sequences: int
     curve: int
+    repeats: int
+    questions: int
 
 
 EFFORTS = {
-    "quick": Effort(48, 8, 16, 12, 99, 19, 19, 16, 2),
-    "standard": Effort(200, 40, 48, 16, 99, 19, 19, 32, 5),
-    "full": Effort(400, 100, 100, 48, 199, 39, 39, 64, 8),
+    "quick": Effort(48, 8, 12, 8, 99, 19, 19, 16, 2, 128, 12),
+    "standard": Effort(120, 24, 32, 16, 99, 19, 19, 32, 4, 256, 32),
+    "full": Effort(400, 100, 100, 48, 199, 39, 39, 64, 8, 512, 200),
 }
 
 

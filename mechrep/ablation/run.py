@@ -90,7 +90,7 @@ def measure_effects(
             kept = None if journal is None else journal.find(shard)
             # The same table cut otherwise, or with more draws of regenerated texts, has other conditions in a shard.
             if kept is None or kept[0].get("places") != some:
-                values = outcome.values([cells[place][1] for place in some], options.progress)
+                values = _values(model, outcome, [cells[place][1] for place in some], options)
                 if journal is not None:
                     journal.keep(shard, [{"places": some, "values": one.tolist()} for one in values])
             else:
@@ -107,6 +107,20 @@ def measure_effects(
         stacked(tables),
         dict(notes or {}),
     )
+
+
+def _values(
+    model: Model, outcome: Outcome, interventions: Sequence[Intervention | None], run: Run
+) -> Float[Tensor, "measure intervention unit"]:
+    """What an outcome measures; what this run has measured before, whichever study asked, is not measured again."""
+    which = (model.fingerprint(), type(outcome).__name__, repr(sorted(outcome.facts.items())), *map(str, outcome.units))
+    known = run.once(("measured", which, *((m.name, m.copy) for m in outcome.measures)), dict[str, Tensor])
+    keys = [fingerprint_of(model, [one]) for one in interventions]
+    missing = {key: one for key, one in zip(keys, interventions, strict=True) if key not in known}
+    if missing:
+        found = outcome.values(list(missing.values()), run.progress)
+        known |= dict(zip(missing, found.unbind(1), strict=True))
+    return torch.stack([known[key] for key in keys], 1)
 
 
 def cost_of(cells: Sequence[Cell], outcomes: Sequence[Outcome], run: Run | None = None) -> Cost:

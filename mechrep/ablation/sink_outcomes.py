@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,19 +17,22 @@ from torch import Tensor
 from mechrep.ablation.effects import Measure
 from mechrep.ablation.outcomes import Cost
 from mechrep.errors import InputError
-from mechrep.interventions.apply import EditTable, applied
+from mechrep.interventions.apply import EditTable, applied, fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import norms_of, other_positions
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import choose_view, listening, read_activations
 from mechrep.progress import progress_bar
+from mechrep.run import Run
 from mechrep.text.corpus import Corpus
 
 _TOKENS_PER_BATCH = 4096
 _LOGITS_PER_BATCH = 2**26
 
 # Texts and interventions of the rows of a batch, activations by site, logits of the last positions (or none).
+# By ids up to the first repetition and fingerprint of an intervention: scores and hits, see foretold_repetitions.
+Foretold = dict[tuple[tuple[int, ...], str], tuple[Tensor, Tensor]]
 Take = Callable[[Int[Tensor, " row"], Int[Tensor, " row"], Mapping[Site, Tensor], Tensor | None], None]
 
 
@@ -183,16 +187,18 @@ class SinkOnRepeats(_Reading):
         model: the model.
         stimulus: of :func:`mechrep.text.stimuli.repeated_tokens`, every token equally often, at least twice.
         layer: the sink layer.
+        run: keeps what foretells every repetition, for :class:`~mechrep.studies.repeat_behaviour.NextRepetition`.
     """
 
-    def __init__(self, model: Model, stimulus: Corpus, layer: int) -> None:
+    def __init__(self, model: Model, stimulus: Corpus, layer: int, run: Run | None = None) -> None:
         super().__init__(model, stimulus, layer)
         repeats = stimulus.frame["repeats"].unique() if "repeats" in stimulus.frame else []
         if len(repeats) != 1 or repeats[0] < 2:
             raise InputError(
                 f"repeats of {list(repeats)} repetitions", "one number, at least 2", "make them with repeated_tokens"
             )
-        self.half = int(repeats[0]) // 2  # predictions in the second half
+        self.repeats, self.half = int(repeats[0]), int(repeats[0]) // 2  # half: predictions in the second half
+        self.foretold = foretold_repetitions(model, run or Run())
         self.measures = [
             Measure("repeat_norm", "norm", over="token", direction=-1),
             Measure("continued", "share", over="token", trials=self.half),
@@ -203,26 +209,40 @@ class SinkOnRepeats(_Reading):
         self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention text"]:
         """The measures."""
-        table = self._table(interventions)
+        table, keys = self._table(interventions), [fingerprint_of(self.model, [one]) for one in interventions]
+        second = slice(self.repeats - self.half - 1, self.repeats - 1)
 
         def take(texts: Tensor, conditions: Tensor, seen: Mapping[Site, Tensor], logits: Tensor | None) -> None:
             assert logits is not None
-            scores, hits = _scores(logits, self.corpus.tokens[texts, -self.half - 1 :])
+            tokens = self.corpus.tokens[texts]
+            scores, hits = _scores(logits, torch.cat([tokens[:, -self.repeats :], tokens[:, -1:]], 1))
             table[0, conditions, texts] = norms_of(seen[Site.RESID_POST][:, -1:])[:, 0].cpu().double()
-            table[1, conditions, texts] = hits.double().mean(1)
-            table[2, conditions, texts] = scores.double().exp().mean(1)
+            table[1, conditions, texts] = hits[:, second].double().mean(1)
+            table[2, conditions, texts] = scores[:, second].double().exp().mean(1)
+            for row, (ids, place) in enumerate(zip(tokens.tolist(), conditions.tolist(), strict=True)):
+                begin = tuple(ids[: len(ids) - self.repeats + 1])
+                self.foretold[begin, keys[place]] = (scores[row], hits[row])
 
-        layers, last = {Site.RESID_POST: self.layer}, self.half + 1
+        layers, last = {Site.RESID_POST: self.layer}, self.repeats
         read_rows(self.model, self.corpus, interventions, layers, take, last=last, progress=progress)
         return table
 
 
+def foretold_repetitions(model: Model, run: Run) -> Foretold:
+    """What foretells each repetition of a token, by what stands before its second one and by the intervention.
+
+    Log-probabilities and hits after 1, 2, ... repetitions, under interventions that are active everywhere: what one
+    study of a run has read, the next one need not read again.
+    """
+    return run.once(("foretold repetitions", model.fingerprint()), dict[Any, Any])
+
+
 def _scores(
-    logits: Float[Tensor, "row pos d_vocab"], tokens: Int[Tensor, "row pos"]
+    logits: Float[Tensor, "row _ d_vocab"], tokens: Int[Tensor, "row _"]
 ) -> tuple[Float[Tensor, "row target"], Tensor]:
     """Log-probability of every token but the first, and whether it was the most probable one."""
     following = tokens[:, 1:].to(logits.device)
-    before = logits[:, :-1].float()
+    before = logits[:, : following.shape[1]].float()
     scores = before.gather(-1, following[..., None]).squeeze(-1) - before.logsumexp(-1)
     return scores.cpu(), (before.argmax(-1) == following).cpu()
 

@@ -41,6 +41,8 @@ class LoopPreset:
     min_prefix: int = 50
 
 
+_FEWEST = 64  # prompts tried together
+
 PRESETS = {
     "hiraoka2025": LoopPreset(),
     # The canonical detector sees loops of any period, and two copies at a text's end are no loop yet: like the
@@ -159,7 +161,7 @@ def collect_loops(
     tried = 0
     with progress_bar(n_loops, "collecting loops", "loop", progress) as bar:
         while tried < limit and (_count(found["looping"]) < n_loops or _count(found["loop_free"]) < n_others):
-            n = min(max(batch_size, 64), limit - tried)
+            n = min(_next_batch(n_loops, n_others, found, tried, batch_size), limit - tried)
             texts = _write(model, chosen, n, seed, tried, batch_size)
             tried += n
             for condition, kept in _sort_out(texts, chosen, model).items():
@@ -179,6 +181,16 @@ def collect_loops(
     corpus = Corpus.concatenate(*parts)
     corpus.frame.attrs["prompts"] = tried
     return corpus
+
+
+def _next_batch(n_loops: int, n_others: int, found: dict[str, list[Corpus]], tried: int, most: int) -> int:
+    """Prompts to try next: what is missing, and where half of the texts loop, twice that.
+
+    Prompts have their own random numbers, so that the texts do not depend on how they were batched; how many are tried
+    does.
+    """
+    missing = max(n_loops - _count(found["looping"]), 0) + max(n_others - _count(found["loop_free"]), 0)
+    return min(max(2 * missing, _FEWEST, tried), max(most, _FEWEST))
 
 
 def _count(parts: list[Corpus]) -> int:

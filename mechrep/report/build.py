@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from mechrep.studies import (
 from mechrep.text.corpus import windows_of_text
 
 _LIST = "parts.json"
+_SECONDS_BETWEEN_PAGES = 60.0  # the page of what is there already; it takes some seconds itself
 _NEURONS = "the study of repetition neurons"  # made once per run
 
 
@@ -165,19 +167,26 @@ def build_report(
         raise StoreError(f"{target}, a report on {listed['model']}", f"one on {facts}", "choose another folder")
     if run.store is None:
         run = dataclasses.replace(run, store=target / "store")
+    shown = time.monotonic()
     with progress_bar(len(chosen), "report", "part", run.progress, every=0.0) as bar:
-        for name in chosen:
-            bar.set_postfix_str(name)
-            before = listed["parts"].pop(name, {"sections": []})["sections"]
-            after = _keep(target, name, _made(name, known[name], model, run, settings), listed, command)
-            listed["parts"] = {
-                one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
-            }
-            _write(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
-            write_page(target, texts=texts)
-            for stale in set(before) - set(after):
-                shutil.rmtree(target / "sections" / stale, ignore_errors=True)
-            bar.update()
+        try:
+            for name in chosen:
+                bar.set_postfix_str(name)
+                before = listed["parts"].pop(name, {"sections": []})["sections"]
+                after = _keep(target, name, _made(name, known[name], model, run, settings), listed, command)
+                listed["parts"] = {
+                    one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
+                }
+                _write(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
+                for stale in set(before) - set(after):
+                    shutil.rmtree(target / "sections" / stale, ignore_errors=True)
+                if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
+                    write_page(target, texts=texts)
+                    shown = time.monotonic()
+                bar.update()
+        finally:  # after a failure too: what is there can be read
+            if _listed(target):
+                write_page(target, texts=texts)
     return target / "report.html"
 
 

@@ -24,9 +24,11 @@ from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects, Mea
 from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.run import Cell, measure_effects
 from mechrep.ablation.score import ScoredText, score_tokens
+from mechrep.ablation.sink_outcomes import foretold_repetitions
 from mechrep.errors import InputError
 from mechrep.figures import DASHES, INK, SEQUENCE, finished, panels, place_of, plain, style_of, translucent
 from mechrep.generation.decode import Decoding, Request, default_start, run_requests
+from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.model import Model
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 INSTRUCTION = "Repeat the word {word} again and again, and say nothing else."
-_TOKENS, _LONGEST = 32, 512
+_TOKENS = 32
 
 Interventions = Mapping[str, Intervention] | Sequence[Cell]
 
@@ -97,9 +99,12 @@ def repeat_behaviour(
     cells = _cells(interventions)
     ids = _token_ids(model, tokens, options.seed)
     prefixes = [_prefix(model, token, prompt, bos) for token in ids]
-    counts = _counts(model, ns, max(map(len, prefixes)), new_tokens, options.sizes.curve)
+    counts = _counts(model, ns, max(map(len, prefixes)), new_tokens, options)
     corpus = _corpus(model, ids, prefixes, counts, "as given" if prompt != "bare" else "prepended" if bos else "absent")
-    outcomes = [NextRepetition(model, corpus, counts), WrittenRepetitions(model, corpus, counts, new_tokens, options)]
+    outcomes = [
+        NextRepetition(model, corpus, counts, options),
+        WrittenRepetitions(model, corpus, counts, new_tokens, options),
+    ]
     config = {"study": "repeat behaviour", "prompt": prompt, "bos": bos, "repeats": counts, "new_tokens": new_tokens}
     return measure_effects(model, cells, outcomes, config=config, run=options)
 
@@ -128,8 +133,10 @@ class _AfterRepetitions:
 class NextRepetition(_AfterRepetitions):
     """``p_next`` and ``continues`` after given repetitions."""
 
-    def __init__(self, model: Model, corpus: Corpus, counts: Sequence[int]) -> None:
+    def __init__(self, model: Model, corpus: Corpus, counts: Sequence[int], run: Run) -> None:
         super().__init__(model, corpus, counts)
+        self.foretold = foretold_repetitions(model, run)
+        self.cost = Cost(read=int(corpus.lengths[len(counts) - 1 :: len(counts)].sum()))
         self.measures = [Measure("p_next", "share", over="token", copy=n) for n in self.counts]
         self.measures += [Measure("continues", "share", over="token", copy=n, trials=1) for n in self.counts]
 
@@ -137,21 +144,40 @@ class NextRepetition(_AfterRepetitions):
         self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention token"]:
         """The measures."""
-        table = torch.zeros(2, len(interventions), len(self.corpus), dtype=torch.float64)
-        whens = ["all" if one is None else one.when for one in interventions]
-        for when in dict.fromkeys(whens):
-            mine = [place for place, other in enumerate(whens) if other == when]
+        table = torch.zeros(2, len(interventions), len(self.units), len(self.counts), dtype=torch.float64)
+        after = torch.tensor(self.counts) - 1
+        by_when: dict[str, list[int]] = {}
+        for place, intervention in enumerate(interventions):
+            kept = self._kept(intervention)
+            if kept is None:
+                by_when.setdefault("all" if intervention is None else intervention.when, []).append(place)
+            else:
+                table[:, place] = torch.stack([kept[0].double().exp(), kept[1].double()])[..., after]
+        for mine in by_when.values():
             some = [interventions[place] for place in mine]
             example = next((one for one in some if one is not None), None)
-            texts = []
-            for text in range(len(self.corpus)):
-                ids = self.corpus.row(text)
-                texts.append(ScoredText((*ids, ids[-1]), len(ids), self._start(text, example), text))
+            texts = [self._whole(token, example) for token in range(len(self.units))]
             scored = score_tokens(self.model, texts, some, progress=progress, what="one more repetition")
-            for text, scores in enumerate(scored):
-                table[0, mine, text] = scores.log_probability[:, 0].double().exp()
-                table[1, mine, text] = scores.correct[:, 0].double()
-        return self._rows(table)
+            for token, scores in enumerate(scored):
+                table[0, mine, token] = scores.log_probability[:, after].double().exp()
+                table[1, mine, token] = scores.correct[:, after].double()
+        return self._rows(table.flatten(2))
+
+    def _whole(self, token: int, intervention: Intervention | None) -> ScoredText:
+        """The longest text of a token, and one repetition more: what comes after few repetitions is in it."""
+        text = (token + 1) * len(self.counts) - 1
+        ids = self.corpus.row(text)
+        return ScoredText((*ids, ids[-1]), len(ids) - self.counts[-1] + 1, self._start(text, intervention), text)
+
+    def _kept(self, intervention: Intervention | None) -> tuple[Tensor, Tensor] | None:
+        """Log-probabilities and hits ``[token, repetition]`` that another study has read; None where it has not."""
+        key, n = fingerprint_of(self.model, [intervention]), self.counts[-1]
+        texts = [self._whole(token, None) for token in range(len(self.units))]
+        found = [self.foretold.get((one.tokens[: one.first], key)) for one in texts]
+        kept = [(scores[:n], hits[:n]) for scores, hits in filter(None, found) if len(scores) >= n]
+        if len(kept) < len(texts):
+            return None
+        return torch.stack([scores for scores, _ in kept]), torch.stack([hits for _, hits in kept])
 
 
 class WrittenRepetitions(_AfterRepetitions):
@@ -225,11 +251,11 @@ def _prefix(model: Model, token: int, prompt: str, bos: bool) -> list[int]:
     return model.encode(text, prepend_bos=False)
 
 
-def _counts(model: Model, ns: Sequence[int] | None, prefix: int, new_tokens: int, points: int) -> list[int]:
+def _counts(model: Model, ns: Sequence[int] | None, prefix: int, new_tokens: int, run: Run) -> list[int]:
     room = model.anatomy.n_ctx - prefix - new_tokens
     if ns is None and room >= 1:
-        grid = repeat_grid(min(room, _LONGEST))
-        return sorted({grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(points, len(grid)))})
+        grid = repeat_grid(min(room, run.sizes.repeats))
+        return sorted({grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(run.sizes.curve, len(grid)))})
     counts = [] if ns is None else sorted(set(ns))
     if not counts or not 1 <= counts[0] <= counts[-1] <= room or new_tokens < 1:
         raise InputError(

@@ -32,23 +32,24 @@ from mechrep.text.stimuli import repeated_tokens
 
 CONTROLS = Controls()
 ALL, FIRST = "sink neurons", "first sink neuron"
-_REPEATS = 512
 _TOKENS_PER_BATCH = 4096
 
 
 def repeated_stimulus(
-    model: Model, corpus: Corpus, tokens: Sequence[int | str] | None, repeats: int | None = None
+    model: Model, corpus: Corpus, tokens: Sequence[int | str] | None, repeats: int | None, run: Run
 ) -> Corpus:
-    """Repeated tokens, with BOS where the texts have it; by default the 16 most frequent of the texts, 512 times.
+    """Repeated tokens, with BOS where the texts have it; by default the most frequent of the texts.
+
+    How many, and how often, the effort says where it is not given.
 
     Raises:
         InputError: fewer than two repeats or no tokens, and what ``repeated_tokens`` refuses.
     """
     bos = begins_with_bos(model, corpus)
-    n = min(model.anatomy.n_ctx - bos, _REPEATS) if repeats is None else repeats
+    n = min(model.anatomy.n_ctx - bos, run.sizes.repeats) if repeats is None else repeats
     if n < 2:
         raise InputError(f"repeats={n}", "at least 2", "raise it")
-    chosen = frequent_tokens(model, corpus) if tokens is None else tokens
+    chosen = frequent_tokens(model, corpus, run.sizes.tokens) if tokens is None else tokens
     if not chosen:
         raise InputError("no token to repeat", "at least one", "pass tokens=, or texts that are not all special tokens")
     return repeated_tokens(model, chosen, n, bos)
@@ -115,8 +116,8 @@ def sink_ablation(
         sink: of :func:`~mechrep.studies.find_sink.find_sink`; its ``neurons`` are ablated.
         texts: ordinary texts: a corpus, or texts.  By default up to 100 windows of 64 tokens of held-out English, with
             BOS by the model's habit.
-        tokens: ids, or words of one token, to repeat; by default the 16 most frequent ones of the texts.
-        repeats: how often; by default 512, or what the context holds.
+        tokens: ids, or words of one token, to repeat; by default the most frequent ones of the texts.
+        repeats: how often; by default what the effort says, or what the context holds.
         controls: kinds, or :class:`~mechrep.ablation.study.Controls`: ``"layer_matched"``, ``"random"``,
             ``"activation_matched"``, by default matched in the mean absolute activation on the texts, first position
             left out.
@@ -156,7 +157,7 @@ def sink_ablation(
             "there is nothing to ablate here; to see what other neurons do, use ablation_study",
         )
     options, corpus = run or Run(), ordinary_texts(model, texts)
-    stimulus = repeated_stimulus(model, corpus, tokens, repeats)
+    stimulus = repeated_stimulus(model, corpus, tokens, repeats, options)
     wanted = controls if isinstance(controls, Controls) else Controls(tuple(controls))
     if "activation_matched" in wanted.kinds and "activation_matched" not in wanted.match:
         sizes = activation_sizes(model, corpus, sink.layer)
@@ -165,7 +166,7 @@ def sink_ablation(
     cells = sink_conditions(model, neurons, controls=wanted, run=options)
     outcomes = [
         SinkOnTexts(model, corpus, sink.layer, sink.best_head),
-        SinkOnRepeats(model, stimulus, sink.layer),
+        SinkOnRepeats(model, stimulus, sink.layer, options),
     ]
     config = {"study": "sink ablation", "layer": sink.layer, "head": list(sink.best_head)}
     notes = {"excluded": {ALL: "sink neurons"}}

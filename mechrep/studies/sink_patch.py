@@ -57,8 +57,8 @@ def run_patch_study(
         patch: by default the layer and neurons that :func:`~mechrep.studies.find_sink.find_sink` finds.
         texts: ordinary texts: a corpus, or texts.  By default up to 100 windows of 64 tokens of held-out English, with
             BOS by the model's habit.
-        tokens: ids, or words of one token, to repeat; by default the 16 most frequent ones of the texts.
-        repeats: how often; by default 512, or what the context holds.
+        tokens: ids, or words of one token, to repeat; by default the most frequent ones of the texts.
+        repeats: how often; by default what the effort says, or what the context holds.
         controls: ``"layer_matched"``, ``"random"``.
         sink: of ``find_sink``, where it is known already.
         run: options; the effort says how many draws.
@@ -93,10 +93,10 @@ def run_patch_study(
     patch.check(model.anatomy.n_layers, model.anatomy.d_mlp)
     if patch.when != "all":
         raise InputError(f"when={patch.when!r}", "'all'", "study the patch as it is: from the first token after BOS on")
-    stimulus = repeated_stimulus(model, corpus, tokens, repeats)
+    stimulus = repeated_stimulus(model, corpus, tokens, repeats, options)
     head = _best_head(model, corpus) if sink is None else sink.best_head
     cells = benchmark_cells(patch, model.anatomy, controls=controls, draws=options.sizes.draws, seed=options.seed)
-    outcomes = [SinkOnTexts(model, corpus, patch.layer, head), SinkOnRepeats(model, stimulus, patch.layer)]
+    outcomes = [SinkOnTexts(model, corpus, patch.layer, head), SinkOnRepeats(model, stimulus, patch.layer, options)]
     config = {"study": "sink patch", "patch": patch.to_dict(), "head": list(head)}
     return with_drift(measure_effects(model, cells, outcomes, config=config, run=options))
 
@@ -219,7 +219,7 @@ def run_repair_study(
         texts: a corpus, or texts, for the sink, norms, attention and loss; windows of 64 tokens of held-out English by
             default.
         layer: a layer to take as the sink layer, see :func:`mechrep.find_sink`.
-        repeats: how often a token is repeated; by default 512, or what the context holds.
+        repeats: how often a token is repeated; by default what the effort says, or what the context holds.
         tasks: benchmarks, see :data:`mechrep.ablation.benchmark_tasks.TASKS`; none with ``()``.  Those made from the
             embedded text by default.
         limit: ask only so many questions of each; by default as many as the effort says.
@@ -254,7 +254,7 @@ def run_repair_study(
     patch = run_patch_study(model, found, texts=few, repeats=repeats, sink=sink, run=options)
     why, benchmarks = _unasked(model, tasks), None
     if not why:
-        asked = Questions(tasks, data, 2 * options.sizes.windows if limit is None else limit)
+        asked = Questions(tasks, data, options.sizes.questions if limit is None else limit)
         benchmarks = benchmark_study(model, found, questions=asked, run=options)
     config = {
         "study": "patch",

@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 Known = Literal["unknown", "met", "not met"]
 _PUBLISHED_LAYERS = 15  # that the released code looks at
 _TOKENS = 32  # repeated tokens; ablations and generation, which are expensive, are tried on fewer
-_FEWER = {"quick": 8, "standard": 16, "full": 16}
-_NEW_TOKENS = 32
+_REPEATS, _NEW_TOKENS = 512, 32
 _CLUSTER, _SETS, _ORDERS = 4, 19, 4
 _SHOWN = 24  # positions of a drawn pattern
 
@@ -422,7 +421,7 @@ def run_sink_study(
         model: the model.
         layer: a layer to take as the sink layer, see :func:`mechrep.find_sink`.
         tokens: how many ordinary tokens are repeated, drawn at random (all where there are fewer); ablations and
-            generation are tried on at most 16 of them.
+            generation are tried on fewer of them, and after fewer repetitions, as the effort says.
         repeats: how often; by default 512 times, or as often as the context holds.
         held_out_text: English by default.
         behaviour: let the model go on writing after repeated tokens (expensive).
@@ -452,15 +451,17 @@ def run_sink_study(
         sink = find_sink(model, texts=texts, layer=layer, run=options)
         bar.update()
         norms, heads = CorpusCache(model, texts, progress=False).run(SinkNorms(), AttentionSinks())
-        stimulus = repeated_stimulus(model, texts, _draw(model, tokens, options.seed), repeats)
+        often = min(model.anatomy.n_ctx - begins_with_bos(model, texts), _REPEATS) if repeats is None else repeats
+        stimulus = repeated_stimulus(model, texts, _draw(model, tokens, options.seed), often, options)
         (moved,) = CorpusCache(model, stimulus, progress=False).run(RepeatNorms())
         where = norms.ranking()[0] if sink.layer is None else sink.layer
-        chosen = _spread(moved.token_ids, _FEWER[options.effort])
+        chosen = _spread(moved.token_ids, options.sizes.tokens)
         bar.update()
         ablation = None
         if sink.layer is not None:
             few = texts.select(range(min(len(texts), options.sizes.windows)))
-            ablation = sink_ablation(model, sink, texts=few, tokens=chosen, repeats=moved.repeats[-1], run=options)
+            times = min(moved.repeats[-1], options.sizes.repeats)
+            ablation = sink_ablation(model, sink, texts=few, tokens=chosen, repeats=times, run=options)
         bar.update()
         said = _behaviour(model, sink, chosen, moved.bos, options) if behaviour else None
         bar.update()

@@ -192,3 +192,18 @@ def test_what_it_will_cost_is_said_before_it_starts_where_it_is_long(
     assert capsys.readouterr().err == ""
     small, large = (forecast(model, Cost(read=n)) for n in (10**6, 10**7))
     assert large.minutes == pytest.approx(10 * small.minutes) and small.gib > 0
+
+
+def test_a_column_is_measured_once_in_a_run_and_alike_draws_once(model: mechrep.Model) -> None:
+    run, outcome, again = Run(progress=False), Sizes(), Sizes()
+    twice = [*cells(3), (Condition("two", "random", 2, seed=9), cells(3)[2][1])]
+    first = measure_effects(model, twice, [outcome], config={}, run=run)
+    assert outcome.calls == [5] and torch.equal(first.values[:, 2], first.values[:, 5])
+    second = measure_effects(model, cells(4), [again], config={"study": "another"}, run=run)
+    assert again.calls == [1] and torch.equal(second.values[:, :5], first.values[:, :5])
+    for other in (Sizes(name="weight"), Sizes(regenerates=True, name="third")):
+        measure_effects(model, cells(3), [other], config={}, run=run)
+        assert other.calls == [5], "another outcome is measured anew"
+    fresh = Sizes()
+    measure_effects(model, cells(3), [fresh], config={}, run=Run(progress=False))
+    assert fresh.calls == [5], "and so is the same one in another run"

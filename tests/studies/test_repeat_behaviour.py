@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
+from mechrep.ablation.score import score_tokens
+from mechrep.ablation.sink_outcomes import SinkOnRepeats
 from mechrep.ablation.study import Controls
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Neurons, SinkPatch
@@ -19,6 +23,7 @@ from mechrep.models.load import load_model
 from mechrep.run import Run
 from mechrep.studies.repeat_behaviour import repeat_behaviour, repeat_behaviour_figure
 from mechrep.studies.sink_ablation import sink_conditions
+from mechrep.text.stimuli import repeated_tokens
 from tests.planted.circuits import induction_circuit
 from tests.tiny_models import D_VOCAB, N_CTX, N_LAYERS, PARTS, fresh, tiny_tokenizer
 
@@ -177,3 +182,16 @@ def test_a_sink_patch_can_be_a_condition(family: str) -> None:
     model.plain = None
     slow = repeat_behaviour(model, [5, 17], [1, 6], {"patched": patch}, new_tokens=3)
     torch.testing.assert_close(slow.values, fast.values, rtol=1e-3, atol=1e-5)
+
+
+def test_what_the_ablation_has_read_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, run, tokens, edit = load_model(repeater("llama")), Run(progress=False), [5, 17], Neurons(ABLATED, when="all")
+    alone = repeat_behaviour(model, tokens, [1, 4, 6], {"without": edit}, new_tokens=2)
+    SinkOnRepeats(model, repeated_tokens(model, tokens, 8, True), 1, run).values([None, edit], False)
+    scored = Mock(side_effect=score_tokens)
+    monkeypatch.setattr(sys.modules["mechrep.studies.repeat_behaviour"], "score_tokens", scored)
+    shared = repeat_behaviour(model, tokens, [1, 4, 6], {"without": edit}, new_tokens=2, run=run)
+    assert not scored.called
+    torch.testing.assert_close(shared.values, alone.values, rtol=1e-4, atol=1e-6)
+    repeat_behaviour(model, tokens, [9], {"without": edit}, new_tokens=2, run=run)
+    assert scored.called, "more repetitions than were read"
