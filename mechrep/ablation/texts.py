@@ -6,6 +6,7 @@ has learned).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,9 +142,13 @@ def shared_repeats(model: Model, run: Run) -> Corpus:
 def null_models(model: Model, run: Run) -> list[Callable[[], Model]]:
     """Makers of null models: shuffled and re-initialised weights by turns, ``run.sizes.nulls`` of them.
 
-    One at a time has to fit beside the model: make one, measure it, drop it.
+    One at a time: making the next one takes the last one's place in memory.
     """
-    kinds = (shuffled, reinitialised)
-    return [
-        lambda number=number: kinds[number % 2](model, seed=run.seed + number // 2) for number in range(run.sizes.nulls)
-    ]
+    kinds, last = (shuffled, reinitialised), list[Model]()
+
+    def make(number: int) -> Model:
+        null = kinds[number % 2](model, run.seed + number // 2, last.pop() if last else None)
+        last.append(null)
+        return null
+
+    return [functools.partial(make, number) for number in range(run.sizes.nulls)]

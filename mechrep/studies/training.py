@@ -201,7 +201,7 @@ def run_training_study(
     *,
     revisions: Revisions | None = None,
     measures: Sequence[str] = TRAINING_MEASURES,
-    prompts: int = 64,
+    prompts: int | None = None,
     run: Run | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -213,7 +213,7 @@ def run_training_study(
         revisions: by default those of an embedded model that stand next to a thinned list of steps; for others
             ``"grid"``, ``"all"``, a list of names, or a mapping from names to folders.
         measures: some of :data:`TRAINING_MEASURES`.
-        prompts: whose fate is followed, the same at every checkpoint.
+        prompts: whose fate is followed, the same at every checkpoint; by default as many as the effort says.
         run: options; with a store, each measure of each checkpoint is kept.
         dtype: of the weights, where the model is named.
         device: of the weights, where the model is named.
@@ -231,6 +231,7 @@ def run_training_study(
         (1, [])
     """
     options, name = run or Run(), str(model)
+    prompts = 2 * options.sizes.sequences if prompts is None else prompts
     if isinstance(model, Model):
         name, dtype, device = model.name, model.dtype, model.device
     if revisions is None and name not in tiny.NAMES:  # a dozen models to fetch: not without being asked
@@ -240,7 +241,7 @@ def run_training_study(
             'name them: revisions="grid", a list of names, or a mapping from names to folders',
         )
     whole = over_checkpoints(
-        [_measure(one, prompts, options.seed) for one in measures],
+        [_measure(one, prompts, options) for one in measures],
         model=name,
         revisions="grid" if revisions is None else revisions,
         run=options,
@@ -274,11 +275,12 @@ def study_of_checkpoints(whole: Effects, *, prompts: int, seed: int = 0) -> Trai
     )
 
 
-def _measure(name: str, prompts: int, seed: int) -> ModelMeasure:
+def _measure(name: str, prompts: int, run: Run) -> ModelMeasure:
     one_of("measure", name, TRAINING_MEASURES)
+    repeats = {"sequences": run.sizes.sequences, "seed": run.seed}
     if name == HEAD_EFFECTS:
-        return head_effects_measure(prompts, seed=seed)
-    return measure_named(name, **{"heads": {"seed": seed}, "loops": {"prompts": prompts}}.get(name, {}))
+        return head_effects_measure(prompts, **repeats)
+    return measure_named(name, **{"heads": repeats, "loops": {"prompts": prompts}}.get(name, {}))
 
 
 _NEVER, _NATURAL, _COPIED = "neither", "loops naturally", "repeats when shown twice"

@@ -66,6 +66,25 @@ def test_seeds_repeat_and_differ() -> None:
         assert one.name.startswith(model.name) and "seed 1" in one.name and one.name != other.name
 
 
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "gpt_neox", "gemma2"])
+def test_a_copy_that_takes_the_place_of_an_earlier_one_is_as_good_as_new(family: str) -> None:
+    model, tokens = load_model(tiny(family)), random_tokens(2, 9)
+    before, earlier = model.fingerprint(), shuffled(model, seed=1)
+    with torch.no_grad():
+        earlier.run_with_cache(tokens)  # whatever is remembered of the old weights must go
+        new, fresh_one = reinitialised(model, 2, earlier), reinitialised(model, 2)
+        assert new.fingerprint() == fresh_one.fingerprint() and new.name == fresh_one.name
+        assert model.fingerprint() == before
+        torch.testing.assert_close(new.tl(tokens), fresh_one.tl(tokens))
+        torch.testing.assert_close(new.plain_logits(tokens), fresh_one.plain_logits(tokens))
+        for layer in range(model.anatomy.n_layers):
+            for name in ("W_Q", "W_V", "W_O"):
+                torch.testing.assert_close(getattr(new, name)[layer], getattr(fresh_one, name)[layer])
+    with torch.no_grad():
+        other = load_model(tiny("llama"))
+        assert reinitialised(model, 2, other).fingerprint() == new.fingerprint() and other.name != new.name
+
+
 def test_a_tied_embedding_stays_tied() -> None:
     null = shuffled(load_model(tiny("gpt2")))
     module: Any = null.plain
