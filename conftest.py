@@ -1,4 +1,4 @@
-"""For tests and for the examples in docstrings alike: a quick study is as small as it can be.
+"""For tests and for the examples in docstrings alike: sizes that take a while are as small as they can be.
 
 Nothing here imports mechrep when it is loaded: pytest turns on the checking of shapes later.
 """
@@ -30,4 +30,29 @@ def small_effort() -> Iterator[None]:
             questions=14,
         )
         patch.setitem(run.EFFORTS, "quick", small)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def card_sizes() -> Iterator[dict[str, int]]:
+    """Cards read shorter texts and repeat fewer tokens; what they do otherwise is handed over."""
+    from mechrep.studies import card
+
+    small = {"_LONGEST": 128, "_REPEATED_TOKENS": 16}
+    sizes = {name: getattr(card, name) for name in small}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in small.items():
+            patch.setattr(card, name, size)
+        yield sizes
+
+
+@pytest.fixture(autouse=True)
+def quick_examples(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Examples in docstrings show how a study is called: two null models serve as all of theirs."""
+    if type(request.node).__name__ != "DoctestItem":
+        yield
+        return
+    from tests.two_nulls import two_nulls
+
+    with two_nulls():
         yield

@@ -6,6 +6,7 @@ and a module that is imported earlier stays unchecked.
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -25,6 +26,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 hypothesis.settings.register_profile("mechrep", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("mechrep")
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: garbage collection, which some studies ask for, no longer looks through it."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

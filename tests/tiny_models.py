@@ -13,12 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import nn
 
-FAMILIES = ("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma", "gemma2", "mistral", "qwen2")
-WITH_ALIBI = (*FAMILIES, "bloom")
+NAMES = ("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma", "gemma2", "mistral", "qwen2")
+LIKE = {"llama": "llama_gqa", "qwen2": "llama_gqa", "gemma": "gemma2", "mistral": "gemma2"}
+
+
+def families(*names: str) -> list[Any]:
+    """Values of ``family`` for a test: a model that is built like another of them is left to the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if LIKE.get(name) in names else name for name in names]
+
+
+FAMILIES, WITH_ALIBI = families(*NAMES), families(*NAMES, "bloom")
 GATED = frozenset({"llama", "llama_gqa", "gemma", "gemma2", "mistral", "qwen2"})
 GROUPED = {"llama_gqa": 2, "mistral": 2, "gemma": 1, "gemma2": 2}
 SLIDING_WINDOW = 8

@@ -209,7 +209,7 @@ def measure_card(
 
     Example:
         >>> import mechrep
-        >>> card = measure_card(mechrep.load_model("mechrep-tiny"), prompts=16, nulls=0)
+        >>> card = measure_card(mechrep.load_model("mechrep-tiny"), prompts=4, nulls=0)
         >>> card.value("best head: prefix matching") > 0.5
         True
     """
@@ -438,7 +438,7 @@ def card_history(
         One row per revision and measure, with the columns of :meth:`CardResult.to_frame` and ``revision``.
 
     Example:
-        >>> frame = card_history("mechrep-tiny", ["step0"], prompts=8)
+        >>> frame = card_history("mechrep-tiny", ["step0"], prompts=4)
         >>> set(frame["revision"])
         {'step0'}
     """

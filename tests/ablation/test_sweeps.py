@@ -59,7 +59,8 @@ def written(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_deactivation_counts_what_the_published_way_counts(family: str) -> None:
-    sweep, corpus = deactivated(family), looping(family)
+    corpus = looping(family, 6)
+    sweep = deactivated(family, corpus=corpus, ks=[40])
     onsets, starts = corpus.frame["onset"].tolist(), corpus.frame["start"].tolist()
     expected = written(family, corpus, sweep, onsets, None)
     repeating = [[published_detector(ids) is not None for ids in texts] for texts in expected]
@@ -80,7 +81,7 @@ def test_deactivation_counts_what_the_published_way_counts(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activation_counts_what_the_published_way_counts(family: str) -> None:
-    sweep, corpus = activated(family), free(family)
+    sweep, corpus = activated(family, ks=[60]), free(family)
     expected = written(family, corpus, sweep, [20] * len(corpus), 1.0)
     assert sweep.of().tolist() == [[published_detector(ids) is not None for ids in texts] for texts in expected]
     counts = sweep.wide()["newly_repeating"].tolist()
@@ -100,8 +101,8 @@ def test_stopping_early_changes_no_answer(family: str, preset: str) -> None:
 
 
 def test_the_default_detector_judges_what_was_written() -> None:
-    units, corpus = neurons("gpt_neox").top(60), looping("gpt_neox")
-    sweep = deactivated(neurons=units, decoding=LoopDecoding("mechrep", NEW, stop_early=False))
+    units, corpus, decoding = neurons("gpt_neox").top(60), looping("gpt_neox", 6), LoopDecoding("mechrep", NEW, False)
+    sweep = deactivated(neurons=units, corpus=corpus, ks=[40], decoding=decoding)
     onsets = corpus.frame["onset"].tolist()
     special = sorted(model("gpt_neox").special_ids)
     answers = [
@@ -134,13 +135,14 @@ def test_whatever_decides_the_outcome_decides_where_it_is_kept(tmp_path: Path, m
 
     calls, real = [], outcomes.run_requests
     monkeypatch.setattr(outcomes, "run_requests", lambda *a, **o: (calls.append(1), real(*a, **o))[1])
-    sd, corpus = neurons("gpt_neox").normal_sd, looping("gpt_neox")
+    sd, corpus = neurons("gpt_neox").normal_sd, looping("gpt_neox", 3)
     later = corpus.with_columns(onset=corpus.frame["onset"] + corpus.frame["onset"] - corpus.frame["start"])
     units = neurons("gpt_neox").top(30)
     common: dict[str, Any] = {"controls": (), "run": Run(store=tmp_path), "neurons": units, "ks": [12]}
+    common |= {"corpus": corpus, "decoding": LoopDecoding("hiraoka2025", 24)}
     variants: list[dict[str, Any]] = [
         {}, {"op": add(sd)}, {"op": add(2 * sd)}, {"op": mean(sd)}, {"op": scale(0.5)},
-        {"ks": [11]}, {"decoding": LoopDecoding("mechrep", NEW)}, {"decoding": LoopDecoding("hiraoka2025", 30)},
+        {"ks": [11]}, {"decoding": LoopDecoding("mechrep", 24)}, {"decoding": LoopDecoding("hiraoka2025", 23)},
         {"corpus": later}, {"corpus": corpus.select([0, 1])}, {"neurons": units[::-1]},
     ]  # fmt: skip
     for number, options in enumerate(variants, start=1):

@@ -36,10 +36,7 @@ class Edit:
 def edited(activation: Tensor, neurons: list[int], edit: Edit, start: int) -> Tensor:
     """The activation ``[1 pos d_mlp]`` with the edit from ``start`` on."""
     out = activation.clone()
-    for position in range(activation.shape[1]):
-        if position >= start:
-            for neuron in neurons:
-                out[:, position, neuron] = activation[:, position, neuron] * edit.times + edit.plus
+    out[:, start:, neurons] = activation[:, start:, neurons] * edit.times + edit.plus
     return out
 
 

@@ -19,7 +19,7 @@ from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from tests.generation.obvious import Edit, attach, obvious_text
-from tests.tiny_models import FAMILIES, WITH_ALIBI, random_tokens, tiny
+from tests.tiny_models import FAMILIES, WITH_ALIBI, families, random_tokens, tiny
 
 CUT = [(layer, neuron) for layer in range(3) for neuron in range(0, 48, 3)]
 FEW = [(0, 1), (1, 7), (2, 46)]
@@ -112,7 +112,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "mistral", "gemma2", "bloom"])
+@pytest.mark.parametrize("family", families("llama_gqa", "gpt2", "mistral", "gemma2", "bloom"))
 def test_rows_that_leave_enter_shift_and_compact(family: str, moves: list[str]) -> None:
     """Rows end at different lengths; waiting ones take over until the columns run out, at last few remain."""
     rows: list[Row] = [

@@ -18,9 +18,9 @@ from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from tests.interventions.heads_by_hand import ByHand, logits_by_hand
-from tests.tiny_models import D_MODEL, N_HEADS, N_LAYERS, PARTS, SLIDING_WINDOW, random_tokens, tiny
+from tests.tiny_models import D_MODEL, N_HEADS, N_LAYERS, PARTS, SLIDING_WINDOW, families, random_tokens, tiny
 
-FAMILIES = ("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2", "qwen2")
+FAMILIES = families("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2", "qwen2")
 D_HEAD = D_MODEL // N_HEADS
 SOME = [(0, 1), (1, 3), (1, 0), (2, 2)]
 EVERY = [(layer, head) for layer in range(N_LAYERS) for head in range(N_HEADS)]

@@ -20,9 +20,10 @@ from mechrep.interventions import Neurons, SinkPatch
 from mechrep.models.load import load_model
 from mechrep.text.corpus import Corpus
 from tests.generation.patch_by_hand import BOS, LAYER, NEURONS, held, logits_by_hand, text_by_hand
-from tests.tiny_models import random_tokens, tiny
+from tests.tiny_models import families, random_tokens, tiny
 
-FAMILIES = ("llama_gqa", "gemma2", "mistral", "gpt2", "gpt_neox")  # sliding windows are shorter than the texts
+# Sliding windows are shorter than the texts.
+FAMILIES = families("llama_gqa", "gemma2", "mistral", "gpt2", "gpt_neox")
 PATCH = SinkPatch(LAYER, NEURONS)
 PAD = 2
 TEXTS = [

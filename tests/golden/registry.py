@@ -20,12 +20,6 @@ EMBEDDED = (TINY, REPEATS)
 
 GOLDEN: dict[str, Callable[[mechrep.Model], dict[str, Any]]] = {}
 SLOW: set[str] = set()
-# Entries of half a second and more: the fast tests run them on one model only, which keeps all of them under a minute.
-HEAVY = frozenset(
-    "ablation_by_components ablation_by_writing ablation_of_rankings activation_sweep condition_contrast "  # noqa: SIM905
-    "deactivation_sweep generate head_dissociation information_cut joined_read loss_sweep patching_contrast "
-    "regenerated_contrast run_patch_study single_head_sweep text_kinds token_information".split()
-)
 ONLY: dict[str, Sequence[str]] = {}
 
 Entry = Callable[[mechrep.Model], Record]
@@ -46,8 +40,8 @@ def golden(*, slow: bool = False, models: Sequence[str] = MODELS) -> Callable[[E
 
 
 def is_slow(name: str, entry: str) -> bool:
-    """Whether only the slow tests run an entry on a model."""
-    return entry in SLOW or (entry in HEAVY and name != TINY)
+    """Whether only the slow tests run an entry on a model: the fast ones have what takes little, on one model."""
+    return entry in SLOW or name != TINY
 
 
 @functools.cache

@@ -21,9 +21,9 @@ from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.interventions.heads_by_hand import ByHand, Change, logits_by_hand
-from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, random_tokens, tiny
+from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, families, random_tokens, tiny
 
-FAMILIES = ("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2", "qwen2")
+FAMILIES = families("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2", "qwen2")
 D_HEAD = D_MODEL // N_HEADS
 TOKENS = random_tokens(3, 18)
 STARTS = torch.tensor([0, 7, 17])
@@ -181,7 +181,7 @@ def test_heads_of_one_group_moved_to_the_first_position_give_the_same_value() ->
     assert (z[:, :, 1] - z[:, :, 2]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_gqa", "gpt_neox", "gemma2", "qwen2"])
+@pytest.mark.parametrize("family", families("llama", "llama_gqa", "gpt_neox", "gemma2", "qwen2"))
 def test_where_a_head_gives_one_constant_value_its_mean_and_the_first_value_are_it(family: str) -> None:
     """One token over and over: with rotary positions every value is the same, and so is every mean of them."""
     model, tokens = loaded(family), torch.full((3, 18), 9)

@@ -28,7 +28,7 @@ from tests.generation.patch_by_hand import BOS, LAYER, NEURONS, held, logits_by_
 from tests.planted.sinks import bos_sink_model, sink_model
 from tests.planted.workbench import FAMILIES as PLANTED
 from tests.planted.workbench import PAD, WORDS
-from tests.tiny_models import PARTS, random_tokens, tiny
+from tests.tiny_models import PARTS, families, random_tokens, tiny
 
 FAMILIES = ("llama_gqa", "gemma2", "gpt2", "gpt_neox")
 PATCH = SinkPatch(LAYER, NEURONS)
@@ -235,7 +235,7 @@ def norms(model: Model, layer: int, tokens: Tensor, **call: Any) -> Tensor:
     return seen[0]
 
 
-@pytest.mark.parametrize("family", PLANTED)
+@pytest.mark.parametrize("family", families(*PLANTED))
 @torch.no_grad()
 def test_on_a_planted_sink_bos_stays_and_repeats_are_flat(family: str) -> None:
     planted = sink_model(family)

@@ -15,10 +15,10 @@ from mechrep.measures.head_circuits import MODES, HeadCompositionResult, head_co
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model, reinitialised
 from tests.measures.circuits_by_hand import planted, processed, raw, without
-from tests.tiny_models import N_HEADS, N_LAYERS
+from tests.tiny_models import N_HEADS, N_LAYERS, families
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_gqa", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", families("llama", "llama_gqa", "gpt2", "gpt_neox"))
 def test_raw_and_folded_weights_have_transformer_lens_scores(family: str) -> None:
     results = [head_composition(model, draws=2) for model in (raw(family), processed(family))]
     for mode in MODES:
@@ -56,7 +56,7 @@ def test_heads_that_were_never_trained_are_like_gaussian_ones(family: str) -> No
         assert abs(float(z.nanmean())) < 0.5 and 0.5 < float(z[~z.isnan()].std()) < 2
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_gqa", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", families("llama", "llama_gqa", "gpt2", "gpt_neox"))
 def test_the_planted_previous_token_head_is_what_the_induction_head_reads_keys_from(family: str) -> None:
     """Noise on all weights gives every other head something to write."""
     circuit = planted(family)

@@ -31,9 +31,9 @@ from mechrep.text.stimuli import random_repeats
 from tests.measures.circuits_by_hand import full_circuits, heads_on_text, negated, planted, processed, raw, without
 from tests.planted.workbench import FAMILIES as PLANTED
 from tests.planted.workbench import WORDS
-from tests.tiny_models import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, fresh, tiny
+from tests.tiny_models import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, families, fresh, tiny
 
-FAMILIES = ("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma")
+FAMILIES = families("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma")
 HEADS = list(itertools.product(range(N_LAYERS), range(N_HEADS)))
 
 
@@ -84,7 +84,7 @@ def test_tokens_after_block_0_are_those_of_each_token_alone(family: str) -> None
     assert not torch.equal(ov_scores(raw(family), embed="mlp0", draws=0).eigen, ov_scores(raw(family), draws=0).eigen)
 
 
-@pytest.mark.parametrize("family", PLANTED)
+@pytest.mark.parametrize("family", families(*PLANTED))
 def test_planted_copier_and_its_negative(family: str) -> None:
     circuit = planted(family)
     copier, taker = (ov_scores(model, draws=0) for model in (circuit.model, negated(family)))
@@ -202,7 +202,7 @@ def both(model: Model) -> tuple[HeadScoreResult, HeadCopyingResult]:
     return score_heads(model, n=20, sequences=4), score_copying(model, n=20, sequences=4)
 
 
-@pytest.mark.parametrize("family", PLANTED)
+@pytest.mark.parametrize("family", families(*PLANTED))
 def test_planted_induction_head_says_what_it_looks_at(family: str) -> None:
     circuit = planted(family)
     scores, result = both(circuit.model)

@@ -27,7 +27,7 @@ from tests.analyzers.by_hand import anatomy
 from tests.measures.heads_by_hand import NAMES, Rules, Text, oracle
 from tests.planted.circuits import induction_circuit, self_finding_head
 from tests.planted.workbench import ROTARY
-from tests.tiny_models import N_CTX, N_HEADS, N_LAYERS, tiny
+from tests.tiny_models import N_CTX, N_HEADS, N_LAYERS, families, tiny
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def run(family: str, corpus: Corpus, batch_size: int | str = "auto", **options: 
     return result
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("family", families("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2"))
 def test_scores_are_those_of_transformers_attention_text_by_text(family: str) -> None:
     corpus, untouched = looping(family), copy.deepcopy(tiny(family))
     untouched.set_attn_implementation("eager")

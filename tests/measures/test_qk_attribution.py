@@ -23,7 +23,7 @@ from tests.measures.circuits_by_hand import planted, processed, raw, without
 from tests.planted.texts import repeats
 from tests.planted.workbench import FAMILIES as PLANTED
 from tests.planted.workbench import ROTARY
-from tests.tiny_models import D_MODEL, D_VOCAB, N_HEADS, SLIDING_WINDOW, fresh, random_tokens, tiny
+from tests.tiny_models import D_MODEL, D_VOCAB, N_HEADS, SLIDING_WINDOW, families, fresh, random_tokens, tiny
 
 D_HEAD = D_MODEL // N_HEADS
 EDGES: list[Edge] = [(0, 9, 2), (0, 9, 9), (1, 7, 0), (0, 4, 3), (1, 6, 5)]
@@ -44,7 +44,7 @@ def scores(model: Model, layer: int) -> Tensor:
 # -- identities --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_gqa", "gpt2", "gpt_neox", "qwen2", "gemma", "mistral"])
+@pytest.mark.parametrize("family", families("llama", "llama_gqa", "gpt2", "gpt_neox", "qwen2", "gemma", "mistral"))
 def test_contributions_add_up_to_the_models_own_scores(family: str) -> None:
     model = raw(family)
     for layer, head in ((0, 1), (1, 3), (2, 0), (2, 2)):
@@ -131,7 +131,7 @@ def test_a_component_is_what_the_score_loses_without_it(family: str) -> None:
 # -- planted -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", PLANTED)
+@pytest.mark.parametrize("family", families(*PLANTED))
 def test_the_planted_induction_head_attends_because_of_the_previous_token_head(family: str) -> None:
     circuit = planted(family)
     corpus = Corpus.from_tokens([repeats(12, seed=seed) for seed in (0, 1)], model=circuit.model)
@@ -148,7 +148,7 @@ def test_the_planted_induction_head_attends_because_of_the_previous_token_head(f
     assert (first["component_query"], first["component_key"]) == ("embed", cause)
 
 
-@pytest.mark.parametrize("family", PLANTED)
+@pytest.mark.parametrize("family", families(*PLANTED))
 def test_the_planted_previous_token_head_attends_because_of_positions(family: str) -> None:
     circuit = planted(family)
     corpus = Corpus.from_tokens([repeats(12)], model=circuit.model)

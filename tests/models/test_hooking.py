@@ -12,11 +12,11 @@ from torch import Tensor
 from mechrep.errors import InputError, ModelError
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from tests.tiny_models import D_MODEL, FAMILIES, fresh, random_tokens, tiny
+from tests.tiny_models import D_MODEL, FAMILIES, NAMES, families, fresh, random_tokens, tiny
 
 TOKENS = random_tokens(2, 16)
 MID = "blocks.1.hook_resid_mid"
-WITH_MID = [family for family in FAMILIES if family != "gpt_neox"]
+WITH_MID = families(*(name for name in NAMES if name != "gpt_neox"))
 
 
 @pytest.fixture

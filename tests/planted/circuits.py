@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -106,6 +107,7 @@ class RepetitionNeuronCircuit:
         return self.detectors + self.amplifiers
 
 
+@functools.cache
 def induction_circuit(family: str) -> InductionCircuit:
     """Two layers: a previous-token head feeds an induction head.
 
@@ -137,6 +139,7 @@ def induction_circuit(family: str) -> InductionCircuit:
     )
 
 
+@functools.cache
 def self_finding_head(family: str) -> SelfFindingHead:
     """Two layers, in which only L1H3 attends to anything in particular.
 
@@ -160,6 +163,7 @@ def self_finding_head(family: str) -> SelfFindingHead:
     )
 
 
+@functools.cache
 def repetition_neurons(family: str) -> RepetitionNeuronCircuit:
     """Three layers: the induction circuit writes a weak copy; neurons of layer 2 notice it and amplify it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from mechrep.models.model import Model
@@ -60,6 +61,7 @@ class SinkModel:
     must_hold: str
 
 
+@functools.cache
 def sink_model(family: str) -> SinkModel:
     """The first position becomes a sink, whatever its token, because nothing but its own token is before it.
 
@@ -110,6 +112,7 @@ def sink_model(family: str) -> SinkModel:
     )
 
 
+@functools.cache
 def bos_sink_model(family: str) -> SinkModel:
     """The same sink, but ``FIRST`` is part of the embedding of BOS: BOS is a sink anywhere, repeats never are.
 

@@ -11,9 +11,10 @@ from tests.planted.by_hand import (
 )
 from tests.planted.texts import repeats, words
 from tests.planted.workbench import BOS, EOS, FAMILIES, GATED, PAD, PARALLEL, ROTARY
+from tests.tiny_models import families
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_the_views_agree_and_the_model_is_what_it_is_meant_to_be(builder: str, family: str) -> None:
     model = planted(builder, family).model  # load_model has checked the contract

@@ -16,9 +16,10 @@ from tests.planted.by_hand import (
 )
 from tests.planted.texts import repeats
 from tests.planted.workbench import BOS, D_VOCAB, FAMILIES, N_HEADS, WORDS, habit
+from tests.tiny_models import families
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 @pytest.mark.parametrize(("n", "copies", "seed"), [(20, 2, 0), (60, 2, 1), (20, 6, 2), (1, 30, 3)])
 def test_the_circuit_looks_where_it_should(family: str, n: int, copies: int, seed: int) -> None:
     fixture, ids = planted("induction_circuit", family), repeats(n, copies=copies, seed=seed)
@@ -42,7 +43,7 @@ def test_the_circuit_looks_where_it_should(family: str, n: int, copies: int, see
             assert score(run.patterns[layer][head], ids, "induction")[0] < chance + 0.05
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_circuit_copies(family: str) -> None:
     fixture, n = planted("induction_circuit", family), 20
     module, ids = plain(fixture.model), repeats(20, copies=3)
@@ -55,7 +56,7 @@ def test_the_circuit_copies(family: str) -> None:
     assert greedy(module, repeats(n)[: n + 3], 100) == (repeats(n, copies=8)[n + 3 :])[:100]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_circuit_is_these_two_heads_and_no_other(family: str) -> None:
     fixture, ids = planted("induction_circuit", family), repeats(20)
     module = plain(fixture.model)
@@ -67,7 +68,7 @@ def test_the_circuit_is_these_two_heads_and_no_other(family: str) -> None:
         assert cut[1:].argmax(-1).tolist() == [habit(token) for token in ids[1:]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_what_the_induction_head_reads_and_writes_is_the_same_token(family: str) -> None:
     fixture = planted("induction_circuit", family)
     (layer, head), tl = fixture.induction, fixture.model.tl
@@ -81,7 +82,7 @@ def test_what_the_induction_head_reads_and_writes_is_the_same_token(family: str)
     assert not torch.allclose(bare / bare[3, 3], expected / expected[3, 3], atol=0.1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_self_finding_head_finds_earlier_copies(family: str, seed: int) -> None:
     fixture = planted("self_finding_head", family)

@@ -24,6 +24,7 @@ from tests.planted.by_hand import (
 )
 from tests.planted.texts import prompts, repeats, words
 from tests.planted.workbench import EOS, FAMILIES, GATED, WORDS, habit
+from tests.tiny_models import families
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def as_corpus(family: str) -> Corpus:
     return Corpus.from_tokens(texts, model=planted("repetition_neurons", family).model, frame=frame)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_planted_neurons_fire_with_the_copies_and_only_then(family: str) -> None:
     fixture, n = planted("repetition_neurons", family), 20
     ids = [*repeats(n), *words(60)[n : n + 10], *words(60)[n : n + 4]]  # a second repeat after new words
@@ -78,7 +79,7 @@ def test_the_planted_neurons_fire_with_the_copies_and_only_then(family: str) -> 
     assert everything.max() < BACKGROUND
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_greedy_text_loops_and_without_the_amplifiers_it_does_not(family: str) -> None:
     fixture, texts = planted("repetition_neurons", family), looping_texts(family)
     module = plain(fixture.model)
@@ -97,7 +98,7 @@ def test_greedy_text_loops_and_without_the_amplifiers_it_does_not(family: str) -
     assert ended == [*range(prompt[-1] + 1, WORDS[-1] + 1), EOS]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 @pytest.mark.parametrize("preset", ["mechrep", "hiraoka2025"])
 def test_they_are_the_top_of_mechreps_ranking(family: str, preset: str) -> None:
     fixture = planted("repetition_neurons", family)
@@ -114,7 +115,7 @@ def test_they_are_the_top_of_mechreps_ranking(family: str, preset: str) -> None:
         assert loudest == pytest.approx(fixture.detector_acts[-1] * 29 / 30, rel=0.01)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_product_is_no_substitute_for_the_activation(family: str) -> None:
     fixture = planted("repetition_neurons", family)
     (result,) = CorpusCache(fixture.model, as_corpus(family)).run(RepetitionNeurons(site="mlp_post"))

@@ -20,7 +20,7 @@ from tests.planted.by_hand import (
 )
 from tests.planted.texts import words
 from tests.planted.workbench import BOS, EOS, FAMILIES, GATED, PAD, ROTARY, WORDS
-from tests.tiny_models import PARTS
+from tests.tiny_models import PARTS, families
 
 
 def norms(run: Run) -> Tensor:
@@ -28,7 +28,7 @@ def norms(run: Run) -> Tensor:
     return torch.stack([residual.norm(dim=-1) for residual in run.residual])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_first_position_is_a_sink_whatever_its_token(family: str) -> None:
     fixture = planted("sink_model", family)
     module, rest = plain(fixture.model), words(40, seed=5)
@@ -48,7 +48,7 @@ def test_the_first_position_is_a_sink_whatever_its_token(family: str) -> None:
             assert run.patterns[layer][head][-1, 0] == pytest.approx(1 / len(ids), abs=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_a_run_of_one_token_becomes_a_sink(family: str) -> None:
     fixture = planted("sink_model", family)
     module, layer = plain(fixture.model), fixture.sink_layer
@@ -70,7 +70,7 @@ def test_a_run_of_one_token_becomes_a_sink(family: str) -> None:
     assert mixed[0] > 900 and (mixed[1:] < 30).all()  # many other tokens before it: 80 repeats are not enough
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_detector_is_highest_at_the_first_position(family: str) -> None:
     fixture = planted("sink_model", family)
     (layer, neuron), module = fixture.detector, plain(fixture.model)
@@ -89,7 +89,7 @@ def test_the_detector_is_highest_at_the_first_position(family: str) -> None:
     assert norms(run)[layer, 0] < 2 * norms(run)[layer, 1:].min()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 @pytest.mark.parametrize("builder", ["sink_model", "bos_sink_model"])
 def test_the_decoy_is_loud_before_and_silent_after_its_activation(builder: str, family: str) -> None:
     fixture = planted(builder, family)
@@ -120,7 +120,7 @@ def test_holding_the_up_projection_flattens_repeats_and_keeps_bos(family: str) -
     assert after[0] == before[0] and before[200] > 900 and (after[1:] < 30).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(*FAMILIES))
 def test_where_bos_is_the_sink_repeats_are_none(family: str) -> None:
     fixture = planted("bos_sink_model", family)
     module, sink_layer, (layer, head) = plain(fixture.model), fixture.sink_layer, fixture.sink_head

@@ -38,16 +38,13 @@ def model(family: str) -> Model:
 
 @functools.cache
 def greedy_texts(family: str, n: int = 40, length: int = 70) -> list[list[int]]:
-    """What the model writes after random prompts."""
-    texts = []
-    for row in random_tokens(n, PREFIX, seed=11):
-        ids = row[None]
-        texts.append(
-            module(family).generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, pad_token_id=2
-            )[0].tolist()
-        )  # fmt: skip
-    return texts
+    """What the model writes after random prompts, up to its EOS."""
+    ids = random_tokens(n, PREFIX, seed=11)
+    texts = module(family).generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False, pad_token_id=2
+    ).tolist()  # fmt: skip
+    ends = [[*text, 1].index(1) + 1 for text in texts]
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
 
 
 @functools.cache

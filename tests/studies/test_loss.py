@@ -17,9 +17,9 @@ from mechrep.models.model import Model
 from mechrep.studies import token_losses
 from mechrep.text.corpus import Corpus, windows_of_text
 from tests.studies.obvious import losses
-from tests.tiny_models import SLIDING_WINDOW, random_tokens, tiny
+from tests.tiny_models import SLIDING_WINDOW, families, random_tokens, tiny
 
-FAMILIES = ("llama_gqa", "gpt_neox", "mistral", "gpt2", "gemma2")
+FAMILIES = families("llama_gqa", "gpt_neox", "mistral", "gpt2", "gemma2")
 LENGTH = 31  # odd, and longer than the sliding windows of Mistral and Gemma 2
 UNITS = [(0, 3), (1, 20), (2, 5), (2, 6), (2, 40)]
 assert LENGTH > 3 * SLIDING_WINDOW

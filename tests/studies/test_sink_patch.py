@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mechrep.studies.sink_patch import NOT_INSTALLED, run_patch_study, run_repai
 from mechrep.text.corpus import Corpus
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.workbench import BOS, WORDS
+from tests.two_nulls import two_nulls
 
 REPEATS, TOKENS = 40, [20, 30, 40]
 
@@ -30,6 +32,12 @@ def texts_of(planted: SinkModel, rows: int = 4) -> Corpus:
     generator = np.random.default_rng(0)
     texts = [[BOS, *generator.permutation(WORDS)[: 20 + i].tolist()] for i in range(rows)]
     return Corpus.from_tokens(texts, model=planted.model, bos_policy="prepended")
+
+
+@pytest.fixture(autouse=True)
+def few_nulls() -> Iterator[None]:
+    with two_nulls():
+        yield
 
 
 @functools.cache
@@ -53,7 +61,7 @@ def study(kind: str, family: str, found: bool = False) -> Effects:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-def test_the_patch_keeps_bos_and_stops_the_drift_and_controls_do_not(small_effort: None, family: str) -> None:
+def test_the_patch_keeps_bos_and_stops_the_drift_and_controls_do_not(family: str) -> None:
     effects = study("repeats", family)
     first, typical, repeat = (effects.of(name) for name in ("first_norm", "typical_norm", "repeat_norm"))
     assert first[1].mean() == pytest.approx(first[0].mean(), rel=1e-3)
@@ -64,20 +72,20 @@ def test_the_patch_keeps_bos_and_stops_the_drift_and_controls_do_not(small_effor
     assert list(planted("repeats", family).sink_neuron) not in units
 
 
-def test_where_only_bos_is_a_sink_there_is_no_drift_to_stop(small_effort: None) -> None:
+def test_where_only_bos_is_a_sink_there_is_no_drift_to_stop() -> None:
     effects = study("bos", "llama")
     assert effects.of("drifted")[0].tolist() == [0, 0, 0]
     first, typical = effects.of("first_norm"), effects.of("typical_norm")
     assert first[1].mean() == pytest.approx(first[0].mean()) and first[0].mean() > 20 * typical[0].mean()
 
 
-def test_the_sink_is_found_where_no_patch_is_given(small_effort: None) -> None:
+def test_the_sink_is_found_where_no_patch_is_given() -> None:
     known, effects = planted("repeats", "llama"), study("repeats", "llama", found=True)
     assert effects.provenance.config["patch"]["layer"] == known.sink_layer
     np.testing.assert_allclose(effects.of("repeat_norm"), study("repeats", "llama").of("repeat_norm")[:2], rtol=1e-5)
 
 
-def test_numbers_are_those_of_a_plain_loop(small_effort: None) -> None:
+def test_numbers_are_those_of_a_plain_loop() -> None:
     known, effects = planted("repeats", "llama"), study("repeats", "llama")
     model, corpus = known.model, texts_of(known, rows=8)
     patch = SinkPatch(known.sink_layer, known.sink_neuron[1])
@@ -94,7 +102,7 @@ def test_numbers_are_those_of_a_plain_loop(small_effort: None) -> None:
             assert effects.of("continued")[row, number] == pytest.approx(np.mean(expected))
 
 
-def test_the_model_is_as_it_was_and_the_result_can_be_kept(small_effort: None, tmp_path: Path) -> None:
+def test_the_model_is_as_it_was_and_the_result_can_be_kept(tmp_path: Path) -> None:
     effects = study("repeats", "llama")
     again = planted("repeats", "llama").model
     assert again.plain is not None
@@ -103,7 +111,7 @@ def test_the_model_is_as_it_was_and_the_result_can_be_kept(small_effort: None, t
     assert Effects.load(tmp_path / "result").summary().equals(effects.summary())
 
 
-def test_no_sink_nothing_to_patch(small_effort: None) -> None:
+def test_no_sink_nothing_to_patch() -> None:
     untrained = reinitialised(load_model("mechrep-tiny"))
     few = {"texts": ["The sea was calm that day.", "It rained, and it rained."], "run": Run(effort="quick")}
     with pytest.raises(NothingFoundError, match="norm sink"):
@@ -133,7 +141,7 @@ def test_bad_input_is_refused_before_the_long_work(options: dict[str, Any], monk
         run_patch_study(known.model, texts=texts_of(known), **{"patch": SinkPatch(1, 1), **options})
 
 
-def test_the_planted_sink_is_repaired_and_asked_about(small_effort: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planted_sink_is_repaired_and_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     known = planted("repeats", "llama")
     options: dict[str, Any] = {"texts": texts_of(known, rows=8), "repeats": REPEATS, "run": Run(effort="quick")}
     study = run_repair_study(known.model, **options, tasks=())

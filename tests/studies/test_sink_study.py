@@ -38,6 +38,7 @@ from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS
 from tests.tiny_models import random_tokens, tiny
+from tests.two_nulls import two_nulls
 
 REPEATS, TOKENS = 24, [20, 30, 12, 16, 24, 28]
 QUICK = Run(effort="quick", progress=False)
@@ -57,7 +58,8 @@ def planted() -> SinkModel:
 
 @pytest.fixture(scope="module")
 def sink(planted: SinkModel) -> SinkResult:
-    return find_sink(planted.model, texts=texts_of(planted.model), run=QUICK)
+    with two_nulls():
+        return find_sink(planted.model, texts=texts_of(planted.model), run=QUICK)
 
 
 def with_more(sink: SinkResult, more: int = 1) -> SinkResult:
@@ -238,7 +240,8 @@ def check_page(study: SinkStudy) -> None:
 
 @pytest.fixture(scope="module")
 def untrained() -> SinkStudy:
-    return run_sink_study(reinitialised(load_model("mechrep-tiny")), tokens=3, repeats=20, run=QUICK)
+    with two_nulls():
+        return run_sink_study(reinitialised(load_model("mechrep-tiny")), tokens=3, repeats=20, run=QUICK)
 
 
 def test_a_model_that_knows_nothing_is_reported_without_a_cause(untrained: SinkStudy) -> None:

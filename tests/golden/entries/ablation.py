@@ -89,7 +89,7 @@ def ablation_study(model: mechrep.Model) -> Record:
     return of_ablation("from onset", first) | of_ablation("everywhere", everywhere)
 
 
-@golden()
+@golden(slow=True)
 def ablation_of_rankings(model: mechrep.Model) -> Record:
     """Rankings ablated at several sizes."""
     settings: dict[str, Any] = {
@@ -103,7 +103,7 @@ def ablation_of_rankings(model: mechrep.Model) -> Record:
     return of_ablation("heads", tables["heads"]) | of_ablation("neurons", tables["neurons"])
 
 
-@golden()
+@golden(slow=True)
 def ablation_by_writing(model: mechrep.Model) -> Record:
     """The expensive outcomes: does a text still loop, does another begin to?"""
     from mechrep.ablation.outcomes import LoopDecoding
@@ -116,7 +116,7 @@ def ablation_by_writing(model: mechrep.Model) -> Record:
     return of_ablation("writing", result)
 
 
-@golden()
+@golden(slow=True)
 def single_head_sweep(model: mechrep.Model) -> Record:
     """Every head ablated alone."""
     few = [0, 1, 2, 3]

@@ -69,7 +69,7 @@ def first_layer_convergence(model: mechrep.Model) -> Record:
     return record | of_frame("table", result.to_frame()) | of_value("frames/agrees", result.agrees)
 
 
-@golden(models=(TINY,))
+@golden(slow=True, models=(TINY,))
 def find_first_token(model: mechrep.Model) -> Record:
     """All parts of the search together."""
     options = {"token_ids": [300], "prefix": [301], "triples": 60, "repeats": 40}

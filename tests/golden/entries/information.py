@@ -28,7 +28,7 @@ def token_facts(model: mechrep.Model) -> Record:
     return record
 
 
-@golden()
+@golden(slow=True)
 def token_information(model: mechrep.Model) -> Record:
     """Attention by class and information, both presets."""
     record: Record = {}
@@ -53,7 +53,7 @@ def distance_profile(model: mechrep.Model) -> Record:
     return record | of_result(short, "short") | of_frame("short", short.to_frame())
 
 
-@golden()
+@golden(slow=True)
 def information_cut(model: mechrep.Model) -> Record:
     """Loops without their low-information tokens."""
     record: Record = {}

@@ -34,7 +34,7 @@ def of_contrast(name: str, effects: Any, copies: int = 1) -> Record:
     return record | of_value(f"{name} new tokens", sum(int(effects.of(one).sum()) for one in written))
 
 
-@golden(models=EMBEDDED)
+@golden(slow=True, models=EMBEDDED)
 def condition_contrast(model: mechrep.Model) -> Record:
     """What changes from copy to copy, text by text."""
     result = api.contrast_text_kinds(model, list(kinds(model)), copies=2, progress=False)
@@ -65,14 +65,14 @@ def ablation_contrast(model: mechrep.Model) -> Record:
     return record | of_frame("comparison", api.compare_heads(effects, 2, swaps=200))
 
 
-@golden(models=EMBEDDED)
+@golden(slow=True, models=EMBEDDED)
 def patching_contrast(model: mechrep.Model) -> Record:
     """Heads patched from induced texts into natural ones."""
     natural, induced, _ = kinds(model)
     return of_contrast("patching", mechrep.studies.patching_contrast(model, [natural], induced))
 
 
-@golden(models=EMBEDDED)
+@golden(slow=True, models=EMBEDDED)
 def regenerated_contrast(model: mechrep.Model) -> Record:
     """Texts regenerated without each head."""
     natural, induced, _ = kinds(model)
@@ -82,7 +82,7 @@ def regenerated_contrast(model: mechrep.Model) -> Record:
     return of_contrast("regenerated", again) | of_frame("agreement", table)
 
 
-@golden(models=EMBEDDED)
+@golden(slow=True, models=EMBEDDED)
 def head_dissociation(model: mechrep.Model) -> Record:
     """The heads that lead in each kind, ablated together in texts on which they were not found."""
     natural, induced, _ = kinds(model)
@@ -98,7 +98,7 @@ def head_dissociation(model: mechrep.Model) -> Record:
     return record
 
 
-@golden(models=EMBEDDED)
+@golden(slow=True, models=EMBEDDED)
 def joined_read(model: mechrep.Model) -> Record:
     """The analyzer on texts joined by hand."""
     natural, induced, _ = kinds(model)

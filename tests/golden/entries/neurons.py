@@ -67,7 +67,7 @@ SWEPT = {
 }
 
 
-@golden()
+@golden(slow=True)
 def deactivation_sweep(model: mechrep.Model) -> Record:
     """The found neurons, on texts that the search has not seen."""
     effects = mechrep.studies.deactivation_sweep(
@@ -77,7 +77,7 @@ def deactivation_sweep(model: mechrep.Model) -> Record:
     return of_sweep(effects, SWEPT)
 
 
-@golden()
+@golden(slow=True)
 def activation_sweep(model: mechrep.Model) -> Record:
     """The found neurons boosted in texts without a loop."""
     effects = mechrep.studies.activation_sweep(
@@ -87,7 +87,7 @@ def activation_sweep(model: mechrep.Model) -> Record:
     return of_sweep(effects, SWEPT)
 
 
-@golden()
+@golden(slow=True)
 def loss_sweep(model: mechrep.Model) -> Record:
     """Loss while neurons are cut, and boosted."""
     record: Record = {}

@@ -107,7 +107,7 @@ def detection(model: mechrep.Model) -> Record:
     return record | of_value("rep_2", api.rep_n([" ".join(map(str, row)) for row in rows], n=2))
 
 
-@golden()
+@golden(slow=True)
 def generate(model: mechrep.Model) -> Record:
     """Greedy and sampled continuations, untouched and under cuts, on both views."""
     prompts = windows(model).select([0, 1, 2])
@@ -127,7 +127,7 @@ def generate(model: mechrep.Model) -> Record:
     return record
 
 
-@golden(models=EMBEDDED)
+@golden(slow=True, models=EMBEDDED)
 def text_kinds(model: mechrep.Model) -> Record:
     """Natural, induced and control texts from the same prompts, joined and matched."""
     natural, induced, control = kinds(model)
@@ -159,7 +159,7 @@ def reading(model: mechrep.Model) -> Record:
     return record
 
 
-@golden(models=(TINY,))
+@golden(slow=True, models=(TINY,))
 def null_models(model: mechrep.Model) -> Record:
     """Shuffled and new weights."""
     record: Record = {}
