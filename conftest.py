@@ -33,7 +33,7 @@ def small_effort() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module")
 def card_sizes() -> Iterator[dict[str, int]]:
     """Cards read shorter texts and repeat fewer tokens; what they do otherwise is handed over."""
     from mechrep.studies import card
@@ -49,10 +49,11 @@ def card_sizes() -> Iterator[dict[str, int]]:
 @pytest.fixture(autouse=True)
 def quick_examples(request: pytest.FixtureRequest) -> Iterator[None]:
     """Examples in docstrings show how a study is called: two null models serve as all of theirs."""
-    if type(request.node).__name__ != "DoctestItem":
+    if type(request.node).__name__ != "DoctestItem" or "mechrep.studies" not in request.node.name:
         yield
         return
     from tests.two_nulls import two_nulls
 
+    request.getfixturevalue("card_sizes")
     with two_nulls():
         yield

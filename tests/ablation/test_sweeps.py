@@ -28,7 +28,7 @@ from tests.studies.loops import NEW, free, looping, model, module, neurons
 from tests.studies.obvious import continued, losses, published_detector
 from tests.tiny_models import random_tokens, tiny
 
-FAMILIES = ("llama_gqa", "gpt_neox")
+FAMILIES = ("gpt_neox", pytest.param("llama_gqa", marks=pytest.mark.slow))
 PUBLISHED = LoopDecoding("hiraoka2025", NEW, stop_early=False, prompt_length=20)
 ONE_DRAW = Controls(["random"], draws=1)
 
@@ -102,7 +102,7 @@ def test_stopping_early_changes_no_answer(family: str, preset: str) -> None:
 
 def test_the_default_detector_judges_what_was_written() -> None:
     units, corpus, decoding = neurons("gpt_neox").top(60), looping("gpt_neox", 6), LoopDecoding("mechrep", NEW, False)
-    sweep = deactivated(neurons=units, corpus=corpus, ks=[40], decoding=decoding)
+    sweep = deactivated(neurons=units, corpus=corpus, ks=[60], decoding=decoding)
     onsets = corpus.frame["onset"].tolist()
     special = sorted(model("gpt_neox").special_ids)
     answers = [

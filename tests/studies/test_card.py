@@ -46,7 +46,7 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def card(model: Model) -> CardResult:
+def card(model: Model, card_sizes: dict[str, int]) -> CardResult:
     return measure_card(model, prompts=8, nulls=0)
 
 
