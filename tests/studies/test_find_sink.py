@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,8 @@ from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS
 from tests.tiny_models import fresh, random_tokens, tiny
-from tests.two_nulls import two_nulls
 
 QUICK = Run(effort="quick", progress=False)
-
-
-@pytest.fixture
-def few_nulls() -> Iterator[None]:
-    with two_nulls():
-        yield
 
 
 @functools.cache
@@ -39,8 +31,7 @@ def found(builder: Any, family: str) -> tuple[SinkModel, SinkResult]:
     fixture = builder(family)
     rows = [[BOS, *words(30, seed=seed)] for seed in range(12)]
     texts = Corpus.from_tokens(rows, model=fixture.model, bos_policy="prepended")
-    with two_nulls():
-        return fixture, find_sink(fixture.model, texts=texts, run=QUICK)
+    return fixture, find_sink(fixture.model, texts=texts, run=QUICK)
 
 
 @pytest.mark.parametrize(("builder", "family"), [(sink_model, "llama_gqa"), (bos_sink_model, "gpt_neox")])
@@ -78,7 +69,6 @@ def test_repeats_become_a_sink_where_the_first_layer_looks_for_other_tokens() ->
     assert set(result.agreement) == {"authors at first", "bos_only at first"}, "no repeat is in the state of a sink"
 
 
-@pytest.mark.usefixtures("few_nulls")
 def test_texts_without_bos_say_so_and_leave_no_place_to_move_to() -> None:
     fixture = sink_model("llama")
     result = find_sink(
@@ -110,7 +100,6 @@ def test_models_that_were_never_trained_have_no_norm_sink(family: str) -> None:
     assert max(result.null_ratios) < 5 and all(math.isfinite(alpha) for alpha in result.null_alphas)
 
 
-@pytest.mark.usefixtures("few_nulls")
 def test_texts_of_one_token_find_nothing() -> None:
     model = load_model(tiny("llama"))
     result = find_sink(model, texts=Corpus.from_tokens([[0], [0]], model=model))
@@ -158,7 +147,6 @@ def test_a_finding_matches_the_same_layer_and_a_published_first_neuron() -> None
         matches_known("gpt2", result)
 
 
-@pytest.mark.usefixtures("few_nulls")
 def test_torch_is_left_as_it_was() -> None:
     """Null models draw from generators of their own."""
     torch.manual_seed(5)

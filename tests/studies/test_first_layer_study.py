@@ -33,7 +33,6 @@ from tests.measures.first_token_by_hand import planted
 from tests.planted.sinks import bos_sink_model
 from tests.planted.texts import words
 from tests.tiny_models import random_tokens, tiny
-from tests.two_nulls import two_nulls
 
 SMALL = {"token_ids": [300, 301], "prefix": [302, 303], "triples": 60, "repeats": 40}
 NULLS = 2
@@ -141,8 +140,7 @@ def run() -> Run:
 def found(run: Run) -> FirstLayerStudy:
     model = planted("llama_gqa").model
     options = {"token_ids": [10, 11], "prefix": [0, 20], "triples": 120, "repeats": 60}
-    with two_nulls():
-        return run_first_layer_study(model, texts=texts(model), **options, run=run)
+    return run_first_layer_study(model, texts=texts(model), **options, run=run)
 
 
 def test_it_holds_what_the_measures_give(study: FirstLayerStudy) -> None:
@@ -181,8 +179,7 @@ def test_the_same_search_is_made_once_in_a_run_and_survives_the_disk(
 def test_a_mark_of_bos_is_no_mark_of_the_first_token(run: Run) -> None:
     """The planted BOS knows itself by its embedding: a sink is there, and nobody tells the first of ordinary tokens."""
     model = bos_sink_model("llama").model
-    with two_nulls():
-        assert not find_first_token(model, texts=texts(model), triples=120, run=run).found
+    assert not find_first_token(model, texts=texts(model), triples=120, run=run).found
     effects = first_layer_heads(model, texts(model), triples=120, run=run)
     assert effects.notes["sink_layer"] is None and "norm" not in [one.name for one in effects.measures]
 

@@ -41,7 +41,6 @@ from mechrep.text.stimuli import random_repeats
 from tests.planted.circuits import repetition_neurons, self_finding_head
 from tests.planted.texts import prompts, repeats, words
 from tests.studies import loops
-from tests.two_nulls import two_nulls
 
 PERIOD = 9
 
@@ -89,8 +88,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planted(store: Path) -> HeadStudy:
-    with two_nulls():
-        return study_of(repetition_neurons("gpt_neox").model, written(), store)
+    return study_of(repetition_neurons("gpt_neox").model, written(), store)
 
 
 def test_the_planted_heads_are_found_and_no_others(planted: HeadStudy) -> None:
@@ -166,8 +164,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
 
     monkeypatch.setattr(HeadScores, "observe", one_text)
     monkeypatch.setattr(HeadCopying, "observe", never)
-    with two_nulls():
-        again = study_of(repetition_neurons("gpt_neox").model, written(), store)
+    again = study_of(repetition_neurons("gpt_neox").model, written(), store)
     assert torch.equal(again.readings.repeats.scores, planted.readings.repeats.scores)
     pd.testing.assert_frame_equal(again.kinds, planted.kinds)
     pd.testing.assert_frame_equal(again.effects(), planted.effects())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from mechrep.studies.sink_patch import NOT_INSTALLED, run_patch_study, run_repai
 from mechrep.text.corpus import Corpus
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.workbench import BOS, WORDS
-from tests.two_nulls import two_nulls
 
 REPEATS, TOKENS = 40, [20, 30, 40]
 
@@ -32,12 +30,6 @@ def texts_of(planted: SinkModel, rows: int = 4) -> Corpus:
     generator = np.random.default_rng(0)
     texts = [[BOS, *generator.permutation(WORDS)[: 20 + i].tolist()] for i in range(rows)]
     return Corpus.from_tokens(texts, model=planted.model, bos_policy="prepended")
-
-
-@pytest.fixture(autouse=True)
-def few_nulls() -> Iterator[None]:
-    with two_nulls():
-        yield
 
 
 @functools.cache

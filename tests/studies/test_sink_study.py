@@ -38,7 +38,6 @@ from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS
 from tests.tiny_models import random_tokens, tiny
-from tests.two_nulls import two_nulls
 
 REPEATS, TOKENS = 24, [20, 30, 12, 16, 24, 28]
 QUICK = Run(effort="quick", progress=False)
@@ -58,8 +57,7 @@ def planted() -> SinkModel:
 
 @pytest.fixture(scope="module")
 def sink(planted: SinkModel) -> SinkResult:
-    with two_nulls():
-        return find_sink(planted.model, texts=texts_of(planted.model), run=QUICK)
+    return find_sink(planted.model, texts=texts_of(planted.model), run=QUICK)
 
 
 def with_more(sink: SinkResult, more: int = 1) -> SinkResult:
@@ -240,8 +238,7 @@ def check_page(study: SinkStudy) -> None:
 
 @pytest.fixture(scope="module")
 def untrained() -> SinkStudy:
-    with two_nulls():
-        return run_sink_study(reinitialised(load_model("mechrep-tiny")), tokens=3, repeats=20, run=QUICK)
+    return run_sink_study(reinitialised(load_model("mechrep-tiny")), tokens=3, repeats=20, run=QUICK)
 
 
 def test_a_model_that_knows_nothing_is_reported_without_a_cause(untrained: SinkStudy) -> None:
