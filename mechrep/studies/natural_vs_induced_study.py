@@ -220,7 +220,7 @@ def run_text_kind_study(
     Example:
         >>> import mechrep
         >>> model, run = mechrep.load_model("mechrep-tiny"), mechrep.run.Run(effort="quick", progress=False)
-        >>> prompts = mechrep.generation.sample_prompts(model, 12)
+        >>> prompts = mechrep.generation.sample_prompts(model, 8)
         >>> study = run_text_kind_study(
         ...     model, prompts=prompts, builders=["cycle"], max_new_tokens=100, k=1, op="zero", run=run
         ... )

@@ -616,7 +616,7 @@ def head_dissociation(
         >>> import mechrep
         >>> from mechrep.generation.text_kinds import induced_texts, natural_texts
         >>> model, run = mechrep.load_model("mechrep-tiny"), mechrep.run.Run(effort="quick")
-        >>> prompts = mechrep.generation.sample_prompts(model, 16)
+        >>> prompts = mechrep.generation.sample_prompts(model, 10)
         >>> natural = natural_texts(model, prompts, max_new_tokens=100)
         >>> induced = induced_texts(model, prompts, 2, "cycle", max_new_tokens=100)
         >>> effects = head_dissociation(model, [natural, induced], k=1, op="zero", copies=1, run=run)

@@ -139,7 +139,7 @@ def run() -> Run:
 @pytest.fixture(scope="module")
 def found(run: Run) -> FirstLayerStudy:
     model = planted("llama_gqa").model
-    options = {"token_ids": [10, 11], "prefix": [0, 20], "triples": 120, "repeats": 60}
+    options = {"token_ids": [10, 11], "prefix": [0, 20], "triples": 60, "repeats": 60}
     return run_first_layer_study(model, texts=texts(model), **options, run=run)
 
 
@@ -170,7 +170,7 @@ def test_the_same_search_is_made_once_in_a_run_and_survives_the_disk(
     found: FirstLayerStudy, run: Run, tmp_path: Path
 ) -> None:
     model = planted("llama_gqa").model
-    assert find_first_token(model, texts=texts(model), triples=120, run=run) is found.answer
+    assert find_first_token(model, texts=texts(model), triples=60, run=run) is found.answer
     found.answer.save(tmp_path / "r")
     check_equal(FirstTokenResult.load(tmp_path / "r"), found.answer)
     assert found.answer.to_frame()["head"].tolist() == [head for _, head in found.answer.heads]
@@ -179,8 +179,8 @@ def test_the_same_search_is_made_once_in_a_run_and_survives_the_disk(
 def test_a_mark_of_bos_is_no_mark_of_the_first_token(run: Run) -> None:
     """The planted BOS knows itself by its embedding: a sink is there, and nobody tells the first of ordinary tokens."""
     model = bos_sink_model("llama").model
-    assert not find_first_token(model, texts=texts(model), triples=120, run=run).found
-    effects = first_layer_heads(model, texts(model), triples=120, run=run)
+    assert not find_first_token(model, texts=texts(model), triples=60, run=run).found
+    effects = first_layer_heads(model, texts(model), triples=60, run=run)
     assert effects.notes["sink_layer"] is None and "norm" not in [one.name for one in effects.measures]
 
 

@@ -67,8 +67,8 @@ def marked(texts: Corpus) -> Corpus:
 @functools.cache
 def written() -> Corpus:
     """Loops that a planted model writes."""
-    model = repetition_neurons("gpt_neox").model
-    texts = mechrep.generate(model, Corpus.from_tokens(prompts(24), model=model), max_new_tokens=120, progress=False)
+    model = repetition_neurons("llama_gqa").model
+    texts = mechrep.generate(model, Corpus.from_tokens(prompts(14), model=model), max_new_tokens=90, progress=False)
     texts = texts.with_cycles(eos_id=model.eos_ids)
     return marked(texts.select(texts.frame["onset"].notna() & (texts.frame["period"] > 2)))
 
@@ -88,11 +88,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planted(store: Path) -> HeadStudy:
-    return study_of(repetition_neurons("gpt_neox").model, written(), store)
+    return study_of(repetition_neurons("llama_gqa").model, written(), store)
 
 
 def test_the_planted_heads_are_found_and_no_others(planted: HeadStudy) -> None:
-    circuit = repetition_neurons("gpt_neox")
+    circuit = repetition_neurons("llama_gqa")
     assert planted.heads_of("induction", ON_REPEATS) == [circuit.induction]
     assert planted.heads_of("previous_token") == [circuit.previous_token]
     assert planted.heads_of("duplicate_token") == []
@@ -102,7 +102,7 @@ def test_the_planted_heads_are_found_and_no_others(planted: HeadStudy) -> None:
 
 
 def test_ablating_the_circuit_ends_copying(planted: HeadStudy) -> None:
-    circuit = repetition_neurons("gpt_neox")
+    circuit = repetition_neurons("llama_gqa")
     assert [(one.name, when) for one, when in planted.circuits] == [
         (BEST, "from_onset"), (CIRCUIT, "all"), (JOINT, "from_onset")
     ]  # fmt: skip
@@ -141,7 +141,7 @@ def test_its_sections_have_words_for_everything_in_them(planted: HeadStudy) -> N
     for section in (heads, ablation):
         view = view_of(section)
         assert len(view.claims) == len(section.claims) > 0 and len(view.figures) == len(section.figures)
-    assert heads.fields["best"] == "L1H1" if repetition_neurons("gpt_neox").induction == (1, 1) else True
+    assert heads.fields["best"] == "L1H1" if repetition_neurons("llama_gqa").induction == (1, 1) else True
     assert set(heads.claims["claim"]) >= {"induction", "duplicate_token", "previous_token", "first_token"}
     assert ablation.fields["main"] == BEST and set(ablation.claims["claim"]) == {"loop", "looping", "copying", "loss"}
     assert len(ablation.claims[ablation.claims["claim"] == "loop"]) == len(planted.circuits)
@@ -164,7 +164,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
 
     monkeypatch.setattr(HeadScores, "observe", one_text)
     monkeypatch.setattr(HeadCopying, "observe", never)
-    again = study_of(repetition_neurons("gpt_neox").model, written(), store)
+    again = study_of(repetition_neurons("llama_gqa").model, written(), store)
     assert torch.equal(again.readings.repeats.scores, planted.readings.repeats.scores)
     pd.testing.assert_frame_equal(again.kinds, planted.kinds)
     pd.testing.assert_frame_equal(again.effects(), planted.effects())
@@ -289,7 +289,7 @@ def test_numbers_of_heads_follow_the_size_of_the_model() -> None:
 
 
 def test_what_cannot_be_studied_is_refused() -> None:
-    model = repetition_neurons("gpt_neox").model
+    model = repetition_neurons("llama_gqa").model
     with pytest.raises(InputError, match="at least 2 families"):
         run_head_study(model, corpus=written().select([0]).with_columns(split=["find"]))
     with pytest.raises(InputError, match="a RepetitionNeuronResult of"):
