@@ -1,4 +1,4 @@
-"""The sink patch by hand on bare transformers models: whole texts, no cache, one text at a time; and the poster's way.
+"""The sink patch by hand on bare transformers models: whole texts, no cache, one text at a time.
 
 Nothing of mechrep takes part.
 """
@@ -54,28 +54,3 @@ def text_by_hand(model: nn.Module, family: str, prompt: Sequence[int], steps: in
     for _ in range(steps):
         ids.append(int(logits_by_hand(model, family, ids)[-1].argmax()))
     return ids
-
-
-@contextmanager
-def poster_snippet(model: nn.Module, family: str, neuron: int) -> Iterator[None]:
-    """The published fragment as the methods page describes it: one neuron, one global value.
-
-    A call of several positions is taken for a prefill: the value at position 1 is kept and written to all positions
-    from 1 on.  A call of one position is taken for a decoding step: the kept value is written.
-    """
-    kept: dict[str, Tensor] = {}
-
-    def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
-        changed = output.clone()
-        if output.shape[1] > 1:
-            kept["value"] = output[:, 1, neuron]
-            changed[:, 1:, neuron] = kept["value"]
-        else:
-            changed[:, :, neuron] = kept["value"]
-        return changed
-
-    handle = up_module(model, family).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

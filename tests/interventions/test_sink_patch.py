@@ -261,15 +261,6 @@ def test_on_a_planted_sink_bos_stays_and_repeats_are_flat(family: str) -> None:
 
 
 @torch.no_grad()
-def test_another_neuron_leaves_the_planted_sink_alone() -> None:
-    planted = sink_model("llama")
-    model, layer = planted.model, planted.sink_layer
-    tokens = torch.tensor([[BOS, *[WORDS[0]] * N]])
-    other = SinkPatch(layer, planted.sink_neuron[1] + 1)
-    close(norms(model, layer, tokens, fwd_hooks=other.hooks(model)), norms(model, layer, tokens))
-
-
-@torch.no_grad()
 def test_a_bos_in_mid_text_loses_its_sink_and_the_first_keeps_it() -> None:
     """There is no detector: whatever comes after the anchor is held."""
     planted = bos_sink_model("llama")

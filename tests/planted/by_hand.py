@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,22 +70,6 @@ def forward(module: Any, family: str, ids: Sequence[int]) -> Run:
                 stack.callback(PARTS[family].of(module, part, layer).register_forward_hook(hook).remove)
         out = module(torch.tensor([list(ids)]), output_attentions=True, use_cache=False)
     return Run([pattern[0] for pattern in out.attentions], out.logits[0], residual, activation, gate)
-
-
-def score(pattern: Tensor, ids: Sequence[int], kind: str) -> tuple[float, float, int]:
-    """Mean attention to the targets over queries that have one; that of a uniform head; number of such queries."""
-    shares, chances = [], []
-    for i in range(len(ids)):
-        if kind == "induction":
-            targets = [j for j in range(2, i + 1) if ids[j - 1] == ids[i] and j - 1 < i]
-        elif kind == "self":
-            targets = [j for j in range(1, i) if ids[j] == ids[i]]
-        else:
-            targets = [i - 1] if i >= 2 else []
-        if targets:
-            shares.append(float(pattern[i, targets].sum()))
-            chances.append(len(targets) / (i + 1))
-    return float(np.mean(shares)), float(np.mean(chances)), len(shares)
 
 
 def without_heads(module: Any, family: str, heads: Iterable[Unit]) -> Any:

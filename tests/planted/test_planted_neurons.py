@@ -15,15 +15,13 @@ from mechrep.text.corpus import Corpus
 from tests.planted.by_hand import (
     BACKGROUND,
     forward,
-    greedy,
     greedy_rows,
     period_of_end,
     plain,
     planted,
-    without_neurons,
 )
 from tests.planted.texts import prompts, repeats, words
-from tests.planted.workbench import EOS, FAMILIES, GATED, WORDS, habit
+from tests.planted.workbench import EOS, FAMILIES, GATED
 from tests.tiny_models import families
 
 
@@ -77,25 +75,6 @@ def test_the_planted_neurons_fire_with_the_copies_and_only_then(family: str) -> 
     everything = torch.stack(run.activation)
     everything[2, :, seen] = 0
     assert everything.max() < BACKGROUND
-
-
-@pytest.mark.parametrize("family", families(*FAMILIES))
-def test_greedy_text_loops_and_without_the_amplifiers_it_does_not(family: str) -> None:
-    fixture, texts = planted("repetition_neurons", family), looping_texts(family)
-    module = plain(fixture.model)
-    deaf = without_neurons(module, family, fixture.amplifiers)
-    clean, without, undetected = (
-        each(torch.tensor(texts)).logits for each in (module, deaf, without_neurons(module, family, fixture.detectors))
-    )
-    assert (undetected - clean).abs().max() < 0.01
-    for ids, now, then in zip(texts, clean.argmax(-1).tolist(), without.argmax(-1).tolist(), strict=True):
-        start, period = loop_of(ids)
-        assert start <= 10 and period_of_end(ids, 60) == period
-        assert now[start + period : -1] == ids[start + period + 1 :]
-        assert then == [habit(token) for token in ids]  # at every position: from there it is word by word to EOS
-    prompt = texts[0][: sum(loop_of(texts[0])) + 3]  # from within a loop that goes on already
-    ended = greedy(deaf, prompt, 60)
-    assert ended == [*range(prompt[-1] + 1, WORDS[-1] + 1), EOS]
 
 
 @pytest.mark.parametrize("family", families(*FAMILIES))

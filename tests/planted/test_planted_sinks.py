@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from tests.planted.by_hand import (
 )
 from tests.planted.texts import words
 from tests.planted.workbench import BOS, EOS, FAMILIES, GATED, PAD, ROTARY, WORDS
-from tests.tiny_models import PARTS, families
+from tests.tiny_models import families
 
 
 def norms(run: Run) -> Tensor:
@@ -100,24 +98,6 @@ def test_the_decoy_is_loud_before_and_silent_after_its_activation(builder: str, 
     assert (run.activation[layer][0].abs() * writes).argmax() == neuron
     assert run.activation[layer][0, neuron] > 0 and not run.activation[layer][1:, neuron].any()
     assert run.activation[layer][:, decoy].max() < 1e-6
-
-
-@pytest.mark.parametrize("family", GATED)
-def test_holding_the_up_projection_flattens_repeats_and_keeps_bos(family: str) -> None:
-    """The published patch: the sink neuron's up-projection keeps the value of the first token after BOS."""
-    fixture = planted("sink_model", family)
-    module, (layer, neuron) = plain(fixture.model), fixture.sink_neuron
-
-    def hold(_module: Any, _args: Any, out: Tensor) -> Tensor:
-        out = out.clone()
-        out[:, 1:, neuron] = out[:, 1:2, neuron]
-        return out
-
-    ids = [BOS, *[9] * 200]
-    before = norms(forward(module, family, ids))[layer]
-    PARTS[family].of(module, "up_projection", layer).register_forward_hook(hold)
-    after = norms(forward(module, family, ids))[layer]
-    assert after[0] == before[0] and before[200] > 900 and (after[1:] < 30).all()
 
 
 @pytest.mark.parametrize("family", families(*FAMILIES))
