@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 
 from mechrep.errors import InputError
 
+_FEW_DRAWS = 40  # of fewer, no single one lies outside 95 %
+
 
 def proportion_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a share.
@@ -52,6 +54,16 @@ def percentile_interval(values: Sequence[float], confidence: float = 0.95) -> tu
     tail = 50 * (1 - confidence)
     low, high = np.percentile(np.asarray(values, dtype=float), [tail, 100 - tail])
     return (float(low), float(high))
+
+
+def range_of_draws(draws: Sequence[float] | Float[np.ndarray, " draw"]) -> tuple[float, float]:
+    """Where 95 % of control draws lie; the smallest and the largest of fewer than 40; ``(nan, nan)`` of none.
+
+    Example:
+        >>> range_of_draws([3.0, 1.0, 2.0]), range_of_draws([1.0] * 99 + [9.0])
+        ((1.0, 3.0), (1.0, 1.0))
+    """
+    return percentile_interval(list(draws), 1.0 if len(draws) < _FEW_DRAWS else 0.95)
 
 
 def paired_bootstrap_interval(

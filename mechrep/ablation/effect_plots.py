@@ -66,13 +66,14 @@ def forest(effects: Effects, measures: Sequence[str] | None = None) -> go.Figure
 
 def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, number: int, seen: set[str]) -> None:
     """One panel of the forest plot; ``seen`` are the entries that the legend has already."""
-    unit = UNITS[here["unit"].iloc[0]]
+    unit, varying = UNITS[here["unit"].iloc[0]], _varying(here)
     for kind, part in draws.groupby("selection", sort=False):
-        marks = part.assign(label=[_label(row) for row in part.to_dict("records")])
+        marks = part.assign(label=[_label(row, varying) for row in part.to_dict("records")])
         style = style_of(str(kind), len(seen))
         figure.add_scatter(
-            x=unit.scale * marks["effect"], y=marks["label"], mode="markers", name=plain(_control(str(kind))),
-            legendgroup=kind, showlegend=kind not in seen, row=number, col=1,
+            x=unit.scale * marks["effect"], y=marks["label"], mode="markers",
+            name=plain(f"{_control(str(kind))} draws"), legendgroup=kind,
+            showlegend=kind not in seen, row=number, col=1,
             marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.5},
             hovertemplate="%{x:.4g}<extra>" + plain(_control(str(kind))) + "</extra>",
         )  # fmt: skip
@@ -82,9 +83,10 @@ def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, nu
               "array": unit.scale * (here["high"] - here["effect"]).fillna(0),
               "arrayminus": unit.scale * (here["effect"] - here["low"]).fillna(0)}  # fmt: skip
     figure.add_scatter(
-        x=unit.scale * here["effect"], y=[_label(row) for row in here.to_dict("records")], mode="markers",
-        error_x=spread, name="ablation", legendgroup="ablation", showlegend="ablation" not in seen, row=number,
-        col=1, marker={"color": style.colour, "symbol": style.symbol, "size": 10},
+        x=unit.scale * here["effect"], y=[_label(row, varying) for row in here.to_dict("records")],
+        mode="markers", error_x=spread, name="effect, 95 % interval", legendgroup="ablation",
+        showlegend="ablation" not in seen, row=number, col=1,
+        marker={"color": style.colour, "symbol": style.symbol, "size": 10},
         customdata=here[["verdict", "q", "m", "n"]].to_numpy(),
         hovertemplate="%{x:.4g}<br>%{customdata[0]}, q = %{customdata[1]:.3g}<br>"
         "%{customdata[2]} draws, %{customdata[3]} independent units<extra></extra>",
@@ -156,6 +158,8 @@ def curve(effects: Effects, x: str = "k", measures: Sequence[str] | None = None)
         figure.update_xaxes(tickvals=list(range(len(ticks))), ticktext=[plain(name) for name in ticks])
     elif CHECKPOINT in set(frame["selection"]):
         figure.update_xaxes(type="log", dtick=1)
+    elif x == "k":
+        figure.update_xaxes(tickvals=sorted({int(k) for k in frame["k"] if k > 0}))
     return figure
 
 
@@ -309,9 +313,14 @@ def _title(panel: tuple[str, Any]) -> str:
     return name if pd.isna(repetition) else f"{name}, repetition {repetition}"
 
 
-def _label(row: dict[str, Any]) -> str:
-    facts = [str(row["k"])] if row["k"] else []
-    facts += [str(row[name]) for name in ("op", "part", "model") if row[name] and row[name] != "whole"]
+def _varying(rows: pd.DataFrame) -> set[str]:
+    """What tells the rows of one name apart."""
+    return {name for name in ("k", "op", "part", "model") if (rows.groupby("name")[name].nunique() > 1).any()}
+
+
+def _label(row: dict[str, Any], varying: set[str]) -> str:
+    facts = [f"{row['k']:,} components"] if "k" in varying else []
+    facts += [str(row[name]) for name in ("op", "part", "model") if name in varying and row[name]]
     return plain(f"{row['name']} ({', '.join(facts)})" if facts else row["name"])
 
 

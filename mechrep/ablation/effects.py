@@ -66,7 +66,7 @@ from mechrep.ablation.conditions import (
 )
 from mechrep.errors import InputError
 from mechrep.results import Result, check_count
-from mechrep.stats import cluster_intervals, least_sign_flip_p, proportion_interval, sign_flip_p_values
+from mechrep.stats import cluster_intervals, least_sign_flip_p, proportion_interval, range_of_draws, sign_flip_p_values
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -240,8 +240,8 @@ class Effects(Result):
     def draws(self) -> pd.DataFrame:
         """One row per measure, ablation and kind of control: ``m`` draws, their mean and range, the p-value.
 
-        ``control_low`` and ``control_high`` are the least and the largest effect of a draw.  ``p`` is the rank's, or
-        among peers that of the difference to the middle one.
+        ``control_low`` and ``control_high`` are :func:`~mechrep.stats.range_of_draws`.  ``p`` is the rank's, or among
+        peers that of the difference to the middle one.
         """
         places, rows = self._controls(), []
         for number, measure in enumerate(self.measures):
@@ -256,7 +256,7 @@ class Effects(Result):
                     drawn = drawn[~np.isnan(drawn)]
                     if len(drawn):
                         p = rank_p_value(own, drawn, measure.direction) if apart is None else apart[place]
-                        spread = dict(zip(_SPREAD, (drawn.mean(), drawn.min(), drawn.max()), strict=True))
+                        spread = dict(zip(_SPREAD, (drawn.mean(), *range_of_draws(drawn)), strict=True))
                         rows.append(facts | {"control": kind, "m": len(drawn), **spread, "p": p})
         columns = [*_OF, "measure", "copy", "unit", "effect", "control", "m", *_SPREAD, "p"]
         return pd.DataFrame(rows, columns=columns).astype({"copy": "Int64"})
@@ -473,13 +473,13 @@ def detection(
     """
     known = [draw for draw in draws if not np.isnan(draw)]
     centre = float(np.mean(known)) if known else float("nan")
+    least, most = range_of_draws(known)
     return {
         "name": name, "measure": measure, "unit": unit, "value": value, "baseline": centre, "effect": value - centre,
         "low": interval[0] - centre, "high": interval[1] - centre, "n": n, "over": "text" if n else "model",
         "direction": direction, "floor": UNITS[unit].floor * (abs(centre) if UNITS[unit].relative else 1.0),
         "controls": "null models", "m": len(known), "control_mean": 0.0 if known else centre,
-        "control_low": min(known, default=float("nan")) - centre,
-        "control_high": max(known, default=float("nan")) - centre,
+        "control_low": least - centre, "control_high": most - centre,
         "p": rank_p_value(value, known, direction),
     }  # fmt: skip
 

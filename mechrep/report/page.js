@@ -93,8 +93,16 @@
     redraw();
   });
   wantsDark.addEventListener("change", redraw);
+  // A row of the table of claims may be folded away where a link leads to it.
+  const reveal = () => {
+    const row = document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest(".short tr.other");
+    if (!row) return;
+    document.querySelector(`button.all[data-table="${row.closest(".table").id}"]`).click();
+    row.scrollIntoView({ block: "center" });
+  };
   window.addEventListener("hashchange", () => {
     if (fromAddress()) redraw();
+    reveal();
   });
 
   let narrow = window.innerWidth < NARROW;

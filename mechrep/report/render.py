@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from mechrep.ablation.conditions import SUPPORTED
 from mechrep.errors import InputError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
 from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, view_of
@@ -52,11 +53,12 @@ def render_page(model_name: str, sections: Sequence[Section], *, command: str = 
         claims=claims,
         section_of={claim.anchor: view for view in views for claim in view.claims},
         words=_Intro(intro, _counts(model_name, views)),
+        folded=_folded(claims),
         tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
         glossary=glossary(texts),
         facts=_facts(views),
         command=command,
-        provenance={view.name: _provenance(view) for view in views},
+        provenance=_provenance(views),
         shown=SHOWN,
         plotly=Markup(scripts[0]),
         script=Markup(scripts[1]),
@@ -119,6 +121,12 @@ def _counts(model_name: str, views: Sequence[SectionView]) -> dict[str, Any]:
     return {"model": model_name, "sections": len(views), "claims": len(claims), **tally}
 
 
+def _folded(claims: Sequence[ClaimView]) -> int:
+    """How many rows of the table of claims are folded: all that are not supported, where one is."""
+    others = sum(claim.verdict != SUPPORTED for claim in claims)
+    return others if others < len(claims) else 0
+
+
 def _facts(views: Sequence[SectionView]) -> list[tuple[str, str]]:
     """Model, versions and date, of the section that was made last."""
     provenance = max((view.section.provenance for view in views), key=lambda one: one.made)
@@ -137,8 +145,13 @@ def _facts(views: Sequence[SectionView]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value]
 
 
-def _provenance(view: SectionView) -> str:
-    return json.dumps(clean(view.section.provenance.to_dict()), indent=2, ensure_ascii=False)
+def _provenance(views: Sequence[SectionView]) -> str:
+    """Settings and versions as JSON: what all sections share, then what each has of its own."""
+    records = {view.name: clean(view.section.provenance.to_dict()) for view in views}
+    first, *others = records.values()
+    shared = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
+    own = {name: {key: value for key, value in one.items() if key not in shared} for name, one in records.items()}
+    return json.dumps(shared | {"sections": own}, indent=2, ensure_ascii=False)
 
 
 class _Intro:

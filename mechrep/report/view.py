@@ -41,7 +41,7 @@ class ClaimView:
         effect: their difference.
         interval: its 95 % interval.
         unit: of effect, interval and range.
-        range: smallest and largest effect of a control draw or null model.
+        range: of the effects of control draws or null models, see :func:`mechrep.stats.range_of_draws`.
         controls: how many of which kinds.
         q: corrected within the family.
         p: not corrected.
@@ -157,7 +157,8 @@ class SectionView:
     @property
     def families(self) -> list[str]:
         """Of the claims' q-values."""
-        return list(dict.fromkeys(claim.family for claim in self.claims if claim.family))
+        families = dict.fromkeys(claim.family for claim in self.claims if claim.family)
+        return [family for family in families if not family.endswith(("(0 tests)", "(1 test)"))]
 
     @property
     def folded(self) -> bool:
@@ -229,6 +230,8 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
     effect, low, high, least, most = column_texts(scaled, digits=3, more=1)
     percent = " %" if unit.scale == 100 else ""
     levels = [None if row.get(name) is None else unit.scale * float(row[name]) for name in ("baseline", "value")]
+    largest = max((abs(level) for level in levels if level is not None), default=0.0)
+    levels = [0.0 if level is not None and abs(level) < largest / 1000 else level for level in levels]
     before, after = (f"{text}{percent if value is not None else ''}"
                      for text, value in zip(column_texts(levels, 3, 1), levels, strict=True))  # fmt: skip
     kinds = str(row.get("controls") or "").replace("_", "-")
@@ -241,7 +244,7 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         effect=effect,
         interval=_ends(low, high, scaled[1:3]),
         unit=unit.label,
-        range=least if scaled[3] == scaled[4] and scaled[3] is not None else _ends(least, most, scaled[3:]),
+        range=least if least == most and scaled[3] is not None else _ends(least, most, scaled[3:]),
         controls=f"{number(row.get('m'))} × {kinds}" if kinds else "",
         q=_small(row.get("q")),
         p=_small(row.get("p")),

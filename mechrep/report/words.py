@@ -129,7 +129,9 @@ class _Fields(string.Formatter):
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.place}: {value!r} as {format_spec!r}", "a format that fits the value",
                              f"correct the text ({error})") from error  # fmt: skip
-        return text.replace("-", MINUS) if isinstance(value, (int, float)) else text
+        if not isinstance(value, (int, float)):
+            return text
+        return text.replace("-", MINUS).replace("%", "\u00a0%")
 
 
 def _filled(text: str, fields: Mapping[str, Any], place: str) -> tuple[str, list[str]]:

@@ -17,7 +17,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from mechrep.ablation.effects import NOT_SUPPORTED
+from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED
 from mechrep.errors import InputError
 from mechrep.report.render import render_page, report_json
 from mechrep.report.view import VERDICTS, view_of
@@ -174,7 +174,7 @@ def test_every_number_of_the_record_is_on_the_page(page: Page, record: dict[str,
             assert table["total"] == len(table["rows"]) or number(table["total"]) in text
         for name in ("title", "lead", "notes", "limits", "source"):
             for line in section.get(name, "").splitlines() if section["variant"] != "missing" else []:
-                assert line.replace("- ", "", 1) in re.sub(r"\s+", " ", text)
+                assert re.sub(r"\s+", " ", line.replace("- ", "", 1)) in re.sub(r"\s+", " ", text)
         for value in numbers_of(section["provenance"]):
             assert str(value) in text
     for claim in (claim for section in SECTIONS for claim in view_of(section, texts).claims):
@@ -194,7 +194,17 @@ def test_every_number_of_the_record_is_on_the_page(page: Page, record: dict[str,
 def test_long_tables_are_shortened_and_say_so(page: Page, record: dict[str, Any]) -> None:
     table = record["sections"][0]["tables"]["table-heads-long"]
     assert len(table["rows"]) == 200 and table["total"] == 300 and "300" in page.text
-    assert sum("short" in str(a.get("class")) for a in page.all("table")) == 1
+    assert sum("short" in str(a.get("class")) for a in page.all("table")) == 2, "this one and the table of claims"
+
+
+def test_claims_that_are_not_supported_are_folded_where_one_is(texts: Path) -> None:
+    for verdicts, folded in (((SUPPORTED, NOT_SUPPORTED), 1), ((NOT_SUPPORTED,), 0), ((SUPPORTED,), 0)):
+        claims = pd.concat([heads().claims.head(1).assign(verdict=verdict) for verdict in verdicts])
+        page = Page(render_page("net", [heads(claims=claims)], texts=texts))
+        rows = [str(a.get("class")) for a in page.all("tr") if str(a.get("id")).startswith("claim-")]
+        assert len(rows) == len(verdicts) and rows.count("other") == sum(one != SUPPORTED for one in verdicts)
+        buttons = [a for a in page.all("button") if a.get("data-table") == "claims-table"]
+        assert len(buttons) == bool(folded)
 
 
 def test_a_section_that_finds_nothing_keeps_its_figures_folded(texts: Path) -> None:
