@@ -25,6 +25,7 @@ from mechrep.sections import MISSING, Section, plain_value, slug
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # as code names things
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
+_SCALED = ("baseline", "value", "effect", "low", "high", "control_low", "control_high")
 _TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
 
 
@@ -269,7 +270,7 @@ def _small(value: float | None) -> str:
 def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> TableView:
     if len(set(frame.columns)) < len(frame.columns):
         raise InputError(f"table {key!r} of section {section.name!r} with a column twice", "each name once", "rename")
-    kept, heading = frame.head(ROWS), f"table: {key}"
+    kept, heading = _in_units(frame.head(ROWS)), f"table: {key}"
     columns, numeric, cells = cells_of(kept)
     return TableView(
         anchor=f"table-{section.name}-{slug(key)}",
@@ -282,6 +283,15 @@ def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> Tab
         total=len(frame),
         file=f"sections/{section.name}/tables/{slug(key)}.parquet",
     )
+
+
+def _in_units(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of effects in the units that claims and figures are in, where it has a column ``unit``."""
+    if "unit" not in frame or not set(frame["unit"]) <= set(UNITS):
+        return frame
+    units = [UNITS[unit] for unit in frame["unit"]]
+    numbers = {name: frame[name] * [unit.scale for unit in units] for name in _SCALED if name in frame}
+    return frame.assign(**numbers, unit=[unit.label for unit in units])
 
 
 def cells_of(frame: pd.DataFrame) -> tuple[list[str], list[bool], list[list[str]]]:

@@ -197,6 +197,13 @@ def test_long_tables_are_shortened_and_say_so(page: Page, record: dict[str, Any]
     assert sum("short" in str(a.get("class")) for a in page.all("table")) == 2, "this one and the table of claims"
 
 
+def test_tables_of_effects_are_in_the_units_of_the_claims(texts: Path) -> None:
+    frame = pd.DataFrame({"measure": ["a", "b"], "unit": ["share", "nats"], "baseline": [0.5, 0.5], "n": [9, 9]})
+    record = report_json("net", [heads(tables={"long": frame})], texts=texts)
+    (table,) = record["sections"][0]["tables"].values()
+    assert table["rows"] == [["a", "percentage points", 50.0, 9], ["b", "nats", 0.5, 9]]
+
+
 def test_claims_that_are_not_supported_are_folded_where_one_is(texts: Path) -> None:
     for verdicts, folded in (((SUPPORTED, NOT_SUPPORTED), 1), ((NOT_SUPPORTED,), 0), ((SUPPORTED,), 0)):
         claims = pd.concat([heads().claims.head(1).assign(verdict=verdict) for verdict in verdicts])
