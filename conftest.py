@@ -26,7 +26,7 @@ def small_effort() -> Iterator[None]:
             nulls=19,
             sequences=6,
             curve=2,
-            repeats=512,
+            repeats=64,
             questions=14,
         )
         patch.setitem(run.EFFORTS, "quick", small)

@@ -7,6 +7,7 @@ are equal, so that no axis can be taken for another.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import pytest
 import torch
 import transformers
 from torch import nn
+
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
 
 NAMES = ("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma", "gemma2", "mistral", "qwen2")
 LIKE = {"llama": "llama_gqa", "qwen2": "llama_gqa", "gemma": "gemma2", "mistral": "gemma2"}
@@ -127,6 +131,12 @@ def fresh(family: str, *, seed: int = 0, **changes: Any) -> nn.Module:
 def tiny(family: str) -> nn.Module:
     """The model of a family, one per process: not to be changed."""
     return fresh(family)
+
+
+@functools.cache
+def loaded(family: str) -> Model:
+    """The same model, loaded, one per process: not to be changed either."""
+    return load_model(copy.deepcopy(tiny(family)))
 
 
 def _liven(model: nn.Module) -> None:

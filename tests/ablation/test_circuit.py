@@ -21,19 +21,13 @@ from mechrep.interventions import Heads, Neurons, add, mean, zero
 from mechrep.interventions.ops import as_ops, op_name
 from mechrep.measures.head_scores import HeadScoreResult, score_heads
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
-from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.stimuli import random_repeats
-from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, random_tokens, tiny
+from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, loaded, random_tokens, tiny
 
 TOKENS = random_tokens(2, 12)
 UNITS = st.sets(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=5)
 LAYERS = st.sets(st.tuples(st.sampled_from(["attention", "mlp"]), st.integers(0, 2)), max_size=3)
-
-
-@functools.cache
-def loaded(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 @functools.cache

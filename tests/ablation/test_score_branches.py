@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from torch import Tensor
 from mechrep.ablation.score import Branches, ScoredText, first_edited_layers, score_tokens
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch
 from mechrep.interventions.apply import EditTable
-from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from tests.tiny_models import GATED, N_HEADS, N_LAYERS, WITH_ALIBI, random_tokens, tiny
+from tests.tiny_models import GATED, N_HEADS, N_LAYERS, WITH_ALIBI, loaded, random_tokens
 
 SHAPES = [(23, 12, 11), (23, 12, 11), (15, 6, 0)]
 TEXTS = [
@@ -24,11 +22,6 @@ TEXTS = [
     for i, (length, first, start) in enumerate(SHAPES)
 ]
 EVERY_HEAD = [Heads([(layer, head)], "zero") for layer in range(N_LAYERS) for head in range(N_HEADS)]
-
-
-@functools.cache
-def loaded(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 def reference(family: str) -> Model:

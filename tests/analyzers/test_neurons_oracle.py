@@ -14,19 +14,14 @@ from mechrep.cache import CorpusCache
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
-from mechrep.models.model import Model
 from tests.analyzers.looping_texts import as_corpus, random_loops
 from tests.analyzers.oracle import activations, search, windows
 from tests.tiny_models import D_MLP, N_LAYERS, tiny
+from tests.tiny_models import loaded as model
 
 FAMILIES = ("llama_gqa", "gpt_neox")
 R = 12
 LOOPS = random_loops(9)
-
-
-@functools.cache
-def model(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 @functools.cache

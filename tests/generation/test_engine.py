@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,11 +14,10 @@ from hypothesis import strategies as st
 
 from mechrep.generation.decode import SlotCache, generate
 from mechrep.interventions import Intervention, Neurons, add, scale
-from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from tests.generation.obvious import Edit, attach, obvious_text
-from tests.tiny_models import FAMILIES, WITH_ALIBI, families, random_tokens, tiny
+from tests.tiny_models import FAMILIES, WITH_ALIBI, families, loaded, random_tokens, tiny
 
 CUT = [(layer, neuron) for layer in range(3) for neuron in range(0, 48, 3)]
 FEW = [(0, 1), (1, 7), (2, 46)]
@@ -36,11 +34,6 @@ ROWS: list[Row] = [
     (1, "none", 0), (9, "zero", 4), (4, "add", 3), (12, "product", 0), (3, "sum", 9), (20, "zero", 19), (12, "add", 11),
     (20, "none", 0), (2, "sum", 1),
 ]  # fmt: skip
-
-
-@functools.cache
-def loaded(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 def prompts_of(rows: Sequence[Row], seed: int = 0) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,11 +13,9 @@ from hypothesis import strategies as st
 
 from mechrep.generation.decode import Decoding, Request, decode, decode_reference, generate
 from mechrep.interventions import Heads, Intervention, Neurons, add, mean, resample, scale
-from mechrep.models.load import load_model
-from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from tests.interventions.heads_by_hand import ByHand, logits_by_hand
-from tests.tiny_models import D_MODEL, N_HEADS, N_LAYERS, PARTS, SLIDING_WINDOW, families, random_tokens, tiny
+from tests.tiny_models import D_MODEL, N_HEADS, N_LAYERS, PARTS, SLIDING_WINDOW, families, loaded, random_tokens, tiny
 
 FAMILIES = families("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2", "qwen2")
 D_HEAD = D_MODEL // N_HEADS
@@ -51,11 +48,6 @@ ROWS: list[Row] = [
     (12, "none", 0), (20, "to_bos", 2), (2, "moved, scaled", 1), (5, "all to_bos", 0),
     (5, "neurons", 0),
 ]  # fmt: skip
-
-
-@functools.cache
-def loaded(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 def requests_of(rows: Sequence[Row], seed: int = 0, shared_first: int | None = None) -> list[Request]:

@@ -21,7 +21,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.interventions.heads_by_hand import ByHand, Change, logits_by_hand
-from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, families, random_tokens, tiny
+from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, PARTS, families, loaded, random_tokens, tiny
 
 FAMILIES = families("llama", "llama_gqa", "gpt2", "gpt_neox", "gemma2", "qwen2")
 D_HEAD = D_MODEL // N_HEADS
@@ -40,11 +40,6 @@ OPS: dict[str, tuple[Any, Change | None]] = {
     "mean": (mean(TABLE), lambda z, layer, head: TABLE[layer, head].expand_as(z)),
     "to_bos": ("to_bos", None),
 }
-
-
-@functools.cache
-def loaded(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 def reference(

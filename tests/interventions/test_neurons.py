@@ -16,7 +16,7 @@ from mechrep.interventions.hooks import position_mask
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from tests.tiny_models import D_MLP, FAMILIES, GATED, N_LAYERS, PARTS, random_tokens, tiny
+from tests.tiny_models import D_MLP, FAMILIES, GATED, N_LAYERS, PARTS, loaded, random_tokens, tiny
 
 TOKENS = random_tokens(3, 18)
 STARTS = torch.tensor([0, 7, 17])
@@ -59,10 +59,6 @@ def oracle(family: str, changes: list[tuple[str, list[tuple[int, int]], Change]]
             else:
                 module.register_forward_pre_hook(lambda _module, args, edited=edited: (edited(args[0]),))
     return model(TOKENS).logits
-
-
-def loaded(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
 
 
 def reference(model: Model, intervention: Intervention, starts: Tensor | None = STARTS) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mechrep.errors import InputError, ModelError
 from mechrep.measures.head_scores import CLEAR as INDUCTION
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores, score_heads
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model, reinitialised, shuffled
+from mechrep.models.load import reinitialised, shuffled
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
@@ -28,11 +27,7 @@ from tests.measures.heads_by_hand import NAMES, Rules, Text, oracle
 from tests.planted.circuits import induction_circuit, self_finding_head
 from tests.planted.workbench import ROTARY
 from tests.tiny_models import N_CTX, N_HEADS, N_LAYERS, families, tiny
-
-
-@functools.cache
-def model(family: str) -> Model:
-    return load_model(copy.deepcopy(tiny(family)))
+from tests.tiny_models import loaded as model
 
 
 def looping(family: str) -> Corpus:
