@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mechrep import studies as studies
     from mechrep.ablation.circuit import Circuit as Circuit
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
+    from mechrep.generation.decode import Decoding as Decoding
     from mechrep.generation.decode import generate as generate
     from mechrep.generation.patched_model import PatchedModel as PatchedModel
     from mechrep.generation.text_kinds import control_condition as control_condition
@@ -67,6 +68,7 @@ _HOME = {
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
+    "Decoding": "mechrep.generation.decode",
     "FirstTokenDetection": "mechrep.measures.first_token",
     "HeadCopying": "mechrep.measures.head_copying",
     "HeadScoreResult": "mechrep.measures.head_scores",

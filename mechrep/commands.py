@@ -26,6 +26,7 @@ from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.effects import Effects
 from mechrep.ablation.study import OUTCOMES, READ_OUTCOMES, Controls, ablation_study
 from mechrep.errors import InputError
+from mechrep.generation.decode import Decoding
 from mechrep.generation.decode import generate as continue_texts
 from mechrep.interventions.ops import SinkPatch
 from mechrep.models import tiny
@@ -99,6 +100,22 @@ class Options:
             raise InputError(f"--device {self.device}", "cpu, cuda, cuda:1 or mps", "choose one") from error
         kind = None if self.dtype is None else getattr(torch, self.dtype)
         return load_model(model, revision=self.revision, device=place, dtype=kind)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Writing:
+    """How texts are continued.
+
+    Attributes:
+        max_new_tokens: tokens to write.
+        temperature: 0 is greedy.
+        top_k: sample among so many tokens.
+    """
+
+    max_new_tokens: int = 200
+    temperature: float = 0.0
+    top_k: int | None = None
 
 
 MODEL = Annotated[str, Parameter(help="An embedded model (mechrep models), a hub name, or a folder.")]
@@ -440,9 +457,7 @@ def generate(
     prompt: Annotated[list[str] | None, Parameter(help="A prompt; may be given several times.", negative=())] = None,
     *,
     prompts: Annotated[Path | None, Parameter(help="File with one prompt per line (UTF-8).")] = None,
-    max_new_tokens: Annotated[int, Parameter(help="Tokens to write.")] = 200,
-    temperature: Annotated[float, Parameter(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int | None, Parameter(help="Sample among so many tokens.")] = None,
+    writing: Writing = Writing(),
     ablate: Annotated[str | None, Parameter(help="Components to set to zero while writing: L3H1,L2N57.")] = None,
     preset: Annotated[Literal["mechrep", "hiraoka2025"], Parameter(help="Whose detector marks loops.")] = "mechrep",
     options: Options = Options(),
@@ -457,11 +472,9 @@ def generate(
     corpus = continue_texts(
         loaded,
         Corpus.from_texts(written, model=loaded, source="prompt"),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=writing.max_new_tokens,
+        decoding=Decoding(temperature=writing.temperature, top_k=writing.top_k, seed=options.seed),
         interventions=None if circuit is None else circuit.intervention("zero", "last"),
-        temperature=temperature,
-        top_k=top_k,
-        seed=options.seed,
     ).with_cycles(preset, eos_id=loaded.eos_ids)
     if options.json:
         texts = [{"text": loaded.decode(corpus.row(i)), **_plain(corpus.frame.iloc[i])} for i in range(len(corpus))]

@@ -1,8 +1,9 @@
-"""What holds for the whole package, read from its source: who imports whom."""
+"""What holds for the whole package, read from its source: who imports whom, and how much a function asks."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -37,3 +38,22 @@ def test_no_two_modules_import_each_other() -> None:
     graph = {module: imported(tree) for module, tree in SOURCES.items()}
     assert {"mechrep.errors", "mechrep.models.model"} <= graph["mechrep.interventions.ops"]
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of a cycle
+
+
+def functions(tree: ast.AST, inside: str, in_class: bool = False) -> Iterator[tuple[str, int]]:
+    """Name and number of parameters of every function and method, ``self`` and ``cls`` not counted."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bound = in_class and bool(given) and given[0].arg in ("self", "cls")
+            yield f"{inside}.{node.name}", len(given) - bound
+            yield from functions(node, f"{inside}.{node.name}")
+        else:
+            named = f"{inside}.{node.name}" if isinstance(node, ast.ClassDef) else inside
+            yield from functions(node, named, isinstance(node, ast.ClassDef))
+
+
+def test_no_function_takes_more_than_eight_parameters() -> None:
+    taken = dict(one for module, tree in SOURCES.items() for one in functions(tree, module))
+    assert taken["mechrep.interventions.ops.Intervention.hooks"] == 4
+    assert {name: count for name, count in taken.items() if count > 8} == {}

@@ -296,11 +296,11 @@ class Regeneration(_OnTexts):
     ) -> Float[Tensor, "measure intervention text"]:
         """What became of each text."""
         requests = [
-            Request(prompt, intervention, start, text)
+            Request(prompt, self.how.max_new_tokens, intervention, start, text)
             for intervention in interventions
             for text, (prompt, start) in enumerate(zip(self.prompts, self.starts, strict=True))
         ]
-        decoding = Decoding(self.how.max_new_tokens, ["eos", self.how.preset] if self.how.stop_early else "eos")
+        decoding = Decoding(["eos", self.how.preset] if self.how.stop_early else "eos")
         what = f"regenerating, {self.name.replace('_', ' ')}"
         answers = run_requests(self.model, requests, decoding, progress=progress, what=what)
         special = sorted(self.model.special_ids)

@@ -28,7 +28,7 @@ from mechrep.ablation.outcomes import (
 from mechrep.ablation.run import measure_effects
 from mechrep.ablation.study import Controls, ablation_cells
 from mechrep.errors import InputError
-from mechrep.interventions.ops import Op, When
+from mechrep.interventions.ops import Op
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.models.model import Model
 from mechrep.results import check_same_model
@@ -95,7 +95,7 @@ def deactivation_sweep(
         corpus = unseen(corpus, set(neurons.texts))
     texts, loops = looping_texts(corpus)
     outcome = Regeneration("still_repeating", model, texts, [loop.onset for loop in loops], loops, how)
-    return _sweep(model, outcome, "deactivation", neurons, ks, op, controls, "last", run)
+    return _sweep(model, outcome, "deactivation", neurons, ks, op, controls, run)
 
 
 def activation_sweep(
@@ -143,7 +143,7 @@ def activation_sweep(
     how = decoding or LoopDecoding()
     texts = loop_free_texts(corpus, how.prompt_length)
     outcome = Regeneration("newly_repeating", model, texts, [how.prompt_length] * len(texts), None, how)
-    return _sweep(model, outcome, "activation", neurons, ks, op, controls, "last", run)
+    return _sweep(model, outcome, "activation", neurons, ks, op, controls, run)
 
 
 def loss_sweep(
@@ -182,7 +182,7 @@ def loss_sweep(
         >>> loss_sweep(model, windows, neurons=[(3, 1)], ks=[1], controls=()).wide()["selection"].tolist()
         ['baseline', 'ablation']
     """
-    return _sweep(model, HeldOutLoss(model, corpus), "loss", neurons, ks, op, controls, "all", run)
+    return _sweep(model, HeldOutLoss(model, corpus), "loss", neurons, ks, op, controls, run)
 
 
 def rankings(name: str, ks: Sequence[int], **units: Sequence[Unit]) -> list[Circuit]:
@@ -221,10 +221,9 @@ def _sweep(
     ks: Sequence[int],
     op: Op | str,
     controls: Controls | Sequence[str],
-    when: When,
     run: Run | None,
 ) -> Effects:
-    options = run or Run()
+    options, when = run or Run(), "last" if outcome.regenerates else "all"
     wanted = controls if isinstance(controls, Controls) else Controls(tuple(controls))
     if isinstance(neurons, RepetitionNeuronResult):
         check_same_model(neurons, model)

@@ -1,20 +1,13 @@
 """``generate``: continue the texts of a corpus, greedily or by sampling, each row under its own intervention.
 
-The decoders: a fast one over the plain view, and a slow, obvious one over the TransformerLens view.
+There are two decoders, tested to give the same tokens.  The fast one, over the plain view, computes every distinct
+prefix once, keeps a key-value cache of slots, lets finished rows leave and waiting ones enter, and edits each row in
+its own way.  The reference one, over the TransformerLens view, recomputes the whole text for every token.
 
-The fast one computes every distinct prefix once, keeps a key-value cache of slots, lets finished rows leave and
-waiting ones enter, and edits each row in its own way.  The reference one recomputes the whole text for every token.
-They are tested to give the same tokens.
-
-What is asked of a decoder and what it gives back, one text at a time.
-
-Choosing the next token of every row: greedily, or with random numbers that belong to the text.
-
-A key-value cache whose rows come and go: a fixed number of slots over one preallocated buffer.
-
-All rows write their newest token into the same column, so one decoding step is one ordinary forward pass.  A row that
-enters late is laid to the *left* of the current column; the columns before its first token are masked.  Nothing is
-ever concatenated: a step writes one column, and attention reads a view.
+The cache (:class:`SlotCache`) has a fixed number of slots over one preallocated buffer.  All rows write their newest
+token into the same column, so one decoding step is one ordinary forward pass.  A row that enters late is laid to the
+*left* of the current column; the columns before its first token are masked.  Nothing is ever concatenated: a step
+writes one column, and attention reads a view.
 """
 
 from __future__ import annotations
@@ -58,61 +51,79 @@ class Request:
 
     Attributes:
         prompt: ids of the text so far; at least one.
+        max_new_tokens: continue by at most so many tokens.
         intervention: what to change while continuing, or ``None``.
         start: first edited position.
         text: number of the text; decides its random stream and its resampled values, whatever batch it is in.
     """
 
     prompt: tuple[int, ...]
+    max_new_tokens: int
     intervention: Intervention | None = None
     start: int = 0
     text: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decoding:
-    """How all requests are continued.
+    """How texts are continued: when one ends, how the next token is chosen, and by which decoder.
 
     Attributes:
-        max_new_tokens: at most so many.
         stop_when: ``"eos"``; the name of a detector preset (``"hiraoka2025"``, ``"mechrep"``), which stops a text
             when the detector has fired on prompt and continuation; a function of the ids so far; or several of these.
-        temperature: 0 is greedy.
-        top_k: sample among so many tokens (all by default).
+            ``None`` always continues to the end.
+        temperature: 0 is greedy; sampling gives the same text whatever batch it is in.
+        top_k: sample among so many most probable tokens (all by default).
         seed: of the sampling.
         suppress: ids that are never produced.
+        view: ``"plain"`` (fast), ``"transformer_lens"`` (the reference: every token recomputes the text), or
+            ``"auto"``: the fast one where the model has it.
+
+    Raises:
+        InputError: a temperature, a number of tokens, a preset or a view that does not exist.
+
+    Example:
+        >>> Decoding(temperature=0.7, top_k=20).stop_when
+        'eos'
+        >>> Decoding(top_k=0)
+        Traceback (most recent call last):
+        mechrep.errors.InputError: given: temperature=0.0, top_k=0; ...
     """
 
-    max_new_tokens: int
     stop_when: StopRule | Sequence[StopRule] | None = "eos"
     temperature: float = 0.0
     top_k: int | None = None
     seed: int = 0
     suppress: Sequence[int] = ()
-    rules: tuple[StopRule, ...] = field(init=False)
+    view: Literal["auto", "plain", "transformer_lens"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={self.max_new_tokens}", "at least 1", "ask for more")
         if not self.temperature >= 0 or (self.top_k is not None and self.top_k < 1):
             raise InputError(
                 f"temperature={self.temperature}, top_k={self.top_k}", "temperature >= 0, top_k >= 1", "correct them"
             )
-        rules = self.stop_when
-        one = rules is None or isinstance(rules, str) or callable(rules)
-        self.rules = () if rules is None else (rules,) if one else tuple(rules)  # pyright: ignore
+        if self.view not in ("auto", "plain", "transformer_lens"):
+            raise InputError(f"view={self.view!r}", "'auto', 'plain' or 'transformer_lens'", "choose one")
         for rule in self.rules:
             if isinstance(rule, str) and rule != "eos":
                 watch_for(rule)  # refuses an unknown preset before any work is done
+
+    @property
+    def rules(self) -> tuple[StopRule, ...]:
+        """The rules that end a text, one by one."""
+        given = self.stop_when
+        if given is None:
+            return ()
+        return (given,) if isinstance(given, str) or callable(given) else tuple(given)
 
     @property
     def stops_at_eos(self) -> bool:
         """Whether an end-of-text id ends a text."""
         return "eos" in self.rules
 
-    def uniforms(self, text: int) -> Float[np.ndarray, " step"]:
+    def uniforms(self, request: Request) -> Float[np.ndarray, " step"]:
         """The text's own random numbers, one per step: the same in any batch."""
-        return np.random.default_rng([self.seed, text]).random(self.max_new_tokens)
+        return np.random.default_rng([self.seed, request.text]).random(request.max_new_tokens)
 
 
 @dataclass
@@ -143,7 +154,7 @@ class Continuation:
             self.reason = "eos"
         elif any(fired) or any(function(self.ids) for function in self._functions):
             self.reason = "stopped"
-        elif len(self.tokens) >= self.decoding.max_new_tokens:
+        elif len(self.tokens) >= self.request.max_new_tokens:
             self.reason = "length"
 
 
@@ -151,8 +162,8 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
     """Refuse what cannot be decoded, before anything is computed.
 
     Raises:
-        InputError: no request, an empty prompt, ids the model does not have, more positions than its context, or
-            nothing left to choose from.
+        InputError: no request, an empty prompt, ids the model does not have, no new token, more positions than its
+            context, or nothing left to choose from.
     """
     suppressed = set(decoding.suppress)
     if not suppressed < set(range(model.anatomy.d_vocab)):
@@ -172,9 +183,11 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
                 "ids of this model",
                 "encode it again",
             )
-        if len(request.prompt) + decoding.max_new_tokens > model.anatomy.n_ctx:
+        if request.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={request.max_new_tokens}", "at least 1", "ask for more")
+        if len(request.prompt) + request.max_new_tokens > model.anatomy.n_ctx:
             raise InputError(
-                f"prompt {number} of {len(request.prompt)} tokens and {decoding.max_new_tokens} new ones",
+                f"prompt {number} of {len(request.prompt)} tokens and {request.max_new_tokens} new ones",
                 f"at most {model.anatomy.n_ctx} positions",
                 "shorten the prompt or lower max_new_tokens",
             )
@@ -365,7 +378,7 @@ class _SlotRun:
             first_tokens=[request.prompt[0] for request in requests],
             starts=[request.start for request in requests],
         )
-        self.uniforms = np.stack([decoding.uniforms(r.text) for r in requests]) if decoding.temperature > 0 else None
+        self.uniforms = [decoding.uniforms(request) for request in requests] if decoding.temperature > 0 else None
         # Taken from the end, so longest prefixes first: later rows then always fit to the left of the current column.
         # Equal prefixes are neighbours, so that those entering together are computed once.
         self.prefix_lengths = [
@@ -374,7 +387,7 @@ class _SlotRun:
         self.waiting = sorted(
             range(len(requests)), key=lambda i: (self.prefix_lengths[i], requests[i].prompt[: self.prefix_lengths[i]])
         )
-        longest = max(len(r.prompt) for r in requests) + decoding.max_new_tokens
+        longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
         self.cache = SlotCache(model.anatomy.n_layers, slots, int(longest * _SPARE_COLUMNS), model.device)
         self.rows: list[int | None] = [None] * slots  # which request each slot serves
         parameters = inspect.signature(model.plain.forward).parameters if model.plain is not None else {}
@@ -434,7 +447,7 @@ class _SlotRun:
             if row is not None and positions[slot] >= len(self.answers[row].request.prompt) - 1:
                 ready.append((slot, row))
                 if self.uniforms is not None:
-                    uniforms[slot] = float(self.uniforms[row, len(self.answers[row].tokens)])
+                    uniforms[slot] = float(self.uniforms[row][len(self.answers[row].tokens)])
         chosen = choose_tokens(
             logits, uniforms.to(logits.device), self.decoding.temperature, self.decoding.top_k
         ).tolist()
@@ -527,9 +540,7 @@ def _reference_step(model: Model, live: list[Continuation], decoding: Decoding) 
     last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
     if decoding.suppress:
         last[:, list(decoding.suppress)] = -torch.inf
-    uniforms = torch.tensor(
-        [float(decoding.uniforms(a.request.text)[len(a.tokens)]) for a in live], dtype=torch.float64
-    )
+    uniforms = torch.tensor([float(decoding.uniforms(a.request)[len(a.tokens)]) for a in live], dtype=torch.float64)
     chosen = choose_tokens(last, uniforms.to(last.device), decoding.temperature, decoding.top_k)
     for answer, token in zip(live, chosen.tolist(), strict=True):
         answer.push(token)
@@ -540,15 +551,10 @@ def generate(
     corpus: Corpus,
     *,
     max_new_tokens: int,
+    decoding: Decoding = Decoding(),
     interventions: Intervention | Sequence[Intervention | None] | None = None,
     starts: Sequence[int] | None = None,
-    stop_when: StopRule | Sequence[StopRule] | None = "eos",
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
-    suppress: Sequence[int] = (),
     batch_size: int = 256,
-    view: Literal["auto", "plain", "transformer_lens"] = "auto",
     progress: bool | None = None,
 ) -> Corpus:
     """Continue every text of ``corpus`` and return prompts and continuations as a new corpus.
@@ -561,18 +567,11 @@ def generate(
         model: the model.
         corpus: the prompts; the whole of each text is its prompt.
         max_new_tokens: continue by at most so many tokens.
+        decoding: when a text ends, how tokens are chosen, which view writes; by default greedy, up to EOS.
         interventions: one for all rows, or one (or ``None``) per row.
         starts: first edited position per row.  Default, by the intervention's ``when``: 0 for ``"all"``, the prompt's
             last position for ``"last"``, ``onset - 1`` from the frame for ``"from_onset"``.
-        stop_when: ``"eos"``, a detector preset (``"hiraoka2025"``, ``"mechrep"``), a function of the ids so far, or
-            several of these; ``None`` always continues to the end.
-        temperature: 0 is greedy; sampling gives the same text whatever batch it is in.
-        top_k: sample among so many most probable tokens.
-        seed: of the sampling.
-        suppress: ids that are never produced.
         batch_size: rows computed together.
-        view: ``"plain"`` (fast), ``"transformer_lens"`` (the reference: every token recomputes the text), or
-            ``"auto"``: the fast one where the model has it.
         progress: show a progress bar; by default to people only.
 
     Returns:
@@ -590,41 +589,40 @@ def generate(
         >>> longer = mechrep.generate(model, corpus, max_new_tokens=8)
         >>> len(longer.row(0)) - len(corpus.row(0)), int(longer.frame["prompt_length"][0]) == len(corpus.row(0))
         (8, True)
+        >>> sampling = mechrep.Decoding(temperature=1.0, top_k=20, seed=1)
+        >>> mechrep.generate(model, corpus, max_new_tokens=8, decoding=sampling).row(0) == longer.row(0)
+        False
     """
     corpus.check_model(model)
-    requests = make_requests(corpus, interventions, starts)
-    decoding = Decoding(max_new_tokens, stop_when, temperature, top_k, seed, suppress)
-    answers = run_requests(model, requests, decoding, batch_size=batch_size, view=view, progress=progress)
+    requests = make_requests(corpus, max_new_tokens, interventions, starts)
+    answers = run_requests(model, requests, decoding, batch_size=batch_size, progress=progress)
     return answers_to_corpus(model, corpus, answers)
 
 
 def run_requests(
     model: Model,
     requests: Sequence[Request],
-    decoding: Decoding,
+    decoding: Decoding = Decoding(),
     *,
     batch_size: int = 256,
-    view: Literal["auto", "plain", "transformer_lens"] = "auto",
     progress: bool | None = None,
     what: str = "generating",
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
-    fast = model.fast
-    if batch_size < 1 or view not in ("auto", "plain", "transformer_lens"):
-        raise InputError(
-            f"batch_size={batch_size}, view={view!r}",
-            "at least 1 row; 'auto', 'plain' or 'transformer_lens'",
-            "correct them",
-        )
-    if view == "plain" and not fast:
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}", "at least 1 row", "correct it")
+    if decoding.view == "plain" and not model.fast:
         raise InputError(f"view='plain' for {model.name}", "a model with a plain view", "use view='auto'")
-    if fast and view != "transformer_lens":
+    if model.fast and decoding.view != "transformer_lens":
         return decode(model, requests, decoding, batch_size=batch_size, progress=progress, what=what)
     return decode_reference(model, requests, decoding, batch_size=min(batch_size, 64), progress=progress)
 
 
 def make_requests(
-    corpus: Corpus, interventions: Intervention | Sequence[Intervention | None] | None, starts: Sequence[int] | None
+    corpus: Corpus,
+    max_new_tokens: int,
+    interventions: Intervention | Sequence[Intervention | None] | None,
+    starts: Sequence[int] | None,
 ) -> list[Request]:
     """One request per text, with the default start of its intervention where none is given."""
     per_row = [interventions] * len(corpus) if not isinstance(interventions, Sequence) else list(interventions)
@@ -635,7 +633,7 @@ def make_requests(
     for number, intervention in enumerate(per_row):
         prompt = tuple(corpus.row(number))
         start = starts[number] if starts is not None else default_start(corpus.frame, number, len(prompt), intervention)
-        requests.append(Request(prompt, intervention, int(start), number))
+        requests.append(Request(prompt, max_new_tokens, intervention, int(start), number))
     return requests
 
 

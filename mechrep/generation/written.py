@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from mechrep.errors import InputError
-from mechrep.generation.decode import generate
+from mechrep.generation.decode import Decoding, generate
 from mechrep.models.model import Model
 from mechrep.run import one_of
 from mechrep.text.corpus import Corpus
@@ -203,9 +203,9 @@ def continue_texts(
         batch_size: rows computed together.
         progress: show a progress bar.
     """
-    rules = ["eos", "mechrep"] if stop_early else "eos"
+    rules = Decoding(["eos", "mechrep"] if stop_early else "eos")
     written = generate(
-        model, prompts, max_new_tokens=max_new_tokens, stop_when=rules, batch_size=batch_size, progress=progress
+        model, prompts, max_new_tokens=max_new_tokens, decoding=rules, batch_size=batch_size, progress=progress
     )
     rows, lengths = [written.row(i) for i in range(len(written))], prompts.lengths.tolist()
     reasons = written.frame["stop_reason"].tolist()

@@ -229,7 +229,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
         preset: ``"mechrep"`` (default): all queries, each counts once.  ``"hiraoka2025"``: queries from the second copy
             of the loop on, mean per text and then over texts; a head qualifies with more than 0.5
             (:meth:`HeadScoreResult.above`).  Print leaves open whether queries are averaged or texts counted; for the
-            latter choose ``average="threshold"``.
+            latter choose ``average=0.5``.
         bos_id: id that is a BOS where it stands at position 0, as ``model.bos_id`` gives it; None for texts without.
             A BOS is neither a copy of anything nor a previous token.
         copies: for induction and duplicate token: ``"all"`` earlier copies, or only the ``"newest"`` or ``"oldest"``.
@@ -237,9 +237,8 @@ class HeadScores(Analyzer[HeadScoreResult]):
             frame states (``start``, ``onset``, ``period``, ``copies``), so chance repeats do not count.
         queries: overrides the preset's: ``"all"``, or ``"after_onset"``, those from the second copy on.
         positions: with ``"after_onset"``: only the first so many of them.
-        average: overrides the preset's: over queries (``"query"``), over queries and then texts (``"text"``), or the
-            share of texts whose score exceeds ``threshold`` (``"threshold"``).
-        threshold: for ``average="threshold"``.
+        average: overrides the preset's: over queries (``"query"``), over queries and then texts (``"text"``), or, for
+            a number, the share of texts whose score exceeds it.
         variants: published normalisations of prefix matching to measure beside it, see
             :mod:`mechrep.measures.head_targets`.
 
@@ -275,8 +274,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
         form: Form = "id",
         queries: Queries | None = None,
         positions: int | None = None,
-        average: Average | None = None,
-        threshold: float = 0.5,
+        average: Average | float | None = None,
         variants: Sequence[str] = (),
     ) -> None:
         self.preset = preset
@@ -289,7 +287,6 @@ class HeadScores(Analyzer[HeadScoreResult]):
             queries=queries,
             positions=positions,
             average=average,
-            threshold=threshold,
         )
         self.state = {}
 
@@ -356,7 +353,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
         if self.rules.average == "query":
             return attention, queries.to(attention)
         mean = attention / queries.clamp_min(1)
-        value = mean if self.rules.average == "text" else (mean > self.rules.threshold).to(attention)
+        value = mean if self.rules.average == "text" else (mean > self.rules.average).to(attention)
         return value, (queries > 0).to(attention)
 
     def finish_batch(self, batch: Batch) -> None:
@@ -534,7 +531,7 @@ def head_scores_figure(result: HeadScoreResult, score: str | None = None) -> go.
         subtitle=f"{result.provenance.model['name']}, {texts}",
         x="head",
         y="layer",
-        share="share of texts" if result.provenance.config.get("average") == "threshold" else "share of attention",
+        share="share of texts" if isinstance(result.provenance.config.get("average"), float) else "share of attention",
     )
 
 

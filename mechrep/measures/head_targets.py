@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -386,7 +386,7 @@ class VariantTexts:
 
 Form = Literal["id", "aligned"]
 Queries = Literal["all", "after_onset"]
-Average = Literal["query", "text", "threshold"]
+Average = Literal["query", "text"]
 
 PRESETS: dict[str, dict[str, str]] = {
     "mechrep": {"queries": "all", "average": "query"},
@@ -397,7 +397,6 @@ _CHOICES = {
     "copies": ("all", "newest", "oldest"),
     "form": ("id", "aligned"),
     "queries": ("all", "after_onset"),
-    "average": ("query", "text", "threshold"),
 }
 
 
@@ -410,8 +409,7 @@ class HeadRules:
     form: Form
     queries: Queries
     positions: int | None
-    average: Average
-    threshold: float
+    average: Average | float
     variants: tuple[str, ...]
 
     @classmethod
@@ -425,6 +423,10 @@ class HeadRules:
         settings |= {name: value for name, value in PRESETS[preset].items() if settings[name] is None}
         for name, known in _CHOICES.items():
             one_of(name, settings[name], known)
+        if isinstance(settings["average"], str):
+            one_of("average", settings["average"], (*get_args(Average), "or a number"))
+        else:
+            settings["average"] = float(settings["average"])
         for name in variants:
             one_of("variant", name, VARIANTS)
         positions, queries = settings["positions"], settings["queries"]

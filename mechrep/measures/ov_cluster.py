@@ -171,8 +171,7 @@ def ov_cluster(
     size: int = 8,
     *,
     length: int | None = None,
-    sets: int = 8,
-    orders: int = 8,
+    draws: tuple[int, int] = (8, 8),
     candidates: Sequence[int] | None = None,
     bos: bool = True,
     seed: int = 0,
@@ -191,8 +190,7 @@ def ov_cluster(
         token: where the cluster begins; an id, or a word of one token.
         size: tokens of the cluster, the first one included.
         length: tokens per text, without BOS; by default 64 times the size, as far as the context allows.
-        sets: random sets of the same size, each with ``token`` in it.
-        orders: texts of every set, in random orders.
+        draws: random sets of the same size, each with ``token`` in it, and texts of every set, in random orders.
         candidates: ids that the cluster may take; by default all ordinary tokens, of large vocabularies 4,096 drawn.
         bos: whether texts begin with BOS; its value is brought in too.
         seed: of orders, sets and candidates.
@@ -208,25 +206,26 @@ def ov_cluster(
     they choose them is not known to us, and these clusters are not theirs.
 
     Limits: OV space only: whether heads *attend* to the tokens alike is not asked.  Closeness at layer 0 need not last.
-    Random sets scatter: with ``sets`` of them, the smallest share that :attr:`OVClusterResult.p_signal` can show is
-    ``1 / (sets + 1)``.
+    Random sets scatter: with ``n`` of them, the smallest share that :attr:`OVClusterResult.p_signal` can show is
+    ``1 / (n + 1)``.
 
     Example:
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> result = ov_cluster(model, 300, 4, length=16, sets=3, orders=2)
+        >>> result = ov_cluster(model, 300, 4, length=16, draws=(3, 2))
         >>> len(result.cluster), result.cluster[0], result.diameter["cluster"] <= result.diameter["random"]
         (4, 300, True)
     """
     first = single_token_id(model, token) if isinstance(token, str) else token
     room = model.anatomy.n_ctx - int(bos)
     length = min(64 * size, room) if length is None else length
+    sets, orders = draws
     generator = np.random.default_rng(seed)
     pool = _pool(model, first, candidates, generator)
     if not 2 <= size <= len(pool) + 1 or not size <= length <= room or sets < 1 or orders < 1:
         raise InputError(
-            f"size={size}, length={length}, sets={sets}, orders={orders}",
-            f"2 to {len(pool) + 1} tokens, texts from that size to {room} tokens, at least one set and order",
+            f"size={size}, length={length}, draws={draws}",
+            f"2 to {len(pool) + 1} tokens, texts from that size to {room} tokens, at least one set and one text of it",
             "correct them",
         )
     if bos and model.bos_id is None:

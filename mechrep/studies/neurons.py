@@ -15,7 +15,7 @@ from mechrep.ablation.sweeps import activation_sweep, deactivation_sweep, loss_s
 from mechrep.ablation.texts import find_and_test, loop_share, shared_loops, shared_windows
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
-from mechrep.generation.decode import Decoding, Request, run_requests
+from mechrep.generation.decode import Request, run_requests
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.neurons import (
     RepetitionNeuronResult,
@@ -32,6 +32,7 @@ from mechrep.text.corpus import Corpus
 
 _SHARES = (0.005, 0.07, 0.02, 0.0025, 0.01, 0.04)  # of all neurons; the published share first
 _EXAMPLES = 3
+_EXAMPLE_TOKENS = 80
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,8 @@ def _examples(model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: i
     onsets, starts = texts.frame["onset"].astype(int).tolist(), texts.frame["start"].astype(int).tolist()
     prompts, chosen = texts.frame["prompt_length"].astype(int).tolist(), range(min(_EXAMPLES, len(texts)))
     ablated = Neurons(neurons.top(k), "zero", when="last")
-    requests = [Request(tuple(texts.row(i)[: onsets[i]]), ablated, onsets[i] - 1, i) for i in chosen]
-    answers = run_requests(model, requests, Decoding(80), progress=False)
+    requests = [Request(tuple(texts.row(i)[: onsets[i]]), _EXAMPLE_TOKENS, ablated, onsets[i] - 1, i) for i in chosen]
+    answers = run_requests(model, requests, progress=False)
 
     def piece(ids: Sequence[int], begin: int, end: int | None = None) -> str:
         """Text of ``ids[begin:end]`` as it reads in its place: a piece alone may lose its leading blank."""

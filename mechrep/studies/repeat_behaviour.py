@@ -198,11 +198,11 @@ class WrittenRepetitions(_AfterRepetitions):
     ) -> Float[Tensor, "measure intervention token"]:
         """The measures."""
         requests = [
-            Request(tuple(self.corpus.row(text)), intervention, self._start(text, intervention), text)
+            Request(tuple(self.corpus.row(text)), self.new_tokens, intervention, self._start(text, intervention), text)
             for intervention in interventions
             for text in range(len(self.corpus))
         ]
-        decoding = Decoding(self.new_tokens, lambda ids: ids[-1] != ids[-2])
+        decoding = Decoding(lambda ids: ids[-1] != ids[-2])
         answers = run_requests(
             self.model, requests, decoding, batch_size=self.batch_size, progress=progress, what="going on repeating"
         )

@@ -506,6 +506,6 @@ def _behaviour(model: Model, sink: SinkResult, tokens: Sequence[int], bos: bool,
 
 def _cluster(model: Model, token: int, bos: bool, seed: int) -> OVClusterResult | None:
     try:
-        return ov_cluster(model, token, _CLUSTER, sets=_SETS, orders=_ORDERS, bos=bos, seed=seed)
+        return ov_cluster(model, token, _CLUSTER, draws=(_SETS, _ORDERS), bos=bos, seed=seed)
     except InputError:  # so small a vocabulary or context has no clusters
         return None

@@ -24,7 +24,7 @@ from mechrep.ablation.run import Cell, measure_effects
 from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.decode import Decoding, Request, run_requests
+from mechrep.generation.decode import Request, run_requests
 from mechrep.generation.text_kinds import COPIES, clusters_of, copy_run, joined_texts, labels_of
 from mechrep.interventions import Heads, mean, resample, zero
 from mechrep.interventions.ops import Intervention, Op, When
@@ -339,11 +339,9 @@ class _Regenerated(_OfKind):
         frame = self.corpus.frame
         seams = {i: int(frame["seam"][i]) for i in self.places}  # a seam is given: nothing could foresee it
         prompts = {i: tuple(self.corpus.row(i)[: int(frame["prompt_length"][i]) + seams[i]]) for i in self.places}
-        requests = [Request(prompts[i], one, 0 if self.when == "all" else len(prompts[i]) - 1, i)
+        requests = [Request(prompts[i], self.new, one, 0 if self.when == "all" else len(prompts[i]) - 1, i)
                     for one in interventions for i in self.places]  # fmt: skip
-        answers = run_requests(
-            self.model, requests, Decoding(self.new), progress=progress, what=f"regenerating, {self.text_kind} texts"
-        )
+        answers = run_requests(self.model, requests, progress=progress, what=f"regenerating, {self.text_kind} texts")
         rows = []
         for answer in answers:
             i = answer.request.text

@@ -165,7 +165,7 @@ def test_texts_that_still_loop_are_counted_as_with_one_run_per_head() -> None:
     for layer, head in itertools.product(range(anatomy.n_layers), range(anatomy.n_heads)):
         written = mechrep.generate(
             model, prompts, max_new_tokens=new, interventions=Heads([(layer, head)], "zero", "last"),
-            view="transformer_lens", progress=False,
+            decoding=mechrep.Decoding(view="transformer_lens"), progress=False,
         )  # fmt: skip
         counts.append([float(published_detector(written.row(i)) is not None) for i in range(len(texts))])
     assert sweep.of("still_looping")[1:].tolist() == counts and 0 < np.mean(counts) < 1

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.generation.decode import SlotCache, generate
+from mechrep.generation.decode import Decoding, SlotCache, generate
 from mechrep.interventions import Intervention, Neurons, add, scale
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
@@ -42,7 +42,9 @@ def prompts_of(rows: Sequence[Row], seed: int = 0) -> list[list[int]]:
     return [[3 + number, *tokens[number, 1:length].tolist()] for number, (length, _, _) in enumerate(rows)]
 
 
-def texts_of(model: Model, rows: Sequence[Row], steps: int, *, seed: int = 0, **options: Any) -> list[list[int]]:
+def texts_of(
+    model: Model, rows: Sequence[Row], steps: int, *, seed: int = 0, batch_size: int = 256, **options: Any
+) -> list[list[int]]:
     kinds = {kind: KINDS[kind][0]() for _, kind, _ in rows}
     corpus = generate(
         model,
@@ -50,7 +52,8 @@ def texts_of(model: Model, rows: Sequence[Row], steps: int, *, seed: int = 0, **
         max_new_tokens=steps,
         interventions=[kinds[kind] for _, kind, _ in rows],
         starts=[start for _, _, start in rows],
-        **{"stop_when": None, **options},
+        batch_size=batch_size,
+        decoding=Decoding(**{"stop_when": None, **options}),
     )
     return [corpus.row(number) for number in range(len(rows))]
 
@@ -142,7 +145,7 @@ def test_one_row_at_a_time_and_rows_with_a_common_prefix(moves: list[str]) -> No
     for batch_size in (1, 2, 6):
         shapes.clear()
         texts = generate(
-            model, corpus, max_new_tokens=9, stop_when=None, interventions=[KINDS[k][0]() for k in kinds],
+            model, corpus, max_new_tokens=9, decoding=Decoding(None), interventions=[KINDS[k][0]() for k in kinds],
             starts=starts, batch_size=batch_size,
         )  # fmt: skip
         assert [texts.row(i) for i in range(len(kinds))] == expected
@@ -188,7 +191,7 @@ def test_last_is_the_hook_at_the_last_position_of_cached_generation(family: str)
     edits = [Edit(CUT, 0, 0)]
     corpus = Corpus.from_tokens(prompts, model=model)
     texts = generate(
-        model, corpus, max_new_tokens=12, stop_when=None, interventions=Neurons(CUT, when="last"), batch_size=3
+        model, corpus, max_new_tokens=12, decoding=Decoding(None), interventions=Neurons(CUT, when="last"), batch_size=3
     )
     published = [last_position_text(family, prompt, edits, 12, use_cache=True) for prompt in prompts]
     assert [texts.row(i) for i in range(4)] == published

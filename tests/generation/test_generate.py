@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from scipy import stats
 
 from mechrep.errors import InputError
-from mechrep.generation.decode import choose_tokens, generate
+from mechrep.generation.decode import Decoding, Request, choose_tokens, decode, decode_reference, generate
 from mechrep.interventions import Neurons, add
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
@@ -50,7 +51,14 @@ def rows(corpus: Corpus) -> list[list[int]]:
 
 
 def written(corpus: Corpus, **options: Any) -> list[list[int]]:
-    return rows(generate(llama(), corpus, **{"max_new_tokens": 12, "stop_when": None, **options}))
+    return rows(generate(llama(), corpus, **sorted_out({"max_new_tokens": 12, "stop_when": None, **options})))
+
+
+def sorted_out(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``generate``, those of the decoding in one."""
+    names = {one.name for one in dataclasses.fields(Decoding)} & set(options)
+    others = {name: value for name, value in options.items() if name not in names}
+    return {**others, "decoding": Decoding(**{name: options[name] for name in names})}
 
 
 # --- where an edit begins ------------------------------------------------------------------------------------------
@@ -122,7 +130,7 @@ def test_first_tokens_are_distributed_as_the_model_says(temperature: float, top_
     n, prompt = 4000, random_tokens(1, 5)[0].tolist()
     corpus = Corpus.from_tokens([prompt] * n, model=llama())
     texts = generate(
-        llama(), corpus, max_new_tokens=1, stop_when=None, temperature=temperature, top_k=top_k, seed=3, batch_size=1000
+        llama(), corpus, max_new_tokens=1, decoding=Decoding(None, temperature, top_k, seed=3), batch_size=1000
     )
     counts = torch.bincount(texts.tokens[:, -1], minlength=D_VOCAB)
     logits = tiny("llama")(torch.tensor([prompt])).logits[0, -1] / temperature
@@ -169,7 +177,7 @@ def test_an_eos_ends_a_text_and_stays_in_it() -> None:
     assert rows(texts) == [row[:end] for row, end in zip(endless, ends, strict=True)]
     assert reasons(texts) == ["eos" if row[-1] == eos else "length" for row in rows(texts)]
     assert len(texts.row(0)) <= 11
-    assert rows(generate(model, prompts(8, model=model), max_new_tokens=30, stop_when=None)) == endless
+    assert rows(generate(model, prompts(8, model=model), max_new_tokens=30, decoding=Decoding(None))) == endless
 
 
 @pytest.mark.parametrize("preset", ["hiraoka2025", "mechrep"])
@@ -178,8 +186,8 @@ def test_a_detector_ends_a_text_with_the_token_that_makes_it_fire(preset: str) -
     model = looping()
     blocks = random_tokens(6, 5, seed=2).tolist()
     corpus = Corpus.from_tokens([block * (2 + number % 3) for number, block in enumerate(blocks)], model=model)
-    endless = rows(generate(model, corpus, max_new_tokens=80, stop_when=None))
-    texts = generate(model, corpus, max_new_tokens=80, stop_when=preset)
+    endless = rows(generate(model, corpus, max_new_tokens=80, decoding=Decoding(None)))
+    texts = generate(model, corpus, max_new_tokens=80, decoding=Decoding(preset))
     assert "stopped" in reasons(texts)
     for number, row in enumerate(rows(texts)):
         assert row == endless[number][: len(row)]
@@ -206,7 +214,10 @@ def test_functions_and_several_rules_end_a_text_at_the_first_that_holds() -> Non
         return ids[-1] == token
 
     texts = generate(
-        llama(), prompts(), max_new_tokens=20, stop_when=["eos", "mechrep", has_token, lambda ids: len(ids) == 19]
+        llama(),
+        prompts(),
+        max_new_tokens=20,
+        decoding=Decoding(["eos", "mechrep", has_token, lambda ids: len(ids) == 19]),
     )
     for row, whole, reason in zip(rows(texts), endless, reasons(texts), strict=True):
         assert row == whole[: len(row)]
@@ -236,7 +247,7 @@ def test_the_new_corpus_keeps_what_is_still_true() -> None:
         {"id": ["a", "b"], "source": "mine", "condition": ["x", "y"], "onset": [2, 3], "colour": ["r", "g"]}
     )
     given = Corpus.from_tokens([[0, 5, 6, 7], [0, 8, 9, 10, 11]], model=llama(), frame=frame, bos_policy="prepended")
-    texts = generate(llama(), given, max_new_tokens=5, stop_when=None)
+    texts = generate(llama(), given, max_new_tokens=5, decoding=Decoding(None))
     assert texts.frame[["id", "condition", "colour"]].equals(given.frame[["id", "condition", "colour"]])
     assert texts.frame["prompt_length"].tolist() == [4, 5]
     assert texts.frame["onset"].isna().all(), "the onset of another text"
@@ -251,7 +262,7 @@ def test_a_processed_model_writes_on_the_view_that_was_processed() -> None:
     model.enable_compatibility_mode()
     assert rows(generate(model, prompts(), max_new_tokens=8)) == before
     with pytest.raises(InputError, match="view='plain'"):
-        generate(model, prompts(), max_new_tokens=8, view="plain")
+        generate(model, prompts(), max_new_tokens=8, decoding=Decoding(view="plain"))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------
@@ -270,7 +281,6 @@ def test_a_processed_model_writes_on_the_view_that_was_processed() -> None:
         ({"interventions": [None, None]}, "2 interventions for 4 texts"),
         ({"starts": [0]}, "1 starts for 4 texts"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"view": "fast"}, "view='fast'"),
         ({"suppress": [4, D_VOCAB]}, f"suppress=.*{D_VOCAB}"),
         ({"suppress": [-1]}, "suppress=.*-1"),
         ({"suppress": range(D_VOCAB)}, "suppress="),
@@ -278,19 +288,24 @@ def test_a_processed_model_writes_on_the_view_that_was_processed() -> None:
 )
 def test_what_cannot_be_generated_is_refused(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        inspect_free_generate(llama(), prompts(), **{"max_new_tokens": 4, **options})
+        generate(llama(), prompts(), **sorted_out({"max_new_tokens": 4, **options}))
 
 
-def inspect_free_generate(*args: Any, **kwargs: Any) -> Corpus:
-    """``generate`` as users call it, without the type checker of the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        module = inspect.getmodule(inspect.unwrap(generate))
-        patch.setattr(module, "run_requests", inspect.unwrap(module.run_requests))
-        return inspect.unwrap(generate)(*args, **kwargs)
+def test_an_unknown_view_is_refused() -> None:
+    """As for users, whose types nobody checks."""
+    unchecked = SimpleNamespace(temperature=0.0, top_k=None, view="fast", rules=())
+    with pytest.raises(InputError, match="view='fast'"):
+        Decoding.__post_init__(unchecked)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("moved", [field.name for field in dataclasses.fields(Decoding)])
+def test_options_of_the_decoding_stand_there_alone(moved: str) -> None:
+    with pytest.raises(TypeError, match=moved):
+        generate(llama(), prompts(), max_new_tokens=4, **{moved: None})
 
 
 def test_the_whole_context_can_be_used() -> None:
-    texts = generate(llama(), prompts(2), max_new_tokens=N_CTX - 6, stop_when=None)
+    texts = generate(llama(), prompts(2), max_new_tokens=N_CTX - 6, decoding=Decoding(None))
     assert texts.lengths.tolist() == [N_CTX, N_CTX]
 
 
@@ -303,21 +318,19 @@ def test_a_corpus_of_another_vocabulary_is_refused() -> None:
 
 
 def test_requests_without_a_prompt_are_refused() -> None:
-    from mechrep.generation.decode import Decoding, Request, decode, decode_reference
-
     for decoder in (decode, decode_reference):
         with pytest.raises(InputError, match="prompt 1, which is empty"):
-            decoder(llama(), [Request((4,)), Request(())], Decoding(2))
+            decoder(llama(), [Request((4,), 2), Request((), 2)], Decoding())
         with pytest.raises(InputError, match="no prompts"):
-            decoder(llama(), [], Decoding(2))
+            decoder(llama(), [], Decoding())
         with pytest.raises(InputError, match=f"outside 0..{D_VOCAB - 1}"):
-            decoder(llama(), [Request((4, D_VOCAB))], Decoding(2))
+            decoder(llama(), [Request((4, D_VOCAB), 2)], Decoding())
 
 
 def test_random_numbers_belong_to_the_text() -> None:
-    from mechrep.generation.decode import Decoding
+    def uniforms(steps: int, text: int, seed: int = 4) -> np.ndarray:
+        return Decoding(seed=seed).uniforms(Request((4,), steps, text=text))
 
-    long, short = Decoding(9, seed=4), Decoding(5, seed=4)
-    assert np.array_equal(long.uniforms(2)[:5], short.uniforms(2))
-    assert not np.array_equal(long.uniforms(2), long.uniforms(3))
-    assert not np.array_equal(long.uniforms(2), Decoding(9, seed=5).uniforms(2))
+    assert np.array_equal(uniforms(9, 2)[:5], uniforms(5, 2))
+    assert not np.array_equal(uniforms(9, 2), uniforms(9, 3))
+    assert not np.array_equal(uniforms(9, 2), uniforms(9, 2, seed=5))

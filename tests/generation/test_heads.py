@@ -50,13 +50,13 @@ ROWS: list[Row] = [
 ]  # fmt: skip
 
 
-def requests_of(rows: Sequence[Row], seed: int = 0, shared_first: int | None = None) -> list[Request]:
+def requests_of(rows: Sequence[Row], steps: int, seed: int = 0, shared_first: int | None = None) -> list[Request]:
     tokens = random_tokens(len(rows), 64, seed=seed)
     if shared_first is not None:
         tokens[::2, 0] = shared_first
     kinds = {kind: KINDS[kind][0]() for _, kind, _ in rows}
     return [
-        Request(tuple(tokens[number, :length].tolist()), kinds[kind], start, number)
+        Request(tuple(tokens[number, :length].tolist()), steps, kinds[kind], start, number)
         for number, (length, kind, start) in enumerate(rows)
     ]
 
@@ -78,15 +78,15 @@ def test_both_decoders_write_what_decoding_by_hand_writes(family: str) -> None:
     """Texts grow past sliding windows; half the rows have the same first token."""
     model, steps = loaded(family), 9
     assert steps + 1 > SLIDING_WINDOW
-    requests = requests_of(ROWS, shared_first=7)
-    expected, decoding = by_hand(family, requests, ROWS, steps), Decoding(steps, stop_when=None)
+    requests = requests_of(ROWS, steps, shared_first=7)
+    expected, decoding = by_hand(family, requests, ROWS, steps), Decoding(stop_when=None)
     assert len({tuple(text[-steps:]) for text in expected}) >= len(ROWS) - 1
     assert [a.ids for a in decode(model, requests, decoding, batch_size=5)] == expected
     assert [a.ids for a in decode_reference(model, requests, decoding)] == expected
 
 
 def test_interventions_matter_here() -> None:
-    requests = requests_of(ROWS)
+    requests = requests_of(ROWS, 1)
     untouched = [(length, "none", start) for length, _, start in ROWS]
     texts = [by_hand("llama_gqa", requests, rows, 8) for rows in (ROWS, untouched)]
     changed = [one != other for one, other in zip(*texts, strict=True)]
@@ -104,8 +104,8 @@ def test_interventions_matter_here() -> None:
     seed=st.integers(0, 3),
 )
 def test_any_mixture_of_rows(rows: list[Row], steps: int, batch_size: int, shared_first: int | None, seed: int) -> None:
-    requests = requests_of(rows, seed, shared_first)
-    answers = decode(loaded("llama_gqa"), requests, Decoding(steps, stop_when=None), batch_size=batch_size)
+    requests = requests_of(rows, steps, seed, shared_first)
+    answers = decode(loaded("llama_gqa"), requests, Decoding(stop_when=None), batch_size=batch_size)
     assert [answer.ids for answer in answers] == by_hand("llama_gqa", requests, rows, steps)
 
 
@@ -124,10 +124,10 @@ def test_each_row_begins_where_its_when_says(family: str, when: str) -> None:
     edit = Heads(SOME, "to_bos", when=when) + Neurons(CUT, when=when)  # type: ignore[arg-type]
     expected = []
     for prompt, start in zip(prompts, starts, strict=True):
-        request = Request(tuple(prompt))
+        request = Request(tuple(prompt), 8)
         expected += by_hand(family, [request], [(0, "both", start)], 8)
     for view in ("plain", "transformer_lens"):
-        texts = generate(model, corpus, max_new_tokens=8, interventions=edit, stop_when=None, view=view)  # type: ignore[arg-type]
+        texts = generate(model, corpus, max_new_tokens=8, interventions=edit, decoding=Decoding(None, view=view))  # type: ignore[arg-type]
         assert [texts.row(number) for number in range(3)] == expected
 
 
@@ -138,10 +138,10 @@ def test_each_text_keeps_its_own_resampled_values(family: str) -> None:
     edit = Heads([(0, 0), (0, 1)], resample(BANK, seed=5)) + Heads([(1, 3), (2, 2)], "to_bos")
     starts = [0, 0, 0, 0, 4, 2, 0]
     requests = [
-        Request((7, *row), edit, start, text)
+        Request((7, *row), 8, edit, start, text)
         for text, (row, start) in enumerate(zip(random_tokens(7, 6, seed=3).tolist(), starts, strict=True))
     ]
-    decoding = Decoding(8, stop_when=None)
+    decoding = Decoding(stop_when=None)
     texts = [answer.ids for answer in decode(model, requests, decoding, batch_size=4)]
     assert texts == [answer.ids for answer in decode_reference(model, requests, decoding, batch_size=3)]
     assert texts[::-1] == [answer.ids for answer in decode(model, requests[::-1], decoding, batch_size=2)]
@@ -165,6 +165,11 @@ def test_last_is_the_edit_of_the_newest_position_in_cached_generation(family: st
     published = [hugging_face.generate(torch.tensor([prompt]), **options)[0].tolist() for prompt in prompts]
     corpus = Corpus.from_tokens(prompts, model=model)
     texts = generate(
-        model, corpus, max_new_tokens=steps, stop_when=None, interventions=Heads(SOME, when="last"), batch_size=2
+        model,
+        corpus,
+        max_new_tokens=steps,
+        decoding=Decoding(None),
+        interventions=Heads(SOME, when="last"),
+        batch_size=2,
     )
     assert [texts.row(number) for number in range(3)] == published

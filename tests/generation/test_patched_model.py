@@ -283,7 +283,7 @@ def test_models_of_another_kind_and_the_engine_are_refused() -> None:
     model = load_model(module_of("llama"))
     corpus = Corpus.from_tokens([TEXTS[0]], model=model)
     with PatchedModel(model, PATCH), pytest.raises(InputError, match="inside a PatchedModel"):
-        generate(model, corpus, max_new_tokens=2, stop_when=None)
+        generate(model, corpus, max_new_tokens=2)
 
 
 def test_a_fused_gate_and_up_projection() -> None:

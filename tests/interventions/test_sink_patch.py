@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.generation.decode import generate
+from mechrep.generation.decode import Decoding, generate
 from mechrep.generation.patched_model import PatchedModel
 from mechrep.interventions import Heads, Neurons, SinkPatch, add, scale
 from mechrep.interventions.apply import EditTable
@@ -163,11 +163,15 @@ def test_generate_writes_what_recomputing_by_hand_writes(family: str) -> None:
     model = loaded(family)
     corpus = Corpus.from_tokens(TEXTS, model=model)
     expected = [text_by_hand(tiny(family), family, text, 8) for text in TEXTS]
-    ways: list[dict[str, Any]] = [{"batch_size": 2}, {}, {"view": "transformer_lens"}]
+    ways: list[dict[str, Any]] = [
+        {"batch_size": 2, "decoding": Decoding(None)},
+        {"decoding": Decoding(None)},
+        {"decoding": Decoding(None, view="transformer_lens")},
+    ]
     for options in ways:
-        written = generate(model, corpus, max_new_tokens=8, interventions=PATCH, stop_when=None, **options)
+        written = generate(model, corpus, max_new_tokens=8, interventions=PATCH, **options)
         assert rows_of(written) == expected, options
-    untouched = rows_of(generate(model, corpus, max_new_tokens=8, stop_when=None))
+    untouched = rows_of(generate(model, corpus, max_new_tokens=8, decoding=Decoding(None)))
     assert untouched != expected
 
 
@@ -193,11 +197,12 @@ def test_any_mixture_of_rows_and_starts(rows: list[tuple[int, bool, str, int]], 
         "max_new_tokens": steps,
         "interventions": [made[name] for *_, name, _ in rows],
         "starts": [start for *_, start in rows],
-        "stop_when": None,
     }
     corpus = Corpus.from_tokens(prompts, model=model)
-    reference = generate(model, corpus, view="transformer_lens", **options)
-    assert rows_of(generate(model, corpus, batch_size=batch_size, **options)) == rows_of(reference)
+    reference = generate(model, corpus, decoding=Decoding(None, view="transformer_lens"), **options)
+    assert rows_of(generate(model, corpus, decoding=Decoding(None), batch_size=batch_size, **options)) == rows_of(
+        reference
+    )
 
 
 # --- planted sinks -------------------------------------------------------------------------------------------------

@@ -155,8 +155,7 @@ class Rules:
     form: str = "id"
     queries: str = "all"
     positions: int | None = None
-    average: str = "query"
-    threshold: float = 0.5
+    average: str | float = "query"
 
 
 @dataclass
@@ -223,8 +222,8 @@ def mean_over(per_text: Sequence[Sequence[float]], rules: Rules) -> float:
     if rules.average == "query":
         return float(np.mean([value for values in used for value in values])) if used else np.nan
     means = [float(np.mean(values)) for values in used]
-    if rules.average == "threshold":
-        means = [float(mean > rules.threshold) for mean in means]
+    if isinstance(rules.average, float):
+        means = [float(mean > rules.average) for mean in means]
     return float(np.mean(means)) if means else np.nan
 
 
@@ -275,7 +274,7 @@ def oracle(texts: Sequence[Text], rules: Rules) -> Found:
                 [1 - text.pattern[layer, head, i, union(text, i, rules)].sum() for i in queries_of(text, rules) if i]
                 for text in texts
             ]
-            if rules.average != "threshold":
+            if not isinstance(rules.average, float):
                 found.unexplained[layer, head] = mean_over(left, rules)
     return found
 

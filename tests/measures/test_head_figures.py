@@ -85,7 +85,7 @@ def test_all_panels_share_one_scale_from_0_to_1() -> None:
 
 
 def test_the_share_of_texts_is_called_so() -> None:
-    provenance = by_hand.provenance(average="threshold")
+    provenance = by_hand.provenance(average=0.5)
     assert "texts" in head_scores_figure(heads(provenance=provenance)).layout.coloraxis.colorbar.title.text
 
 

@@ -46,7 +46,7 @@ def test_vectors_are_values_through_all_heads() -> None:
 def test_planted_twins_are_the_cluster_and_disturb_the_first_layer_like_repeats(tmp_path: Path) -> None:
     module = with_twins()
     model = load_model(module)
-    result = ov_cluster(model, 22, 4, length=60, sets=5, orders=3)
+    result = ov_cluster(model, 22, 4, length=60, draws=(5, 3))
     assert set(result.cluster) == set(TWINS) and result.cluster[0] == 22
     assert all(members[0] == 22 and len(set(members)) == 4 for members in result.random_sets)
     vectors = from_weights(module, result.cluster).double()
@@ -69,14 +69,14 @@ def test_growing_by_loops() -> None:
     while len(chosen) < 5:
         left = [token for token in range(3, D_VOCAB) if token not in chosen]
         chosen.append(min(left, key=lambda token: max(float((vectors[token] - vectors[own]).norm()) for own in chosen)))
-    result = ov_cluster(load_model(module), 30, 5, length=10, sets=1, orders=1, candidates=range(3, D_VOCAB))
+    result = ov_cluster(load_model(module), 30, 5, length=10, draws=(1, 1), candidates=range(3, D_VOCAB))
     assert list(result.cluster) == chosen == result.top(5)
 
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_signal_and_norms_beside_the_bare_model(bos: bool) -> None:
     module: Any = fresh("llama_gqa")
-    result = ov_cluster(load_model(module), 30, 3, length=7, sets=1, orders=1, bos=bos)
+    result = ov_cluster(load_model(module), 30, 3, length=7, draws=(1, 1), bos=bos)
     ids = [*([0] if bos else []), *[30] * 7]
     seen: dict[str, Tensor] = {}
     module.model.layers[0].self_attn.register_forward_hook(lambda _m, _a, out: seen.update(attention=out[0][0, -1]))
@@ -112,15 +112,15 @@ def test_bad_questions_are_refused() -> None:
         {"size": D_VOCAB},
         {"length": 3},
         {"length": N_CTX},
-        {"sets": 0},
-        {"orders": 0},
+        {"draws": (0, 8)},
+        {"draws": (8, 0)},
         {"candidates": [D_VOCAB]},
     ):
         with pytest.raises(InputError):
             ov_cluster(model, 9, **({"size": 4} | options))
     with pytest.raises(InputError, match="token 61"):
         ov_cluster(model, D_VOCAB, 4)
-    result = ov_cluster(model, 9, 2, length=4, sets=1, orders=1)
+    result = ov_cluster(model, 9, 2, length=4, draws=(1, 1))
     with pytest.raises(InputError, match="kind 'x'"):
         result.by_set(result.signal, "x")
     with pytest.raises(InputError, match="layer 3"):

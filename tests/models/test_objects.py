@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechrep.generation.decode import generate
+from mechrep.generation.decode import Decoding, generate
 from mechrep.interventions import Neurons, add
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
@@ -79,8 +79,8 @@ def test_a_bridge_keeps_both_views_and_generates(family: str) -> None:
     edit = Neurons([(0, 2), (2, 5)], add(2.0), when="last")
     for intervention in (None, edit):
         texts = [
-            generate(model, Corpus.from_tokens(prompts, model=model), max_new_tokens=10, stop_when=None,
-                     interventions=intervention, batch_size=2, view=view)
+            generate(model, Corpus.from_tokens(prompts, model=model), max_new_tokens=10,
+                     interventions=intervention, batch_size=2, decoding=Decoding(None, view=view))
             for view in ("plain", "transformer_lens")
         ]  # fmt: skip
         assert [texts[0].row(i) for i in range(3)] == [texts[1].row(i) for i in range(3)]
@@ -111,7 +111,7 @@ def test_a_hooked_transformer_works_on_its_one_view(gated: bool) -> None:
     for layer, seen in enumerate(only(model, Site.GATE_ACT)):
         torch.testing.assert_close(seen, activation(cache["pre", layer]), atol=1e-5, rtol=1e-5)
     prompts = [[4, 5, 6], [7, 8, 9, 10, 11, 12]]
-    corpus = generate(model, Corpus.from_tokens(prompts, model=model), max_new_tokens=8, stop_when=None)
+    corpus = generate(model, Corpus.from_tokens(prompts, model=model), max_new_tokens=8, decoding=Decoding(None))
     assert [corpus.row(i) for i in range(2)] == [greedy(tl, prompt, 8) for prompt in prompts]
 
 

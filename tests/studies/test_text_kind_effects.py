@@ -197,7 +197,8 @@ def test_regenerated_texts_are_those_of_one_generation_per_head() -> None:
             row = corpus.row(number)[: int(corpus.frame["prompt_length"][number])]
             written = mechrep.generate(
                 model, Corpus.from_tokens([row], model=model), max_new_tokens=new, progress=False,
-                interventions=None if unit is None else Heads([unit], "zero", "all"), view="transformer_lens",
+                interventions=None if unit is None else Heads([unit], "zero", "all"),
+                decoding=mechrep.Decoding(view="transformer_lens"),
             )  # fmt: skip
             start, onset = (int(corpus.frame[column][number]) for column in ("start", "onset"))
             share = copy_run(written.row(0)[len(row) :], corpus.row(number)[start:onset]) / new

@@ -51,7 +51,7 @@ def head_scores_on_loops(model: mechrep.Model) -> Record:
         "mechrep": mechrep.HeadScores(bos_id=bos),
         "hiraoka2025": mechrep.HeadScores("hiraoka2025", bos_id=bos, positions=10),
         "newest aligned": mechrep.HeadScores(bos_id=bos, copies="newest", form="aligned"),
-        "oldest threshold": mechrep.HeadScores(bos_id=bos, copies="oldest", average="threshold", threshold=0.2),
+        "oldest threshold": mechrep.HeadScores(bos_id=bos, copies="oldest", average=0.2),
     }
     record: Record = {}
     for name, result in zip(rules, read(model, loops(model), *rules.values()), strict=True):

@@ -105,7 +105,7 @@ def sink_neurons(model: mechrep.Model) -> Record:
 @golden()
 def ov_cluster(model: mechrep.Model) -> Record:
     """Tokens whose values lie close, against random sets."""
-    result = mechrep.ov_cluster(model, 300, 4, length=16, sets=3, orders=2)
+    result = mechrep.ov_cluster(model, 300, 4, length=16, draws=(3, 2))
     record = (
         of_result(result) | of_value("vectors", api.ov_vectors(model, TOKENS)) | of_frame("table", result.to_frame())
     )

@@ -116,10 +116,10 @@ def generate(model: mechrep.Model) -> Record:
     record: Record = {}
     for name, settings in {
         "greedy": {},
-        "sampled": {"temperature": 1.0, "top_k": 20, "seed": 5},
+        "sampled": {"decoding": mechrep.Decoding(temperature=1.0, top_k=20, seed=5)},
         "cut": {"interventions": cuts},
-        "suppressed": {"suppress": [10, 11, 12], "stop_when": None},
-        "reference view": {"interventions": cuts, "view": "transformer_lens"},
+        "suppressed": {"decoding": mechrep.Decoding(None, suppress=[10, 11, 12])},
+        "reference view": {"interventions": cuts, "decoding": mechrep.Decoding(view="transformer_lens")},
     }.items():
         longer = mechrep.generate(model, prompts, max_new_tokens=12, progress=False, **settings)
         for i in range(len(longer)):
