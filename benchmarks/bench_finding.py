@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=(100, 1000, 10_000), help="texts, for the peaks")
     parser.add_argument("--child")
     parser.add_argument("--view", default="plain")
     arguments = parser.parse_args()
@@ -109,7 +110,7 @@ def main() -> None:
         print(f"time {view:16} {arguments.texts} texts x {LENGTH}:", {k: round(v, 3) for k, v in figures.items()})
         bare = peak_mib("bare", view, arguments.texts)
         print(f"peak {view:16} bare forward, {arguments.texts} texts: {bare:.0f} MiB")
-        for n in (100, 1000, 10_000):
+        for n in arguments.sizes:
             peak = peak_mib("finding", view, n)
             print(f"peak {view:16} finding, {n} texts: {peak:.0f} MiB, {peak / bare:.2f} of the bare pass")
 

@@ -15,21 +15,25 @@ import time
 import torch
 
 import mechrep
-from mechrep import studies
-from mechrep.ablation.old_controls import sweep_conditions
+from mechrep.ablation.outcomes import LoopDecoding
+from mechrep.ablation.run import Cell
+from mechrep.ablation.study import Controls, ablation_cells
+from mechrep.ablation.sweeps import NAME, deactivation_sweep, rankings
 from mechrep.generation import collect_loops
+from mechrep.interventions import Neurons
+from mechrep.run import Run
 
 
 def published_way(
-    model: mechrep.Model, corpus: mechrep.Corpus, conditions: list, new_tokens: int = 160
-) -> tuple[dict[tuple[str, int, int], int], float]:
-    """Counts of texts that still repeat, and the seconds that took."""
+    model: mechrep.Model, corpus: mechrep.Corpus, cells: list[Cell], new_tokens: int
+) -> tuple[list[int], float]:
+    """Counts of texts that still repeat, one per condition, and the seconds that took."""
     assert model.plain is not None and model.handles is not None
-    counts = {}
+    counts = []
     begin = time.perf_counter()
-    for condition in conditions:
+    for _, intervention in cells:
         by_layer: dict[int, list[int]] = {}
-        for layer, neuron in condition.units:
+        for layer, neuron in intervention.units if isinstance(intervention, Neurons) else ():
             by_layer.setdefault(layer, []).append(neuron)
 
         def zero_last(neurons: list[int]):
@@ -52,7 +56,7 @@ def published_way(
             still += mechrep.detect_cycle(ids, "hiraoka2025") is not None
         for handle in handles:
             handle.remove()
-        counts[condition.selection, condition.k, condition.seed] = still
+        counts.append(still)
     return counts, time.perf_counter() - begin
 
 
@@ -61,31 +65,35 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--ks", default="10,50")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--new-tokens", type=int, default=160)
     arguments = parser.parse_args()
-    model = mechrep.load_model("mechrep-tiny")
+    model, run = mechrep.load_model("mechrep-tiny"), Run(progress=False)
     corpus = collect_loops(model, arguments.texts, n_others=0, preset="hiraoka2025", progress=False)
-    (result,) = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons("hiraoka2025"))
+    (result,) = mechrep.CorpusCache(model, corpus, progress=False).run(mechrep.RepetitionNeurons("hiraoka2025"))
     ks = [int(k) for k in arguments.ks.split(",")]
-    settings = {"neurons": result, "ks": ks, "controls": ["random"], "seeds": arguments.seeds}
-    begin = time.perf_counter()
-    sweep = studies.deactivation_sweep(model, corpus, preset="hiraoka2025", progress=False, **settings)
-    fast = time.perf_counter() - begin
-    begin = time.perf_counter()
-    studies.deactivation_sweep(model, corpus, preset="hiraoka2025", progress=False, stop_early=False, **settings)
-    whole = time.perf_counter() - begin
-    conditions = sweep_conditions(model, result, ks, ["random"], range(arguments.seeds))
-    counts, slow = published_way(model, corpus, conditions)
-    rows = len(conditions) * len(corpus)
-    print(f"{len(corpus)} texts x {len(conditions)} conditions = {rows} rows of up to 160 new tokens")
+    controls = Controls(("random",), draws=arguments.draws)
+
+    def swept(*, stop_early: bool) -> tuple[list[int], float]:
+        """mechrep's way: the same counts, and the seconds that took."""
+        how = LoopDecoding("hiraoka2025", arguments.new_tokens, stop_early)
+        begin = time.perf_counter()
+        sweep = deactivation_sweep(model, corpus, neurons=result, ks=ks, controls=controls, decoding=how, run=run)
+        return sweep.of("still_repeating").sum(-1).round().astype(int).tolist(), time.perf_counter() - begin
+
+    ours, fast = swept(stop_early=True)
+    _, whole = swept(stop_early=False)
+    circuits = rankings(NAME, ks, neurons=result.ranking())
+    cells, _ = ablation_cells(model, circuits, ops=["zero"], controls=controls, when="last", run=run)
+    counts, slow = published_way(model, corpus, cells, arguments.new_tokens)
+    print(f"{len(corpus)} texts x {len(cells)} conditions = {len(cells) * len(corpus)} rows")
     print(f"published way {slow:.1f} s; mechrep {fast:.1f} s: {slow / fast:.1f}x")
     print(f"mechrep without early stop {whole:.1f} s: {slow / whole:.1f}x")
-    same = True
-    for row in sweep.to_frame().itertuples():
-        published = counts[row.selection, row.k, row.seed]  # pyright: ignore
-        same &= published == row.still_repeating
-        print(f"  {row.selection:8} k={row.k:<4} seed={row.seed}: published {published}, mechrep {row.still_repeating}")
-    print("counts agree" if same else "COUNTS DIFFER")
+    for (condition, _), published, own in zip(cells, counts, ours, strict=True):
+        print(
+            f"  {condition.selection:8} k={condition.k:<4} draw {condition.seed}: published {published}, mechrep {own}"
+        )
+    print("counts agree" if counts == ours else "COUNTS DIFFER")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, H
 from mechrep.models.load import reinitialised, shuffled
 
 NULLS: dict[str, Callable[..., mechrep.Model]] = {"shuffled": shuffled, "drawn anew": reinitialised}
-ON_LOOPS = ("induction", "self_finding")
+ON_LOOPS = ("induction", "duplicate_token")
 GROUP = ["weights", "texts", "kind"]
 
 
