@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from mechrep.generation.decode import Decoding as Decoding
     from mechrep.generation.decode import generate as generate
     from mechrep.generation.patched_model import PatchedModel as PatchedModel
-    from mechrep.generation.text_kinds import control_condition as control_condition
     from mechrep.generation.text_kinds import control_texts as control_texts
-    from mechrep.generation.text_kinds import induced_condition as induced_condition
     from mechrep.generation.text_kinds import induced_texts as induced_texts
-    from mechrep.generation.text_kinds import natural_condition as natural_condition
     from mechrep.generation.text_kinds import natural_texts as natural_texts
     from mechrep.interventions.ops import Heads as Heads
     from mechrep.interventions.ops import Neurons as Neurons
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
     from mechrep.measures.head_scores import HeadScores as HeadScores
     from mechrep.measures.head_scores import induction_heads as induction_heads
     from mechrep.measures.head_scores import score_heads as score_heads
-    from mechrep.measures.natural_vs_induced import ConditionContrast as ConditionContrast
     from mechrep.measures.natural_vs_induced import TextKindContrast as TextKindContrast
     from mechrep.measures.neurons import RepetitionNeuronResult as RepetitionNeuronResult
     from mechrep.measures.neurons import RepetitionNeurons as RepetitionNeurons
@@ -63,7 +59,6 @@ _HOME = {
     "Anatomy": "mechrep.models.anatomy",
     "AttentionSinks": "mechrep.measures.attention_sinks",
     "Circuit": "mechrep.ablation.circuit",
-    "ConditionContrast": "mechrep.measures.natural_vs_induced",
     "CopySuppression": "mechrep.measures.head_copying",
     "Corpus": "mechrep.text.corpus",
     "CorpusCache": "mechrep.cache.corpus_cache",
@@ -86,7 +81,6 @@ _HOME = {
     "TextKindContrast": "mechrep.measures.natural_vs_induced",
     "TokenInformation": "mechrep.measures.token_information",
     "attention_sinks": "mechrep.measures.attention_sinks",
-    "control_condition": "mechrep.generation.text_kinds",
     "control_texts": "mechrep.generation.text_kinds",
     "detect_cycle": "mechrep.text.cycles",
     "find_first_token": "mechrep.studies.first_layer",
@@ -94,12 +88,10 @@ _HOME = {
     "first_position_attention": "mechrep.measures.attention_sinks",
     "generate": "mechrep.generation.decode",
     "head_composition": "mechrep.measures.head_circuits",
-    "induced_condition": "mechrep.generation.text_kinds",
     "induced_texts": "mechrep.generation.text_kinds",
     "induction_heads": "mechrep.measures.head_scores",
     "known_sinks": "mechrep.studies.find_sink",
     "load_model": "mechrep.models.load",
-    "natural_condition": "mechrep.generation.text_kinds",
     "natural_texts": "mechrep.generation.text_kinds",
     "ov_cluster": "mechrep.measures.ov_cluster",
     "ov_scores": "mechrep.measures.head_circuits",

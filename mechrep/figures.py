@@ -10,14 +10,12 @@ Attention as colour, on one scale from 0 to 1: maps of single heads with their t
 from __future__ import annotations
 
 import html
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -461,76 +459,3 @@ def panel_height(n_layers: int) -> int:
         (150, 360, 640)
     """
     return min(max(30 * n_layers, 150), 640)
-
-
-def number_positions(ks: Sequence[int]) -> dict[int, float]:
-    """Where each k stands on the axis: its logarithm, and 0 a step to the left of the smallest.
-
-    Example:
-        >>> number_positions([0, 10, 100])
-        {0: 0.5, 10: 1.0, 100: 2.0}
-    """
-    positive = sorted({k for k in ks if k > 0})
-    first = math.log10(positive[0]) if positive else 0.0
-    step = (math.log10(positive[-1]) - first) / (2 * (len(positive) - 1)) if len(positive) > 1 else 0.5
-    return {0: first - max(step, 0.2)} | {k: math.log10(k) for k in positive}
-
-
-def draw_selections(figure: go.Figure, table: pd.DataFrame, column: str, hover: str) -> None:
-    """A band and a line per selection; the controls first, so that the top neurons lie over them."""
-    places, base = number_positions(table["k"].tolist()), table[table["selection"] == "none"]
-    names = [name for name in table["selection"].unique() if name not in ("none", "top")]
-    drawn = [*names, *(["top"] if (table["selection"] == "top").any() else [])]
-    # Every line begins at the unchanged model, whose own interval belongs to the top neurons' texts.
-    for position, name in enumerate(drawn):
-        part = pd.concat([base, table[table["selection"] == name]])
-        if name != "top":
-            part = part.assign(
-                low=part["low"].mask(part["k"] == 0, part[column]), high=part["high"].mask(part["k"] == 0, part[column])
-            )
-        x, style = part["k"].map(places).to_numpy(), style_of(name, position)
-        figure.add_scatter(
-            **_band(x, part, style), legendgroup=name, showlegend=False, hoverinfo="skip", name=plain(style.label)
-        )
-        figure.add_scatter(
-            x=x,
-            y=part[column].to_numpy(),
-            name=plain(style.label),
-            legendgroup=name,
-            legendrank=0 if name == "top" else 1000,
-            mode="lines+markers",
-            line={"color": style.colour, "dash": style.dash, "width": style.width},
-            marker={
-                "color": style.colour,
-                "symbol": style.symbol,
-                "size": 9 if name == "top" else 8,
-                "line": {"color": style.colour, "width": 1.6},
-            },
-            customdata=part[["k", "low", "high", "over"]].to_numpy(),
-            hovertemplate=hover,
-        )
-    if not drawn:
-        figure.add_scatter(
-            x=[places[0]],
-            y=base[column].to_numpy(),
-            name="unchanged model",
-            mode="markers",
-            marker={"color": INK, "size": 9},
-        )
-
-
-def _band(x: np.ndarray, part: pd.DataFrame, style: Style) -> dict[str, object]:
-    return {
-        "x": np.concatenate([x, x[::-1]]),
-        "y": np.concatenate([part["high"], part["low"][::-1]]),
-        "mode": "lines",
-        "line": {"width": 0},
-        "fill": "toself",
-        "fillcolor": translucent(style.colour, 0.16),
-    }
-
-
-def number_axis(figure: go.Figure, ks: Sequence[int]) -> None:
-    """Label the numbers that were tried, not the powers of ten between them."""
-    places = number_positions(ks)
-    figure.update_xaxes(tickmode="array", tickvals=list(places.values()), ticktext=[f"{k:,}" for k in places])

@@ -85,40 +85,6 @@ def paired_bootstrap_interval(
     return percentile_interval(values[picks].mean(1).tolist(), confidence)
 
 
-def bootstrap_intervals(
-    values: Float[np.ndarray, "row text"], confidence: float = 0.95, draws: int = 2000, seed: int = 0
-) -> Float[np.ndarray, "row end"]:
-    """:func:`mechrep.stats.paired_bootstrap_interval` of each row, from the same draws of texts for all rows.
-
-    Example:
-        >>> bootstrap_intervals(np.array([[1.0, 1.0], [2.0, 2.0]])).tolist()
-        [[1.0, 1.0], [2.0, 2.0]]
-    """
-    n = values.shape[1]
-    picks = np.random.default_rng(seed).integers(0, n, (draws, n))
-    counts = np.stack([np.bincount(pick, minlength=n) for pick in picks])
-    tail = 50 * (1 - confidence)
-    return np.percentile(values @ counts.T / n, [tail, 100 - tail], axis=1).T
-
-
-def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Adjusted p-values that bound the chance of any false finding, whatever the dependence.
-
-    With the p-values in rising order, ``max over i <= j of min(1, (m - i + 1) p_i)`` is the j-th of m.
-
-    Source: Holm 1979 (Scandinavian Journal of Statistics 6, 65-70).
-
-    Example:
-        >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
-        [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * p_values[order]))
-    return adjusted
-
-
 def discordant(before: Float[np.ndarray, " question"], after: Float[np.ndarray, " question"]) -> tuple[int, int]:
     """How many questions are right only after, and how many only before.
 

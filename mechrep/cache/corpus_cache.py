@@ -356,17 +356,6 @@ class CorpusCache:
                 "name fewer layers, texts or positions, raise max_gib, or write an Analyzer and use run()",
             )
 
-    def to_transformer_lens(self, text: int, names_filter: Any = None) -> Any:
-        """A TransformerLens ``ActivationCache`` of one text (and its logits inside TransformerLens' own tools).
-
-        Args:
-            text: number of the text.
-            names_filter: TransformerLens' filter, with its names checked.
-        """
-        tokens = torch.tensor([self.corpus.row(text)], device=self.model.device)
-        with torch.no_grad():
-            return self.model.run_with_cache(tokens, names_filter=names_filter)[1]
-
 
 def _check_numbers(what: str, chosen: Sequence[int], available: int) -> None:
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= number < available for number in chosen):

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import pandas as pd
 
 from mechrep.errors import InputError, NothingFoundError
@@ -503,70 +502,3 @@ def joined_texts(*texts: Corpus, n_ctx: int, copies: int = COPIES) -> Corpus:
     facts = {name: getattr(joined, name) for name in ("tokenizer", "bos_id", "d_vocab", "model_name")}
     frame = longer.frame.assign(family=loop_families(longer))
     return Corpus(longer.tokens, longer.lengths, frame, bos_policy=joined.bos_policy, **facts)
-
-
-def match_lengths(first: Corpus, second: Corpus, *, tolerance: float = 0.1) -> tuple[Corpus, Corpus]:
-    """As many pairs as there are of one text each whose given parts are about equally long.
-
-    Attention falls with the number of keys that it is spread over: where a difference between kinds could be one of
-    length, compare matched texts as well.
-
-    Two texts may be paired if their ``prompt_length`` differ by at most ``tolerance`` times the larger one.  Both lists
-    are walked through in the order of length, the shorter of two that do not fit is left out; no other way of pairing
-    gives more pairs.
-
-    Args:
-        first: texts of one kind.
-        second: texts of another one.
-        tolerance: largest difference, as a share of the longer text; 0 for equal lengths only.
-
-    Returns:
-        The texts that have a partner, row by row in pairs, the shortest first.
-
-    Raises:
-        InputError: a negative tolerance, or texts that no builder of text kinds made.
-        NothingFoundError: no two texts are of about one length.
-
-    Limits: what has no partner is dropped, so the matched texts are a selection: say how many were left.
-
-    Example:
-        >>> import mechrep
-        >>> from mechrep.generation.text_kinds import induced_texts, match_lengths, natural_texts
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> prompts = mechrep.generation.sample_prompts(model, 12)
-        >>> natural = natural_texts(model, prompts, max_new_tokens=100)
-        >>> cycle = induced_texts(model, prompts, 8, "cycle", max_new_tokens=100)
-        >>> ours, theirs = match_lengths(natural, cycle, tolerance=0.5)
-        >>> len(ours) == len(theirs)
-        True
-    """
-    if not tolerance >= 0:
-        raise InputError(f"tolerance={tolerance}", "a share of the length, at least 0", "use 0.1")
-    for corpus in (first, second):
-        if "builder" not in corpus.frame:
-            raise InputError(
-                "texts that no builder of text kinds made", "texts of one kind", "build them with natural_texts, ..."
-            )
-    lengths = [corpus.frame["prompt_length"].to_numpy(dtype=float) for corpus in (first, second)]
-    orders = [np.argsort(values, kind="stable") for values in lengths]
-    pairs: list[tuple[int, int]] = []
-    i = j = 0
-    while i < len(first) and j < len(second):
-        a, b = lengths[0][orders[0][i]], lengths[1][orders[1][j]]
-        paired = abs(a - b) <= tolerance * max(a, b)
-        if paired:
-            pairs.append((int(orders[0][i]), int(orders[1][j])))
-        i, j = i + (paired or a < b), j + (paired or b < a)
-    if not pairs:
-        spans = [f"{int(values.min())} to {int(values.max())}" for values in lengths]
-        raise NothingFoundError(
-            f"{len(first)} texts of {spans[0]} tokens and {len(second)} of {spans[1]}",
-            f"two whose lengths differ by at most {tolerance:.0%}",
-            "show the induced texts more or fewer times, or allow a larger tolerance",
-        )
-    return first.select([pair[0] for pair in pairs]), second.select([pair[1] for pair in pairs])
-
-
-# Their earlier names.
-natural_condition, induced_condition, control_condition = natural_texts, induced_texts, control_texts
-condition_flow, joined_conditions = text_flow, joined_texts

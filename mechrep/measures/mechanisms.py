@@ -17,10 +17,10 @@ from jaxtyping import Float
 
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
-from mechrep.generation.text_kinds import condition_flow, natural_condition
+from mechrep.generation.text_kinds import natural_texts, text_flow
 from mechrep.measures.attention_sinks import AttentionSinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
-from mechrep.measures.natural_vs_induced import contrast_conditions
+from mechrep.measures.natural_vs_induced import contrast_text_kinds
 from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.model import Model
@@ -120,7 +120,7 @@ def loop_flags(model: Model, prompts: int = 64) -> Numbers:
         prompts: how many.
     """
     corpus, limit = fixed_prompts(model, prompts)
-    flow = condition_flow(model, corpus, max_new_tokens=limit, progress=False)
+    flow = text_flow(model, corpus, max_new_tokens=limit, progress=False)
     flags = {
         name: flow.frame[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan).tolist()
         for name in ("loops_naturally", "copies_in_icl")
@@ -165,16 +165,16 @@ def head_effects(model: Model, prompts: int = 64, sequences: int = SEQUENCES, se
     Limits: direct attribution sees what a head writes for this token, not what later parts make of it.
     """
     corpus, limit = fixed_prompts(model, prompts)
-    conditions = [shown_twice(model, corpus)]
+    kinds = [shown_twice(model, corpus)]
     with suppress(NothingFoundError):  # that no prompt loops is a fact of this checkpoint, and NaN says it
-        conditions.append(natural_condition(model, corpus, max_new_tokens=limit, progress=False))
-    result = contrast_conditions(model, conditions, copies=_COPIES, progress=False)
+        kinds.append(natural_texts(model, corpus, max_new_tokens=limit, progress=False))
+    result = contrast_text_kinds(model, kinds, copies=_COPIES, progress=False)
     place = {str(name): i for i, name in enumerate(corpus.frame["id"])}
     values = result.head_effects().values
     shape = (len(corpus), *values.shape[1:])
     tables: dict[str, np.ndarray[Any, Any]] = {name: np.full(shape, np.nan) for name in (NATURAL, INDUCED)}
-    for condition, prompt, effects in zip(result.conditions, result.prompts, values, strict=True):
-        tables[condition][place[prompt]] = effects
+    for kind, prompt, effects in zip(result.text_kinds, result.prompts, values, strict=True):
+        tables[kind][place[prompt]] = effects
     repeats = random_repeats(model, n=min(PERIOD, (model.anatomy.n_ctx - 1) // 2), sequences=sequences, seed=seed)
     tables[INDUCTION] = scores_by_group(model, repeats, ["induction"])["induction"].double().numpy()
     return {
@@ -188,7 +188,7 @@ def head_effects(model: Model, prompts: int = 64, sequences: int = SEQUENCES, se
 def shown_twice(model: Model, prompts: Corpus) -> Corpus:
     """Every prompt twice, and once more as what is expected; a BOS stays in front and is not repeated.
 
-    The condition is that of :func:`mechrep.induced_condition`, whatever the texts do by themselves.
+    The kind of text is that of :func:`mechrep.induced_texts`, whatever the texts do by themselves.
 
     Args:
         model: the model.

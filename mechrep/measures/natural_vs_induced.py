@@ -85,11 +85,6 @@ class TextKindContrastResult(Result):
     copies: int
 
     @property
-    def conditions(self) -> Sequence[str]:
-        """The earlier name of ``text_kinds``."""
-        return self.text_kinds
-
-    @property
     def labels(self) -> list[str]:
         """Group of each text: its kind, or its builder where a kind has several."""
         several = len(set(zip(self.text_kinds, self.builders, strict=True))) > len(set(self.text_kinds))
@@ -548,9 +543,6 @@ def contrast_text_kinds(
     cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), store=store, progress=progress)
     (result,) = cache.run(TextKindContrast(model, copies=copies))
     return result
-
-
-ConditionContrast, contrast_conditions = TextKindContrast, contrast_text_kinds  # their earlier names
 
 
 _COLOURS = {"natural": ACCENT, "induced": "#3b82c4", "control": "#747c88"}

@@ -69,11 +69,6 @@ class KindDesign:
         self.used, (ours, theirs) = used, has
         self.both, self.only_first, self.only_second = np.asarray(ours & theirs), ours & ~theirs, theirs & ~ours
 
-    @property
-    def n_clusters(self) -> int:
-        """Clusters that have texts of either kind."""
-        return int((self.both | self.only_first | self.only_second).sum())
-
     def mean(self, text_kind: str) -> Float[np.ndarray, " text"]:
         """Weights of the mean over a kind."""
         return np.asarray(self.labels == text_kind) / self.n[text_kind]

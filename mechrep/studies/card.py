@@ -412,8 +412,6 @@ def _best_head(phenomenon: str, measure: str, heads: HeadScoreResult, score: str
 
 # --- over training ----------------------------------------------------------------------------------------------------
 
-HALF = 0.5  # of the way from the untrained model to the largest value: "has appeared"
-
 
 def card_history(
     name: str,
@@ -451,33 +449,6 @@ def card_history(
             frames.append(card.to_frame().assign(revision=revision))
             bar.update(1)
     return pd.concat(frames, ignore_index=True)
-
-
-def appearances(history: pd.DataFrame) -> pd.DataFrame:
-    """For each measure the revision at which it first is half-way from its first value to its largest.
-
-    Args:
-        history: as :func:`card_history` gives it, revisions in order.
-
-    Returns:
-        One row per measure: ``first`` and ``largest`` value and the ``revision``; a measure that never rises has none.
-
-    Example:
-        >>> rows = [("a", "step0", 0.0), ("a", "step8", 0.4), ("a", "step16", 0.9), ("a", "step32", 1.0)]
-        >>> history = pd.DataFrame(rows, columns=["measure", "revision", "value"])
-        >>> appearances(history)["revision"].tolist()
-        ['step16']
-    """
-    rows = []
-    for measure, part in history.groupby("measure", sort=False):
-        values = part["value"].to_numpy(dtype=float)
-        first, largest = float(values[0]), float(np.nanmax(values)) if not np.isnan(values).all() else float("nan")
-        start = 0.0 if np.isnan(first) else first
-        reached = values >= start + HALF * (largest - start)
-        rises = largest > start and reached.any()
-        revision = part["revision"].iloc[int(reached.argmax())] if rises else None
-        rows.append({"measure": measure, "first": first, "largest": largest, "revision": revision})
-    return pd.DataFrame(rows)
 
 
 _COLUMNS = 2

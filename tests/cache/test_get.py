@@ -1,4 +1,4 @@
-"""``CorpusCache.get`` and ``to_transformer_lens`` against torch hooks and TransformerLens itself."""
+"""``CorpusCache.get`` against torch hooks and TransformerLens itself."""
 
 from __future__ import annotations
 
@@ -125,17 +125,6 @@ def test_what_would_not_fit_is_refused_with_its_size_before_anything_runs() -> N
     assert patterns.get(Site.PATTERN, layers=[1], texts=[2]).numel() == N_HEADS * 9  # its own width counts
     with pytest.raises(InputError, match="GiB of pattern"):
         patterns.get(Site.PATTERN, layers=[1], texts=[0])
-
-
-def test_to_transformer_lens_is_run_with_cache_on_the_text_without_padding() -> None:
-    corpus = texts_of(LENGTHS)
-    cache = CorpusCache(model("llama_gqa"), corpus).to_transformer_lens(0)
-    expected = model("llama_gqa").tl.run_with_cache(torch.tensor([corpus.row(0)]))[1]
-    assert set(cache.keys()) == set(expected.keys()) and len(cache) > 10 * N_LAYERS
-    assert all(torch.equal(cache[name], expected[name]) for name in expected)
-    assert cache["resid_post", 1].shape[1] == LENGTHS[0]
-    with pytest.raises(InputError, match="did you mean"):
-        CorpusCache(model("llama_gqa"), corpus).to_transformer_lens(0, names_filter="blocks.0.hook_resid_prae")
 
 
 def test_a_corpus_of_another_vocabulary_or_a_bad_batch_size_is_refused() -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 import mechrep
 from mechrep.errors import InputError, NothingFoundError
@@ -22,7 +19,6 @@ from mechrep.generation.text_kinds import (
     copy_run,
     induced_texts,
     joined_texts,
-    match_lengths,
     natural_texts,
     text_flow,
 )
@@ -271,38 +267,3 @@ def test_prompts_longer_than_the_context_are_named() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="one of"):
         natural_texts(two_mechanisms().model, listed(), preset="icl")
-
-
-# --- pairs of about one length --------------------------------------------------------------------------------------
-
-lengths = st.lists(st.integers(1, 30), min_size=1, max_size=8)
-
-
-def of_lengths(prompt_lengths: list[int]) -> Corpus:
-    n = len(prompt_lengths)
-    frame = pd.DataFrame({"id": [str(i) for i in range(n)], "prompt_length": prompt_lengths, "builder": "hand"})
-    return Corpus(torch.zeros(n, 31, dtype=torch.long), torch.full((n,), 31), frame)
-
-
-@given(lengths, lengths, st.sampled_from([0.0, 0.1, 0.3, 1.0]))
-def test_as_many_pairs_as_the_largest_matching(first: list[int], second: list[int], tolerance: float) -> None:
-    fits = np.array([[abs(a - b) <= tolerance * max(a, b) for b in second] for a in first])
-    most = int((maximum_bipartite_matching(csr_array(fits)) >= 0).sum())
-    if not most:
-        with pytest.raises(NothingFoundError, match="two whose lengths differ"):
-            match_lengths(of_lengths(first), of_lengths(second), tolerance=tolerance)
-        return
-    ours, theirs = match_lengths(of_lengths(first), of_lengths(second), tolerance=tolerance)
-    assert len(ours) == len(theirs) == most
-    for a, b in zip(ours.frame["prompt_length"], theirs.frame["prompt_length"], strict=True):
-        assert abs(a - b) <= tolerance * max(a, b)
-    for matched in (ours, theirs):
-        assert matched.frame["id"].is_unique, "each text once"
-
-
-def test_what_cannot_be_matched_is_refused() -> None:
-    with pytest.raises(InputError, match="at least 0"):
-        match_lengths(of_lengths([3]), of_lengths([3]), tolerance=-1.0)
-    bare = Corpus.from_tokens([[1, 2]])
-    with pytest.raises(InputError, match="texts of one kind"):
-        match_lengths(bare, of_lengths([3]))

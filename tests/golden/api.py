@@ -31,7 +31,6 @@ HOMES = {
     "head_reference": "mechrep.studies.text_kind_effects",
     "information_masking": "mechrep.ablation.masking",
     "joined_texts": "mechrep.generation.text_kinds",
-    "match_lengths": "mechrep.generation.text_kinds",
     "mean": "mechrep.interventions",
     "measure_named": "mechrep.studies.checkpoints",
     "ov_vectors": "mechrep.measures.ov_cluster",

@@ -26,7 +26,6 @@ from mechrep.studies.card import (
     SINK_LENGTH,
     CardResult,
     CardRow,
-    appearances,
     history_figure,
     loss_windows,
     measure_card,
@@ -201,15 +200,6 @@ def test_rows_know_whether_they_reach_their_bars() -> None:
         False,
     ]
     assert CardRow("a", "b", math.nan, least=0.3).shown is False
-
-
-def test_appearances_are_where_half_of_the_way_is_done() -> None:
-    values = {"flat": [0.5, 0.5, 0.5], "late": [0.0, 0.2, 1.0], "falls": [1.0, 0.5, 0.2], "nan": [math.nan, 0.9, 1.0]}
-    rows = [(name, f"step{i}", value) for name, column in values.items() for i, value in enumerate(column)]
-    found = appearances(pd.DataFrame(rows, columns=["measure", "revision", "value"])).set_index("measure")["revision"]
-    assert found["late"] == "step2"
-    assert found["nan"] == "step1"
-    assert found[["flat", "falls"]].isna().all()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import mechrep
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, Effects
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError
-from mechrep.generation.text_kinds import condition_flow
+from mechrep.generation.text_kinds import text_flow
 from mechrep.measures.attention_sinks import AttentionSinks
 from mechrep.measures.head_scores import HeadScores
 from mechrep.measures.mechanisms import head_mechanisms, loop_flags, sink_share
@@ -295,6 +295,6 @@ def test_sinks_and_loops_are_those_of_their_analyzers(model: Model) -> None:
     assert np.mean(numbers["sink"]) == pytest.approx(float(whole.to_frame()["alpha"].max()), rel=1e-4)
     flags = loop_flags(model, prompts=6)
     prompts = windows_of_text(model, embedded.held_out_text(), length=33, limit=6)
-    frame = condition_flow(model, prompts, max_new_tokens=200).frame
+    frame = text_flow(model, prompts, max_new_tokens=200).frame
     assert flags["loops_naturally"] == frame["loops_naturally"].astype(float).tolist()
     np.testing.assert_array_equal(np.isnan(flags["copies_in_icl"]), ~frame["eligible_for_icl"].to_numpy())

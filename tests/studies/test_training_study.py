@@ -14,10 +14,10 @@ import mechrep
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.text_kinds import induced_condition, natural_condition
+from mechrep.generation.text_kinds import induced_texts, natural_texts
 from mechrep.measures.head_scores import HeadScores
 from mechrep.measures.mechanisms import fixed_prompts, head_effects, shown_twice
-from mechrep.measures.natural_vs_induced import contrast_conditions
+from mechrep.measures.natural_vs_induced import contrast_text_kinds
 from mechrep.models import tiny as embedded
 from mechrep.models.model import Model
 from mechrep.report.view import view_of
@@ -219,8 +219,8 @@ def model() -> Model:
 def test_effects_of_heads_are_those_of_the_contrast(model: Model) -> None:
     numbers: dict[str, Sequence[float]] = dict(head_effects(model, prompts=PROMPTS, sequences=4))  # pyright: ignore
     prompts, limit = fixed_prompts(model, PROMPTS)
-    natural = natural_condition(model, prompts, max_new_tokens=limit)
-    result = contrast_conditions(model, [natural], copies=2)
+    natural = natural_texts(model, prompts, max_new_tokens=limit)
+    result = contrast_text_kinds(model, [natural], copies=2)
     effects = result.head_effects().values
     texts = [prompts.frame["id"].tolist().index(prompt) for prompt in result.prompts]
     for layer, head in ((0, 1), (model.anatomy.n_layers - 1, 0)):
@@ -237,7 +237,7 @@ def test_effects_of_heads_are_those_of_the_contrast(model: Model) -> None:
 def test_every_prompt_is_shown_as_the_builder_shows_those_that_do_not_loop(model: Model) -> None:
     prompts, _ = fixed_prompts(model, PROMPTS)
     own = shown_twice(model, prompts)
-    theirs = induced_condition(model, prompts, 2, "text", max_new_tokens=16)  # too short to loop for most
+    theirs = induced_texts(model, prompts, 2, "text", max_new_tokens=16)  # too short to loop for most
     for i, prompt in enumerate(theirs.frame["prompt"]):
         place = own.frame["prompt"].tolist().index(prompt)
         assert own.row(place) == theirs.row(i)

@@ -129,7 +129,7 @@ def generate(model: mechrep.Model) -> Record:
 
 @golden(slow=True, models=EMBEDDED)
 def text_kinds(model: mechrep.Model) -> Record:
-    """Natural, induced and control texts from the same prompts, joined and matched."""
+    """Natural, induced and control texts from the same prompts, and joined."""
     natural, induced, control = kinds(model)
     prompts = api.sample_prompts(model, 12)
     record = (
@@ -141,8 +141,6 @@ def text_kinds(model: mechrep.Model) -> Record:
     record |= of_corpus("mahaut2025", published)
     joined = api.joined_texts(natural, induced, n_ctx=model.anatomy.n_ctx, copies=2)
     record |= {f"joined tokens {i}": joined.row(i) for i in range(len(joined))}
-    ours, theirs = api.match_lengths(natural, induced, tolerance=0.5)
-    record |= {"matched natural": ours.lengths.tolist(), "matched induced": theirs.lengths.tolist()}
     flow = api.text_flow(model, prompts, copies=2, builder="cycle", max_new_tokens=120, progress=False)
     return record | of_frame("flow counts", flow.counts()) | of_value("flow new tokens", flow.new_tokens)
 
