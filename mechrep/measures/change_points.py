@@ -50,6 +50,8 @@ class ChangePoint:
         shuffled: sizes of the control draws, see the module.
         m: control draws that can differ from each other: one checkpoint apart from all others lies at an end in 2 of K
             orders, so a step next to an end needs many checkpoints.
+        least: smallest p-value that a step at this place could have beside these shuffled orders: those that only turn
+            or shuffle the two sides in themselves explain as much, however clear the step.
     """
 
     after: int
@@ -64,6 +66,7 @@ class ChangePoint:
     places: Int[np.ndarray, " draw"]
     shuffled: Float[np.ndarray, " order"]
     m: int
+    least: float
 
 
 def change_point(
@@ -118,6 +121,7 @@ def change_point(
         explained=float(explained),
         places=places,
         shuffled=_shuffled(values, float(size), float(explained), orders, seed),
+        least=_least(len(known), int(place), orders, seed),
         m=min(orders, max(0, math.comb(len(known), int(place) + 1) // 2 - 1)),
     )
 
@@ -129,6 +133,13 @@ def _shuffled(
     generator = np.random.default_rng(seed)
     _, sizes, shares = best_steps(generator.permuted(np.tile(values, (orders, 1)), axis=1))
     return np.sign(sizes) * abs(size) * np.sqrt(shares / explained) if explained > 0 else np.zeros(orders)
+
+
+def _least(checkpoints: int, place: int, orders: int, seed: int) -> float:
+    """The p-value of a curve that is one step at this place and nothing else."""
+    ideal = (np.arange(checkpoints) > place).astype(float)
+    sizes = np.abs(_shuffled(ideal, 1.0, 1.0, orders, seed))
+    return float((1 + (sizes >= 1 - 1e-9).sum()) / (orders + 1))
 
 
 def best_steps(

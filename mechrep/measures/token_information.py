@@ -564,6 +564,7 @@ def token_information(
 
 _COLOURS = {"natural": ACCENT, "induced": "#3b82c4", "control": "#747c88"}
 _CELL = 34  # pixels per layer
+GROUP_WORDS = {"low_surprisal": "low surprisal", "low_unigram": "frequent tokens"}
 
 
 def information_figure(result: TokenInformationResult, *, matched: bool | None = None) -> go.Figure:
@@ -593,7 +594,7 @@ def information_figure(result: TokenInformationResult, *, matched: bool | None =
             x=part["bias"],
             y=[_label(group) for group in part["group"]],
             mode="markers",
-            name=plain(text_kind),
+            name=_label(str(text_kind)),
             marker={"color": colour, "size": 9, "symbol": number},
             error_x={
                 "type": "data",
@@ -604,13 +605,11 @@ def information_figure(result: TokenInformationResult, *, matched: bool | None =
                 "thickness": 1.5,
             },
             customdata=np.stack([part["share_att"], part["share_vis"], part["low"], part["high"]], axis=1),
-            hovertemplate="%{y}<br>bias %{x:.2f} (%{customdata[2]:.2f} to %{customdata[3]:.2f})<br>"
+            hovertemplate="%{y}<br>%{x:.2f} times (%{customdata[2]:.2f} to %{customdata[3]:.2f})<br>"
             "attention %{customdata[0]:.3f}, visible %{customdata[1]:.3f}<extra></extra>",
         )
-    reader = "a reader of the usual distances" if by_distance else "a reader of all visible tokens alike"
-    titled = styled(
-        figure, title="Where the loop looks", subtitle=_said(result), x=f"attention over that of {reader}", y=""
-    )
+    expected = "attention expected from distance alone" if by_distance else "share of the visible tokens"
+    titled = styled(figure, title="Where the loop looks", subtitle=_said(result), x=f"attention over {expected}", y="")
     titled.add_vline(x=1, line={"color": INK, "dash": "dot", "width": 1})
     titled.update_xaxes(type="log", showgrid=True)
     titled.update_yaxes(AXIS | {"autorange": "reversed", "categoryorder": "array"})
@@ -645,22 +644,22 @@ def head_information_figure(
         z=np.where(np.isfinite(values), values, np.nan),
         zmin=-most,
         zmax=most,
-        colorscale=[[0, "#3b82c4"], [0.5, "rgba(127,127,127,0.08)"], [1, ACCENT]],
-        colorbar={"title": {"text": "log2 bias"}, "outlinewidth": 0, "thickness": 12},
-        hovertemplate="layer %{y}, head %{x}<br>log2 bias %{z:.2f}<extra></extra>",
+        colorscale=[[0, ACCENT], [0.5, "rgba(127,127,127,0.08)"], [1, "#3b82c4"]],
+        colorbar={"title": {"text": "log2 ratio"}, "outlinewidth": 0, "thickness": 12},
+        hovertemplate="layer %{y}, head %{x}<br>log2 of the ratio %{z:.2f}<extra></extra>",
     )
     where = "" if text_kind is None else f", {text_kind}"
     titled = styled(
         go.Figure(heads), title=f"Heads and {_label(group)}", subtitle=_said(result) + where, x="head", y="layer"
     )
     titled.update_xaxes(dtick=1, showline=False)
-    titled.update_yaxes(dtick=1, autorange="reversed", showgrid=False)
+    titled.update_yaxes(dtick=1, showgrid=False)
     return titled.update_layout(height=180 + _CELL * values.shape[0])
 
 
 def _label(group: str) -> str:
-    """A group's name in words."""
-    return plain(group.replace("_", " "))
+    """In words: the name of a group of tokens, or of a kind of text."""
+    return plain(GROUP_WORDS.get(group, group.replace("_", " ")))
 
 
 def _said(result: TokenInformationResult) -> str:

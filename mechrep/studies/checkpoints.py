@@ -12,6 +12,7 @@ import gc
 import hashlib
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -406,6 +407,16 @@ def revisions_of(effects: Effects) -> list[str]:
     return [condition.model for condition in effects.conditions]
 
 
+def step_name(revision: str) -> str:
+    """A checkpoint as a reader names it.
+
+    Example:
+        >>> step_name("step2048"), step_name("main")
+        ('step 2048', 'main')
+    """
+    return re.sub(r"^step(\d+)$", r"step \1", revision)
+
+
 def part_of(effects: Effects, sources: Sequence[str]) -> Effects:
     """The rows that some measures of models made; what none of them made is left out."""
     made = effects.notes["sources"]
@@ -423,7 +434,7 @@ def part_of(effects: Effects, sources: Sequence[str]) -> Effects:
 
 
 _ROW = ["name", "measure", "unit", "over", "value", "baseline", "effect", "low", "high", "n", "direction", "floor",
-        "controls", "m", "control_mean", "control_low", "control_high", "p"]  # fmt: skip
+        "controls", "m", "control_mean", "control_low", "control_high", "p", "least"]  # fmt: skip
 _STEP = ["explained", "before", "after", "earliest", "latest"]
 
 
@@ -454,7 +465,8 @@ def step_row(measure: Measure, point: ChangePoint, n: int, revisions: Sequence[s
         "n": n, "direction": measure.direction, "floor": unit.floor * (abs(level) if unit.relative else 1.0),
         "controls": "shuffled orders", "m": point.m, "control_mean": float(point.shuffled.mean()),
         "control_low": least, "control_high": most,
-        "p": rank_p_value(point.size, point.shuffled.tolist(), measure.direction), "explained": point.explained,
+        "p": rank_p_value(point.size, point.shuffled.tolist(), measure.direction),
+        "least": max(point.least, 1 / (point.m + 1)), "explained": point.explained,
         "before": revisions[point.after], "after": revisions[point.behind],
         "earliest": revisions[point.earliest], "latest": revisions[point.latest],
     }  # fmt: skip
@@ -467,7 +479,8 @@ def order_of_steps(
 
     ``effect`` is how many checkpoints later the step of ``second`` lies.  Its interval comes from drawing units anew;
     measures with the same units are drawn together.  Its control are the same draws moved to the middle 0; and as there
-    is no order without steps, p is at least that of either step.  ``earlier, same, later``: shares of the draws.
+    is no order without steps, p is at least that of either step, and the smallest p that it can have at least theirs.
+    ``earlier, same, later``: shares of the draws.
 
     Args:
         effects: of :func:`over_checkpoints`.
@@ -500,12 +513,14 @@ def _order_row(
     low, high = percentile_interval(apart.tolist())
     moved = apart - effect
     p = max(rank_p_value(effect, moved.tolist()), *steps.loc[[one, other], "p"])
+    range_low, range_high = percentile_interval(moved.tolist())
     return {
         "name": f"{one}, {other}", "measure": "order", "unit": "count", "over": "text", "first": one, "second": other,
         "value": effect, "baseline": 0.0, "effect": effect, "low": low, "high": high, "n": min(n_first, n_second),
-        "direction": 0, "floor": UNITS["count"].floor, "controls": "units drawn anew",
+        "direction": 0, "floor": UNITS["count"].floor, "controls": "draws of texts, moved to 0",
         "m": min(len(moved), *steps.loc[[one, other], "m"]), "control_mean": float(moved.mean()),
-        "control_low": float(moved.min()), "control_high": float(moved.max()), "p": p,
+        "control_low": range_low, "control_high": range_high, "p": p,
+        "least": max(1 / (len(moved) + 1), *steps.loc[[one, other], "least"]),
         **{name: float(share.mean()) for name, share in
            (("earlier", apart > 0), ("same", apart == 0), ("later", apart < 0))},
     }  # fmt: skip

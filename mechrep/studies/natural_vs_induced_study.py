@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.ablation.effects import Effects, judge
+from mechrep.ablation.effects import ABLATION, Effects, judge
 from mechrep.ablation.texts import shared_repeats
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
@@ -43,7 +43,14 @@ BUILDERS: tuple[Builder, ...] = ("text", "cycle")
 CONTROLS = ("random", "layer_matched")
 SCORES = ("induction", "duplicate_token", "previous_token", "first_token")
 SHOWN = {"text": "texts shown again", "cycle": "cycles shown again"}
-ABLATED, WRITES, PATCHED = "ablated alone", "writes", "patched"
+ABLATED, WRITES, PATCHED = "ablated alone", "direct logit attribution", "patched from other texts"
+MEASURED = {
+    "common": "share of the effect in the same heads",
+    "shared_top": "heads that lead in both kinds",
+    "gini": "Gini coefficient, induced minus natural",
+    "differing_heads": "heads with a different effect",
+}
+_SHOWN = 20  # heads in a table of the page
 _LENGTH = 32  # tokens of a prompt, as published
 T = TypeVar("T")
 
@@ -93,11 +100,16 @@ class TextKindContrastStudy:
         named = {"common": "other_heads", "differing_heads": "degree", "gini": "fewer_heads"}
         tables = [rows.assign(claim=rows["measure"].map(named)).dropna(subset=["claim"])]
         if self.sets is not None:
-            table = self.sets.summary()
+            table = _beside_the_hardest(self.sets)
             own = [f"{LOG_PROBABILITY}, {name.removesuffix(' heads')}" for name in table["name"]]
             claim = table["name"].str.replace(" heads", "_heads", regex=False)
             tables.append(table.assign(claim=claim)[(table["measure"] == own).to_numpy()])
         return pd.concat(tables, ignore_index=True)
+
+    @property
+    def estimators(self) -> dict[str, str]:
+        """The names of the estimators by the measure that stands in :attr:`compared`."""
+        return {effects.measure: name for name, effects in self.heads.items()}
 
 
 @dataclass(frozen=True)
@@ -137,11 +149,18 @@ class TextKindStudy:
     provenance: Provenance
 
     def claims(self) -> pd.DataFrame:
-        """All claims, judged as one family."""
+        """All claims, judged as one family; the same test of the same natural loops stands there once."""
         tables = [found.claims().assign(induced_texts=SHOWN[shown]) for shown, found in self.contrasts.items()]
         if not tables:
             return pd.DataFrame()
-        return judge(pd.concat(tables, ignore_index=True), family="natural loops beside induced texts")
+        rows = pd.concat(tables, ignore_index=True)
+        again = rows.duplicated([name for name in rows if name not in ("induced_texts", "components")])
+        return judge(rows[~again | (rows["claim"] != "natural_heads")], family="natural loops beside induced texts")
+
+    @property
+    def copied(self) -> list[str]:
+        """The builders with a text that the model copies by itself."""
+        return [shown for shown in self.contrasts if _flags(self.flow[shown])["copies_in_icl"] > 0]
 
     def overlap(self) -> pd.DataFrame:
         """Which kinds of heads lead when ablated alone, see :meth:`HeadEffects.overlap`; one row per builder and kind.
@@ -155,30 +174,35 @@ class TextKindStudy:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def section(self) -> Section:
-        """The section of the report."""
-        flow = _stacked({SHOWN[shown]: table for shown, table in self.flow.items()})
+        """The section of the report; figures and tables of heads only of texts that the model copies by itself."""
         missing = [(SHOWN.get(name, name), why) for name, why in self.left_out.items()]
         missing += [(f"{SHOWN[shown]}, {name}", why)
                     for shown, found in self.contrasts.items() for name, why in found.left_out.items()]  # fmt: skip
-        tables, figures = {"flow": flow}, {}
-        for shown, found in self.contrasts.items():
+        missing += [(f"{SHOWN[shown]}, figures and tables of heads", "the model copies none of these texts by itself")
+                    for shown in self.contrasts if shown not in self.copied]  # fmt: skip
+        tables, figures = {"flow": _flow_rows(self.flow)}, {}
+        for shown in self.copied:
+            found = self.contrasts[shown]
             tables |= {f"heads_{shown}": _head_rows(found), f"compared_{shown}": _compared_rows(found)}
-            if found.sets is not None:
-                tables[f"sets_{shown}"] = _set_rows(found.sets)
             figures[f"heads_{shown}"] = head_contrast_figure(found.heads[ABLATED])
             figures |= {f"confidence_{shown}": confidence_figure(found.seen), f"lens_{shown}": lens_figure(found.seen)}
-            if found.sets is not None:
-                figures[f"sets_{shown}"] = found.sets.plot()
+        sets = {
+            SHOWN[shown]: _set_rows(found.sets) for shown, found in self.contrasts.items() if found.sets is not None
+        }
+        if sets:
+            tables["sets"] = _stacked(sets).drop_duplicates(["heads", "measured in", "change"])
         if self.contrasts:
-            tables["kinds"] = self.overlap()
+            tables["kinds"] = _kind_rows(self.overlap())
         if missing:
             tables["left_out"] = pd.DataFrame(missing, columns=["part", "reason"])
         fields = {
-            "model": self.model_name, "prompts": len(self.prompts), "loops": len(self.natural),
-            "builders": " and ".join(SHOWN[shown] for shown in self.contrasts) or "none", "k": self.k, "op": self.op,
-            "preset": self.preset, "new_tokens": self.new_tokens,
+            "model": self.model_name, "prompts": len(self.prompts), "loops": len(self.natural), "k": self.k,
+            "op": self.op, "preset": self.preset, "new_tokens": self.new_tokens, "value": None, "baseline": None,
         }  # fmt: skip
-        variant = "" if self.contrasts else "not_compared"
+        for shown in BUILDERS:
+            flags = _flags(self.flow[shown]) if shown in self.contrasts else {}
+            fields |= {f"{shown}_shown": flags.get("shown"), f"{shown}_copied": flags.get("copies_in_icl")}
+        variant = "" if len(self.contrasts) == len(BUILDERS) else next(iter(self.contrasts), "not_compared")
         return Section("text-kinds", self.provenance, fields, self.claims(), tables, figures, variant)
 
 
@@ -320,31 +344,80 @@ def _unknown(effects: Effects, measure: str) -> bool:
 # --- tables of the section --------------------------------------------------------------------------------------------
 
 
+def _flags(flow: pd.DataFrame) -> dict[str, int]:
+    """How many texts have each flag, and how many were ``shown``."""
+    rows = flow.set_index("flag")
+    return {**rows["n"].to_dict(), "shown": int(rows.loc["copies_in_icl", "of"])}
+
+
+def _flow_rows(flow: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    rows = []
+    for shown, table in flow.items():
+        flags = _flags(table)
+        prompts = int(table.set_index("flag").loc["loops_naturally", "of"])
+        rows.append((SHOWN[shown], prompts, *(
+            flags[name] for name in ("loops_naturally", "shown", "copies_in_icl", "loops_in_icl")
+        )))  # fmt: skip
+    columns = ["induced texts", "prompts", "loop by themselves", "shown again", "copied", "loop after being shown"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def _stacked(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([table.assign(induced_texts=name) for name, table in tables.items()], ignore_index=True)
+    return pd.concat(tables, names=["induced texts"]).reset_index(level=0).reset_index(drop=True)
+
+
+def _kind_rows(overlap: pd.DataFrame) -> pd.DataFrame:
+    """One row per score, one column per kind of text; natural loops are the same for every builder."""
+    kinds = overlap["induced_texts"].where(overlap["text_kind"] == FIRST, "natural loops")
+    named = overlap.assign(text_kind=kinds).drop_duplicates(["score", "text_kind"])
+    names = list(dict.fromkeys(named["text_kind"]))
+    wide = named.pivot(index="score", columns="text_kind", values="shared")[names].reindex(list(SCORES))
+    wide["by chance"] = round(float(overlap["chance"].iloc[0]), 1)
+    return wide.reset_index().rename(columns={"score": "attention score"}).rename_axis(columns=None)
 
 
 def _head_rows(found: TextKindContrastStudy) -> pd.DataFrame:
-    table = found.head_table()
-    table["name"] = [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
-    others = [name for name in table if name.startswith("D, ")]
-    return table[["name", FIRST, SECOND, "D", "D_low", "D_high", "q", *others]].rename(columns={"name": "head"})
+    table = found.head_table().head(_SHOWN)
+    table["head"] = [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
+    numbers = [FIRST, SECOND, "D", "D_low", "D_high", *(name for name in table if name.startswith("D, "))]
+    table[numbers] = table[numbers].round(3)
+    return table[["head", *numbers, "q"]].rename(columns={"D_low": "low", "D_high": "high"})
 
 
 def _compared_rows(found: TextKindContrastStudy) -> pd.DataFrame:
-    table, ends = found.compared, {}
-    for name in ("low", "high", "control_low", "control_high"):
-        ends[name] = table[name] + table["baseline"]
-    shown = table.assign(**ends, swapped=table["baseline"])
-    columns = ["name", "measure", "value", "low", "high", "swapped", "control_low", "control_high", "p", "q", "verdict"]
-    return shown[columns].rename(columns={"name": "estimator"})
+    table = found.compared[found.compared["measure"].isin(MEASURED)]
+    ends = {name: table[name] + table["baseline"] for name in ("low", "high", "control_low", "control_high")}
+    facts = {"heads": table["name"].replace(found.estimators), "measure": table["measure"].replace(MEASURED)}
+    columns = ["heads", "measure", "value", "low", "high", "baseline", "control_low", "control_high", "q", "verdict"]
+    named = {"baseline": "labels swapped", "control_low": "swapped, low", "control_high": "swapped, high"}
+    shown = table.assign(**ends, **facts)[columns]
+    numbers = columns[2:8]
+    return shown.assign(**shown[numbers].round(3)).rename(columns=named)
 
 
 def _set_rows(sets: Effects) -> pd.DataFrame:
-    table = sets.summary(family="sets of heads")
-    heads = {one.name: " ".join(f"L{a}H{b}" for a, b in one.components["heads"])
-             for one in sets.conditions if one.selection == "ablation"}  # fmt: skip
-    table["measured_in"] = table["measure"].str.removeprefix(f"{LOG_PROBABILITY}, ")
-    table = table.assign(heads=table["name"].map(heads))
-    columns = ["name", "heads", "measured_in", "effect", "low", "high", "control_low", "control_high", "m", "n", "q"]
-    return table[[*columns, "verdict"]]
+    """One row per set of heads and kind of text it was ablated in; a set chosen in both kinds stands there once."""
+    table = judge(_beside_the_hardest(sets), family="sets of heads")
+    table["chosen in"] = table["name"].str.removesuffix(" heads")
+    table["measured in"] = table["measure"].str.removeprefix(f"{LOG_PROBABILITY}, ")
+    alike = ["heads", "measured in"]
+    table["chosen in"] = table.groupby(alike)["chosen in"].transform(" and ".join)
+    named = {"effect": "change", "control_low": "controls, low", "control_high": "controls, high", "m": "draws",
+             "n": "independent units"}  # fmt: skip
+    columns = ["chosen in", *alike, "effect", "low", "high", "control_low", "control_high", "controls", "m", "n", "q"]
+    return table.drop_duplicates(alike)[[*columns, "verdict"]].rename(columns=named)
+
+
+def _beside_the_hardest(sets: Effects) -> pd.DataFrame:
+    """Sets of heads with the heads' names; of several kinds of control only the one with the largest p.
+
+    A range over kinds with different numbers of draws would be the range of none of them.
+    """
+    table, draws = sets.summary(), sets.draws().rename(columns={"control": "controls"})
+    heads = {one.name: ", ".join(f"L{layer}H{head}" for layer, head in sorted(map(tuple, one.components["heads"])))
+             for one in sets.conditions if one.selection == ABLATION}  # fmt: skip
+    keys, of_kind = ["name", "measure"], ["controls", "m", "control_mean", "control_low", "control_high"]
+    hardest = draws.sort_values(["p", "m"], ascending=[False, True]).drop_duplicates(keys)[[*keys, *of_kind]]
+    if len(hardest) == len(table):
+        table = table.drop(columns=of_kind).merge(hardest, on=keys)
+    return table.assign(heads=table["name"].map(heads))

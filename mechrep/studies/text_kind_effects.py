@@ -45,7 +45,7 @@ _SETS = {  # of the numbers of compare_heads: unit, and the sign that tells the 
     "rank_correlation": ("score", -1),
     "shared_top": ("count", -1),
     "gini": ("score", 1),
-    "effective_heads": ("count", -1),
+    "effective_heads": ("score", -1),  # no whole number: half a head is no floor for it
     "differing_heads": ("count", 1),
 }
 Head = tuple[int, int]

@@ -15,6 +15,7 @@ from mechrep.ablation.texts import shared_loops
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.token_facts import token_facts
 from mechrep.measures.token_information import (
+    GROUP_WORDS,
     TokenInformationResult,
     head_information_figure,
     information_figure,
@@ -30,6 +31,11 @@ from mechrep.text.corpus import Corpus, windows_of_text
 LOOPS, FREE, HELD_OUT = "natural", "loop_free", "held_out"
 WAYS: tuple[Way, ...] = ("mask", "swap")
 _REPETITIONS = 4  # a loop says no more after so many, and the context is finite
+_KIND_WORDS = {LOOPS: "loops", FREE: "loop-free texts", HELD_OUT: "held-out text"}
+_COLUMN_WORDS = {
+    "share_att": "share of attention", "share_vis": "share of tokens", "bias": "attention over expected",
+    "visible": "attention over share of tokens", "published": "as Mahaut and Franzon count",
+}  # fmt: skip
 _COLUMNS = ("id", "text_kind", "prompt", "prompt_length", "start", "onset", "period")
 
 
@@ -88,7 +94,13 @@ class InformationStudy:
 
     def _row(self, claim: str, measure: str, value: float, draws: Sequence[float], ends: Any) -> dict[str, Any]:
         row = detection("low-information tokens", measure, value, draws, interval=ends, n=self.n(LOOPS))
-        exchanged = {"baseline": 0.0, "effect": value, "low": ends[0], "high": ends[1], "controls": "labels exchanged"}
+        exchanged = {
+            "baseline": 0.0,
+            "effect": value,
+            "low": ends[0],
+            "high": ends[1],
+            "controls": "random swaps of labels",
+        }
         return row | exchanged | {"claim": claim}
 
     def section(self) -> Section:
@@ -106,7 +118,7 @@ class InformationStudy:
             **{f"bias_{name}": row["bias"] for name, row in low.items()},
             **{f"low_{name}": row["low"] for name, row in low.items()},
             **{f"high_{name}": row["high"] for name, row in low.items()},
-            "first_position": sinks.loc[LOOPS, "first_position"], "other_sinks": sinks.loc[LOOPS, "other_sinks"],
+            "first_position": sinks.loc[LOOPS, "first_position"],
         }  # fmt: skip
         figures = {
             "groups": information_figure(self.attention, matched=True),
@@ -114,17 +126,17 @@ class InformationStudy:
             **{way: effects.plot() for way, effects in self.masked.items()},
         }
         keys = ["text_kind", "group"]
-        groups = bias["matched"].rename(columns={"bias": "bias by distance"}).set_index(keys)
-        groups["bias"] = bias["visible"].set_index(keys)["bias"]
-        groups["as published"] = self.published.summary().set_index(keys)["bias"]
+        groups = bias["matched"].set_index(keys)
+        groups["visible"] = bias["visible"].set_index(keys)["bias"]
+        groups["published"] = self.published.summary().set_index(keys)["bias"]
         groups = groups.reset_index()
-        against = {name: self.attention.compare(LOOPS, name, matched=True, seed=self.seed) for name in self.controls}
-        compared = [table.assign(control=name) for name, table in against.items()]
+        groups = groups[groups["text_kind"] == LOOPS].round(3)
+        groups["group"] = groups["group"].replace(GROUP_WORDS).str.replace("_", " ")
+        left_out = pd.DataFrame(self.left_out.items(), columns=["what", "why"]).replace({"what": _KIND_WORDS})
         tables = {
-            "groups": groups[groups["text_kind"] == LOOPS].drop(columns="text_kind"),
-            **({"controls": pd.concat(compared, ignore_index=True)} if compared else {}),
-            "sinks": sinks.reset_index(),
-            **({"left_out": pd.DataFrame(self.left_out.items(), columns=["what", "why"])} if self.left_out else {}),
+            "groups": groups.drop(columns="text_kind").rename(columns=_COLUMN_WORDS),
+            "sinks": sinks.reset_index().replace({"text_kind": _KIND_WORDS}).round(3),
+            **({"left_out": left_out} if self.left_out else {}),
         }
         return Section("information", self.provenance, fields, self.claims(), tables, figures)
 

@@ -7,6 +7,7 @@ At every checkpoint, on the same texts: heads on random repeats, attention sinks
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechrep.ablation.effects import BASELINE, SUPPORTED, Effects
+from mechrep.ablation.effects import SUPPORTED, Effects
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, plain, styled, translucent
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL
@@ -35,6 +36,7 @@ from mechrep.studies.checkpoints import (
     over_checkpoints,
     part_of,
     revisions_of,
+    step_name,
     training_curves,
 )
 from mechrep.studies.training_heads import (
@@ -105,31 +107,38 @@ class TrainingStudy:
         """The section of the report."""
         return Section(
             "training", self.provenance, self._fields(), claims=self._claims(), tables=self._tables(),
-            figures=self._figures(),
+            figures=self._figures(), variant="" if self._appearing else "no_steps",
         )  # fmt: skip
+
+    @property
+    def _appearing(self) -> list[tuple[str, str, list[str]]]:
+        """Supported steps upwards, the earliest first: the checkpoints around them, and what appears there."""
+        up = self.points[(self.points["verdict"] == SUPPORTED) & (self.points["effect"] > 0)]
+        known, order = set(up["measure"]), revisions_of(self.checkpoints)
+        up = up[~up["measure"].map(_PARTS).isin(known)]
+        groups: dict[tuple[str, str], list[str]] = {}
+        steps = [(str(before), str(after), str(name)) for before, after, name in
+                 up[["before", "after", "measure"]].itertuples(index=False)]  # fmt: skip
+        for before, after, name in sorted(steps, key=lambda one: (order.index(one[0]), order.index(one[1]))):
+            groups.setdefault((step_name(before), step_name(after)), []).append(NAMES.get(name, name))
+        return [(before, after, names) for (before, after), names in groups.items()]
 
     def _fields(self) -> dict[str, Any]:
         names, frame = revisions_of(self.checkpoints), self._values()
         fields: dict[str, Any] = {
-            "model": self.model_name, "checkpoints": len(names), "begin": names[0], "end": names[-1],
-            "first": ", ".join(NAMES.get(name, name) for name in self.first) or None,
-            "prompts": self.provenance.config["prompts"],
+            "model": self.model_name, "prompts": self.provenance.config["prompts"], "checkpoints": len(names),
+            "begin": step_name(names[0]), "end": step_name(names[-1]),
+            **dict.fromkeys(("value", "baseline", "reliability_first")),  # of claims where they are unknown
         }  # fmt: skip
         for measure, key in _CLAIMED.items():
             rows = frame[frame["measure"] == measure]["value"]
-            step = self.points[self.points["measure"] == measure]
-            facts = ("before", "after") if len(step) else ()
-            fields |= {f"{key}_{name}": None for name in ("begin", "end", "before", "after")}
-            fields |= {f"{key}_{name}": step.iloc[0][name] for name in facts}
-            if len(rows):
-                fields |= {f"{key}_begin": float(rows.iloc[0]), f"{key}_end": float(rows.iloc[-1])}
-        row = None
-        if self.heads is not None:
-            last = self.heads.last(self.heads.agreement)
-            same = last[(last["first"] == NATURAL) & (last["second"] == INDUCED)]
-            row = None if same.empty else same.iloc[0]
-        for name in ("revision", "value", "best", "reliability_first", "lead_first", "lead_second", "same_lead"):
-            fields[f"heads_{name}"] = None if row is None else row[name]
+            ends = (float(rows.iloc[0]), float(rows.iloc[-1])) if len(rows) else (None, None)
+            fields |= dict(zip((f"{key}_begin", f"{key}_end"), ends, strict=True))
+        if self._appearing:
+            (before, after, names), *others = self._appearing
+            later = [name for _, _, group in others for name in group]
+            fields |= {"earliest": ", ".join(names), "earliest_before": before, "earliest_after": after,
+                       "later": ", ".join(later) or "none"}  # fmt: skip
         return fields
 
     def _values(self) -> pd.DataFrame:
@@ -148,7 +157,10 @@ class TrainingStudy:
             tables.append(special.assign(claim=special["kind"].map({INDUCED: "specialised"})))
         rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
         rows = rows[rows["claim"].notna() & (rows["claim"] != "")].reset_index(drop=True)
-        return rows.assign(**{name: rows[name].replace(NAMES) for name in ("first", "second") if name in rows})
+        named = {name: rows[name].replace(NAMES) for name in ("first", "second") if name in rows}
+        named |= {name: rows[name].map(step_name, na_action="ignore")
+                  for name in ("before", "after", "revision") if name in rows}  # fmt: skip
+        return rows.assign(**named)
 
     def _others(self) -> list[str]:
         """Of each pair the measure that is not induction."""
@@ -156,18 +168,21 @@ class TrainingStudy:
         return [first if second == INDUCTION else second for first, second in pairs]
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        values = self._values()
-        begin = values[values["selection"] == BASELINE].set_index("measure")["value"]
-        points = self.points.assign(measure=self.points["measure"].replace(NAMES))
-        tables = {}
+        points, tables = self.points[self.points["explained"] > 0], {}  # what never changes has no step
         if len(points):
-            points.insert(1, "at first", [float(begin[name]) for name in self.points["measure"]])
-            columns = ["measure", "at first", "before", "after", "effect", "low", "high", "verdict"]
-            tables["steps"] = points[columns].rename(columns={"effect": "change"})
+            named = {"before": "from", "after": "to", "baseline": "mean before", "value": "mean after",
+                     "low": "change, low", "high": "change, high"}  # fmt: skip
+            points = points.assign(
+                measure=points["measure"].replace(NAMES),
+                **{name: points[name].map(step_name) for name in ("before", "after")},
+            )
+            points = points.assign(**points[list(named)[2:]].round(3))
+            tables["steps"] = points[["measure", *named, "verdict"]].rename(columns=named)
         if len(self.order):
-            columns = ["first", "second", "effect", "low", "high", "earlier", "same", "verdict"]
-            order = self.order[columns].rename(columns={"effect": "checkpoints apart"})
-            tables["order"] = order.assign(**{name: order[name].replace(NAMES) for name in ("first", "second")})
+            named = {"effect": "checkpoints apart", "earlier": "share of draws"}
+            columns = ["first", "second", "effect", "low", "high", "earlier", "q", "verdict"]
+            order = self.order.assign(**{name: self.order[name].replace(NAMES) for name in ("first", "second")})
+            tables["order"] = order[columns].rename(columns=named)
         if self.heads is not None:
             tables["agreement"] = _agreement_table(self.heads.agreement)
         return tables
@@ -175,7 +190,9 @@ class TrainingStudy:
     def _figures(self) -> dict[str, go.Figure]:
         result, figures = self.checkpoints, {}
         if result.measures and len(result.conditions) > 1:
-            figures["measures"] = training_curves(result)
+            changing = self.points.loc[self.points["explained"] > 0, "measure"].tolist()
+            if changing:
+                figures["measures"] = training_curves(_with_names(result.select(measures=changing)))
             if {"loops_naturally", "copies_in_icl"} <= {measure.name for measure in result.measures}:
                 figures["flow"] = flow_figure(result)
         if self.heads is not None:
@@ -185,13 +202,19 @@ class TrainingStudy:
         return figures
 
 
+def _with_names(effects: Effects) -> Effects:
+    measures = [dataclasses.replace(one, name=NAMES.get(one.name, one.name)) for one in effects.measures]
+    return dataclasses.replace(effects, measures=measures)
+
+
 def _agreement_table(agreement: pd.DataFrame) -> pd.DataFrame:
     rows = agreement[(agreement["first"] == NATURAL) & (agreement["second"] == INDUCED)]
     return pd.DataFrame(
         {
-            "checkpoint": rows["revision"], "loops": rows["n_first"], "shown": rows["n_second"],
-            "overlap": rows["value"], "low": rows["baseline"] + rows["low"], "high": rows["baseline"] + rows["high"],
-            "largest control": rows["baseline"] + rows["control_high"], "two halves": rows["reliability_first"],
+            "checkpoint": rows["revision"].map(step_name), "looping texts": rows["n_first"],
+            "texts shown twice": rows["n_second"], "overlap": rows["value"], "low": rows["baseline"] + rows["low"],
+            "high": rows["baseline"] + rows["high"], "controls, high": rows["baseline"] + rows["control_high"],
+            "two halves": rows["reliability_first"],
         }
     ).reset_index(drop=True)  # fmt: skip
 
@@ -283,6 +306,7 @@ def _measure(name: str, prompts: int, run: Run) -> ModelMeasure:
     return measure_named(name, **{"heads": repeats, "loops": {"prompts": prompts}}.get(name, {}))
 
 
+_FLOW = 10  # checkpoints side by side
 _NEVER, _NATURAL, _COPIED = "neither", "loops naturally", "repeats when shown twice"
 _STATES = {_NATURAL: ACCENT, _COPIED: "#3b82c4", _NEVER: "#747c88"}
 
@@ -292,7 +316,7 @@ def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.
 
     Args:
         effects: of :func:`~mechrep.studies.checkpoints.over_checkpoints` with the measure ``"loops"``.
-        revisions: checkpoints side by side; by default up to eight, spread evenly.
+        revisions: checkpoints side by side; by default up to ten, spread evenly.
 
     Raises:
         InputError: a table without that measure, or fewer than two checkpoints.
@@ -304,7 +328,7 @@ def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.
     if not set(columns) <= set(measured):
         raise InputError(f"measures {measured}", f"{list(columns)}", 'measure "loops" too')
     if revisions is None:
-        spread = np.linspace(0, len(known) - 1, min(8, len(known))).round().astype(int)
+        spread = np.linspace(0, len(known) - 1, min(_FLOW, len(known))).round().astype(int)
         chosen = [known[int(place)] for place in spread]
     else:
         chosen = list(revisions)
@@ -326,7 +350,7 @@ def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.
         arrangement="snap",
         node={
             "label": [""] * (3 * len(chosen)),  # names of all nodes would lie on top of each other
-            "customdata": [plain(f"{revision}: {name}") for revision in chosen for name in names],
+            "customdata": [plain(f"{step_name(revision)}: {name}") for revision in chosen for name in names],
             "hovertemplate": "%{customdata}, %{value:.0f} prompts<extra></extra>",
             "color": [_STATES[name] for _ in chosen for name in names],
             "pad": 14,
@@ -345,6 +369,8 @@ def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.
     figure = styled(go.Figure(sankey), title="What becomes of each prompt", subtitle=subtitle, x="", y="")
     paper = {"xref": "paper", "yref": "paper", "showarrow": False}
     for place, revision in enumerate(chosen):
-        figure.add_annotation(text=plain(revision), x=place / (len(chosen) - 1), y=-0.02, yanchor="top", **paper)
+        figure.add_annotation(
+            text=plain(step_name(revision)), x=place / (len(chosen) - 1), y=-0.02, yanchor="top", **paper
+        )
     legend = "   ".join(f'<span style="color:{colour}">■</span> {name}' for name, colour in _STATES.items())
     return figure.add_annotation(text=legend, x=0, y=1.02, xanchor="left", yanchor="bottom", **paper)

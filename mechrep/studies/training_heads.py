@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from mechrep.measures.text_kind_design import gini, rank_correlation
 from mechrep.provenance import Provenance
 from mechrep.results import Result
 from mechrep.stats import percentile_interval
-from mechrep.studies.checkpoints import ModelMeasure, named_measure, revisions_of, step_row
+from mechrep.studies.checkpoints import ModelMeasure, named_measure, revisions_of, step_name, step_row
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -425,7 +425,7 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
     figure = make_subplots(
         len(kinds),
         len(chosen),
-        column_titles=[plain(name) for name in chosen],
+        column_titles=_names(chosen),
         row_titles=[KIND_WORDS[kind] for kind in kinds],
         shared_xaxes=True,
         shared_yaxes=True,
@@ -465,7 +465,7 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
 def curves_figure(curves: pd.DataFrame, name: str) -> go.Figure:
     """Specialisation or agreement over training, one panel per text kind or pair, with intervals and controls.
 
-    Grey: the largest control draw.  Dotted, for agreement: the smaller reliability of the two text kinds.
+    Grey: the upper end of the range of the controls.  Dotted, for agreement: the smaller reliability of the two kinds.
 
     Args:
         curves: of :func:`specialisation_curves` or :func:`agreement_curves`.
@@ -474,15 +474,16 @@ def curves_figure(curves: pd.DataFrame, name: str) -> go.Figure:
     from plotly.subplots import make_subplots
 
     keys = [key for key in ("first", "second", "kind") if key in curves]
-    parts = [(kinds, part) for kinds, part in curves.groupby(keys, sort=False) if part["value"].notna().any()]
+    known = [(kinds, part) for kinds, part in curves.groupby(keys, sort=False) if part["value"].notna().any()]
+    parts = [(kinds, part) for kinds, part in known if part["value"].notna().sum() > 1] or known  # a point is no curve
     titles = [" and ".join(KIND_WORDS[str(kind)] for kind in kinds) for kinds, _ in parts]
     figure = make_subplots(max(1, len(parts)), 1, shared_xaxes=True, subplot_titles=titles or None)
     for row, (kinds, part) in enumerate(parts, start=1):
         _add_curve(figure, part, titles[row - 1], _COLOURS[str(kinds[0])], row)
-        lines = {"largest control draw": (part["baseline"] + part["control_high"], "solid")}
+        lines = {"upper end of the controls": (part["baseline"] + part["control_high"], "solid")}
         if "reliability_first" in part:
             halves = part[["reliability_first", "reliability_second"]].min(axis=1)
-            lines["halves of one text kind"] = (halves, "dot")
+            lines["two halves of the texts of one kind"] = (halves, "dot")
         for label, (values, dash) in lines.items():
             figure.add_scatter(
                 x=_names(part["revision"]), y=values, mode="lines", line={"color": INK, "width": 1.2, "dash": dash},
@@ -491,7 +492,7 @@ def curves_figure(curves: pd.DataFrame, name: str) -> go.Figure:
             )  # fmt: skip
     figure.update_annotations(font_size=13)
     agree = "first" in curves
-    title = "Do the same heads carry both?" if agree else "Specialisation of the heads over training"
+    title = "Do the same heads do both?" if agree else "Concentration of effects on few heads over training"
     what = "overlap of what heads do" if agree else "Gini coefficient of what heads do"
     titled = styled(figure, title=title, subtitle=f"{name}; {what}, 95 % intervals", x="", y="")
     titled.update_xaxes(AXIS | {"showgrid": False, "showline": True})
@@ -511,8 +512,8 @@ def _add_curve(figure: go.Figure, part: pd.DataFrame, label: str, colour: str, r
     )  # fmt: skip
 
 
-def _names(revisions: pd.Series) -> list[str]:
-    return [plain(name) for name in revisions]
+def _names(revisions: Iterable[object]) -> list[str]:
+    return [plain(step_name(str(name))) for name in revisions]
 
 
 def _largest(values: Float[np.ndarray, "_ _ _"]) -> float:

@@ -94,6 +94,15 @@ def test_a_step_beside_an_end_has_few_different_orders() -> None:
     assert change_point(np.array([0.0, 1.0])).m == 0
 
 
+def test_the_least_p_of_a_place_is_that_of_a_clear_step_there() -> None:
+    """Exactly: the share of shuffled orders that leave both sides together, 2 of C(9, 3)."""
+    clear, blurred = np.array([0.0] * 3 + [1.0] * 6), np.array([0.0, 0.4, 0.1, 1.0, 0.7, 1.1, 0.8, 1.0, 0.3])
+    points = [change_point(values, orders=4000) for values in (clear, clear + np.linspace(0, 0.1, 9), blurred)]
+    p = [(1 + (np.abs(point.shuffled) >= abs(point.size) - 1e-9).sum()) / 4001 for point in points]
+    assert points[0].least == p[0] == points[1].least == p[1] == pytest.approx(2 / 84, abs=0.01)
+    assert points[2].after == 2 and p[2] > points[2].least == points[0].least
+
+
 def test_units_of_one_cluster_are_drawn_together() -> None:
     counts = unit_draws(["a", "a", "b", "c"], draws=50)
     assert (counts[:, 0] == counts[:, 1]).all() and (counts[:, 1:].sum(1) == 3).all()

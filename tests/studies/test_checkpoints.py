@@ -81,6 +81,16 @@ def test_the_order_of_planted_steps() -> None:
         order_of_steps(result, [("lates", "early")])
 
 
+def test_an_order_that_all_draws_agree_on_is_not_refuted_where_checkpoints_are_too_few() -> None:
+    """Steps of nine checkpoints have a p-value of 2 / 84 at least: too much where three pairs are asked about."""
+    clear = {name: step(place, checkpoints=9, noise=0.01, seed=place) for name, place in (("a", 2), ("b", 5))}
+    flat = {"noise": step(4, checkpoints=9, size=0.0, seed=7)}
+    order = order_of_steps(table(clear | flat)).set_index(["first", "second"])
+    assert order.loc[("a", "b"), "earlier"] == 1.0 and order.loc[("a", "b"), "q"] > 0.05
+    assert order.loc[("a", "b"), "verdict"] == TOO_FEW and order.loc[("a", "b"), "p"] == order.loc[("a", "b"), "least"]
+    assert SUPPORTED not in set(order["verdict"]) and NOT_SUPPORTED in set(order["verdict"])
+
+
 def test_measures_with_the_same_units_are_drawn_together() -> None:
     """Two copies of one faint measure: drawn together they never part; drawn apart they do."""
     faint = step(5, units=10, size=0.3, noise=0.5, seed=3)

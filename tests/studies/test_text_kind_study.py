@@ -72,7 +72,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
 def test_its_section_has_words_for_everything_that_it_shows(planted: TextKindStudy, tmp_path: Path) -> None:
     section = planted.section()
     record = report_json("planted", [section])
-    assert [one["claim"] for one in record["claims"]] and section.variant == ""
+    assert [one["claim"] for one in record["claims"]] and section.variant == "text"
     assert {"flow", "heads_text", "compared_text", "kinds", "left_out"} <= set(section.tables)
     section.save(tmp_path / "section")
     assert type(section).load(tmp_path / "section").fields["prompts"] == 16
