@@ -426,7 +426,7 @@ def sink_heads_figure(result: AttentionSinkResult) -> go.Figure:
         True
     """
     threshold = f"α₀ > {result.epsilon:g}"
-    share = f"sink rate: {threshold} in {result.sink_share:.1f} % of texts, layers and heads"
+    share = f"over {result.epsilon:g} (Gu et al. 2025) in {result.sink_share:.1f} % of texts, layers and heads"
     figure = panels([plain(share)], panel_height(result.alpha.shape[0]))
     add_heads(figure, result.alpha, _sink_details(result, plain(threshold)), reason="no text has a second token")
     length = f"{'about ' if result.length_sd > 0 else ''}{result.mean_length:.0f}"

@@ -495,13 +495,11 @@ def convergence_figure(result: ConvergenceResult, place: str = "layer") -> go.Fi
             else {"color": _REST, "width": 1},
             hovertemplate=f"token {token}, repetition %{{x:,}}<br>distance %{{y:.3g}}<extra></extra>",
         )
-    fit = f"share of the prefix: slope {result.median_slope:.2f}, expected {result.theory}"
-    agreed = "agrees" if result.agrees else "does not agree"
     styled(
         figure,
         title="Repetitions of a token approach the token alone",
-        subtitle=f"{result.provenance.model['name']}, {counted(result.prefix_length, 'token')} before; {fit}: {agreed}",
+        subtitle=f"{result.provenance.model['name']}, after {counted(result.prefix_length, 'other token')}",
         x="number of the repetition (logarithmic)",
-        y=f"distance from the token alone, over its norm, after {'attention' if place == 'attention' else 'layer'} 0",
+        y=f"relative distance after {place} 0",
     )
     return figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log")

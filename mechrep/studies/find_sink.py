@@ -169,7 +169,7 @@ class SinkResult(Result):
 
 def _judged(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Each claim is a family of its own: another question is asked."""
-    return judge(rows, within=["name"], family="one claim")
+    return judge(rows, within=["name"], family="this claim alone")
 
 
 LENGTH, WINDOWS = 64, 100  # of Gu et al. 2025

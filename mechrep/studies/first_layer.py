@@ -38,10 +38,12 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import Run
 from mechrep.sections import Section
+from mechrep.stats import range_of_draws
 from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 
 MASS, DETECTOR, ATTENTION, HEAD = "mass", "detector", "attention", "head"  # the claims
+_NEURONS = 5  # in the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +77,7 @@ class FirstTokenResult(Result):
     @property
     def claims(self) -> pd.DataFrame:
         """One row per claim with its verdict; each is a family of its own, as another question is asked."""
-        return judge(self.rows, within=["claim"], family="one claim")
+        return judge(self.rows, within=["claim"], family="this claim alone")
 
     @property
     def found(self) -> bool:
@@ -217,8 +219,9 @@ def _rows(
     area["p"] = max(area["p"], rank_p_value(detectors.best_auroc, shuffled, 1))  # it must stand out from both
     area["controls"] += ", shuffled places"
     area["m"] = min(area["m"], len(shuffled))
-    area["control_low"] = min(area["control_low"], min(shuffled) - area["baseline"])
-    area["control_high"] = max(area["control_high"], max(shuffled) - area["baseline"])
+    least, most = range_of_draws(shuffled)
+    area["control_low"] = min(area["control_low"], least - area["baseline"])
+    area["control_high"] = max(area["control_high"], most - area["baseline"])
     return [
         row(MASS, float(mass.mass.max()), unit="share"),
         area,
@@ -289,16 +292,21 @@ class FirstLayerStudy:
         return self.answer.claims
 
     def section(self) -> Section:
-        """Numbers, tables and figures of the report."""
-        ablated = {"heads": DETECTOR} | ({} if self.heads.notes["sink_layer"] is None else {"norm": "norm"})
+        """Numbers, tables and figures of the report; what heads do to a neuron only where one tells first tokens."""
+        found, claims = self.answer.found, self.claims
+        ablated = {"heads": DETECTOR} if found else {}
+        ablated |= {} if self.heads.notes["sink_layer"] is None else {"norm": "norm"}
         figures = {
             "mass": other_token_mass_figure(self.mass),
             "detector": detector_figure(self.detectors),
             **{key: self.heads.plot([measure]) for key, measure in ablated.items()},
-            "repeats": convergence_figure(self.repeats, "layer"),
+            f"repeats, {self.repeats.theory}": convergence_figure(self.repeats, "layer"),
         }
-        tables = {"heads": self._head_table(), "neurons": self._neuron_table(), "repeats": self._repeat_table()}
-        return Section("first-layer", self.provenance, self._fields(), self.claims, tables, figures)
+        tables = {"heads": self._head_table(), "neurons": self._neuron_table()} if found else {}
+        claims = claims if found else claims[claims["claim"].isin([MASS, DETECTOR])]
+        return Section(
+            "first-layer", self.provenance, self._fields(), claims, tables, figures, "" if found else "not_found"
+        )
 
     def _fields(self) -> dict[str, Any]:
         answer, seen, mass, repeats, notes = self.answer, self.detectors, self.mass, self.repeats, self.heads.notes
@@ -312,49 +320,36 @@ class FirstLayerStudy:
             "null_area": max(null[DETECTOR] for null in answer.nulls), "nulls": len(answer.nulls),
             "blind": float(np.median(seen.random_aurocs)), "chosen_with": seen.n_selection,
             "tested": seen.n_test, "words": len(set(self.heads.clusters[0])), "shuffles": len(seen.shuffled_aurocs),
-            "state_area": answer.state_auroc, "head": f"L{LAYER}H{best}", "lost": float(answer.lost[best]),
-            "lost_all": answer.lost_together, "most": f"L{LAYER}H{most}", "mass": float(mass.mass[most]),
+            "head": f"L{LAYER}H{best}", "without_head": answer.auroc - float(answer.lost[best]),
+            "without_heads": answer.auroc - answer.lost_together, "most": f"L{LAYER}H{most}",
             "null_mass": max(null[MASS] for null in answer.nulls), "uniform": mass.uniform_mass, "texts": mass.n_texts,
-            "identity_error": float(mass.identity_error.max()), "same_value_error": float(mass.same_value_error.max()),
             "sink_layer": notes["sink_layer"], "ratio": notes["ratio"],
-            "norm_lost": None if norm.empty else float(norm["lost"].iloc[0]),
+            "norm_change": None if norm.empty else -float(norm["lost"].iloc[0]),
             "first_distance": float(distance[:, 0].median()), "last_distance": float(distance[:, -1].median()),
             "repeats": repeats.repeats[-1], "tokens": len(repeats.token_ids), "prefix": repeats.prefix_length,
             "slope": repeats.median_slope, "slope_low": slope_low, "slope_high": slope_high,
-            "positions": repeats.positions, "expected": repeats.theory, "agrees": repeats.agrees,
-            "found": repeats.law if repeats.theory == "none" else repeats.mass_law,
-            "pure_deviation": float(repeats.pure_deviation.max()),
+            "positions": repeats.positions, "window": repeats.window,
         }  # fmt: skip
 
     def _head_table(self) -> pd.DataFrame:
         """One row per head of layer 0, the largest attention to other tokens first; then all heads together."""
         order, table = self.mass.ranking(), losses(self.heads)
         names = [*(f"L{LAYER}H{head}" for head in order), ALL]
-        rows = pd.DataFrame({"head": names, "on other tokens": [*self.mass.mass[order].tolist(), np.nan]})
+        shares = [*self.mass.mass[order].tolist(), np.nan]
+        rows = pd.DataFrame({"head": names, "attention to other tokens": shares})
         for op in OPS:
             mine = table[(table["measure"] == DETECTOR) & (table["op"] == op)].set_index("name").loc[names]
-            for name in ("lost", "low", "high"):
-                rows[f"{name}, {op}"] = mine[name].to_numpy()
+            for name, column in (("lost", "area lost"), ("low", "low"), ("high", "high")):
+                rows[f"{column}, {op}"] = mine[name].to_numpy()
             if op == "zero":
                 rows["verdict"] = mine["verdict"].to_numpy()
         return rows
 
     def _neuron_table(self) -> pd.DataFrame:
-        table = self.detectors.to_frame().head(len(self.detectors.neurons))
-        names = {"auroc": "area", "first_second": "first, second", "second_third": "second, third",
-                 "score": "published score"}  # fmt: skip
+        table = self.detectors.to_frame().head(min(_NEURONS, len(self.detectors.neurons)))
+        names = {"auroc": "area", "first_second": "area, first and second", "second_third": "area, second and third",
+                 "score": "score of Yona et al."}  # fmt: skip
         return table.rename(columns=names).drop(columns="selection_auroc")
-
-    def _repeat_table(self) -> pd.DataFrame:
-        repeats = self.repeats
-        table = pd.DataFrame({"token id": list(repeats.token_ids)})
-        for place, name in (("attention", "after attention"), ("layer", "after the layer")):
-            distance = repeats.relative(place)
-            table[f"{name}, 1"] = distance[:, 0].numpy()
-            table[f"{name}, {repeats.repeats[-1]}"] = distance[:, -1].numpy()
-        return table.assign(
-            slope=repeats.head_slope.nanmedian(1).values.numpy(), pure=repeats.pure_deviation.max(1).values.numpy()
-        )
 
 
 def run_first_layer_study(

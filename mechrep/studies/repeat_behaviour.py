@@ -26,7 +26,7 @@ from mechrep.ablation.run import Cell, measure_effects
 from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.ablation.sink_outcomes import foretold_repetitions
 from mechrep.errors import InputError
-from mechrep.figures import DASHES, INK, SEQUENCE, finished, panels, place_of, plain, style_of, translucent
+from mechrep.figures import DASHES, INK, SEQUENCE, counted, finished, panels, place_of, plain, style_of, translucent
 from mechrep.generation.decode import Decoding, Request, default_start, run_requests
 from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
@@ -307,12 +307,16 @@ def repeat_behaviour_figure(effects: Effects) -> go.Figure:
             if selection in (BASELINE, ABLATION):
                 _add_line(figure, part, str(name), place, panel)
             else:
-                _add_band(figure, part, f"{name}: {selection}", str(selection), panel)
+                _add_band(figure, part, f"{name}: {str(selection).replace('_', '-')}", str(selection), panel)
     model, tokens = effects.provenance.model["name"], len(effects.units[0])
     finished(
-        figure, title="Repeating a token", subtitle=f"{model}, tokens: {tokens}; 95 % intervals over tokens",
-        x="repetitions given (logarithmic)", y="share or probability",
+        figure, title="Whether the model goes on repeating a token",
+        subtitle=f"{model}, {counted(tokens, 'token')}; 95 % intervals over tokens",
+        x="repetitions given (logarithmic)", y="",
     )  # fmt: skip
+    for panel, axis in enumerate(("probability", "share")):
+        where = place_of(panel)
+        figure.update_yaxes(title_text=axis, row=where["row"], col=where["col"])
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
     return figure.update_xaxes(type="log", dtick=1, tickformat=",").update_yaxes(range=[-0.03, 1.03])
 
@@ -323,8 +327,9 @@ def _add_line(figure: go.Figure, rows: pd.DataFrame, name: str, place: int, pane
     figure.add_scatter(
         x=rows["copy"].to_numpy(int), y=value.to_numpy(), name=plain(name), legendgroup=name, showlegend=panel == 0,
         error_y={"array": high.to_numpy(), "arrayminus": low.to_numpy(), "thickness": 1, "width": 3},
-        mode="lines+markers", marker={"size": 7},
-        line={"color": INK if place == 0 else SEQUENCE[place % len(SEQUENCE)], "dash": DASHES[place % len(DASHES)]},
+        mode="lines+markers", opacity=1 if place else 0.6, marker={"size": 7 if place else 13},  # equal lines overlap
+        line={"color": INK if place == 0 else SEQUENCE[(place - 1) % len(SEQUENCE)], "width": 2 if place else 6,
+              "dash": DASHES[place % len(DASHES)]},
         customdata=[plain(name)] * len(rows),  # never inside the template: a name could be taken for a variable
         hovertemplate="%{customdata}<br>%{x:,} repetitions: %{y:.3f}<extra></extra>", **place_of(panel),
     )  # fmt: skip

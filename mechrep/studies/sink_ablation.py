@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -171,6 +172,17 @@ def sink_ablation(
     config = {"study": "sink ablation", "layer": sink.layer, "head": list(sink.best_head)}
     notes = {"excluded": {ALL: "sink neurons"}}
     return measure_effects(model, cells, outcomes, config=config, run=options, notes=notes)
+
+
+def changed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a summary in which the ablation or a draw of its controls changed anything; elsewhere nothing was tested.
+
+    Example:
+        >>> from mechrep.ablation.effects import example_effects
+        >>> len(changed(example_effects().summary()))
+        1
+    """
+    return rows[(rows[["effect", "low", "high", "control_mean"]].fillna(0) != 0).any(axis=1)]
 
 
 def activation_sizes(model: Model, corpus: Corpus, layer: int) -> Float[Tensor, "layer neuron"]:

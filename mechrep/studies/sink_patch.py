@@ -27,7 +27,7 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.studies.find_sink import SinkResult, find_sink, ordinary_texts
-from mechrep.studies.sink_ablation import repeated_stimulus
+from mechrep.studies.sink_ablation import changed, repeated_stimulus
 from mechrep.text.corpus import Corpus
 
 NOT_INSTALLED = "lm-evaluation-harness is not installed: pip install mechrep[evals]"
@@ -98,7 +98,10 @@ def run_patch_study(
     cells = benchmark_cells(patch, model.anatomy, controls=controls, draws=options.sizes.draws, seed=options.seed)
     outcomes = [SinkOnTexts(model, corpus, patch.layer, head), SinkOnRepeats(model, stimulus, patch.layer, options)]
     config = {"study": "sink patch", "patch": patch.to_dict(), "head": list(head)}
-    return with_drift(measure_effects(model, cells, outcomes, config=config, run=options))
+    effects = with_drift(measure_effects(model, cells, outcomes, config=config, run=options))
+    # BOS stays a sink under the patch, so attention to it may as well rise: unlike an ablation, no direction is named.
+    sides = [replace(one, direction=0) if one.name == "attention" else one for one in effects.measures]
+    return replace(effects, measures=sides)
 
 
 def _patch_of(model: Model, sink: SinkResult) -> SinkPatch:
@@ -157,48 +160,66 @@ class RepairStudy:
     left_out: str
     provenance: Provenance
 
+    @property
+    def drifts(self) -> bool:
+        """Whether any repeated token drifts without the patch; otherwise there is nothing to repair."""
+        return bool((self.patch.of("drifted")[0] > 0).any())
+
     def claims(self) -> pd.DataFrame:
-        """The verdicts, in one family."""
-        keys = {
-            "first_norm": "first_norm", "attention": "attention", "drifted": "drifted", "continued": "continued",
-            "loss": "loss",
-        }  # fmt: skip
-        tables = [self.patch.select(measures=list(keys)).summary()]
-        tables[0]["claim"] = tables[0]["measure"].map(keys)
+        """The verdicts, in one family: what the patch repairs, where anything drifts, and what it costs.
+
+        The first position is not asked about: by definition the patch leaves it as it is.  Nor is anything that neither
+        the patch nor a draw of its controls has changed: nothing was tested there.
+        """
+        keys = [*(("drifted", "continued") if self.drifts else ()), "attention", "loss"]
+        tables = [self.patch.select(measures=keys).summary()]
+        tables[0]["claim"] = tables[0]["measure"]
         if self.benchmarks is not None:
             margins = [m.name for m in self.benchmarks.measures if m.name.endswith(MARGIN)]
             tables.append(self.benchmarks.select(measures=margins).summary().assign(claim="benchmark"))
         table = pd.concat(tables, ignore_index=True).drop(columns=["q", "family", "verdict"])
-        known = table["effect"].notna()
-        return judge(table[known], family="all claims of this section")
+        return judge(changed(table), family="all claims of this section")
 
     def section(self) -> Section:
         """Numbers, tables and figures of the report."""
-        wide = self.patch.wide()
-        names = [m.name for m in self.patch.measures]
+        wide, names = self.patch.wide(), [m.name for m in self.patch.measures]
+        layer, head = self.patch.provenance.config["head"]
         means = self.patch.to_frame().query("selection in ['baseline', 'ablation']").set_index(["measure", "selection"])
         fields: dict[str, Any] = {
             "model": self.model_name, "layer": self.sink.layer,
             "neurons": ", ".join(f"L{layer}N{neuron}" for layer, neuron in self.sink.neurons),
             "texts": len(self.patch.units[0]), "tokens": len(self.patch.units[names.index("repeat_norm")]),
-            "draws": int((wide["selection"] == "layer_matched").sum()), "left_out": self.left_out,
+            "draws": int((wide["selection"] == "layer_matched").sum()),
+            "left_out": self.left_out or "none", "head": f"L{layer}H{head}",
+            "loss_change": means.loc[("loss", "ablation"), "effect"],
             **{f"{name}_before": means.loc[(name, "baseline"), "value"] for name in names},
             **{f"{name}_after": means.loc[(name, "ablation"), "value"] for name in names},
         }  # fmt: skip
-        tables = {"patch": _shown(self.patch)}
-        figures = {"patch": self.patch.plot()}
+        if not self.drifts:
+            return Section("patch", self.provenance, fields, self.claims(), variant="nothing_drifts")
+        shown = [name for name in names if name != "first_norm"]
+        tables, figures = {"patch": _shown(self.patch, shown)}, {"patch": self.patch.plot(shown)}
         if self.benchmarks is not None:
             asked = [m.name for m in self.benchmarks.measures if not m.name.endswith("truncated")]
-            tables["benchmarks"] = _shown(self.benchmarks.select(measures=asked))
+            tables["benchmarks"] = _shown(self.benchmarks, asked)
             answers = paired_answers(self.benchmarks)
-            tables["answers"] = answers[answers["selection"] == "ablation"].drop(columns=["selection", "seed", "name"])
+            answers = answers[(answers["selection"] == "ablation") & (answers["gained"] + answers["lost"] > 0)]
+            if len(answers):
+                names = {"mcnemar": "p (McNemar)"}
+                tables["answers"] = answers[["measure", "gained", "lost", "mcnemar"]].rename(columns=names)
             figures["benchmarks"] = self.benchmarks.plot(asked)
         return Section("patch", self.provenance, fields, self.claims(), tables, figures)
 
 
-def _shown(effects: Effects) -> pd.DataFrame:
-    columns = ["measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "n", "q"]
-    return effects.summary()[[*columns, "verdict"]]
+_COLUMNS = {
+    "measure": "measure", "baseline": "without the patch", "value": "with the patch", "effect": "effect", "low": "low",
+    "high": "high", "control_low": "controls from", "control_high": "controls to", "n": "independent units",
+}  # fmt: skip
+
+
+def _shown(effects: Effects, measures: Sequence[str]) -> pd.DataFrame:
+    """Measures that the patch or a control has changed."""
+    return changed(effects.select(measures=measures).summary())[[*_COLUMNS]].rename(columns=_COLUMNS)
 
 
 def run_repair_study(

@@ -1,4 +1,4 @@
-"""Attention sinks from end to end: does a model rest on its first token, what makes it so, what do repeats do?"""
+"""Attention sinks from end to end: is the first token a sink, what makes it one, and what do repeated tokens do?"""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.stats import cluster_intervals, proportion_interval
-from mechrep.studies.find_sink import SinkResult, find_sink, is_known, matches_known, ordinary_texts
+from mechrep.studies.find_sink import NEURONS, SinkResult, find_sink, is_known, matches_known, ordinary_texts
 from mechrep.studies.repeat_behaviour import repeat_behaviour, repeat_behaviour_figure
-from mechrep.studies.sink_ablation import ALL, repeated_stimulus, sink_ablation, sink_conditions
+from mechrep.studies.sink_ablation import ALL, changed, repeated_stimulus, sink_ablation, sink_conditions
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import ordinary_ids, repeated_tokens
 
@@ -57,6 +57,13 @@ _TOKENS = 32  # repeated tokens; ablations and generation, which are expensive, 
 _REPEATS, _NEW_TOKENS = 512, 32
 _CLUSTER, _SETS, _ORDERS = 4, 19, 4
 _SHOWN = 24  # positions of a drawn pattern
+_TESTED = ["attention", "loss", "repeat_norm", "p_next"]  # by the ablation; the neurons were chosen by the norm
+_LAYER_COLUMNS = {
+    "first": "norm at the first position", "typical": "norm elsewhere", "mlp_at_bos": "norm of MLP at BOS",
+    "repeat_median": "norm of repeated tokens, median", "repeat_largest": "largest",
+}  # fmt: skip
+_TOP = 5  # neurons in the table
+_KNOWN: dict[Known, str] = {"unknown": "none known", "met": "found here too", "not met": "others than found here"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +96,7 @@ def published_layer(model: Model) -> PublishedLayer:
 
 @dataclass(frozen=True, eq=False)
 class HeadOnStimuli:
-    """Attention to the first position by the head that rests on it most, in equally long texts of three kinds.
+    """Attention to the first position by the head that gives it most, in equally long texts of three kinds.
 
     Attributes:
         head: the ``(layer, head)``; chosen on ordinary text.
@@ -164,7 +171,7 @@ def shown_pattern(model: Model, ids: Sequence[int], head: tuple[int, int]) -> Sh
 
 
 def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[int, int], name: str) -> go.Figure:
-    """What one head looks at in ordinary text and in repeats, side by side on one scale from 0 to 1.
+    """Attention of one head in ordinary text and in repeats, side by side on one scale from 0 to 1.
 
     Args:
         shown: of the text and of the repeats.
@@ -178,7 +185,7 @@ def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[in
         >>> one, two = (ShownPattern(["a", "b"], torch.eye(2)), ShownPattern(["a", "a"], torch.ones(2, 2) / 2))
         >>> figure = text_against_repeats_figure([one, two], head=(1, 0), name="mechrep-tiny")
         >>> figure.layout.title.text, figure.data[1].z[1].tolist()
-        ('What L1H0 looks at', [0.5, 0.5])
+        ('Attention of L1H0 in a text and in a repeated token', [0.5, 0.5])
     """
     figure = panels(["text", "one token, repeated"], 380)
     for panel, one in enumerate(shown):
@@ -189,9 +196,10 @@ def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[in
             coloraxis="coloraxis", hoverongaps=False,
             hovertemplate="query %{y:d}: %{y}<br>key %{x:d}: %{x}<br>attention %{z:.3f}<extra></extra>", **where,
         )  # fmt: skip
-    lengths = ", ".join(counted(len(one.tokens), "token") for one in shown)
-    title = f"What L{head[0]}H{head[1]} looks at"
-    finished(figure, title=title, subtitle=f"{name}; {lengths}", x="key (token)", y="query (token)", share="attention")
+    title = f"Attention of L{head[0]}H{head[1]} in a text and in a repeated token"
+    length = counted(max(len(one.tokens) for one in shown), "token")
+    subtitle = f"{name}; the first {length}"
+    finished(figure, title=title, subtitle=subtitle, x="key (token)", y="query (token)", share="attention")
     for panel, one in enumerate(shown):
         n, where = len(one.tokens), place_of(panel)
         names = {str(place): shown_token(token) for place, token in enumerate(one.tokens)}
@@ -272,25 +280,37 @@ class SinkStudy:
         count = round(move.share * len(move.values))
         return count, *proportion_interval(count, len(move.values))
 
+    def moved_most(self) -> tuple[int | None, int]:
+        """The layer after which most repeated tokens are half-way to BOS, and how many; no layer where none can be."""
+        moves = [self.repeats.moved(layer, self.norms.other_norm) for layer in range(len(self.norms.jump))]
+        counts = [-1 if move.reason else round(move.share * len(move.values)) for move in moves]
+        most = max(counts)
+        return (None, 0) if most < 0 else (counts.index(most), most)
+
     def claims(self) -> pd.DataFrame:
-        """Every claim with its verdict: the search's, the ablation's (one family), the behaviour's, the cluster's."""
-        tables = [self.sink.claims.assign(claim=self.sink.claims["name"].str.replace(" ", "_"))]
+        """Every claim with its verdict: the search's, the ablation's (one family), the behaviour's, the cluster's.
+
+        That the sink neurons make the norm is none of them: they were chosen for it, in the same texts.  Nor is
+        anything that neither the ablation nor a draw of its controls has changed: nothing was tested there.
+        """
+        found = self.sink.claims[self.sink.claims["name"] != NEURONS]
+        tables = [found.assign(claim=found["name"].str.replace(" ", "_"))]
         if self.ablation is not None:
-            rows = _about(self.ablation, "without the sink neurons", ["attention", "loss", "repeat_norm", "p_next"])
+            rows = _about(self.ablation, "without the sink neurons", _TESTED)
             tables.append(rows.assign(claim="without_" + rows["measure"]))
         if self.behaviour is not None and any(one.selection == ABLATION for one in self.behaviour.conditions):
             last = max(one.copy or 0 for one in self.behaviour.measures)
-            rows = _about(self.behaviour, "abandoning, without the sink neurons", ["abandoned"], last)
+            rows = _about(self.behaviour, "repeated tokens abandoned", ["abandoned"], last)
             tables.append(rows.assign(claim="behaviour"))
         if self.cluster is not None:
-            tables.append(judge([self._cluster_row()], family="one claim").assign(claim="cluster"))
+            tables.append(judge([self._cluster_row()], family="this claim alone").assign(claim="cluster"))
         return pd.concat([table.dropna(axis=1, how="all") for table in tables], ignore_index=True)
 
     def _cluster_row(self) -> dict[str, Any]:
         assert self.cluster is not None
         signals = {kind: self.cluster.by_set(self.cluster.signal, kind).tolist() for kind in ("cluster", "random")}
         (own,), draws = signals["cluster"], signals["random"]
-        row = detection("cluster", "other-token signal", own, draws, unit="ratio", direction=-1)
+        row = detection("cluster", "other-token signal", own, draws, unit="norm", direction=-1)
         return row | {"controls": "random sets"}
 
     def section(self) -> Section:
@@ -303,42 +323,57 @@ class SinkStudy:
         )
 
     def _fields(self) -> dict[str, Any]:
-        sink, (count, low, high) = self.sink, self.moved()
-        verdicts = sink.claims.set_index("name")
+        sink, (count, low, high), (most_layer, most) = self.sink, self.moved(), self.moved_most()
         (layer, head), last = sink.best_head, self.repeats.norm[:, 1:, -1].double()
         return {
             "model": self.model_name, "ratio": sink.bos_ratio, "layer": self.layer, "texts": self.norms.n_texts,
-            "named_ratio": verdicts.loc["norm sink", "value"], "null_ratio": max(sink.null_ratios),
+            "null_ratio": max(sink.null_ratios),
             "nulls": len(sink.null_ratios), "sink_heads": len(sink.sink_heads), "all_heads": sink.alpha.numel(),
             "best_head": f"L{layer}H{head}", "alpha": float(sink.alpha[layer, head]),
             "null_alpha": max(sink.null_alphas), "uniform": sink.uniform_alpha, "sink_rate": sink.sink_share,
             "length": sink.mean_length,
             "first": "BOS" if sink.first_is_bos else "the first token",
             "neurons": ", ".join(f"L{x}N{y}" for x, y in sink.neurons) or "none", "n_neurons": len(sink.neurons),
-            "removed": sink.removed.get("neurons", np.nan), "removed_random": sink.removed.get("random", np.nan),
-            "published_layer": self.published.layer, "published_reason": self.published.reason or "no reason",
-            "known": self.known, "moved": count, "tokens": len(self.repeats.token_ids), "moved_low": low,
-            "moved_high": high, "repeats": self.repeats.repeats[-1], "without_bos": sink.ratio_without_bos,
+            "rule_layer": self.published.layer, "known": _KNOWN[self.known],
+            "moved": None if np.isnan(low) else count, "moved_low": low, "moved_high": high,
+            "tokens": len(self.repeats.token_ids), "repeats": self.repeats.repeats[-1],
+            "without_bos": sink.ratio_without_bos,
             "largest_repeat": float((last / self.norms.other_norm[1:].double()).max()),
-            "stimulus_length": self.on_stimuli.length,
+            "stimulus_length": self.on_stimuli.length, "moved_most": None if most_layer is None else most,
+            "largest_layer": int((last / self.norms.other_norm[1:].double()).amax(0).argmax()),
+        } | self._fields_of_ablations()  # fmt: skip
+
+    def _fields_of_ablations(self) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if self.behaviour is not None:
+            told["new_tokens"] = self.behaviour.provenance.config["new_tokens"]
+        if self.ablation is None:
+            return told
+        rows = self.ablation.summary()
+        norms = rows[rows["name"] == ALL].set_index("measure").loc[["first_norm", "typical_norm"]]
+        (before, after), (typical, _) = norms[["baseline", "value"]].to_numpy(float).tolist()
+        told |= {"norm_with": before, "norm_without": after, "typical": typical}
+        return told | {
+            "few_texts": len(self.ablation.units[0]), "few_tokens": len(self.ablation.units[-1]),
         }  # fmt: skip
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        resting = {tuple(head) for head in self.sink.sink_heads}
-        heads = self.heads.to_frame().drop(columns=["other_key", "other_alpha"])
-        heads = heads.assign(sink=[place in resting for place in zip(heads["layer"], heads["head"], strict=True)])
-        tables = {"layers": self.by_layer(), "heads": heads}
+        layers, ruled = self.by_layer().drop(columns="excess_jump"), self.published.layer is not None
+        layers = (layers if ruled else layers.drop(columns="mlp_at_bos")).rename(columns=_LAYER_COLUMNS)
+        tables = {"layers and rule" if ruled else "layers": layers}
         if self.neurons is not None:
-            columns = ["layer", "neuron", "contribution_first", "authors_first", "bos_only_first"]
-            tables["neurons"] = self.neurons.to_frame()[columns]
-        if self.ablation is not None:
-            tables["ablation"] = _short(self.ablation.summary(within=["name"]))
-        tables["crossings"] = self.crossings()
-        tables["stimuli"] = self.on_stimuli.to_frame()
-        if self.behaviour is not None:
-            tables["behaviour"] = _by_repeats(self.behaviour)
+            frame = self.neurons.to_frame().head(_TOP)
+            names = {"contribution_first": "adds at the first position", "authors_first": "score of Yona et al."}
+            tables["neurons"] = frame[["layer", "neuron", *names]].rename(columns=names)
+        crossings = self.crossings()
+        if crossings["reached"].any():
+            names = {"tau": "share of the norm of BOS", "median": "median repetitions", "fewest": "fewest repetitions"}
+            tables["crossings"] = crossings[["tau", "tokens", "reached", "median", "fewest"]].rename(columns=names)
+        tables["stimuli"] = self.on_stimuli.to_frame().rename(columns={"kind": "text kind", "mean": "attention"})
         if self.cluster is not None:
-            tables["cluster"] = self.cluster.to_frame(self.layer)
+            columns = ["kind", "texts", "signal", "signal_low", "signal_high", "norm"]
+            names = {"kind": "tokens", "signal": "moved by attention", "signal_low": "low", "signal_high": "high"}
+            tables["cluster"] = self.cluster.to_frame(self.layer)[columns].rename(columns=names)
         return tables
 
     def by_layer(self) -> pd.DataFrame:
@@ -369,40 +404,17 @@ class SinkStudy:
             "attention": text_against_repeats_figure(self.shown, head=self.sink.best_head, name=self.model_name),
         }
         if self.ablation is not None:
-            figures["ablation"] = self.ablation.plot()
+            figures["ablation"] = self.ablation.plot(_TESTED)
         if self.behaviour is not None:
             figures["behaviour"] = repeat_behaviour_figure(self.behaviour)
         return figures
 
 
 def _about(effects: Effects, family: str, measures: Sequence[str], copy: int | None = None) -> pd.DataFrame:
-    """Some measures of all sink neurons together, judged as one family."""
+    """Some measures of all sink neurons together, judged as one family, where anything was changed."""
     rows = effects.summary()
-    rows = rows[(rows["name"] == ALL) & rows["measure"].isin(measures)]
+    rows = changed(rows[(rows["name"] == ALL) & rows["measure"].isin(measures)])
     return judge(rows if copy is None else rows[rows["copy"] == copy], family=family)
-
-
-def _short(rows: pd.DataFrame) -> pd.DataFrame:
-    columns = [
-        "name",
-        "measure",
-        "baseline",
-        "value",
-        "effect",
-        "low",
-        "high",
-        "control_low",
-        "control_high",
-        "verdict",
-    ]
-    return rows[columns]
-
-
-def _by_repeats(effects: Effects) -> pd.DataFrame:
-    """One row per condition and number of repeats; of controls the mean over draws."""
-    frame = effects.to_frame()
-    table = frame.pivot_table("value", ["name", "selection", "copy"], "measure", sort=False)
-    return table.reset_index().rename(columns={"copy": "repeats"}).rename_axis(columns=None)
 
 
 def run_sink_study(

@@ -15,6 +15,7 @@ from mechrep.ablation.effects import Effects
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import SinkPatch
 from mechrep.models.load import load_model, reinitialised
+from mechrep.report.view import view_of
 from mechrep.run import Run
 from mechrep.studies import sink_patch
 from mechrep.studies.sink_patch import NOT_INSTALLED, run_patch_study, run_repair_study
@@ -68,7 +69,7 @@ def test_where_only_bos_is_a_sink_there_is_no_drift_to_stop() -> None:
     effects = study("bos", "llama")
     assert effects.of("drifted")[0].tolist() == [0, 0, 0]
     first, typical = effects.of("first_norm"), effects.of("typical_norm")
-    assert first[1].mean() == pytest.approx(first[0].mean()) and first[0].mean() > 20 * typical[0].mean()
+    assert (first[1] == first[0]).all() and first[0].mean() > 20 * typical[0].mean()
 
 
 def test_the_sink_is_found_where_no_patch_is_given() -> None:
@@ -140,8 +141,22 @@ def test_the_planted_sink_is_repaired_and_asked_about(monkeypatch: pytest.Monkey
     assert (study.sink.layer, study.sink.neurons[0][1]) == known.sink_neuron
     claims = study.claims().set_index("claim")
     assert claims.loc["drifted", "effect"] == -1 and claims["family"].nunique() == 1
+    assert "first_norm" not in claims.index, "the patch leaves the first position as it is"
     section = study.section()
-    assert section.fields["left_out"] and set(section.tables) == {"patch"}
+    assert section.fields["left_out"] and set(section.tables) == {"patch"} and not section.variant
+    assert "first_norm" not in set(section.tables["patch"]["measure"])
+    assert len(view_of(section).claims) == len(claims)
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else find(name))
     assert run_repair_study(known.model, **options).left_out == NOT_INSTALLED
+
+
+def test_without_drift_there_is_nothing_to_repair_and_only_the_costs_are_claimed() -> None:
+    known = planted("bos", "llama")
+    study = run_repair_study(
+        known.model, texts=texts_of(known, rows=8), repeats=REPEATS, tasks=(), run=Run(effort="quick")
+    )
+    section = study.section()
+    assert section.variant == "nothing_drifts" and not section.tables and not section.figures
+    assert set(section.claims["claim"]) <= {"attention", "loss"}
+    assert len(view_of(section).claims) == len(section.claims)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechrep.ablation.effects import Effects
+from mechrep.ablation.effects import Effects, example_effects
 from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts, excess_removed
 from mechrep.ablation.study import Controls
 from mechrep.errors import InputError, NothingFoundError
@@ -22,9 +22,9 @@ from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model, reinitialised
 from mechrep.models.model import Model
 from mechrep.report.view import view_of
-from mechrep.run import Run
+from mechrep.run import EFFORTS, Run
 from mechrep.studies.find_sink import SinkResult, find_sink
-from mechrep.studies.sink_ablation import ALL, FIRST, sink_ablation, sink_conditions
+from mechrep.studies.sink_ablation import ALL, FIRST, changed, sink_ablation, sink_conditions
 from mechrep.studies.sinks import (
     ShownPattern,
     SinkStudy,
@@ -254,16 +254,31 @@ def test_a_model_that_knows_nothing_is_reported_without_a_cause(untrained: SinkS
     check_page(dataclasses.replace(untrained, behaviour=None, cluster=None))
 
 
+def test_what_nothing_has_changed_was_not_tested() -> None:
+    effects = example_effects(shift=0.0)
+    same = dataclasses.replace(effects, values=effects.values[:, :1].expand(-1, len(effects.conditions), -1))
+    assert changed(same.summary()).empty and len(changed(effects.summary())) == 1
+    one_draw = same.values.clone()
+    one_draw[0, 5, 0] += 1
+    assert len(changed(dataclasses.replace(same, values=one_draw).summary())) == 1
+
+
 @pytest.mark.slow
-def test_a_sink_is_told_with_its_neurons_its_ablation_and_its_repeats(tmp_path: Path) -> None:
+def test_a_sink_is_told_with_its_neurons_its_ablation_and_its_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EFFORTS, "quick", dataclasses.replace(EFFORTS["quick"], draws=99))  # 19 are too few for 4 tests
     run = Run(store=tmp_path, effort="quick", progress=False)
     study = run_sink_study(load_model("mechrep-tiny"), tokens=6, repeats=16, run=run)
     section = study.section()
     assert study.sink.norm_found and study.ablation is not None and study.behaviour is not None and not section.variant
     claims = section.claims.set_index("claim")["verdict"]
-    assert (claims[["norm_sink", "sink_heads", "sink_neurons", "without_attention"]] == "supported").all()
-    assert {"without_loss", "without_repeat_norm", "without_p_next", "behaviour"} <= set(claims.index)
-    assert {"layers", "heads", "neurons", "ablation", "behaviour", "crossings", "stimuli"} <= set(section.tables)
+    assert (claims[["norm_sink", "sink_heads", "without_attention"]] == "supported").all()
+    assert (study.sink.claims["verdict"] == "supported").all() and "sink_neurons" not in claims, "chosen for the norm"
+    assert {"without_loss", "without_repeat_norm", "without_p_next"} <= set(claims.index)
+    assert {"layers", "neurons", "stimuli"} <= set(section.tables) and len(section.tables["neurons"]) == 5
+    assert {"norms", "heads", "repeats", "attention", "ablation", "behaviour"} == set(section.figures)
+    assert section.fields["norm_without"] < 2 < 10 < section.fields["norm_with"]
     count, low, high = study.moved()
     reached = study.crossings()
     assert low <= count / 6 <= high and (reached["low"] <= reached["share"]).all()
