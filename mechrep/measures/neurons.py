@@ -407,7 +407,8 @@ _LABELLED_LAYERS = 16  # depth stands under the layer while there is room for it
 def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
     """Mean activation of the top ``k`` neurons round the onset of loops.
 
-    Offset 0 is the position that predicts the first token of the second copy; from there on the model repeats.
+    Offset 0 is the position that predicts the first token of the second copy; from there on the model repeats.  Of one
+    neuron alone, dashed lines show its means over the normal and the repetition window.
 
     Args:
         result: what was found.
@@ -446,6 +447,12 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
             },
             hovertemplate=f"{name}, rank {place + 1}<br>offset %{{x}}: %{{y:.3f}}<extra></extra>",
         )
+    if k == 1:  # one alone varies from token to token by more than it rises
+        ((layer, neuron),) = result.top(1)
+        mean = {"color": INK, "width": 2, "dash": "dash"}
+        for ends, table in (((-result.r, 0), result.normal_mean), ((0, result.r - 1), result.repetition_mean)):
+            level = float(table[layer, neuron])
+            figure.add_shape(type="line", x0=ends[0], x1=ends[1], y0=level, y1=level, line=mean)
     figure.add_vrect(x0=0, x1=result.r - 1, fillcolor=translucent(ACCENT, 0.06), line_width=0, layer="below")
     figure.add_vline(x=0, line={"color": INK, "width": 1.5, "dash": "dot"})
     figure.add_annotation(
@@ -469,7 +476,7 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
 
 
 def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
-    """Rise of every neuron, in the order of the ranking, with the published share marked.
+    """Rise of every neuron, in the order of the ranking, with the published share (Hiraoka and Inui) marked.
 
     The band is one standard error of the mean over texts.  Of more than 20,000 neurons a part is drawn: all of the
     first, fewer and fewer of the following, as the logarithmic axis needs.
@@ -517,7 +524,7 @@ def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
             x=float(np.log10(result.published_k)),
             y=1,
             yref="paper",
-            text=f"published share: top 0.5 % = {result.published_k:,}",
+            text=f"Hiraoka and Inui: top 0.5 % = {result.published_k:,}",
             showarrow=False,
             xanchor="left",
             yanchor="top",

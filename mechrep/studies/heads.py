@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,10 +30,10 @@ from mechrep.ablation.study import (
 from mechrep.ablation.texts import find_and_test, null_models, shared_loops, shared_windows, with_split
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
-from mechrep.figures import attention_maps_figure
+from mechrep.figures import attention_maps_figure, counted
 from mechrep.interventions.ops import When
 from mechrep.measures.head_copying import HeadCopying, HeadCopyingResult
-from mechrep.measures.head_layers import layer_profile_figure, layer_profiles
+from mechrep.measures.head_layers import layer_profiles
 from mechrep.measures.head_scores import (
     CLEAR,
     PUBLISHED_THRESHOLD,
@@ -51,6 +51,9 @@ from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 ON_REPEATS, ON_LOOPS = "random repeats", "natural loops"
 KINDS = (
@@ -72,6 +75,7 @@ _PERIOD = 50
 _NORMAL = 1.96  # standard errors on either side that hold 95 %
 _EXAMPLE_TOKENS = 48  # so many can be read on the axes of an attention map
 _CANDIDATES = 16  # texts among which the example is chosen
+_LISTED = 10  # heads in a table of the page, at most
 
 
 # --- which heads are of which kind ------------------------------------------------------------------------------------
@@ -122,7 +126,8 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
         One row per kind, kind of text and head, highest score first: ``kind``, ``measured_on``, ``layer``, ``head``,
         the columns of :func:`mechrep.ablation.effects.judge`, and two conventions beside the verdict: ``clear`` (at
         least 0.3 above uniform attention; for induction as :func:`mechrep.measures.head_scores.induction_heads` says;
-        in loops above the published 0.5, too), and ``published`` (more than 0.5 in loops, the published rule).
+        in loops above the published 0.5, too), and ``published`` (more than 0.5 in loops, the published rule);
+        ``null_says``, the highest ``functional`` of a null model, where it counts.
 
     Source: self-finding in loops: Hiraoka & Inui 2025 (arXiv 2410.13497); tests by the largest statistic: Westfall &
     Young 1993 (*Resampling-Based Multiple Testing*).
@@ -144,7 +149,7 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
         True
     """
     tables = [_kind_table(own, nulls, kind, place) for kind, place in KINDS]
-    family = "one head beside the highest head of each null model"
+    family = "one kind of head on one kind of text"
     return judge(pd.concat(tables, ignore_index=True), within=["kind", "measured_on", "name"], family=family)
 
 
@@ -152,9 +157,10 @@ def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, pla
     result = own.repeats if place == ON_REPEATS else own.loops
     table, errors = result.of(kind), result.standard_errors[result.row(kind)]
     draws = [float(null.of(kind, place).max()) for null in nulls]
-    clear, said = set(result.clear(kind)), None
+    clear, said, others = set(result.clear(kind)), None, [float("nan")]
     if (kind, place) == ("induction", ON_REPEATS):
         clear, said = set(induction_heads(own.repeats, own.copying)), own.copying.functional
+        others = [float(null.copying.functional.nan_to_num(-1.0).max()) for null in nulls]
     elif place == ON_LOOPS:
         clear &= set(result.above(PUBLISHED_THRESHOLD, kind))
     published = result.above(PUBLISHED_THRESHOLD, kind) if place == ON_LOOPS else []
@@ -165,10 +171,10 @@ def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, pla
             name_of(unit), kind, value, draws, interval=(value - half, value + half), n=result.n_texts[kind]
         )
         if said is not None:
-            others = [float(null.copying.functional.nan_to_num(-1.0).max()) for null in nulls]
             row["p"] = max(row["p"], rank_p_value(float(said[unit]), others, direction=1))
         facts = {"kind": kind, "measured_on": place, "layer": unit[0], "head": unit[1]}
-        rows.append(facts | row | {"clear": unit in clear, "published": unit in published})
+        conventions = {"clear": unit in clear, "published": unit in published}
+        rows.append(facts | row | conventions | {"null_says": max(others, default=float("nan"))})
     return pd.DataFrame(rows)
 
 
@@ -501,30 +507,30 @@ def _heads_section(study: HeadStudy) -> Section:
         "model": study.model_name, "n_heads": scores.unexplained.numel(), "nulls": study.nulls, "clear": CLEAR,
         "best": name_of(best[0]), "prefix": scores.induction[best[0]], "uniform": scores.chance[0],
         "null_prefix": row["control_high"] + row["baseline"], "says": own.copying.functional[best[0]],
+        "null_says": row["null_says"],
         "in_loops": own.loops.induction[best[0]], "uniform_in_loops": own.loops.chance[0],
         **{kind: _listed(study.heads_of(kind)) for kind in scores.names if kind != "current_token"},
-        "duplicate_value": scores.duplicate_token.max(), "duplicate_in_loops": own.loops.duplicate_token.max(),
         "sequences": max(scores.n_texts.values()), "loops": max(own.loops.n_texts.values()),
-        "example": study.example.text_id, "onset": study.example.onset,
-        "shown": ", ".join(map(name_of, study.example.patterns)),
+        "onset": study.example.onset, "shown": ", ".join(map(name_of, study.example.patterns)), "listed": _LISTED,
     }  # fmt: skip
-    claims = [first.reset_index().assign(claim=[_claim(kind, place) for kind, place in first.index])]
+    profile = None if study.profiles is None else study.profiles.iloc[0]
+    for name in ("overlap", "null", "null_low", "null_high", "p"):
+        fields["overlap_p" if name == "p" else name] = None if profile is None else profile[name]
+    claims = first[first["value"].notna()].reset_index()  # loops of period 1 say nothing about heads
     figures = {
         "repeats": head_scores_figure(scores), "loops": head_scores_figure(own.loops),
         "attention": attention_maps_figure(study.example.patterns, study.example.tokens, name=study.model_name),
     }  # fmt: skip
-    if study.profiles is not None:
-        one = study.profiles.iloc[0]
-        fields |= {name: one[name] for name in ("overlap", "null", "null_low", "null_high")}
-        fields["overlap_p"] = one["p"]
-        k = int(study.profiles["heads"].sum())
-        figures["profiles"] = layer_profile_figure(study.neurons, scores, k_heads=k)
     tables = {"kinds": _kinds_frame(study), "scores": _scores_frame(study)}
-    return Section("heads", study.provenance, fields, pd.concat(claims), tables, figures)
+    claims = claims.assign(claim=[_claim(row) for row in claims.to_dict("records")])
+    return Section("heads", study.provenance, fields, claims, tables, figures)
 
 
-def _claim(kind: str, place: str) -> str:
-    return kind if place == ON_REPEATS else f"{kind}_in_loops"
+def _claim(row: Mapping[Any, Any]) -> str:
+    """The wording of a claim: what stands out by little has its own."""
+    where = "" if row["measured_on"] == ON_REPEATS else "_in_loops"
+    weak = "_weak" if row["verdict"] == SUPPORTED and not row["clear"] else ""
+    return f"{row['kind']}{where}{weak}"
 
 
 def _kinds_frame(study: HeadStudy) -> pd.DataFrame:
@@ -532,10 +538,10 @@ def _kinds_frame(study: HeadStudy) -> pd.DataFrame:
     for (kind, place), part in study.kinds.groupby(["kind", "measured_on"], sort=False):
         row = part.iloc[0]
         rows.append({
-            "kind": str(kind).replace("_", " "), "measured_on": place, "highest": row["value"],
-            "null_highest": row["control_high"] + row["baseline"],
-            "supported": int((part["verdict"] == SUPPORTED).sum()), "clear": int(part["clear"].sum()),
-            "heads": _listed(study.heads_of(str(kind), str(place))),
+            "kind": str(kind).replace("_", " "), "measured_on": place, "highest": round(row["value"], 3),
+            "highest_of_null_models": round(row["control_high"] + row["baseline"], 3),
+            "heads_above_null_models": int((part["verdict"] == SUPPORTED).sum()),
+            "called_so": _listed(study.heads_of(str(kind), str(place))),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -543,13 +549,14 @@ def _kinds_frame(study: HeadStudy) -> pd.DataFrame:
 def _scores_frame(study: HeadStudy) -> pd.DataFrame:
     own, scores = study.readings, study.readings.repeats
     chosen = [unit for kind in scores.names for unit in study.heads_of(kind)]
-    units = list(dict.fromkeys([*chosen, *scores.ranking("induction")]))
+    units = list(dict.fromkeys([*chosen, *scores.ranking("induction")]))[:_LISTED]
     columns = {
-        "induction": scores.induction, "in_loops": own.loops.induction, "duplicate_token": scores.duplicate_token,
-        "duplicate_in_loops": own.loops.duplicate_token, "previous_token": scores.previous_token,
-        "first_token": scores.first_token, "says_the_next": own.copying.functional,
+        "induction": scores.induction, "induction_in_loops": own.loops.induction,
+        "duplicate_token": scores.duplicate_token, "duplicate_token_in_loops": own.loops.duplicate_token,
+        "previous_token": scores.previous_token, "first_token": scores.first_token,
+        "logits_of_the_next_token": own.copying.functional,
     }  # fmt: skip
-    values = {name: [float(table[unit]) for unit in units] for name, table in columns.items()}
+    values = {name: [round(float(table[unit]), 3) for unit in units] for name, table in columns.items()}
     return pd.DataFrame({"head": [name_of(unit) for unit in units], **values})
 
 
@@ -563,65 +570,95 @@ _OF_ALL = ("loop_log_probability", "still_looping", "newly_looping")
 def _ablation_section(study: HeadStudy) -> Section:
     loops = study.single.clusters[0]
     single = single_head_frame(study.single)
+    heads = [name_of((layer, head)) for layer, head in zip(single["layer"], single["head"], strict=True)]
     fields: dict[str, Any] = {
         "model": study.model_name, "n_heads": len(single), "n_texts": len(loops), "n_families": len(set(loops)),
-        "circuits": ", ".join(circuit.label for circuit, _ in study.circuits), "single": name_of(_unit(single.iloc[0])),
-        "single_effect": single["effect"].iloc[0], "single_supported": int((single["verdict"] == SUPPORTED).sum()),
+        "single": heads[0], "single_effect": single["effect"].iloc[0], "width": int(single["head"].max()) + 1,
+        "listed": min(_LISTED, len(single)),
     }  # fmt: skip
-    tables = {"single": single.drop(columns=["measure", "copy"])}
-    figures = {"single": single_heads_figure(study.single), "ranking": study.ranking.curve("k", list(READ_OUTCOMES))}
+    shown = single[["effect", "low", "high"]].assign(rank=range(1, len(single) + 1), head=heads)
+    tables = {"single": shown[["rank", "head", "effect", "low", "high"]].head(_LISTED).round(3)}
+    figures = {"single": _described(study.single), "ranking": _claimed(study.ranking).curve()}
     if not study.circuits:
         return Section("ablation", study.provenance, fields, pd.DataFrame(), tables, figures, variant="not_found")
     effects = study.effects()
-    names = {circuit.name for circuit, _ in study.circuits}
-    main = next(name for name in (INDUCTION, BEST, DUPLICATE, CIRCUIT) if name in names)
+    circuits = {circuit.name: circuit for circuit, _ in study.circuits}
+    main = next(name for name in (INDUCTION, BEST, DUPLICATE, CIRCUIT) if name in circuits)
     whole = effects[(effects["part"] == "whole") & (effects["copy"].fillna(1) == 1)]
     mine = whole[whole["name"] == main].set_index("measure")
-    fields |= {"main": main, "main_heads": _listed(dict((one.name, one.heads) for one, _ in study.circuits)[main])}
+    fields |= {"main": _called(circuits[main]), "main_heads": _units(circuits[main]), "draws": int(mine["m"].max())}
     for measure, claim in _CLAIMED.items():
         for when, column in (("before", "baseline"), ("after", "value")):
             fields[f"{claim}_{when}"] = mine[column].get(measure)
-    claimed = whole[whole["measure"].isin(_OF_ALL) | ((whole["name"] == main) & whole["measure"].isin(_CLAIMED))]
-    tables = {"effects": _effects_frame(effects), **tables, "circuits": _circuits_frame(study)}
-    for table in study.ablations:
-        regenerated = table.measures[0].name == "newly_looping"
-        key = "forest-free" if regenerated else f"forest-{_when_of(study, table)}"
-        figures[key] = table.plot([m for m in dict.fromkeys(one.name for one in table.measures) if m in _CLAIMED])
-    claims = claimed.assign(claim=claimed["measure"].map(_CLAIMED))
+    claims = whole[whole["measure"].isin(_OF_ALL) | ((whole["name"] == main) & whole["measure"].isin(_CLAIMED))]
+    claims = claims.assign(
+        claim=claims["measure"].map(_CLAIMED),
+        units=[_units(circuits[name]) for name in claims["name"]],
+        name=[_called(circuits[name]) for name in claims["name"]],
+        family=claims["family"].where(claims["q"].notna(), ""),  # what could not be judged was not corrected
+    )
+    tables = {"effects": _effects_frame(study, effects), **tables}
+    forest = _claimed(study.ablations[0])
+    parts = [place for place, one in enumerate(forest.conditions) if one.part != "heads"]  # these are a circuit, too
+    figures = {"forest": forest.select(parts).plot(), **figures}
     return Section("ablation", study.provenance, fields, claims, tables, figures)
 
 
-def _when_of(study: HeadStudy, table: Effects) -> str:
-    when = dict((circuit.name, when) for circuit, when in study.circuits)[table.conditions[1].name]
-    return "everywhere" if when == "all" else "onset"
+def _claimed(effects: Effects) -> Effects:
+    """The measures that claims are about; of a loop's repetitions the next one."""
+    rows = [place for place, one in enumerate(effects.measures) if one.name in _CLAIMED and one.copy in (None, 1)]
+    chosen = {name: [getattr(effects, name)[place] for place in rows] for name in ("measures", "units", "clusters")}
+    return replace(effects, values=effects.values[rows], **chosen)
 
 
-def _unit(row: pd.Series) -> Unit:
-    return int(row["layer"]), int(row["head"])
+def _described(single: Effects) -> go.Figure:
+    """The figure of single heads without verdicts.
+
+    What :func:`single_head_sweep` tests, whether a head does more than the middle one, is another question than that
+    of the claims, whether it does more than other heads of its layer.
+    """
+    figure = single_heads_figure(replace(_claimed(single), notes={}))
+    label = "L%{y}H%{x}: %{z:+.3g}<br>95 %: %{customdata[0]:.3g} to %{customdata[1]:.3g}<extra></extra>"
+    return figure.update_traces(hovertemplate=label)
 
 
-def _effects_frame(effects: pd.DataFrame) -> pd.DataFrame:
-    repetition = effects["copy"].map(lambda copy: "" if pd.isna(copy) else f", repetition {copy}")
-    parts = effects["part"].where(effects["part"] != "whole", "")
-    named = {"ablated": effects["name"] + parts.map(lambda part: f", {part} alone" if part else "")}
-    named["measure"] = effects["measure"].str.replace("_", " ") + repetition
-    columns = ["baseline", "effect", "low", "high", "m", "q", "verdict"]
-    table = pd.DataFrame(named).join(effects[columns])
-    return table[table["effect"].notna()].reset_index(drop=True)
+def _called(circuit: Circuit) -> str:
+    return circuit.name.replace("heads", "head") if len(circuit.heads) == 1 else circuit.name
 
 
-def _circuits_frame(study: HeadStudy) -> pd.DataFrame:
-    left_out: dict[str, str] = {}
-    for table in study.ablations:
-        left_out |= {key.split(", ", 1)[1]: why for key, why in table.notes.get("left_out", {}).items()}
-    rows = [
-        {
-            "circuit": one.name,
-            "heads": _listed(one.heads),
-            "neurons": len(one.neurons),
-            "ablated": when.replace("_", " "),
-            "without_controls": left_out.get(one.label, ""),
-        }
-        for one, when in study.circuits
-    ]
-    return pd.DataFrame(rows)
+def _units(circuit: Circuit) -> str:
+    neurons = [counted(len(circuit.neurons), "neuron")] if circuit.neurons else []
+    return ", ".join([*map(name_of, circuit.heads), *neurons])
+
+
+_COLUMNS = {  # of the table of circuits, and the factor of its numbers
+    "loop_log_probability": ("next repetition (nats)", 1),
+    "still_looping": ("still loop (%)", 100),
+    "copy_accuracy": ("repeats predicted (%)", 100),
+    "loss": ("loss (nats)", 1),
+}
+
+
+def _effects_frame(study: HeadStudy, effects: pd.DataFrame) -> pd.DataFrame:
+    """Every measure of the claims, at baseline and under every circuit."""
+    effects = effects[effects["copy"].fillna(1) == 1]
+    rows: list[dict[str, Any]] = [{"ablated": "nothing"}]
+    for circuit, _ in study.circuits:
+        for part in ("whole", "neurons"):
+            mine = effects[(effects["name"] == circuit.name) & (effects["part"] == part)].set_index("measure")
+            if mine.empty:
+                continue
+            alone = part == "neurons"
+            names = {
+                "ablated": "its neurons alone" if alone else _called(circuit),
+                "heads and neurons": counted(len(circuit.neurons), "neuron") if alone else _units(circuit),
+                "control_sets": int(mine["m"].max()),
+            }  # fmt: skip
+            for column, target in (("baseline", rows[0]), ("value", names)):
+                for measure, (label, scale) in _COLUMNS.items():
+                    if measure in mine.index:
+                        target[label] = round(scale * float(mine[column][measure]), 3)
+            rows.append(names)
+    order = ["ablated", "heads and neurons", "control_sets", *(label for label, _ in _COLUMNS.values())]
+    frame = pd.DataFrame(rows)
+    return frame[[name for name in order if name in frame]].astype({"control_sets": "Int64"})

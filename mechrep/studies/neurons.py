@@ -16,6 +16,7 @@ from mechrep.ablation.texts import find_and_test, loop_share, shared_loops, shar
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.generation.decode import Request, run_requests
+from mechrep.generation.loops import loop_preset
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.neurons import (
     RepetitionNeuronResult,
@@ -33,6 +34,7 @@ from mechrep.text.corpus import Corpus
 _SHARES = (0.005, 0.07, 0.02, 0.0025, 0.01, 0.04)  # of all neurons; the published share first
 _EXAMPLES = 3
 _EXAMPLE_TOKENS = 80
+_LISTED = 10  # neurons on the page, at most
 
 
 @dataclass(frozen=True)
@@ -69,56 +71,73 @@ class RepetitionStudy:
         ks = sorted({one.k for one in self.deactivation.conditions if one.selection == ABLATION})
         return min(ks, key=lambda k: abs(k - max(1, self.neurons.published_k)))
 
-    def claims(self) -> pd.DataFrame:
-        """The verdicts: at the published share of neurons, in one family with every other size that was tested."""
+    def judged(self) -> pd.DataFrame:
+        """The effects of all sizes, judged as one family; ``claim`` is the key of a wording in the report."""
         rows = [self.deactivation.select(measures=["still_repeating", "escaped"]).summary()]
         if self.activation is not None:
             rows.append(self.activation.summary())
         rows = [table.assign(claim=table["measure"]) for table in rows]
         rows += [effects.summary().assign(claim=f"loss_{op}") for op, effects in self.losses.items()]
         table = pd.concat(rows, ignore_index=True)
-        judged = judge(table.drop(columns=["q", "family", "verdict"]), family="all sizes and measures of this section")
+        return judge(table.drop(columns=["q", "family", "verdict"]), family="all sizes and measures of this section")
+
+    def claims(self) -> pd.DataFrame:
+        """The verdicts at the published share of neurons."""
+        judged = self.judged()
         return judged[judged["k"] == self.claimed_k].reset_index(drop=True)
 
     def section(self) -> Section:
         """Numbers, tables and figures of the report."""
-        result, share = self.neurons, self.loop_share
+        result, share, preset = self.neurons, self.loop_share, loop_preset(self.preset)
         ((layer, neuron),) = result.top(1)
         find, test = find_and_test(self.corpus)
-        k = self.claimed_k
+        k, most = self.claimed_k, min(max(1, self.neurons.published_k), _LISTED)
         fields: dict[str, Any] = {
             "model": self.model_name, "preset": self.preset, "loop_share": share[0], "loop_low": share[1][0],
             "loop_high": share[1][1], "prompts": share[2], "found_on": result.n_texts, "tested_on": len(test),
             "families": len(set(test.frame["family"])) if "family" in test.frame else len(test), "searched": len(find),
+            "sampled": preset.sampled, "written": preset.greedy, "listed": most,
+            "most": max(one.k for one in self.deactivation.conditions),
             "neurons": result.n_neurons, "k": k, "share": k / result.n_neurons, "top": f"L{layer}N{neuron}",
             "before": float(result.normal_mean[layer, neuron]), "after": float(result.repetition_mean[layer, neuron]),
             "window": result.provenance.config["window"], "r": result.r, "site": result.provenance.config["site"],
         }  # fmt: skip
         figures = {
-            "profile": plot_onset_profile(result, k=min(4, result.n_neurons)),
+            "profile": plot_onset_profile(result, k=1),
             "sorted": plot_sorted_delta(result),
-            "layers": plot_layer_distribution(result, k=None if result.published_k else min(4, result.n_neurons)),
             "deactivation": self.deactivation.plot(["still_repeating", "escaped"]),
         }
+        if sum(count > 0 for count in result.layer_counts(most)) > 1:
+            figures["layers"] = plot_layer_distribution(result, k=None if result.published_k else most)
         if self.activation is not None:
             figures["activation"] = self.activation.plot()
-        figures |= {f"loss_{op}": effects.plot() for op, effects in self.losses.items()}
-        columns = ["layer", "neuron", "delta", "standard_error", "t", "dprime", "normal_mean", "repetition_mean"]
-        tables = {
-            "neurons": result.to_frame().head(20)[columns],
-            "deactivation": _shown(self.deactivation),
-            **({} if self.activation is None else {"activation": _shown(self.activation)}),
-            **{f"loss_{op}": _shown(effects) for op, effects in self.losses.items()},
-            "examples": self.examples,
-        }
+        tables = {"effects": _shown(self.judged()), "neurons": _rising(result, most), "examples": self.examples}
         return Section("neurons", self.provenance, fields, self.claims(), tables, figures)
 
 
-def _shown(effects: Effects) -> pd.DataFrame:
-    """What the page shows of a table of effects."""
-    columns = ["k", "measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "n", "q"]
-    table = effects.summary()
-    return table.loc[table["n"] > 1, [*columns, "verdict"]].reset_index(drop=True)
+_WHAT = {
+    "still_repeating": "set to zero: texts that loop",
+    "escaped": "set to zero: texts that leave their loop",
+    "newly_repeating": "plus 1: loop-free texts that begin to loop",
+}
+
+
+def _shown(judged: pd.DataFrame) -> pd.DataFrame:
+    """Shares of texts for every number of neurons, in %; of the loss one number was tested, and a claim has it."""
+    shares = judged[judged["claim"].isin(_WHAT)]
+    columns = ["baseline", "value", "effect", "low", "high", "control_low", "control_high"]
+    table = pd.DataFrame({"measure": shares["claim"].map(_WHAT), "neurons": shares["k"]})
+    return table.join((100 * shares[columns]).round(1)).join(shares[["q", "verdict"]]).reset_index(drop=True)
+
+
+def _rising(result: RepetitionNeuronResult, k: int) -> pd.DataFrame:
+    """The first neurons, as the page shows them."""
+    frame = result.to_frame().head(k)
+    names = [f"L{layer}N{neuron}" for layer, neuron in zip(frame["layer"], frame["neuron"], strict=True)]
+    columns = {
+        "normal_mean": "before", "repetition_mean": "after", "delta": "rise", "standard_error": "standard_error",
+    }  # fmt: skip
+    return frame[list(columns)].rename(columns=columns).round(3).assign(neuron=names)[["neuron", *columns.values()]]
 
 
 def default_ks(n_neurons: int, number: int = 6) -> list[int]:

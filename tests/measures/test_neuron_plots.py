@@ -30,6 +30,14 @@ def test_onset_profile_draws_the_profile_of_the_top_neurons() -> None:
     assert "32 looping texts" in figure.layout.title.subtitle.text
 
 
+def test_one_neuron_alone_is_drawn_with_its_two_means() -> None:
+    result = by_hand.neurons()
+    (unit,) = result.top(1)
+    shapes = plot_onset_profile(result, k=1).layout.shapes
+    levels = [shape.y0 for shape in shapes if shape.type == "line" and shape.y0 == shape.y1]
+    assert levels == [float(result.normal_mean[unit]), float(result.repetition_mean[unit])]
+
+
 @pytest.mark.parametrize("k", [0, -1, 10_000])
 def test_onset_profile_refuses_a_number_of_neurons_that_there_is_not(k: int) -> None:
     with pytest.raises(InputError):
@@ -52,7 +60,7 @@ def test_sorted_delta_marks_the_published_share() -> None:
     figure = plot_sorted_delta(result)
     assert result.published_k == 6
     assert any(shape.x0 == shape.x1 == 6 for shape in figure.layout.shapes)
-    (note,) = (note for note in figure.layout.annotations if "published" in note.text)
+    (note,) = (note for note in figure.layout.annotations if "Hiraoka" in note.text)
     assert note.x == pytest.approx(math.log10(6))
 
 

@@ -145,7 +145,14 @@ def test_its_sections_have_words_for_everything_in_them(planted: HeadStudy) -> N
     assert set(heads.claims["claim"]) >= {"induction", "duplicate_token", "previous_token", "first_token"}
     assert ablation.fields["main"] == BEST and set(ablation.claims["claim"]) == {"loop", "looping", "copying", "loss"}
     assert len(ablation.claims[ablation.claims["claim"] == "loop"]) == len(planted.circuits)
-    assert list(ablation.tables["single"]) == ["layer", "head", "effect", "low", "high", "p", "q", "verdict"]
+    single = ablation.tables["single"]
+    assert list(single) == ["rank", "head", "effect", "low", "high"], "heads alone are described, not judged"
+    assert single["head"].iloc[0] == ablation.fields["single"]
+    traces: Any = ablation.figures["single"].data
+    assert not any("*" in text for trace in traces for text in np.ravel(trace.text))
+    circuits = ablation.tables["effects"]
+    names = ["nothing", BEST, CIRCUIT, "induction head and repetition neurons", "its neurons alone"]
+    assert circuits["ablated"].tolist() == names and circuits["repeats predicted (%)"].iloc[0] == 100
 
 
 def test_the_second_run_reads_what_the_first_one_kept(

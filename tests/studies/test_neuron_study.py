@@ -61,7 +61,11 @@ def test_claims_are_rows_of_the_one_verdict(first: RepetitionStudy) -> None:
     assert set(claims["k"]) == {first.claimed_k} and claims["family"].nunique() == 1
     assert dict(zip(claims["claim"], claims["direction"], strict=True))["still_repeating"] == -1
     section = first.section()
-    assert set(section.tables) >= {"neurons", "deactivation", "examples"} and set(section.figures) >= {"profile"}
+    assert set(section.tables) == {"neurons", "effects", "examples"} and set(section.figures) >= {"profile"}
+    table, shares = section.tables["effects"], claims[claims["unit"] == "share"]
+    # one q for one test; what could not be judged has none
+    assert table["q"].fillna(-1).tolist() == shares["q"].fillna(-1).tolist()
+    assert table["effect"].tolist() == pytest.approx((100 * shares["effect"]).tolist(), abs=0.051)
 
 
 def test_examples_put_the_text_back_together(first: RepetitionStudy, model: Model) -> None:
