@@ -604,13 +604,14 @@ def lens_figure(result: TextKindContrastResult, copy: int = 1) -> go.Figure:
         line = own[own["copy"] == (copy if copy in set(own["copy"]) else own["copy"].min())]
         band = (line["low"].tolist(), line["high"].tolist())
         _add_line(figure, line["layer"].tolist(), line["value"].tolist(), band, name, number, None)
-    return styled(
+    titled = styled(
         figure,
         title="Where in the model the next token is known",
         subtitle=f"{_said(result)}; logit lens, {counted(copy, 'cycle')} shown",
         x="layer (the residual stream before it)",
         y="log-probability of the expected token (nats)",
     )
+    return titled.update_xaxes(tick0=0, dtick=max(1, result.lens.shape[-1] // 12))
 
 
 def _said(result: TextKindContrastResult) -> str:

@@ -186,9 +186,11 @@ class TextKindStudy:
             tables |= {f"heads_{shown}": _head_rows(found), f"compared_{shown}": _compared_rows(found)}
             figures[f"heads_{shown}"] = head_contrast_figure(found.heads[ABLATED])
             figures |= {f"confidence_{shown}": confidence_figure(found.seen), f"lens_{shown}": lens_figure(found.seen)}
+        sets = {SHOWN[shown]: _set_rows(found.sets)
+                for shown, found in self.contrasts.items() if found.sets is not None}  # fmt: skip
         sets = {
-            SHOWN[shown]: _set_rows(found.sets) for shown, found in self.contrasts.items() if found.sets is not None
-        }
+            shown: rows for shown, rows in sets.items() if rows["heads"].nunique() > 1
+        }  # one set: the claims say it
         if sets:
             tables["sets"] = _stacked(sets).drop_duplicates(["heads", "measured in", "change"])
         if self.contrasts:
@@ -380,7 +382,7 @@ def _head_rows(found: TextKindContrastStudy) -> pd.DataFrame:
     table = found.head_table().head(_SHOWN)
     table["head"] = [f"L{layer}H{head}" for layer, head in zip(table["layer"], table["head"], strict=True)]
     numbers = [FIRST, SECOND, "D", "D_low", "D_high", *(name for name in table if name.startswith("D, "))]
-    table[numbers] = table[numbers].round(3)
+    table[numbers] = table[numbers].round(3) + 0.0  # no minus before a zero
     return table[["head", *numbers, "q"]].rename(columns={"D_low": "low", "D_high": "high"})
 
 
@@ -388,10 +390,10 @@ def _compared_rows(found: TextKindContrastStudy) -> pd.DataFrame:
     table = found.compared[found.compared["measure"].isin(MEASURED)]
     ends = {name: table[name] + table["baseline"] for name in ("low", "high", "control_low", "control_high")}
     facts = {"heads": table["name"].replace(found.estimators), "measure": table["measure"].replace(MEASURED)}
-    columns = ["heads", "measure", "value", "low", "high", "baseline", "control_low", "control_high", "q", "verdict"]
-    named = {"baseline": "labels swapped", "control_low": "swapped, low", "control_high": "swapped, high"}
+    columns = ["heads", "measure", "value", "low", "high", "control_low", "control_high", "q", "verdict"]
+    named = {"control_low": "swapped, low", "control_high": "swapped, high"}
     shown = table.assign(**ends, **facts)[columns]
-    numbers = columns[2:8]
+    numbers = columns[2:7]
     return shown.assign(**shown[numbers].round(3)).rename(columns=named)
 
 
@@ -404,8 +406,8 @@ def _set_rows(sets: Effects) -> pd.DataFrame:
     table["chosen in"] = table.groupby(alike)["chosen in"].transform(" and ".join)
     named = {"effect": "change", "control_low": "controls, low", "control_high": "controls, high", "m": "draws",
              "n": "independent units"}  # fmt: skip
-    columns = ["chosen in", *alike, "effect", "low", "high", "control_low", "control_high", "controls", "m", "n", "q"]
-    return table.drop_duplicates(alike)[[*columns, "verdict"]].rename(columns=named)
+    columns = ["chosen in", *alike, "effect", "low", "high", "control_low", "control_high", "m", "n", "verdict"]
+    return table.drop_duplicates(alike)[columns].rename(columns=named)
 
 
 def _beside_the_hardest(sets: Effects) -> pd.DataFrame:

@@ -33,8 +33,8 @@ WAYS: tuple[Way, ...] = ("mask", "swap")
 _REPETITIONS = 4  # a loop says no more after so many, and the context is finite
 _KIND_WORDS = {LOOPS: "loops", FREE: "loop-free texts", HELD_OUT: "held-out text"}
 _COLUMN_WORDS = {
-    "share_att": "share of attention", "share_vis": "share of tokens", "bias": "attention over expected",
-    "visible": "attention over share of tokens", "published": "as Mahaut and Franzon count",
+    "share_att": "share of attention", "share_vis": "share of tokens", "bias": "over expected",
+    "visible": "over share of tokens", "published": "Mahaut and Franzon",
 }  # fmt: skip
 _COLUMNS = ("id", "text_kind", "prompt", "prompt_length", "start", "onset", "period")
 
