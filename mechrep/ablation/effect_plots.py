@@ -87,9 +87,9 @@ def _draw_effects(figure: go.Figure, here: pd.DataFrame, draws: pd.DataFrame, nu
         mode="markers", error_x=spread, name="effect, 95 % interval", legendgroup="ablation",
         showlegend="ablation" not in seen, row=number, col=1,
         marker={"color": style.colour, "symbol": style.symbol, "size": 10},
-        customdata=here[["verdict", "q", "m", "n"]].to_numpy(),
-        hovertemplate="%{x:.4g}<br>%{customdata[0]}, q = %{customdata[1]:.3g}<br>"
-        "%{customdata[2]} draws, %{customdata[3]} independent units<extra></extra>",
+        customdata=here[["p", "m", "n"]].to_numpy(),
+        hovertemplate="%{x:.4g}<br>p = %{customdata[0]:.3g} (one test alone)<br>"
+        "%{customdata[1]} draws, %{customdata[2]} independent units<extra></extra>",
     )  # fmt: skip
     seen.add("ablation")
     figure.add_vline(0, line={"color": INK, "dash": "dot", "width": 1}, row=number, col=1)  # pyright: ignore[reportArgumentType]
@@ -319,11 +319,11 @@ def _varying(rows: pd.DataFrame) -> set[str]:
 
 
 def _label(row: dict[str, Any], varying: set[str]) -> str:
-    facts = [f"{row['k']:,} components"] if "k" in varying else []
-    facts += [str(row[name]) for name in ("op", "part", "model") if name in varying and row[name]]
+    facts = [f"k = {row['k']:,}"] if "k" in varying else []
+    facts += [str(row[name]) for name in ("op", "part", "model") if name in varying and row[name] not in ("", "whole")]
     return plain(f"{row['name']} ({', '.join(facts)})" if facts else row["name"])
 
 
 def _subtitle(effects: Effects) -> str:
     units = max((len(ids) for ids in effects.units), default=0)
-    return f"{effects.provenance.model.get('name', '')}, {units} units"
+    return f"{effects.provenance.model.get('name', '')}; texts, tokens or questions: {units}"

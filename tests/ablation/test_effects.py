@@ -283,7 +283,7 @@ def test_figures_hold_every_draw_and_every_effect_once() -> None:
     own, row = traces[-1], effects.summary().iloc[-1]
     assert own.x[-1] + own.error_x.array[-1] == pytest.approx(100 * row["high"])
     assert own.x[-1] - own.error_x.arrayminus[-1] == pytest.approx(100 * row["low"])
-    assert own.customdata[-1][0] == row["verdict"]
+    assert own.customdata[-1].tolist() == row[["p", "m", "n"]].tolist()
     with pytest.raises(InputError, match="x='time'"):
         effects.curve("time")
 

@@ -114,7 +114,7 @@ def test_neither_the_size_of_a_batch_nor_the_company_matters(monkeypatch: pytest
     for number, text in enumerate(TEXTS):
         (alone,) = score_tokens(model, [text], interventions)
         for other in (small[number], alone):
-            assert (other.log_probability - together[number].log_probability).abs().max() < 1e-5
+            assert (other.log_probability - together[number].log_probability).abs().max() < 1e-4
             assert torch.equal(other.correct, together[number].correct)
 
 
