@@ -41,7 +41,7 @@ class LoopPreset:
     min_prefix: int = 50
 
 
-_FEWEST = 64  # prompts tried together
+_FEWEST = 16  # prompts tried together
 
 PRESETS = {
     "hiraoka2025": LoopPreset(),
