@@ -325,5 +325,8 @@ def _label(row: dict[str, Any], varying: set[str]) -> str:
 
 
 def _subtitle(effects: Effects) -> str:
-    units = max((len(ids) for ids in effects.units), default=0)
-    return f"{effects.provenance.model.get('name', '')}; texts, tokens or questions: {units}"
+    sizes: dict[str, int] = {}
+    for measure, ids in zip(effects.measures, effects.units, strict=True):
+        sizes[measure.over] = max(sizes.get(measure.over, 0), len(ids))
+    units = [f"{over}s: {size:,}" for over, size in sizes.items() if over != "model"]
+    return "; ".join([str(effects.provenance.model.get("name", "")), *units])

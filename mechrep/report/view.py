@@ -250,7 +250,7 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         q=_small(row.get("q")),
         p=_small(row.get("p")),
         family=str(row.get("family") or ""),
-        tests="".join(re.findall(r"\((\d+ tests?)\)$", str(row.get("family") or ""))),
+        tests="".join(re.findall(r"\(([1-9]\d* tests?)\)$", str(row.get("family") or ""))),
         row=row,
         scaled=scaled,
     )
