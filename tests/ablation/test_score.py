@@ -106,7 +106,9 @@ def test_mixed_rows_score_what_single_rows_score(family: str, view: str) -> None
 
 
 def test_neither_the_size_of_a_batch_nor_the_company_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, interventions = loaded("mistral"), [intervention for intervention, _ in CONDITIONS]
+    # In float64: rounding in float32 depends on the shape of a batch and on the threads, by up to 2e-5.
+    model = load_model(copy.deepcopy(tiny("mistral")).double())
+    interventions = [intervention for intervention, _ in CONDITIONS]
     together = score_tokens(model, TEXTS, interventions)
     monkeypatch.setattr(ablation_scores, "_TOKENS_PER_BATCH", 40)
     small = score_tokens(model, TEXTS, interventions)
@@ -114,7 +116,7 @@ def test_neither_the_size_of_a_batch_nor_the_company_matters(monkeypatch: pytest
     for number, text in enumerate(TEXTS):
         (alone,) = score_tokens(model, [text], interventions)
         for other in (small[number], alone):
-            assert (other.log_probability - together[number].log_probability).abs().max() < 1e-4
+            assert (other.log_probability - together[number].log_probability).abs().max() < 1e-9
             assert torch.equal(other.correct, together[number].correct)
 
 
