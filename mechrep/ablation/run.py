@@ -114,8 +114,11 @@ def _values(
 ) -> Float[Tensor, "measure intervention unit"]:
     """What an outcome measures; what this run has measured before, whichever study asked, is not measured again."""
     which = (model.fingerprint(), type(outcome).__name__, repr(sorted(outcome.facts.items())), *map(str, outcome.units))
-    known = run.once(("measured", which, *((m.name, m.copy) for m in outcome.measures)), dict[str, Tensor])
-    keys = [fingerprint_of(model, [one]) for one in interventions]
+    known = run.once(("measured", which, *((m.name, m.copy) for m in outcome.measures)), dict[Any, Tensor])
+    # What differs from text to text is known by its first texts alone: it is always measured.
+    keys = [
+        object() if one is not None and one.differs_by_text else fingerprint_of(model, [one]) for one in interventions
+    ]
     missing = {key: one for key, one in zip(keys, interventions, strict=True) if key not in known}
     if missing:
         found = outcome.values(list(missing.values()), run.progress)

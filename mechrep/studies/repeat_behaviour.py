@@ -171,6 +171,8 @@ class NextRepetition(_AfterRepetitions):
 
     def _kept(self, intervention: Intervention | None) -> tuple[Tensor, Tensor] | None:
         """Log-probabilities and hits ``[token, repetition]`` that another study has read; None where it has not."""
+        if intervention is not None and intervention.differs_by_text:
+            return None  # the same token is another text there
         key, n = fingerprint_of(self.model, [intervention]), self.counts[-1]
         texts = [self._whole(token, None) for token in range(len(self.units))]
         found = [self.foretold.get((one.tokens[: one.first], key)) for one in texts]

@@ -19,7 +19,7 @@ from mechrep.ablation.forecast import forecast
 from mechrep.ablation.outcomes import Cost, HeldOutLoss, LoopLogProbability, looping_texts
 from mechrep.ablation.run import cost_of, measure_effects
 from mechrep.errors import InputError, StoreError
-from mechrep.interventions import Neurons, add
+from mechrep.interventions import Neurons, add, resample
 from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Heads, Intervention
 from mechrep.run import Run
@@ -207,3 +207,15 @@ def test_a_column_is_measured_once_in_a_run_and_alike_draws_once(model: mechrep.
     fresh = Sizes()
     measure_effects(model, cells(3), [fresh], config={}, run=Run(progress=False))
     assert fresh.calls == [5], "and so is the same one in another run"
+
+
+def test_what_differs_from_text_to_text_is_never_taken_from_another_study(model: mechrep.Model) -> None:
+    bank = torch.zeros(4, model.anatomy.n_layers, model.anatomy.d_mlp)
+    drawn = Neurons([(0, 1)], resample(bank, seed=1), when="all")
+    assert drawn.differs_by_text
+    run, both = Run(progress=False), [Sizes(), Sizes()]
+    for outcome in both:
+        measure_effects(
+            model, [(Condition(), None), (Condition("n", "ablation", 1), drawn)], [outcome], config={}, run=run
+        )
+    assert [outcome.calls for outcome in both] == [[2], [1]]
