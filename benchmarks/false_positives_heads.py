@@ -21,7 +21,7 @@ from mechrep.generation import collect_loops
 from mechrep.measures.head_copying import score_copying
 from mechrep.measures.head_scores import CLEAR as INDUCTION
 from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, HeadScores, induction_heads
-from mechrep.models.load import reinitialised, shuffled
+from mechrep.models.nulls import reinitialised, shuffled
 
 NULLS: dict[str, Callable[..., mechrep.Model]] = {"shuffled": shuffled, "drawn anew": reinitialised}
 ON_LOOPS = ("induction", "duplicate_token")

@@ -37,7 +37,7 @@ from mechrep.figures import attention_maps_figure
 from mechrep.generation import collect_loops
 from mechrep.measures.head_layers import layer_profile_figure
 from mechrep.measures.head_scores import head_scores_figure
-from mechrep.models.load import reinitialised, shuffled
+from mechrep.models.nulls import reinitialised, shuffled
 from mechrep.text.stimuli import random_repeats
 
 model = mechrep.load_model("mechrep-tiny")

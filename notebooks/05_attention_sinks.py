@@ -35,7 +35,7 @@ from mechrep.measures.attention_sinks import sink_heads_figure
 from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.measures.sink_norms import norms_by_layer_figure, norms_vs_repeats_figure
 from mechrep.models import tiny
-from mechrep.models.load import reinitialised, shuffled
+from mechrep.models.nulls import reinitialised, shuffled
 from mechrep.run import Run
 from mechrep.studies import repeat_behaviour, sink_ablation, sink_conditions
 from mechrep.studies.repeat_behaviour import repeat_behaviour_figure

@@ -36,7 +36,7 @@ import mechrep
 from mechrep.measures.first_token_detectors import detector_figure, first_token_detectors
 from mechrep.measures.first_token_repeats import convergence_figure, first_layer_convergence, fit_decay
 from mechrep.models import tiny
-from mechrep.models.load import reinitialised
+from mechrep.models.nulls import reinitialised
 from mechrep.run import Run
 from mechrep.studies.first_layer import losses, run_first_layer_study
 from mechrep.text.corpus import windows_of_text

@@ -36,7 +36,7 @@ from mechrep.measures.text_kind_design import head_contrast_figure
 from mechrep.measures.token_facts import token_facts
 from mechrep.measures.token_information import token_information
 from mechrep.models import tiny
-from mechrep.models.load import shuffled as shuffled_weights
+from mechrep.models.nulls import shuffled as shuffled_weights
 from mechrep.run import Run
 from mechrep.studies.natural_vs_induced_study import ABLATED, WRITES, run_text_kind_study
 from mechrep.studies.text_kind_effects import compare_heads

@@ -16,8 +16,8 @@ from mechrep.errors import InputError
 from mechrep.generation.decode import generate
 from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
 from mechrep.models import tiny
-from mechrep.models.load import reinitialised, shuffled
 from mechrep.models.model import Model
+from mechrep.models.nulls import reinitialised, shuffled
 from mechrep.run import Run
 from mechrep.stats import proportion_interval
 from mechrep.store import Store

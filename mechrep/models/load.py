@@ -1,119 +1,19 @@
-"""``load_model``: from a name, a folder or an object to a checked :class:`~mechrep.models.model.Model`.
-
-What every analysis relies on, checked by running the model once when it is loaded.
-
-A hook that never fires, a pattern that is not one, or two views that disagree would turn every later number into
-nonsense without a word.  So a model that breaks one of these promises is refused, with the reason.
-
-Models that know nothing: copies of a model whose weights are shuffled or drawn anew.
-
-A score such as "share of attention on the first position" is never zero, not even in a model that was never trained:
-what it is worth shows beside the same score on these copies.
-"""
+"""``load_model``: from a name, a folder or an object to a checked :class:`~mechrep.models.model.Model`."""
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from mechrep.errors import ModelError
 from mechrep.models import tiny
-from mechrep.models.anatomy import Site
+from mechrep.models.contract import check_contract
 from mechrep.models.model import Model, bridge, quiet_boot, twin_sharing_parameters
-from mechrep.models.reading import PLAIN_SITES, product_bias, read_activations
-
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
-
-
-@torch.no_grad()
-def check_contract(model: Model) -> None:
-    """Run two short rows of ids through the model and refuse it with the first promise that it breaks.
-
-    Checked: rows of the attention pattern sum to 1; ``MLP_POST`` is ``GATE_ACT`` (times the up-projection in a gated
-    MLP); key and value heads have the stated number; removing all neurons of a layer changes the logits; the plain
-    view gives the same logits and activations as the TransformerLens view.
-
-    Raises:
-        ModelError: naming the broken promise.
-    """
-    tolerance = _TOLERANCE.get(model.dtype, 2e-4)
-    tokens = model.probe_tokens()
-    layers = range(model.anatomy.n_layers)
-    sites = [Site.PATTERN, Site.K, Site.GATE_ACT, Site.MLP_POST, *([Site.UP_PROJ] if model.anatomy.gated else [])]
-    seen: dict[tuple[Site, int], Tensor] = {}
-
-    def keep(activation: Tensor, site: Site, layer: int) -> None:
-        seen[site, layer] = activation.detach().float().clone()
-
-    read_activations(model, tokens, {site: layers for site in sites}, keep, view="transformer_lens")
-    for layer in layers:
-        _check_layer(model, seen, layer, tolerance)
-    _check_edit_counts(model, tokens)
-    if model.plain is not None:
-        _check_views_agree(model, tokens, seen, tolerance)
-
-
-def _check_layer(model: Model, seen: dict[tuple[Site, int], Tensor], layer: int, tolerance: float) -> None:
-    anatomy = model.anatomy
-    rows = seen[Site.PATTERN, layer].sum(-1)
-    _require(model, (rows - 1).abs().max().item() <= max(tolerance, 1e-3), f"attention rows of layer {layer} sum to 1")
-    kv_heads = seen[Site.K, layer].shape[-2]
-    _require(
-        model, kv_heads in (anatomy.n_kv_heads, anatomy.n_heads), f"layer {layer} has {anatomy.n_kv_heads} key heads"
-    )
-    post, expected = seen[Site.MLP_POST, layer], seen[Site.GATE_ACT, layer]
-    _require(model, post.shape[-1] == anatomy.d_mlp, f"layer {layer} has {anatomy.d_mlp} neurons")
-    if anatomy.gated:
-        expected = expected * seen[Site.UP_PROJ, layer] + product_bias(model, layer)
-        what = f"mlp_post of layer {layer} is act(gate) times the up-projection"
-    else:
-        what = f"mlp_post of layer {layer} is the activation function's output"
-    scale = post.abs().max().clamp_min(1e-6)
-    _require(model, ((post - expected).abs().max() / scale).item() <= tolerance, what)
-
-
-def _check_edit_counts(model: Model, tokens: Tensor) -> None:
-    """Each layer's neurons, removed together, must change the logits: else the hook does nothing."""
-    clean = model.tl(tokens)
-    for layer in {0, model.anatomy.n_layers // 2, model.anatomy.n_layers - 1}:
-        name = model.anatomy.hook_name(Site.MLP_POST, layer)
-        cut = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda activation, hook: torch.zeros_like(activation))])
-        _require(
-            model, bool((cut - clean).abs().max() > 0), f"removing all neurons of layer {layer} changes the logits"
-        )
-
-
-def _check_views_agree(model: Model, tokens: Tensor, seen: dict[tuple[Site, int], Tensor], tolerance: float) -> None:
-    reference, plain = model.tl(tokens).float(), model.plain_logits(tokens).float()
-    scale = reference.abs().max().clamp_min(1.0)
-    _require(model, ((reference - plain).abs().max() / scale).item() <= tolerance, "both views give the same logits")
-    differences: list[float] = []
-
-    def compare(activation: Tensor, site: Site, layer: int) -> None:
-        expected = seen[site, layer]
-        _require(model, activation.shape == expected.shape, "both views give activations of the same shape")
-        scale = expected.abs().max().clamp_min(1e-6)
-        differences.append(((activation.float() - expected).abs().max() / scale).item())
-
-    sites = {Site.GATE_ACT, Site.MLP_POST} & PLAIN_SITES
-    read_activations(model, tokens, {site: range(model.anatomy.n_layers) for site in sites}, compare, view="plain")
-    _require(model, max(differences) <= tolerance, "both views give the same neuron activations")
-
-
-def _require(model: Model, holds: bool, promise: str) -> None:
-    if not holds:
-        raise ModelError(
-            f"{model.name!r} ({model.anatomy.architecture})",
-            f"that {promise}",
-            "mechrep would measure something else on this model; load_model(..., check=False) skips the check",
-        )
 
 
 def load_model(
@@ -141,7 +41,7 @@ def load_model(
             TransformerLens view only.
         tokenizer: for model objects that do not bring one.
         trust_remote_code: run code that comes with the model; only if you say so.
-        check: run :func:`~mechrep.models.load.check_contract`.
+        check: run :func:`~mechrep.models.contract.check_contract`.
 
     Returns:
         A :class:`Model` in evaluation mode, usable as a TransformerLens model.
@@ -323,127 +223,3 @@ def _wrap_object(spec: Any, tokenizer: Any) -> Model:
         "a name, a folder, a Hugging Face causal language model, a TransformerBridge or a HookedTransformer",
         "pass one of these to load_model",
     )
-
-
-_USUAL_SPREAD = 0.02  # of GPT-2's and most later initialisations; used where the configuration names none
-
-
-def shuffled(model: Model, seed: int = 0, into: Model | None = None) -> Model:
-    """A copy whose weights stand in random places: within every matrix and bias the entries are permuted.
-
-    Sizes, the distribution of the entries and the norms' gains stay; what was learned is gone, outliers included: a
-    giant row becomes giant entries all over its matrix.
-
-    Args:
-        model: stays as it is.
-        seed: of the permutations.
-        into: an earlier copy of this model that is no longer needed: it gets the new weights, where that is possible.
-
-    Returns:
-        A model of its own, named after the original.  It needs as much memory again.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> null = shuffled(model, seed=1)
-        >>> null.name, bool((null.W_E == model.W_E).all())
-        ('mechrep-tiny (shuffled, seed 1)', False)
-        >>> bool((null.W_E.flatten().sort().values == model.W_E.flatten().sort().values).all())
-        True
-    """
-
-    def permute(weight: Tensor, generator: torch.Generator) -> None:
-        order = torch.randperm(weight.numel(), generator=generator, device=weight.device)
-        weight.copy_(weight.flatten()[order].view_as(weight))
-
-    return _edited_copy(model, permute, seed, f"shuffled, seed {seed}", into)
-
-
-def reinitialised(model: Model, seed: int = 0, into: Model | None = None) -> Model:
-    """A copy before training: every matrix normal with the configuration's ``initializer_range``, every bias zero.
-
-    The norms' gains stay, so that the copy differs from the original in what it has learned and not in its scale.
-
-    Args:
-        model: stays as it is.
-        seed: of the draws.
-        into: as for :func:`shuffled`.
-
-    Returns:
-        A model of its own, named after the original.  It needs as much memory again.
-
-    Example:
-        >>> import mechrep
-        >>> null = reinitialised(mechrep.load_model("mechrep-tiny"))
-        >>> round(null.W_E.std().item(), 3)
-        0.02
-    """
-    config = getattr(model.plain, "config", None) or getattr(model.tl, "cfg", None)
-    spread = getattr(config, "initializer_range", None)
-    # HookedTransformer marks "let me choose" with a negative number.
-    spread = _USUAL_SPREAD if spread is None or spread <= 0 else float(spread)
-
-    def draw(weight: Tensor, generator: torch.Generator) -> None:
-        if weight.ndim < 2:
-            weight.zero_()
-        else:
-            weight.normal_(0, spread, generator=generator)
-
-    return _edited_copy(model, draw, seed, f"reinitialised, seed {seed}", into)
-
-
-@torch.no_grad()
-def _edited_copy(
-    model: Model, edit: Callable[[Tensor, torch.Generator], None], seed: int, what: str, into: Model | None
-) -> Model:
-    """A deep copy with every parameter that is no norm's edited in place, and loaded again.
-
-    An earlier copy is taken anew where all that its wrapped view holds are the plain module's own parameters.
-
-    The plain module is copied and wrapped anew where it is not inside the wrapped one: where a family fuses query, key
-    and value, the two views hold their own pieces, and edited apart they would be two different models.
-    """
-    wrapped: Any = getattr(model.tl, "original_model", None)
-    apart = model.plain is not None and model.plain is not wrapped and not model.processed
-    again = into is not None and apart and _holds_the_same(model, into)
-    if again:
-        module: Any = into.plain  # pyright: ignore
-        for weight, learned in zip(module.parameters(), model.plain.parameters(), strict=True):  # pyright: ignore
-            weight.copy_(learned)
-    else:
-        module = copy.deepcopy(model.plain if apart else model.tl)
-    generators: dict[torch.device, torch.Generator] = {}
-    for weight in _weights(module):
-        if weight.device not in generators:
-            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
-        edit(weight, generators[weight.device])
-    null = into if again else load_model(module, check=False)
-    assert null is not None
-    null.name, null.revision, null.tokenizer = f"{model.name} ({what})", model.revision, model.tokenizer
-    if apart:  # TransformerLens would read its tokenizer from disk once more, and it may be gone
-        null.tl.tokenizer = model.tl.tokenizer
-        for fact in ("tokenizer_prepends_bos", "tokenizer_appends_eos"):
-            setattr(null.tl.cfg, fact, getattr(model.tl.cfg, fact))
-    return null
-
-
-def _holds_the_same(model: Model, other: Model) -> bool:
-    """Whether the other can take this model's weights, and its two views would both have them."""
-    if model.plain is None or other.plain is None or not other.name.startswith(f"{model.name} ("):
-        return False
-    kinds = [[(p.shape, p.dtype, p.device) for p in one.parameters()] for one in (model.plain, other.plain)]
-    own = {parameter.data_ptr() for parameter in other.plain.parameters()}
-    return kinds[0] == kinds[1] and all(parameter.data_ptr() in own for parameter in other.tl.parameters())
-
-
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    """Every parameter once (tied ones are one), in the module's order, norms left out."""
-    seen: set[int] = set()
-    for part in module.modules():
-        if "norm" in type(part).__name__.lower():
-            seen.update(id(parameter) for parameter in part.parameters())
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter.data

@@ -215,7 +215,7 @@ def find_sink(
 
     Example:
         >>> import mechrep
-        >>> from mechrep.models.load import reinitialised
+        >>> from mechrep.models.nulls import reinitialised
         >>> untrained = reinitialised(mechrep.load_model("mechrep-tiny"))
         >>> result = find_sink(untrained, texts=["The sea was calm that day.", "It rained, and it rained."])
         >>> result.found, result.layer, result.claims["verdict"].tolist()

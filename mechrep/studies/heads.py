@@ -137,7 +137,7 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
 
     Example:
         >>> import mechrep
-        >>> from mechrep.models.load import shuffled
+        >>> from mechrep.models.nulls import shuffled
         >>> from mechrep.run import Run
         >>> model, run = mechrep.load_model("mechrep-tiny"), Run(progress=False)
         >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(6)]

@@ -142,7 +142,7 @@ def sink_ablation(
 
     Example:
         >>> import dataclasses, mechrep
-        >>> from mechrep.models.load import reinitialised
+        >>> from mechrep.models.nulls import reinitialised
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> texts = ["The sea was calm that day.", "It rained, and it rained."]
         >>> sink = mechrep.find_sink(reinitialised(model), texts=texts)

@@ -259,7 +259,7 @@ def run_repair_study(
 
     Example:
         >>> import mechrep
-        >>> from mechrep.models.load import reinitialised
+        >>> from mechrep.models.nulls import reinitialised
         >>> untrained = reinitialised(mechrep.load_model("mechrep-tiny"))
         >>> run_repair_study(untrained, texts=["The sea was calm that day.", "It rained, and it rained."])
         Traceback (most recent call last):

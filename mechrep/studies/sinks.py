@@ -450,7 +450,7 @@ def run_sink_study(
 
     Example:
         >>> import mechrep
-        >>> from mechrep.models.load import reinitialised
+        >>> from mechrep.models.nulls import reinitialised
         >>> untrained = reinitialised(mechrep.load_model("mechrep-tiny"))
         >>> study = run_sink_study(untrained, tokens=4, repeats=20, behaviour=False)
         >>> study.sink.found, study.ablation is None, study.section().variant

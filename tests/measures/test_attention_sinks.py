@@ -17,7 +17,8 @@ from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model, reinitialised
+from mechrep.models.load import load_model
+from mechrep.models.nulls import reinitialised
 from mechrep.text.corpus import Corpus
 from tests.analyzers.sinks_by_hand import PROVENANCE, anatomy, check_equal, merged, observed
 from tests.tiny_models import fresh, random_tokens, tiny

@@ -13,7 +13,8 @@ import torch
 from mechrep.errors import InputError, ModelError
 from mechrep.measures.head_circuits import MODES, HeadCompositionResult, head_composition
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model, reinitialised
+from mechrep.models.load import load_model
+from mechrep.models.nulls import reinitialised
 from tests.measures.circuits_by_hand import planted, processed, raw, without
 from tests.tiny_models import N_HEADS, N_LAYERS, families
 

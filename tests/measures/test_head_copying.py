@@ -24,8 +24,9 @@ from mechrep.measures.head_copying import (
 )
 from mechrep.measures.head_scores import HeadScoreResult, induction_heads, score_heads
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model, reinitialised
+from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.nulls import reinitialised
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 from tests.measures.circuits_by_hand import full_circuits, heads_on_text, negated, planted, processed, raw, without

@@ -18,8 +18,8 @@ from mechrep.errors import InputError, ModelError
 from mechrep.measures.head_scores import CLEAR as INDUCTION
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores, score_heads
 from mechrep.models.anatomy import Site
-from mechrep.models.load import reinitialised, shuffled
 from mechrep.models.model import Model
+from mechrep.models.nulls import reinitialised, shuffled
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 from tests.analyzers.by_hand import anatomy

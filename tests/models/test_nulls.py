@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mechrep.models.load import load_model, reinitialised, shuffled
+from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.nulls import reinitialised, shuffled
 from tests.tiny_models import NAMES, families, fresh, random_tokens, tiny, tiny_tokenizer
 
 

@@ -14,7 +14,8 @@ import torch
 from mechrep.ablation.effects import Effects
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions import SinkPatch
-from mechrep.models.load import load_model, reinitialised
+from mechrep.models.load import load_model
+from mechrep.models.nulls import reinitialised
 from mechrep.report.view import view_of
 from mechrep.run import Run
 from mechrep.studies import sink_patch

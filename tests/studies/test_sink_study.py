@@ -19,8 +19,9 @@ from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.models.anatomy import Site
-from mechrep.models.load import load_model, reinitialised
+from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.nulls import reinitialised
 from mechrep.report.view import view_of
 from mechrep.run import EFFORTS, Run
 from mechrep.studies.find_sink import SinkResult, find_sink
