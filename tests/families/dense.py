@@ -398,7 +398,9 @@ DENSE: dict[str, Family] = {
     "Arcee": Family(of("ArceeForCausalLM", GROUPED), "squared ReLU without a gate", **_PLAIN),
     "Hunyuan": Family(of("HunYuanDenseV1ForCausalLM", WIDE), "norms on queries and keys behind the rotation"),
     "MiniCPM3": Family(
-        of("MiniCPM3ForCausalLM", SMALL, LATENT, scale_emb=3, scale_depth=1.4, dim_model_base=16),
+        of(
+            "MiniCPM3ForCausalLM", SMALL, LATENT, num_key_value_heads=4, scale_emb=3, scale_depth=1.4, dim_model_base=16
+        ),
         "latent attention (MLA): values of 7, keys of 10; multipliers on embedding, residual stream and logits",
         scale=1.4 / 3**0.5,
         logit_scale=0.5,

@@ -35,11 +35,12 @@ class Family:
         middle: the module that reads the residual stream between attention and MLP; ``None``: they are parallel.
         mlp: the dense MLP, or the block of experts.
         act: module whose output is the neuron activation; ``None``: a function without a module.
+        gate: module whose output that function (SiLU) reads, where it has no module.
         down: module that reads the neurons' product.
         up: the up-projection of a gated MLP; ``None`` without a gate.
         fused: the module at ``up`` gives gate and up-projection side by side.
         post_attention, post_mlp: norms between a part's output and the residual stream.
-        scale: factor on attention's and the MLP's output before they are added.
+        scale: factor on attention's output before it is added; on the MLP's too, unless ``mlp_scale`` says otherwise.
         norm: path of the final norm in the model.
         head: path of the unembedding in the model.
         n_layers: decoder layers.
@@ -65,12 +66,14 @@ class Family:
     middle: str | None = "post_attention_layernorm"
     mlp: str = "mlp"
     act: str | None = "mlp.act_fn"
+    gate: str | None = None
     down: str = "mlp.down_proj"
     up: str | None = "mlp.up_proj"
     fused: bool = False
     post_attention: str | None = None
     post_mlp: str | None = None
     scale: float = 1.0
+    mlp_scale: float | None = None
     norm: str = "model.norm"
     head: str = "lm_head"
     n_layers: int = 3
