@@ -15,7 +15,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report test test-full contract-3.9 lint format notebooks notebooks-sync docs benchmarks clean
+.PHONY: help setup report test test-full contract contract-3.9 families lint format notebooks notebooks-sync docs benchmarks clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -52,6 +52,12 @@ test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstring
 
 test-full: $(VENV)/.installed-dev ## all tests, the slow ones too
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m ""
+
+contract: $(VENV)/.installed-dev ## every architecture x every capability, against plain Hugging Face models
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m tests.families.table
+
+families: $(VENV)/.installed-dev ## the same, written to docs/families.md
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m tests.families.table --write docs/families.md
 
 contract-3.9: $(VENV_39)/.installed ## the contract tests on TransformerLens 3.9, in .venv-3.9
 	$(ONE_THREAD) $(BIN_39)/python -m pytest -q -n $(WORKERS) -m contract tests

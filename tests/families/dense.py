@@ -156,12 +156,25 @@ DENSE: dict[str, Family] = {
         **{**_OPT, "layers": "model.decoder.layers", "norm": "model.decoder.final_layer_norm"},
     ),
     "BLOOM": Family(
-        of("BloomForCausalLM", {key: SMALL[key] for key in ("vocab_size", "hidden_size")}, n_layer=3, n_head=4),
+        of(
+            "BloomForCausalLM",
+            {key: SMALL[key] for key in ("vocab_size", "hidden_size", "bos_token_id", "eos_token_id", "pad_token_id")},
+            n_layer=3,
+            n_head=4,
+        ),
         "ALiBi, a norm behind the embedding, the attention module adds the residual stream itself",
         **{**_BLOOM, "act": "mlp.gelu_impl"},
     ),
     "MPT": Family(
-        of("MptForCausalLM", vocab_size=D_VOCAB, d_model=32, n_heads=4, n_layers=3, expansion_ratio=2, max_seq_len=256),
+        of(
+            "MptForCausalLM",
+            {key: SMALL[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")},
+            d_model=32,
+            n_heads=4,
+            n_layers=3,
+            expansion_ratio=2,
+            max_seq_len=N_CTX,
+        ),
         "ALiBi, no biases, the MLP module adds the residual stream itself",
         layers="transformer.blocks",
         attention="attn",

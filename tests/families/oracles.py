@@ -34,7 +34,16 @@ def plain(model: Any) -> Any:
 @torch.no_grad()
 def logits(model: nn.Module, ids: Sequence[int]) -> Tensor:
     """``[pos d_vocab]`` of one text alone."""
+    forget(model)
     return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+
+
+@torch.no_grad()
+def forget(model: Any) -> None:
+    """Undo what dynamic rotary positions remember of longer texts: they grow, and shrink only for a short text."""
+    positions = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if positions.get("rope_type") == "dynamic":
+        model(input_ids=torch.tensor([[0]]), use_cache=False)
 
 
 @dataclass
@@ -88,6 +97,7 @@ def _on_output(module: nn.Module, keep: Callable[[Tensor], Any]) -> Any:
 @torch.no_grad()
 def look(family: Family, model: Any, ids: Sequence[int]) -> Seen:
     """Everything there is to see of one text; ``model`` is :func:`plain`."""
+    forget(model)
     seen, raw = Seen(), dict[tuple[str, int], Tensor]()
 
     def into(where: dict[int, Tensor], layer: int) -> Callable[[Tensor], Any]:
@@ -206,6 +216,13 @@ def direct_logits(family: Family, model: nn.Module, seen: Seen, part: Tensor) ->
     return (head(frozen(model.get_submodule(family.norm), seen.final, part)) - nothing) * family.logit_scale
 
 
+@torch.no_grad()
+def lens(family: Family, model: nn.Module, stream: Tensor) -> Tensor:
+    """The logit lens: what final norm, unembedding, factor and soft cap make of any residual stream."""
+    values = model.get_submodule(family.head)(model.get_submodule(family.norm)(stream)) * family.logit_scale
+    return values if family.softcap is None else family.softcap * (values / family.softcap).tanh()
+
+
 def uncapped(family: Family, values: Tensor) -> Tensor:
     """Logits before the soft cap."""
     if family.softcap is None:
@@ -314,7 +331,8 @@ def holding_up(family: Family, model: nn.Module, layer: int, numbers: Sequence[i
         new = value.clone()
         rows = new if new.ndim == 2 else new[0]
         held = rows.chunk(2, -1)[1] if family.fused else rows
-        held[anchor:, list(numbers)] = held[anchor, list(numbers)].clone()
+        if len(held) > anchor:
+            held[anchor:, list(numbers)] = held[anchor, list(numbers)].clone()
         return new
 
     where = family.act if family.up is None else family.up
@@ -408,6 +426,22 @@ def without_expert_neurons(family: Family, model: Any, units: Sequence[tuple[int
     return twin
 
 
+@torch.no_grad()
+def shared_expert(family: Family, model: Any, ids: Sequence[int], layer: int) -> Seen:
+    """Neurons of the expert that every token is sent to, in ``act`` and ``product``: not by layer, one tensor each."""
+    module, seen = family.part(model, layer, family.shared), Seen()
+    (down,) = (part for name, part in module.named_modules() if name in ("down_proj", "output_linear"))
+    (act,) = (part for name, part in module.named_modules() if name in ("act_fn", "activation_fn", "activation"))
+    handles = [
+        _on_input(down, lambda value: setattr(seen, "product", value)),
+        _on_output(act, lambda value: setattr(seen, "act", value)),
+    ]
+    logits(model, ids)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 # -- the oracles against the model ----------------------------------------------------------------------------
 
 
@@ -425,6 +459,7 @@ def check(family: Family, model: Any, ids: Sequence[int]) -> dict[str, float]:
     found["eager logits"] = gap(seen.logits, logits(model, ids))
     last = family.n_layers - 1
     found["final norm reads the last layer"] = gap(seen.final, seen.after[last])
+    found["logit lens"] = gap(lens(family, eager, seen.final), seen.logits)
     found["direct logits"] = gap(
         direct_logits(family, eager, seen, seen.final) + _bias(family, eager), uncapped(family, seen.logits)
     )

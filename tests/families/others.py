@@ -321,6 +321,7 @@ HYBRIDS: dict[str, Family] = {
         act=None,
         expert_layers=(0, 1, 2, 3),
         router="block_sparse_moe.router",
+        shared="shared_mlp",
         scale=0.4,
         logit_scale=0.5,
     ),
