@@ -7,7 +7,8 @@ A capability gets a :class:`Case` and returns a word on how much of it is there 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,21 +242,19 @@ def _attention_writes(case: Case) -> Expected:
     return of
 
 
-def norms_and_sinks(case: Case) -> str:
-    """``SinkNorms``, ``AttentionSinks``, and how much the neurons of a layer add at the first position."""
+def norms(case: Case) -> str:
+    """``SinkNorms``: norms of the residual stream at the first position and elsewhere."""
     found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.SinkNorms())[0]
     for layer in range(case.family.n_layers):
         first = torch.stack([seen.before[layer][0].norm() for seen in case.seen]).mean()
         others = torch.cat([seen.after[layer][1:].norm(dim=-1) for seen in case.seen]).mean()
         same(f"first norm {layer}", found.first_norm[layer], first)
         same(f"other norm {layer}", found.other_norm[layer + 1], others)
-    said = _attention_sinks(case)
-    if case.family.dense:
-        _sink_neurons(case, case.family.dense[-1])
-    return said
+    return ""
 
 
-def _attention_sinks(case: Case) -> str:
+def attention_sinks(case: Case) -> str:
+    """``AttentionSinks``: attention to the first position; what a learned sink takes is not at any position."""
     layers = case.family.with_attention
     found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.AttentionSinks())[0].alpha
     for layer in layers:
@@ -267,12 +266,46 @@ def _attention_sinks(case: Case) -> str:
     return only(layers, case.family)
 
 
-def _sink_neurons(case: Case, layer: int) -> None:
-    from mechrep.measures.sink_neurons import sink_neurons
+def sink_neurons(case: Case) -> str:
+    """``sink_neurons``: the length of what neurons add to the residual stream at the first position."""
+    from mechrep.measures.sink_neurons import sink_neurons as score
 
-    found = sink_neurons(case.model, case.corpus, layer).contribution[0]
+    layer = case.family.dense[-1] if case.family.dense else 0
+    found = score(case.model, case.corpus, layer).contribution[0]
+    if not case.family.dense:
+        return _expert_lengths(case, found, layer)
     added = [oracles.neurons(case.family, case.plain, seen, layer)[:, 0].norm(dim=-1) for seen in case.seen]
-    same("what neurons add at the first position", found, torch.stack(added).mean(0), 1e-3)
+    right = torch.stack(added).mean(0)
+    same("what neurons add at the first position", _narrow(found.nan_to_num(0.0), right), right, 1e-3)
+    return only(case.family.dense, case.family)
+
+
+def _expert_lengths(case: Case, found: Tensor, layer: int) -> str:
+    """Neurons of routed experts add with their routing weight, behind norm and factor."""
+    family, added = case.family, []
+    for ids in case.texts:
+        one = oracles.experts(family, case.plain, ids, layer)
+        rows = oracles.expert_rows(family, case.plain, layer)  # [expert neuron d_model]
+        added.append((one.product[0] * one.weight[0][:, None]).abs() * rows.norm(dim=-1) * oracles.mlp_scale(family))
+    right = torch.stack(added).mean(0).flatten()
+    same("what neurons of routed experts add at the first position", _narrow(found, right)[: len(right)], right, 1e-3)
+    return "routed experts"
+
+
+def routing(case: Case) -> str:
+    """``ROUTER``: the weight of each expert for each token."""
+    if not hasattr(Site, "ROUTER"):
+        raise mechrep.errors.InputError("this version", "a site of the router", "wait for it")
+
+    def weights(_: Seen, number: int) -> dict[int, Tensor]:
+        ids, family = case.texts[number], case.family
+        return {layer: oracles.experts(family, case.plain, ids, layer).weight for layer in family.expert_layers}
+
+    site: Any = Site.ROUTER  # pyright: ignore
+    if not case.family.expert_layers:
+        mechrep.CorpusCache(case.model, case.corpus).get(site, layers=[0])
+        raise Difference("a router in a dense model")
+    return compare(case, site, weights)
 
 
 # -- edits ----------------------------------------------------------------------------------------------------
@@ -323,7 +356,7 @@ def _experts_off(case: Case) -> None:
     """One neuron of every expert, and all neurons of one expert, write nothing."""
     family, layer = case.family, case.family.expert_layers[-1]
     weights: Any = family.part(case.plain, layer, family.experts).down_proj
-    count, width = weights.shape[0], min(weights.shape[1:])
+    count, width = weights.shape[0], weights.shape[1] if weights.shape[2] == D_MODEL else weights.shape[2]
     for what, pairs in {
         "a neuron of every expert at zero": [(expert, 3) for expert in range(count)],
         "an expert at zero": [(1, neuron) for neuron in range(width)],
@@ -373,7 +406,7 @@ def patched_model(case: Case) -> str:
     prompts, new = [case.texts[1], case.texts[1][:5]], 6
     width = max(map(len, prompts))
     ids = torch.tensor([[2] * (width - len(row)) + row for row in prompts])
-    with mechrep.PatchedModel(case.model, mechrep.SinkPatch(layer, _HELD)) as patched:
+    with _nothing_left(case), mechrep.PatchedModel(case.model, mechrep.SinkPatch(layer, _HELD)) as patched:
         written = patched.generate(
             ids,
             attention_mask=(ids != 2).long(),
@@ -388,6 +421,21 @@ def patched_model(case: Case) -> str:
         if row[width - len(prompt) :] != right:
             raise Difference(f"patched generation: {row[width:]} and not {right[len(prompt) :]}")
     return ""
+
+
+@contextmanager
+def _nothing_left(case: Case) -> Iterator[None]:
+    """What is refused leaves the model as it was."""
+    before = sum(_hooks(module) for module in case.module.modules())
+    try:
+        yield
+    finally:
+        if (after := sum(_hooks(module) for module in case.module.modules())) != before:
+            raise Difference(f"{after - before} hooks are left in the model")
+
+
+def _hooks(module: Any) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
 # -- writing --------------------------------------------------------------------------------------------------
@@ -550,7 +598,10 @@ CAPABILITIES: tuple[Capability, ...] = (
     Capability("neuron activations", neurons),
     Capability("neuron products", products),
     Capability("what parts write", writes),
-    Capability("norms and sinks", norms_and_sinks),
+    Capability("norms", norms),
+    Capability("attention sinks", attention_sinks),
+    Capability("sink neurons", sink_neurons),
+    Capability("routing", routing),
     Capability("neurons edited", neurons_off),
     Capability("heads off", heads_off),
     Capability("heads at first position", heads_to_first),

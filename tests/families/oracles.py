@@ -399,6 +399,12 @@ def experts(family: Family, model: Any, ids: Sequence[int], layer: int) -> Route
     return Routed(weight, chosen, act * on, product * on, written * on * weight[..., None], block)
 
 
+def expert_rows(family: Family, model: Any, layer: int) -> Tensor:
+    """What one unit of each neuron makes an expert write ``[expert neuron d_model]``."""
+    down = family.part(model, layer, family.experts).down_proj
+    return down if down.shape[2] == D_MODEL else down.transpose(1, 2)
+
+
 def _expert(module: Any, inputs: Tensor, expert: int) -> tuple[Tensor, Tensor, Tensor]:
     """Activation, product and output of one expert for all tokens."""
     both, down = module.gate_up_proj[expert], module.down_proj[expert]

@@ -31,15 +31,18 @@ def verdict(capability: Capability, case: Case) -> str:
     except Difference as difference:
         return f"WRONG: {difference}"
     except MechrepError as error:
-        return f"not there, because {because(error)}"
+        return f"not there, because {because(error, type(case.module).__name__)}"
     except Exception as error:  # the one place where any error is caught: it is what the table is looking for
         return f"WRONG: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
     return f"right ({said})" if said else "right"
 
 
-def because(error: MechrepError) -> str:
-    """One sentence out of an error of mechrep's."""
-    return f"{error.given} was met where {error.expected} is needed"
+def because(error: MechrepError, architecture: str) -> str:
+    """One sentence out of an error of mechrep's, the same for all models."""
+    said = f"it takes {error.expected}, and what was given is {error.given}"
+    for name in (f"'{architecture}' ({architecture})", f"{architecture} ({architecture})", f"'{architecture}'"):
+        said = said.replace(name, architecture)
+    return said.replace(architecture, "the model")
 
 
 def row(name: str, family: Family, capabilities: Iterable[Capability] = CAPABILITIES) -> Row:
