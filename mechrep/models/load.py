@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from mechrep.errors import ModelError
+from mechrep.errors import InputError, ModelError
 from mechrep.models import tiny
 from mechrep.models.contract import check_contract
 from mechrep.models.model import Model, bridge, quiet_boot, twin_sharing_parameters
+from mechrep.models.sources import Options, Reading, check_causal, check_finite, locate, read_model
+from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 
 
 def load_model(
     spec: Any,
     *,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
     tokenizer: Any = None,
@@ -29,38 +30,53 @@ def load_model(
 ) -> Model:
     """Load a model by name, folder or object, and check that every analysis can rely on it.
 
+    What is measured is what was given, or there is an error: weights that are missing, superfluous, of another size
+    or not finite are refused by name, and so is a model that is no decoder.  What changed on the way (an adapter that
+    was merged, a quantisation that was unpacked, a tokenizer with tokens that the model lacks) is a warning.
+
     Args:
-        spec: ``"mechrep-tiny"`` (embedded, no network); a hub name; a local folder in Hugging Face format; a Hugging
-            Face model object (shared, not consumed); a ``TransformerBridge``; a ``HookedTransformer``
-            (TransformerLens 3); or a :class:`Model`, which is returned as it is.
+        spec: ``"mechrep-tiny"`` (embedded, no network); a hub name; a local folder in Hugging Face format; a GGUF
+            file (``mechrep[gguf]``); an adapter's folder or hub name, merged into its base (``mechrep[peft]``); a
+            Hugging Face model object (shared, not consumed; compiled and data-parallel ones are unwrapped, and a
+            ``PeftModel`` is merged in a copy); a ``TransformerBridge``; a ``HookedTransformer`` (TransformerLens 3);
+            or a :class:`Model`, which is returned as it is.
         revision: checkpoint of an embedded or hub model, e.g. ``"step512"``.
-        dtype: type of the weights.  Default: the checkpoint's own, but float32 on the CPU, because half precision
-            flips greedy paths.
+        dtype: type of the weights, as ``torch.bfloat16`` or ``"bfloat16"``; ``"auto"``: the checkpoint's own.
+            Default: the checkpoint's own, but float32 on the CPU, because half precision flips greedy paths.
         device: default: CUDA where there is one, else the CPU.
         device_map: spread a model over several devices, through TransformerLens and accelerate; such a model has the
             TransformerLens view only.
-        tokenizer: for model objects that do not bring one.
+        tokenizer: instead of the model's own, or for objects that do not bring one: a Hugging Face tokenizer, a
+            ``tokenizers.Tokenizer``, a path or a hub name.
         trust_remote_code: run code that comes with the model; only if you say so.
-        check: run :func:`~mechrep.models.contract.check_contract`.
+        check: run :func:`~mechrep.models.contract.check_contract`, and refuse weights that are not finite.
 
     Returns:
         A :class:`Model` in evaluation mode, usable as a TransformerLens model.
 
     Raises:
-        ModelError: unknown name, unreadable or incomplete folder, unknown revision, an option that a model object does
-            not meet, or a broken contract.
+        ModelError: unknown name, unreadable or incomplete folder, weights of another model, an unknown revision, a
+            tokenizer that is none, an option that a model object does not meet, or a broken contract.
+        InputError: a device or dtype that does not exist.
 
     Example:
         >>> import mechrep
         >>> mechrep.load_model("mechrep-tiny").anatomy.n_layers
         4
     """
+    dtype, place = _as_dtype(dtype), _as_device(device)
     if isinstance(spec, (str, Path)):
-        loaded = _load_named(str(spec), revision, dtype, device, device_map, tokenizer, trust_remote_code)
+        chosen = place if place is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _require_device(chosen)
+        if dtype is None:
+            dtype = torch.float32 if chosen.type == "cpu" or str(spec) in tiny.NAMES else "auto"
+        options = Options(revision, dtype, device_map, trust_remote_code)
+        loaded, notes = _load_named(str(spec), options, chosen, tokenizer)
     else:
-        loaded = spec if isinstance(spec, Model) else _wrap_object(spec, tokenizer)
-        _refuse_changes(loaded, revision, dtype, device, device_map)
+        loaded, notes = (spec, []) if isinstance(spec, Model) else _wrap_object(spec, tokenizer)
+        _refuse_changes(loaded, Options(revision, dtype or "auto", device_map), place)
     if isinstance(spec, Model):
+        _keep_tokenizer(as_tokenizer(tokenizer), spec.tokenizer)
         return spec
     if loaded.anatomy.n_layers < 1:
         raise ModelError(str(spec), "a model with layers", "choose another model")
@@ -69,105 +85,115 @@ def load_model(
             view.eval()
     if check:
         with quiet_boot():
+            check_finite(loaded.name, loaded.plain if loaded.plain is not None else loaded.tl)
             check_contract(loaded)
+    for note in notes:
+        warnings.warn(f"{loaded.name}: {note}", stacklevel=2)
     return loaded
 
 
-def _refuse_changes(
-    loaded: Model,
-    revision: str | None,
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
-    device_map: str | dict[str, Any] | None,
-) -> None:
+def _as_dtype(given: torch.dtype | str | None) -> torch.dtype | str | None:
+    """A type of weights from its name; ``"auto"`` and ``None`` stay."""
+    if given is None or given == "auto":
+        return given
+    named = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if named not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise InputError(
+            f"dtype={given!r}", "float32, bfloat16, float16, float64 or 'auto'", "pass one, by name or as torch.dtype"
+        )
+    return named
+
+
+def _as_device(given: str | torch.device | None) -> torch.device | None:
+    try:
+        return None if given is None else torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"device={given!r}", "a device of torch: 'cpu', 'cuda', 'cuda:0', 'mps'", "name one"
+        ) from error
+
+
+def _require_device(device: torch.device) -> None:
+    """Refuse a device that this machine lacks, before anything is read."""
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if device.type not in {name.split(":")[0] for name in found} or (
+        device.index is not None and device.type == "cuda" and str(device) not in found
+    ):
+        raise InputError(
+            f"device={str(device)!r}",
+            f"a device of this machine: {', '.join(found)}",
+            "leave device out to use the best one; for CUDA, see whether torch.cuda.is_available()",
+        )
+
+
+def _refuse_changes(loaded: Model, asked: Options, device: torch.device | None) -> None:
     """A model object stays as it is: wishes that it does not meet are refused, not forgotten."""
+    own = loaded.device
     unmet = {
-        "revision": revision is not None and revision != loaded.revision,
-        "dtype": dtype is not None and dtype != loaded.dtype,
-        "device": device is not None and torch.device(device).type != loaded.device.type,
-        "device_map": device_map is not None,
+        "revision": asked.revision is not None and asked.revision != loaded.revision,
+        "dtype": asked.dtype not in ("auto", loaded.dtype),
+        "device": device is not None and (device.type, device.index or own.index) != (own.type, own.index),
+        "device_map": asked.device_map is not None,
     }
     if any(unmet.values()):
-        asked = ", ".join(name for name, is_unmet in unmet.items() if is_unmet)
+        names = ", ".join(name for name, is_unmet in unmet.items() if is_unmet)
         raise ModelError(
-            f"{asked} for a model object", "the object as it is", "convert or move it before, or load it by name"
+            f"{names} for a model object", "the object as it is", "convert or move it before, or load it by name"
         )
 
 
-def _load_named(
-    name: str,
-    revision: str | None,
-    dtype: torch.dtype | None,
-    device: str | torch.device | None,
-    device_map: str | dict[str, Any] | None,
-    tokenizer: Any,
-    trust_remote_code: bool,
-) -> Model:
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
+def _keep_tokenizer(given: Any, own: Any) -> None:
+    """Refuse a tokenizer beside one that the object has already: two would read a text in two ways."""
+    if given is not None and (own is None or given.get_vocab() != own.get_vocab()):
+        raise ModelError(
+            "a tokenizer for a model object that has " + ("none" if own is None else "another"),
+            "the object as it is",
+            "leave tokenizer= out, or load the model again with it",
+        )
+
+
+def _load_named(name: str, options: Options, device: torch.device, tokenizer: Any) -> tuple[Model, list[str]]:
+    given = as_tokenizer(tokenizer, trust_remote_code=options.trust_remote_code)
     if name in tiny.NAMES:
-        module, tokenizer = tiny.load(name, revision, dtype=dtype or torch.float32)
-        return _two_views(module.to(device), tokenizer, name, revision)
-    source = _local_or_hub(name)
-    if revision is not None and source.startswith("/"):
-        raise ModelError(
-            f"revision {revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint"
-        )
-    if device_map is not None:
-        return _spread(source, revision, chosen, device_map, trust_remote_code, name)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    if source.startswith("/"):
-        options["local_files_only"] = True
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    try:
-        with quiet_boot():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=chosen, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+        if given is not None or options.device_map is not None:
+            raise InputError(
+                f"tokenizer= or device_map= for {name!r}", "its own tokenizer and one device", "leave them out"
             )
-            module, report = loaded
-            if tokenizer is None and _has_tokenizer(source):
-                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+        dtype = options.dtype if isinstance(options.dtype, torch.dtype) else torch.float32
+        module, own = tiny.load(name, options.revision, dtype=dtype)
+        return _two_views(module.to(device), own, name, options.revision), []
+    source = locate(name)
+    if options.revision is not None and source.local:
         raise ModelError(
-            f"model {name!r}" + (f" at revision {revision!r}" if revision else ""),
-            f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local folder "
-            "with config.json and weights",
-            f"check the spelling and the network; the loader said: {(str(error) or repr(error)).splitlines()[0]}",
-        ) from error
-    if report["missing_keys"]:  # transformers would fill them with random numbers
-        raise ModelError(
-            f"weights of {name!r} without {', '.join(sorted(report['missing_keys'])[:3])}",
-            "all weights of the architecture that config.json names",
-            "save the whole model with save_pretrained",
+            f"revision {options.revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint"
         )
-    return _two_views(module.to(device), tokenizer, name, revision)
+    found = read_model(source, options)
+    found.tokenizer = given if given is not None else found.tokenizer
+    if options.device_map is not None:
+        return _spread(found, name, options.revision)
+    found.module.to(device)
+    return _fitted(found, name, options.revision)
 
 
-def _local_or_hub(name: str) -> str:
-    """An absolute path for a folder; the name itself for the hub; an error for a path that is not there."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"folder {name!r} without config.json", "a model in Hugging Face format", "save it with save_pretrained"
-            )
-        return str(path.resolve())
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.is_file()
-    if looks_like_path or not name.strip():
-        raise ModelError(f"path {name!r}", "an existing folder with config.json and weights", "check the path")
-    return name
+def _fitted(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
+    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module))
+    return _two_views(found.module, tokenizer, name, revision), [*found.notes, *notes]
 
 
-def _has_tokenizer(source: str) -> bool:
-    """Hub models bring a tokenizer; a local folder may hold bare weights."""
-    folder = Path(source)
-    return not folder.is_dir() or any(
-        (folder / file).exists()
-        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    )
+def _check_vocabulary(name: str, module: nn.Module) -> int:
+    """Rows of the embedding, which the configuration and the output have to state alike."""
+    model: Any = module
+    stated, rows = model.config.get_text_config().vocab_size, model.get_input_embeddings().weight.shape[0]
+    output = model.get_output_embeddings()
+    heads = rows if output is None else output.weight.shape[0]
+    if not stated == rows == heads:
+        raise ModelError(
+            f"{name!r} with {rows} embeddings and {heads} outputs, whose configuration says {stated}",
+            "one number of tokens",
+            "resize with resize_token_embeddings, which changes all three",
+        )
+    return rows
 
 
 def _two_views(module: nn.Module, tokenizer: Any, name: str, revision: str | None) -> Model:
@@ -184,42 +210,89 @@ def _two_views(module: nn.Module, tokenizer: Any, name: str, revision: str | Non
     return Model(tl, module, tokenizer=tokenizer, name=name, revision=revision)
 
 
-def _spread(
-    source: str, revision: str | None, dtype: Any, device_map: Any, trust_remote_code: bool, name: str
-) -> Model:
-    """A model over several devices: loaded by TransformerLens itself, its own wrapped module as the plain view."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    dtype = torch.bfloat16 if dtype == "auto" else dtype
+def _spread(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
+    """A model over several devices: its one module is wrapped, and is the plain view too."""
+    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module))
     with quiet_boot():
-        tl = TransformerBridge.boot_transformers(
-            source, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code, **options
-        )
-    return Model(tl, tl.original_model, tokenizer=tl.tokenizer, name=name, revision=revision)
+        tl = bridge(found.module, tokenizer, name, found.module.dtype)
+    return Model(tl, tl.original_model, tokenizer=tokenizer, name=name, revision=revision), [*found.notes, *notes]
 
 
-def _wrap_object(spec: Any, tokenizer: Any) -> Model:
+def _wrap_object(spec: Any, tokenizer: Any) -> tuple[Model, list[str]]:
     """A model object: Hugging Face, ``TransformerBridge`` or ``HookedTransformer``."""
-    if hasattr(spec, "original_model") and hasattr(spec, "hook_dict"):
-        processed = bool(getattr(spec, "compatibility_mode", False))
+    given = as_tokenizer(tokenizer)
+    if hasattr(spec, "hook_dict") and hasattr(spec, "cfg"):
+        own, is_bridge = getattr(spec, "tokenizer", None), hasattr(spec, "original_model")
+        if own is not None:
+            _keep_tokenizer(given, own)
+        processed = is_bridge and bool(getattr(spec, "compatibility_mode", False))
         model = Model(
             spec,
-            None if processed else spec.original_model,
-            tokenizer=tokenizer or spec.tokenizer,
-            name=str(spec.cfg.model_name),
+            spec.original_model if is_bridge and not processed else None,
+            tokenizer=given if own is None else own,
+            name=str(getattr(spec.cfg, "model_name", "HookedTransformer")),
             revision=None,
         )
         model.processed = processed
-        return model
-    if hasattr(spec, "hook_dict") and hasattr(spec, "cfg"):
-        name = str(getattr(spec.cfg, "model_name", "HookedTransformer"))
-        return Model(spec, None, tokenizer=tokenizer or getattr(spec, "tokenizer", None), name=name, revision=None)
-    if isinstance(spec, nn.Module) and hasattr(spec, "config") and hasattr(spec, "generate"):
-        name = str(getattr(spec.config, "name_or_path", "") or type(spec).__name__)
-        return _two_views(spec, tokenizer, name, None)
-    raise ModelError(
+        return model, []
+    if not isinstance(spec, nn.Module):
+        raise _no_model(spec)
+    module, notes = _unwrapped(spec)
+    if not hasattr(module, "config") or not hasattr(module, "generate"):
+        raise _no_model(module)
+    name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)
+    check_causal(name, module.config)
+    _check_place(name, module)
+    return _fitted(Reading(module, given, notes), name, None)
+
+
+def _no_model(spec: Any) -> ModelError:
+    return ModelError(
         f"an object of type {type(spec).__name__}",
         "a name, a folder, a Hugging Face causal language model, a TransformerBridge or a HookedTransformer",
-        "pass one of these to load_model",
+        "pass one of these to load_model; of a Hugging Face model the whole, with its head for the next token",
     )
+
+
+def _unwrapped(spec: nn.Module) -> tuple[Any, list[str]]:
+    """The module inside the wrappers of compiling, data parallelism and peft."""
+    module: Any = spec
+    notes: list[str] = []
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif hasattr(module, "_orig_mod"):  # torch.compile
+            module = module._orig_mod
+        elif hasattr(module, "peft_config") and hasattr(module, "merge_and_unload"):
+            from mechrep.models.adapters import merged_copy
+
+            module = merged_copy(module)
+            notes.append("a PeftModel: its adapter was merged into a copy of the base; later changes to it do not show")
+        else:
+            return module, notes
+
+
+def _check_place(name: str, module: nn.Module) -> None:
+    """Refuse what cannot be hooked where it stands: unloaded or spread weights, compiled or adapted parts."""
+    devices = sorted({str(weight.device) for weight in module.parameters()})
+    parts = [part for part in module.modules() if part is not module]
+    complaint = ""
+    if "meta" in devices:
+        complaint = "weights that are not loaded (on the device 'meta')"
+    elif len(devices) > 1:
+        complaint = f"weights on several devices ({', '.join(devices)})"
+    elif any(hasattr(part, "_orig_mod") for part in parts) or any(
+        getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
+    ):
+        complaint = "compiled parts, on which hooks do not fire"
+    elif any(hasattr(part, "lora_A") or hasattr(part, "base_layer") for part in parts):
+        complaint = "an adapter that is not merged"
+    elif hasattr(module, "hf_quantizer"):
+        complaint = "quantised weights, which analyses cannot read"
+    if complaint:
+        raise ModelError(
+            f"a model object {name!r} with {complaint}",
+            "a plain module on one device",
+            "load it by name (adapters: save_pretrained, then that folder; several devices: device_map=; quantised: "
+            "module.dequantize()), or give the object as it was before",
+        )

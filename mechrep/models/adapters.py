@@ -1,0 +1,98 @@
+"""Adapters (LoRA and its kind): a base and a small change to its weights, merged into one plain model."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mechrep.errors import ModelError
+from mechrep.models.sources import Options, Reading, Source, listening, locate, read_model
+from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
+
+
+def read_adapter(source: Source, settings: dict[str, Any], options: Options) -> Reading:
+    """The base that an adapter names, with the adapter merged into its weights.
+
+    Args:
+        source: where the adapter lies.
+        settings: its ``adapter_config.json``.
+        options: how to load; the revision is the adapter's.
+
+    Raises:
+        ModelError: its base cannot be read, peft is not installed, or the two do not fit.
+    """
+    base, kind = settings.get("base_model_name_or_path"), settings.get("peft_type", "")
+    what = f"{source.name!r}: this is an adapter ({kind or 'of unknown kind'})"
+    if not base:
+        raise ModelError(what, "an adapter that names its base", "merge it into its base and load that model")
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(
+            f"{what} for {base!r}", "the package peft, to merge it", "pip install 'mechrep[peft]', or merge it yourself"
+        )
+    if source.local and not (Path(source.where) / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{what} without adapter_model.safetensors", "its weights as safetensors", "save it again with peft"
+        )
+    try:
+        found = read_model(_base(str(base), source), replace(options, revision=settings.get("revision")))
+    except ModelError as error:
+        raise ModelError(
+            f"{what} for the base {base!r}, which cannot be loaded ({error.given})",
+            "a base that can be loaded: an existing folder, or a hub name that can be reached",
+            "write its place into base_model_name_or_path of adapter_config.json, or merge the adapter with peft "
+            f"(merge_and_unload) and load that; for the base: {error.remedy}",
+        ) from error
+    with listening(source) as said:
+        module = _merge(source, what, found.module, options.revision)
+        tokenizer = found.tokenizer
+        if source.local and has_tokenizer(Path(source.where)):
+            tokenizer = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code)
+    note = f"an adapter ({kind}), merged into its base {base!r}"
+    return Reading(module, tokenizer, [note, *found.notes, *said])
+
+
+def _base(name: str, adapter: Source) -> Source:
+    """The base; a relative path may be meant from the adapter's folder."""
+    beside = Path(adapter.where) / name
+    if adapter.local and not Path(name).expanduser().exists() and beside.is_dir():
+        return locate(str(beside))
+    return locate(name)
+
+
+def _merge(source: Source, what: str, base: nn.Module, revision: str | None) -> nn.Module:
+    import peft
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    to_do = "check that the adapter was trained on this base, or merge it with peft (merge_and_unload) and load that"
+    try:
+        settings: Any = peft.PeftConfig.from_pretrained(source.where, **options)
+        if settings.is_prompt_learning:
+            raise ModelError(what, "an adapter of weights, which can be merged", "mechrep cannot read learned prompts")
+        settings.inference_mode = True
+        wrapped: Any = peft.PeftModel(base, settings)  # pyright: ignore[reportArgumentType]
+        report = wrapped.load_adapter(source.where, "default", **options)
+        if report.missing_keys or report.unexpected_keys:
+            names = sorted([*report.missing_keys, *report.unexpected_keys])[:3]
+            raise ModelError(f"{what} whose weights do not fit its settings: {', '.join(names)}", "a whole one", to_do)
+        return wrapped.merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ModelError(f"{what} that does not fit its base", "the base it was trained on",
+                         f"{to_do}; peft said: {first_line(error)}") from error  # fmt: skip
+
+
+def merged_copy(wrapped: Any) -> nn.Module:
+    """A plain copy of a ``PeftModel`` with its active adapters merged into the weights.
+
+    Raises:
+        ModelError: its adapter cannot be merged (learned prompts).
+    """
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            "a PeftModel with learned prompts", "an adapter of weights, which can be merged", "give the base model"
+        )
+    return copy.deepcopy(wrapped).merge_and_unload()

@@ -1,0 +1,445 @@
+"""Reading a model from a disk or the hub: what a name stands for, and whether what was read is that model.
+
+transformers warns where a file holds other weights than its configuration names, and goes on.  Here that is an error:
+another model would be measured.  What is left out on purpose (heads for several tokens at once, the vision tower of a
+text decoder) is said.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from mechrep.errors import ModelError
+from mechrep.models import tiny
+from mechrep.models.model import quiet_boot
+from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
+
+# Buffers of older files: masks, positions and rotary frequencies, all computed anew from the configuration.
+_BUFFERS = re.compile(r"(rotary_emb\.(\w+_)?inv_freq|(attn|attention)\.(masked_)?bias|position_ids)$")
+_LATER_TOKENS = re.compile(r"(^|\.)mtp(\.|_)")  # heads that predict several tokens at once
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_OTHER_HEADS = re.compile(r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward|NextSentence")
+_EXTRAS = {"gguf": "gguf", "bitsandbytes": "bnb"}  # package: extra of mechrep
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is to be loaded; see :func:`~mechrep.models.load.load_model`."""
+
+    revision: str | None = None
+    dtype: torch.dtype | str = "auto"
+    device_map: str | dict[str, Any] | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name stands for.
+
+    Attributes:
+        name: as the user wrote it.
+        where: an absolute path of a folder, or a hub name.
+        gguf: the name of a GGUF file in it, or ``None``.
+        local: whether it is a folder of this machine.
+    """
+
+    name: str
+    where: str
+    gguf: str | None = None
+    local: bool = True
+
+
+@dataclass
+class Reading:
+    """What was read: a module, its tokenizer (or ``None``), and what the user should be told about it."""
+
+    module: Any
+    tokenizer: Any
+    notes: list[str] = field(default_factory=list)
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def locate(name: str) -> Source:
+    """What a name stands for: a folder, a GGUF file, or a model on the hub.
+
+    Raises:
+        ModelError: a path that is not there, or that holds no model that can be read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(name, path.resolve())
+    if path.is_file():
+        return _file(name, path.resolve())
+    if name.count("/") == 2 and name.endswith(".gguf") and not name.startswith((".", "/", "~")):
+        owner, repository, file = name.split("/")
+        return Source(name, f"{owner}/{repository}", file, local=False)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise ModelError(f"path {name!r}", "an existing folder with config.json and weights", "check the path")
+    return Source(name, name, local=False)
+
+
+def _folder(name: str, path: Path) -> Source:
+    weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    gguf = sorted(path.glob("*.gguf"))
+    adapter, config = (path / "adapter_config.json").is_file(), (path / "config.json").is_file()
+    if adapter and weights:
+        raise ModelError(
+            f"folder {name!r} with weights ({weights[0].name}) and an adapter (adapter_config.json)",
+            "one model",
+            "move the adapter into a folder of its own and load that, or take it away",
+        )
+    if adapter or (config and (weights or not gguf)):
+        pickled = [] if weights or adapter else sorted(path.glob("pytorch_model*.bin"))
+        if pickled:
+            raise ModelError(
+                f"folder {name!r} with its weights in {pickled[0].name} alone",
+                "weights as safetensors: a pickle file can run code when it is read",
+                "if you trust it, convert it once: transformers.AutoModelForCausalLM.from_pretrained(folder)"
+                ".save_pretrained(new_folder), the tokenizer likewise",
+            )
+        return Source(name, str(path))
+    if len(gguf) > 1:
+        listed = ", ".join(file.name for file in gguf[:4])
+        raise ModelError(f"folder {name!r} with {len(gguf)} GGUF files", "one of them", f"name the file: {listed}")
+    if gguf:
+        return _file(name, gguf[0])
+    raise ModelError(
+        f"folder {name!r} without config.json", "a model in Hugging Face format", "save it with save_pretrained"
+    )
+
+
+def _file(name: str, path: Path) -> Source:
+    if path.suffix != ".gguf":
+        raise ModelError(f"file {name!r}", "a folder with config.json and weights, or a GGUF file", "give its folder")
+    if re.search(r"-\d{5}-of-\d{5}$", path.stem):
+        raise ModelError(
+            f"file {name!r}, one of several parts", "a GGUF file in one part", "join them: llama-gguf-split --merge"
+        )
+    return Source(name, str(path.parent), path.name)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_model(source: Source, options: Options) -> Reading:
+    """The module and tokenizer of a source, every weight of its file in its place.
+
+    Raises:
+        ModelError: it cannot be read, is no causal language model, or is not the model that its configuration names.
+    """
+    adapter = _adapter_settings(source, options)
+    if adapter is not None:
+        from mechrep.models.adapters import read_adapter
+
+        return read_adapter(source, adapter, options)
+    shared: dict[str, Any] = {"revision": options.revision} if options.revision else {}
+    shared |= {"local_files_only": True} if source.local else {}
+    shared |= {"gguf_file": source.gguf} if source.gguf else {}
+    with listening(source) as said:
+        try:
+            module, report, notes = _read_weights(source, options, shared)
+        except ImportError as error:
+            raise _missing_package(source, error) from error
+        except (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, SafetensorError) as error:
+            raise ModelError(
+                f"model {source.name!r}" + (f" at revision {options.revision!r}" if options.revision else ""),
+                f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local "
+                "folder with config.json and weights",
+                f"check the spelling and the network; the loader said: {first_line(error)}",
+            ) from error
+        left_out = check_report(source, module, report, options.revision)
+        tokenizer = None
+        if source.gguf or not source.local or has_tokenizer(Path(source.where)):
+            tokenizer = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code, **shared)
+    return Reading(module, tokenizer, [*notes, *left_out, *said])
+
+
+def _read_weights(source: Source, options: Options, shared: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source.where, trust_remote_code=options.trust_remote_code, **shared)
+    check_causal(source.name, config)
+    extra, notes = _dequantised(source, config)
+    extra |= {"device_map": options.device_map} if options.device_map is not None else {}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.where,
+        config=config,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        ignore_mismatched_sizes=True,  # the report says which, and check_report refuses them
+        output_loading_info=True,
+        **shared,
+        **extra,
+    )
+    module, report = loaded
+    if hasattr(module, "hf_quantizer"):
+        module = module.dequantize(dtype=None if options.dtype == "auto" else options.dtype)
+    return module, report, notes
+
+
+@contextmanager
+def listening(source: Source) -> Iterator[list[str]]:
+    """Collect what the libraries warn of while they load, instead of letting them print it beside their reports.
+
+    Progress bars of local folders are off; a download shows its own.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    logger, bars = transformers_logging.get_logger("transformers"), transformers_logging.is_progress_bar_enabled()
+    before = logger.handlers[:], logger.level
+    said: list[str] = []
+    collector = _Collector(said)
+    logger.handlers[:] = [collector]
+    logger.setLevel(logging.WARNING)
+    if source.local:
+        transformers_logging.disable_progress_bar()
+    with quiet_boot(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield said
+        finally:
+            logger.handlers[:], level = before
+            logger.setLevel(level)
+            if source.local and bars:
+                transformers_logging.enable_progress_bar()
+            said.extend(str(one.message) for one in caught if one.category is UserWarning)
+
+
+class _Collector(logging.Handler):
+    """Keeps warnings; the report on weights is checked by itself."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "LOAD REPORT" not in message and "is deprecated" not in message:
+            self.said.append(" ".join(message.split()))
+
+
+def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None:
+    """What ``adapter_config.json`` says, if there is one."""
+    if source.gguf:
+        return None
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    with listening(source):
+        try:
+            file = find_adapter_config_file(
+                source.where, revision=options.revision or "main", local_files_only=source.local
+            )
+        except (OSError, ValueError):  # the model itself will not be found either, and says so better
+            return None
+    if file is None:
+        return None
+    try:
+        return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ModelError(
+            f"adapter {source.name!r}", "adapter_config.json as JSON", f"save the adapter again: {error}"
+        ) from error
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+
+
+def check_causal(name: str, config: Any) -> None:
+    """Refuse what does not predict the next token: encoders, encoder-decoders, heads for classes.
+
+    Raises:
+        ModelError: naming what it is.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, heads = config.model_type, ", ".join(getattr(config, "architectures", None) or [])
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    decoder = getattr(config, "is_decoder", False)
+    complaint = ""
+    if getattr(config, "is_encoder_decoder", False):
+        complaint = "an encoder-decoder, whose decoder cannot be read alone"
+    elif _OTHER_HEADS.search(heads) and not decoder:
+        complaint = f"saved as {heads}, without a head for the next token"
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (decoder or getattr(config, "causal", False)):
+        complaint = "an encoder, where every position sees the whole text"
+    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
+        complaint = "which transformers does not know as a causal language model"
+    if complaint:
+        raise ModelError(
+            f"{name!r} ({kind}), {complaint}",
+            "a causal language model, where each position predicts the next token from those before",
+            "choose a decoder; a model of another kind that contains one can be given as that decoder, an object",
+        )
+
+
+def _dequantised(source: Source, config: Any) -> tuple[dict[str, Any], list[str]]:
+    """Options that make transformers unpack quantised weights while it loads, and what to say about it.
+
+    Raises:
+        ModelError: transformers cannot unpack this kind.
+    """
+    if source.gguf:
+        import transformers
+
+        kind = getattr(transformers, "GgufConfig", None)  # older versions always unpack
+        unpack = {} if kind is None else {"quantization_config": kind(dequantize=True)}
+        return unpack, [f"read from the GGUF file {source.gguf}: weights are those of its quantisation, unpacked"]
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return {}, []
+    import inspect
+
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+    from transformers.quantizers.base import HfQuantizer
+
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(settings.get("quant_method", ""))
+    if method == "bitsandbytes":
+        method += "_8bit" if settings.get("load_in_8bit") else "_4bit"
+    note = f"weights are those of the quantisation {method!r}, unpacked; the original model's are a little different"
+    kind, quantizer = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method), AUTO_QUANTIZER_MAPPING.get(method)
+    if kind is not None and "dequantize" in inspect.signature(kind.__init__).parameters:
+        config.quantization_config = settings | {"dequantize": True}
+        return {}, [note]
+    if quantizer is not None and quantizer._dequantize is not HfQuantizer._dequantize:
+        return {}, [note]
+    raise ModelError(
+        f"{source.name!r}, whose weights are packed by {method!r}",
+        "weights as numbers: analyses read them, and transformers cannot unpack these",
+        "load the model that it was made from, or a version in bf16, fp8 or GGUF",
+    )
+
+
+def _missing_package(source: Source, error: ImportError) -> ModelError:
+    said = str(error)
+    package = next((package for package in _EXTRAS if package in said.lower()), None)
+    remedy = f"pip install 'mechrep[{_EXTRAS[package]}]'" if package else "install it"
+    return ModelError(
+        f"model {source.name!r}, which needs a package that is not installed",
+        f"{package or 'it'} beside transformers",
+        f"{remedy}; the loader said: {first_line(error)}",
+    )
+
+
+# -- whether it is that model -----------------------------------------------------------------------------------------
+
+
+def check_report(source: Source, module: Any, report: dict[str, Any], revision: str | None) -> list[str]:
+    """Refuse weights that are missing, of another size, or without a place; say what is left out on purpose.
+
+    Args:
+        source: where it was read.
+        module: what was read.
+        report: transformers' ``output_loading_info``.
+        revision: of a hub model.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        ModelError: naming the weights.
+    """
+    name, config = source.name, module.config
+    if report["mismatched_keys"]:
+        listed = [f"{key} {_shape(have)} where config.json makes it {_shape(want)}"
+                  for key, have, want in sorted(report["mismatched_keys"])]  # fmt: skip
+        raise ModelError(
+            f"weights of {name!r} of another size: {_some(listed)}",
+            "the sizes that config.json names",
+            "give the folder its own config.json",
+        )
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise ModelError(
+            f"weights of {name!r} without {_some(sorted(report['missing_keys']))}",
+            "all weights of the architecture that config.json names",
+            "save the whole model with save_pretrained",
+        )
+    surplus = [key for key in sorted(report["unexpected_keys"]) if not _BUFFERS.search(key)]
+    wrong = [key for key in surplus if not _predicts_later_tokens(key, config)]
+    if wrong:
+        lora = any("lora_" in key for key in wrong)
+        mend = (
+            "merge the adapter (merge_and_unload) and save that" if lora else "correct config.json (num_hidden_layers?)"
+        )
+        raise ModelError(
+            f"weights of {name!r} that {type(module).__name__} has no place for: {_some(wrong)}",
+            "the weights of the architecture that config.json names and no others: else another model is measured",
+            f"{mend}; if these weights do not matter, load it with transformers and give the object",
+        )
+    left_out = sorted({*surplus, *_ignored_on_purpose(source, module, revision)})
+    return [f"left out, as transformers does: {_some(left_out)}"] if left_out else []
+
+
+def _predicts_later_tokens(key: str, config: Any) -> bool:
+    """Whether a weight belongs to the heads for several tokens at once, behind the last layer."""
+    layer, text = _LAYER.search(key), config.get_text_config()
+    more = getattr(text, "num_nextn_predict_layers", 0) or 0
+    behind = bool(layer) and 0 <= int(layer.group(1)) - text.num_hidden_layers < more
+    return behind or bool(_LATER_TOKENS.search(key))
+
+
+def _ignored_on_purpose(source: Source, module: Any, revision: str | None) -> Iterable[str]:
+    """Weights in the file that the architecture tells transformers not to report."""
+    patterns = [*(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or [])]
+    if not patterns or source.gguf:
+        return []
+    ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
+    return [key for key in _names_in_file(source, revision) if ignored.search(key) and not _BUFFERS.search(key)]
+
+
+def _names_in_file(source: Source, revision: str | None) -> Iterable[str]:
+    """Names of all tensors of a model, off its index or the header of its one file."""
+    from transformers.utils.hub import cached_file
+
+    where: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    where |= {"local_files_only": True}
+    index = cached_file(source.where, "model.safetensors.index.json", **where)
+    if index is not None:
+        return list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+    file = cached_file(source.where, "model.safetensors", **where)
+    if file is None:
+        return []
+    with safe_open(file, "pt") as weights:
+        return list(weights.keys())
+
+
+def check_finite(name: str, module: nn.Module) -> None:
+    """Refuse weights that are not numbers: every later value would be none either.
+
+    Raises:
+        ModelError: naming the tensor.
+    """
+    for key, weight in module.named_parameters():
+        if weight.numel() and weight.is_floating_point() and weight.element_size() > 1:
+            low, high = torch.aminmax(weight.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise ModelError(
+                    f"{name!r}, whose weight {key} is not finite (NaN or infinite values)",
+                    "weights that are numbers",
+                    "take an earlier checkpoint; in float16, large weights overflow: convert to bfloat16 or float32",
+                )
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
