@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ from typing import Any
 from torch import nn
 
 from mechrep.errors import ModelError
+from mechrep.models.model import quiet_boot
 from mechrep.models.sources import Options, Reading, Source, listening, locate, read_model
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
 
 
-def read_adapter(source: Source, settings: dict[str, Any], options: Options) -> Reading:
+def read_adapter(source: Source, settings: dict[str, Any], options: Options, *, tokenizer: bool = True) -> Reading:
     """The base that an adapter names, with the adapter merged into its weights.
 
     Args:
         source: where the adapter lies.
         settings: its ``adapter_config.json``.
         options: how to load; the revision is the adapter's.
+        tokenizer: read one too: the adapter's, else its base's.
 
     Raises:
         ModelError: its base cannot be read, peft is not installed, or the two do not fit.
@@ -39,7 +42,8 @@ def read_adapter(source: Source, settings: dict[str, Any], options: Options) -> 
             f"{what} without adapter_model.safetensors", "its weights as safetensors", "save it again with peft"
         )
     try:
-        found = read_model(_base(str(base), source), replace(options, revision=settings.get("revision")))
+        based = replace(options, revision=settings.get("revision"))
+        found = read_model(_base(str(base), source), based, tokenizer=tokenizer)
     except ModelError as error:
         raise ModelError(
             f"{what} for the base {base!r}, which cannot be loaded ({error.given})",
@@ -49,11 +53,11 @@ def read_adapter(source: Source, settings: dict[str, Any], options: Options) -> 
         ) from error
     with listening(source) as said:
         module = _merge(source, what, found.module, options.revision)
-        tokenizer = found.tokenizer
-        if source.local and has_tokenizer(Path(source.where)):
-            tokenizer = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code)
+        own = found.tokenizer
+        if tokenizer and source.local and has_tokenizer(Path(source.where)):
+            own = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code)
     note = f"an adapter ({kind}), merged into its base {base!r}"
-    return Reading(module, tokenizer, [note, *found.notes, *said])
+    return Reading(module, own, [note, *found.notes, *said])
 
 
 def _base(name: str, adapter: Source) -> Source:
@@ -72,7 +76,7 @@ def _merge(source: Source, what: str, base: nn.Module, revision: str | None) -> 
     try:
         settings: Any = peft.PeftConfig.from_pretrained(source.where, **options)
         if settings.is_prompt_learning:
-            raise ModelError(what, "an adapter of weights, which can be merged", "mechrep cannot read learned prompts")
+            raise ModelError(what, "an adapter of weights, which can be merged", "learned prompts: give the base")
         settings.inference_mode = True
         wrapped: Any = peft.PeftModel(base, settings)  # pyright: ignore[reportArgumentType]
         report = wrapped.load_adapter(source.where, "default", **options)
@@ -85,14 +89,29 @@ def _merge(source: Source, what: str, base: nn.Module, revision: str | None) -> 
                          f"{to_do}; peft said: {first_line(error)}") from error  # fmt: skip
 
 
+def is_adapted(module: Any) -> bool:
+    """Whether an object is peft's: a base wrapped with an adapter."""
+    if "peft" not in sys.modules:
+        return False
+    import peft
+
+    return isinstance(module, (peft.PeftModel, peft.PeftMixedModel))
+
+
 def merged_copy(wrapped: Any) -> nn.Module:
     """A plain copy of a ``PeftModel`` with its active adapters merged into the weights.
 
     Raises:
-        ModelError: its adapter cannot be merged (learned prompts).
+        ModelError: its adapter cannot be merged, or is switched off.
     """
-    if wrapped.active_peft_config.is_prompt_learning:
-        raise ModelError(
-            "a PeftModel with learned prompts", "an adapter of weights, which can be merged", "give the base model"
-        )
-    return copy.deepcopy(wrapped).merge_and_unload()
+    to_do = "give the base, or the model that merge_and_unload returns"
+    what = f"an object of type {type(wrapped).__name__}"
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        raise ModelError(f"{what} with learned prompts", "an adapter of weights, which can be merged", to_do)
+    if any(getattr(part, "disable_adapters", False) is True for part in wrapped.modules()):
+        raise ModelError(f"{what} whose adapter is switched off", "an adapter that is on", to_do)
+    try:
+        with quiet_boot():
+            return copy.deepcopy(wrapped).merge_and_unload()
+    except (ValueError, NotImplementedError) as error:
+        raise ModelError(f"{what}", "an adapter that can be merged", f"{to_do}; peft said: {error}") from error

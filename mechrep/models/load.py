@@ -11,6 +11,7 @@ from torch import nn
 
 from mechrep.errors import InputError, ModelError
 from mechrep.models import tiny
+from mechrep.models.adapters import is_adapted, merged_copy
 from mechrep.models.contract import check_contract
 from mechrep.models.model import Model, bridge, quiet_boot, twin_sharing_parameters
 from mechrep.models.sources import Options, Reading, check_causal, check_finite, locate, read_model
@@ -168,7 +169,7 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
         raise ModelError(
             f"revision {options.revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint"
         )
-    found = read_model(source, options)
+    found = read_model(source, options, tokenizer=given is None)
     found.tokenizer = given if given is not None else found.tokenizer
     if options.device_map is not None:
         return _spread(found, name, options.revision)
@@ -263,9 +264,7 @@ def _unwrapped(spec: nn.Module) -> tuple[Any, list[str]]:
             module = module.module
         elif hasattr(module, "_orig_mod"):  # torch.compile
             module = module._orig_mod
-        elif hasattr(module, "peft_config") and hasattr(module, "merge_and_unload"):
-            from mechrep.models.adapters import merged_copy
-
+        elif is_adapted(module):
             module = merged_copy(module)
             notes.append("a PeftModel: its adapter was merged into a copy of the base; later changes to it do not show")
         else:
@@ -284,7 +283,7 @@ def _check_place(name: str, module: nn.Module) -> None:
     elif any(hasattr(part, "_orig_mod") for part in parts) or any(
         getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
     ):
-        complaint = "compiled parts, on which hooks do not fire"
+        complaint = "compiled parts, in which hooks can be passed over"
     elif any(hasattr(part, "lora_A") or hasattr(part, "base_layer") for part in parts):
         complaint = "an adapter that is not merged"
     elif hasattr(module, "hf_quantizer"):

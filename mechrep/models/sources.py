@@ -7,12 +7,13 @@ text decoder) is said.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
 # Buffers of older files: masks, positions and rotary frequencies, all computed anew from the configuration.
 _BUFFERS = re.compile(r"(rotary_emb\.(\w+_)?inv_freq|(attn|attention)\.(masked_)?bias|position_ids)$")
 _LATER_TOKENS = re.compile(r"(^|\.)mtp(\.|_)")  # heads that predict several tokens at once
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\b(?:layers|h|blocks)\.(\d+)\.")
 _OTHER_HEADS = re.compile(r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward|NextSentence")
 _EXTRAS = {"gguf": "gguf", "bitsandbytes": "bnb"}  # package: extra of mechrep
 
@@ -135,8 +136,13 @@ def _file(name: str, path: Path) -> Source:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_model(source: Source, options: Options) -> Reading:
+def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> Reading:
     """The module and tokenizer of a source, every weight of its file in its place.
+
+    Args:
+        source: what :func:`locate` found.
+        options: how to load it.
+        tokenizer: read its tokenizer too.
 
     Raises:
         ModelError: it cannot be read, is no causal language model, or is not the model that its configuration names.
@@ -145,7 +151,7 @@ def read_model(source: Source, options: Options) -> Reading:
     if adapter is not None:
         from mechrep.models.adapters import read_adapter
 
-        return read_adapter(source, adapter, options)
+        return read_adapter(source, adapter, options, tokenizer=tokenizer)
     shared: dict[str, Any] = {"revision": options.revision} if options.revision else {}
     shared |= {"local_files_only": True} if source.local else {}
     shared |= {"gguf_file": source.gguf} if source.gguf else {}
@@ -155,24 +161,19 @@ def read_model(source: Source, options: Options) -> Reading:
         except ImportError as error:
             raise _missing_package(source, error) from error
         except (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, SafetensorError) as error:
-            raise ModelError(
-                f"model {source.name!r}" + (f" at revision {options.revision!r}" if options.revision else ""),
-                f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local "
-                "folder with config.json and weights",
-                f"check the spelling and the network; the loader said: {first_line(error)}",
-            ) from error
+            raise _unreadable(source, options.revision, error) from error
         left_out = check_report(source, module, report, options.revision)
-        tokenizer = None
-        if source.gguf or not source.local or has_tokenizer(Path(source.where)):
-            tokenizer = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code, **shared)
-    return Reading(module, tokenizer, [*notes, *left_out, *said])
+        own = None
+        if tokenizer and (source.gguf or not source.local or has_tokenizer(Path(source.where))):
+            own = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code, **shared)
+    return Reading(module, own, [*notes, *left_out, *said])
 
 
 def _read_weights(source: Source, options: Options, shared: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source.where, trust_remote_code=options.trust_remote_code, **shared)
-    check_causal(source.name, config)
+    check_causal(source.name, config, saved=True)
     extra, notes = _dequantised(source, config)
     extra |= {"device_map": options.device_map} if options.device_map is not None else {}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -188,10 +189,22 @@ def _read_weights(source: Source, options: Options, shared: dict[str, Any]) -> t
     module, report = loaded
     if hasattr(module, "hf_quantizer"):
         module = module.dequantize(dtype=None if options.dtype == "auto" else options.dtype)
+    if notes:
+        embedding = module.get_input_embeddings().weight.dtype
+        _settle_dtype(module, options.dtype if isinstance(options.dtype, torch.dtype) else embedding)
     return module, report, notes
 
 
-@contextmanager
+def _settle_dtype(module: Any, dtype: torch.dtype) -> None:
+    """What was not packed in a quantised file keeps the file's type; here all get one."""
+    wide = [*(getattr(module, "_keep_in_fp32_modules", None) or [])]
+    wide += [*(getattr(module, "_keep_in_fp32_modules_strict", None) or [])]
+    for name, weight in module.named_parameters():
+        if weight.is_floating_point() and not any(part in name.split(".") for part in wide):
+            weight.data = weight.data.to(dtype)
+
+
+@contextlib.contextmanager
 def listening(source: Source) -> Iterator[list[str]]:
     """Collect what the libraries warn of while they load, instead of letting them print it beside their reports.
 
@@ -207,7 +220,8 @@ def listening(source: Source) -> Iterator[list[str]]:
     logger.setLevel(logging.WARNING)
     if source.local:
         transformers_logging.disable_progress_bar()
-    with quiet_boot(), warnings.catch_warnings(record=True) as caught:
+    quiet = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()  # bars of its own
+    with quiet, quiet_boot(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield said
@@ -220,7 +234,7 @@ def listening(source: Source) -> Iterator[list[str]]:
 
 
 class _Collector(logging.Handler):
-    """Keeps warnings; the report on weights is checked by itself."""
+    """Keeps warnings; the report on weights and the unpacking are told by mechrep itself."""
 
     def __init__(self, said: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -228,7 +242,7 @@ class _Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if "LOAD REPORT" not in message and "is deprecated" not in message:
+        if not any(known in message for known in ("LOAD REPORT", "is deprecated", "dequantize")):
             self.said.append(" ".join(message.split()))
 
 
@@ -258,16 +272,18 @@ def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None
 # -- what it is -------------------------------------------------------------------------------------------------------
 
 
-def check_causal(name: str, config: Any) -> None:
+def check_causal(name: str, config: Any, *, saved: bool = False) -> None:
     """Refuse what does not predict the next token: encoders, encoder-decoders, heads for classes.
+
+    Args:
+        name: how the user named it.
+        config: its configuration.
+        saved: it is about to be read, so what it was saved as decides too.
 
     Raises:
         ModelError: naming what it is.
     """
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     kind, heads = config.model_type, ", ".join(getattr(config, "architectures", None) or [])
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -275,17 +291,17 @@ def check_causal(name: str, config: Any) -> None:
     complaint = ""
     if getattr(config, "is_encoder_decoder", False):
         complaint = "an encoder-decoder, whose decoder cannot be read alone"
-    elif _OTHER_HEADS.search(heads) and not decoder:
+    elif saved and _OTHER_HEADS.search(heads) and not decoder:
         complaint = f"saved as {heads}, without a head for the next token"
     elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (decoder or getattr(config, "causal", False)):
         complaint = "an encoder, where every position sees the whole text"
-    elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
+    elif saved and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
         complaint = "which transformers does not know as a causal language model"
     if complaint:
         raise ModelError(
             f"{name!r} ({kind}), {complaint}",
             "a causal language model, where each position predicts the next token from those before",
-            "choose a decoder; a model of another kind that contains one can be given as that decoder, an object",
+            "choose a decoder; if this one contains a decoder, give that, as an object",
         )
 
 
@@ -300,7 +316,7 @@ def _dequantised(source: Source, config: Any) -> tuple[dict[str, Any], list[str]
 
         kind = getattr(transformers, "GgufConfig", None)  # older versions always unpack
         unpack = {} if kind is None else {"quantization_config": kind(dequantize=True)}
-        return unpack, [f"read from the GGUF file {source.gguf}: weights are those of its quantisation, unpacked"]
+        return unpack, [f"the GGUF file {source.gguf}: quantised weights are unpacked"]
     settings = getattr(config, "quantization_config", None)
     if settings is None:
         return {}, []
@@ -313,7 +329,7 @@ def _dequantised(source: Source, config: Any) -> tuple[dict[str, Any], list[str]
     method = str(settings.get("quant_method", ""))
     if method == "bitsandbytes":
         method += "_8bit" if settings.get("load_in_8bit") else "_4bit"
-    note = f"weights are those of the quantisation {method!r}, unpacked; the original model's are a little different"
+    note = f"weights are those of the quantisation {method!r}, unpacked; activations are not rounded"
     kind, quantizer = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method), AUTO_QUANTIZER_MAPPING.get(method)
     if kind is not None and "dequantize" in inspect.signature(kind.__init__).parameters:
         config.quantization_config = settings | {"dequantize": True}
@@ -327,13 +343,23 @@ def _dequantised(source: Source, config: Any) -> tuple[dict[str, Any], list[str]
     )
 
 
+def _unreadable(source: Source, revision: str | None, error: Exception) -> ModelError:
+    check = "its files" if source.local else "the spelling and the network"
+    return ModelError(
+        f"model {source.name!r}" + (f" at revision {revision!r}" if revision else ""),
+        f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local folder "
+        "with config.json and weights",
+        f"check {check}; the loader said: {first_line(error)}",
+    )
+
+
 def _missing_package(source: Source, error: ImportError) -> ModelError:
     said = str(error)
     package = next((package for package in _EXTRAS if package in said.lower()), None)
     remedy = f"pip install 'mechrep[{_EXTRAS[package]}]'" if package else "install it"
     return ModelError(
         f"model {source.name!r}, which needs a package that is not installed",
-        f"{package or 'it'} beside transformers",
+        f"{package or 'that package'} beside transformers",
         f"{remedy}; the loader said: {first_line(error)}",
     )
 
@@ -368,7 +394,7 @@ def check_report(source: Source, module: Any, report: dict[str, Any], revision: 
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise ModelError(
             f"weights of {name!r} without {_some(sorted(report['missing_keys']))}",
-            "all weights of the architecture that config.json names",
+            "all weights of the architecture that its configuration names",
             "save the whole model with save_pretrained",
         )
     surplus = [key for key in sorted(report["unexpected_keys"]) if not _BUFFERS.search(key)]
@@ -380,7 +406,7 @@ def check_report(source: Source, module: Any, report: dict[str, Any], revision: 
         )
         raise ModelError(
             f"weights of {name!r} that {type(module).__name__} has no place for: {_some(wrong)}",
-            "the weights of the architecture that config.json names and no others: else another model is measured",
+            "the weights of the architecture that its configuration names, else another model is measured",
             f"{mend}; if these weights do not matter, load it with transformers and give the object",
         )
     left_out = sorted({*surplus, *_ignored_on_purpose(source, module, revision)})
@@ -389,10 +415,14 @@ def check_report(source: Source, module: Any, report: dict[str, Any], revision: 
 
 def _predicts_later_tokens(key: str, config: Any) -> bool:
     """Whether a weight belongs to the heads for several tokens at once, behind the last layer."""
-    layer, text = _LAYER.search(key), config.get_text_config()
-    more = getattr(text, "num_nextn_predict_layers", 0) or 0
-    behind = bool(layer) and 0 <= int(layer.group(1)) - text.num_hidden_layers < more
-    return behind or bool(_LATER_TOKENS.search(key))
+    more = getattr(config.get_text_config(), "num_nextn_predict_layers", 0) or 0
+    return 0 <= _layers_beyond(key, config) < more or bool(_LATER_TOKENS.search(key))
+
+
+def _layers_beyond(key: str, config: Any) -> int:
+    """How far behind the last layer a weight lies; negative within the model."""
+    layer = _LAYER.search(key)
+    return int(layer.group(1)) - config.get_text_config().num_hidden_layers if layer else -1
 
 
 def _ignored_on_purpose(source: Source, module: Any, revision: str | None) -> Iterable[str]:

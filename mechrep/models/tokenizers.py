@@ -80,7 +80,7 @@ def read_tokenizer(name: str, *, trust_remote_code: bool = False, **options: Any
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(
-            f"tokenizer {name!r}", _WANTED, f"check its files; the loader said: {first_line(error)}"
+            f"tokenizer {name!r}", _WANTED, f"check its files, or pass tokenizer=; the loader said: {first_line(error)}"
         ) from error
 
 
@@ -144,5 +144,6 @@ def fit_tokenizer(tokenizer: Any, d_vocab: int) -> tuple[Any, list[str]]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """The first line of what an error says, and the next where that one only announces it."""
+    lines = [line.strip() for line in (str(error).strip() or repr(error)).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
