@@ -12,9 +12,10 @@ from torch import nn
 from mechrep.errors import InputError, ModelError
 from mechrep.models import tiny
 from mechrep.models.adapters import is_adapted, merged_copy
+from mechrep.models.checks import check_causal, check_finite
 from mechrep.models.contract import check_contract
 from mechrep.models.model import Model, bridge, quiet_boot, twin_sharing_parameters
-from mechrep.models.sources import Options, Reading, check_causal, check_finite, locate, read_model
+from mechrep.models.sources import Options, Reading, locate, read_model
 from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 
 
@@ -178,7 +179,7 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
 
 
 def _fitted(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
-    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module))
+    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module), found.module.config)
     return _two_views(found.module, tokenizer, name, revision), [*found.notes, *notes]
 
 
@@ -213,7 +214,7 @@ def _two_views(module: nn.Module, tokenizer: Any, name: str, revision: str | Non
 
 def _spread(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
     """A model over several devices: its one module is wrapped, and is the plain view too."""
-    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module))
+    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module), found.module.config)
     with quiet_boot():
         tl = bridge(found.module, tokenizer, name, found.module.dtype)
     return Model(tl, tl.original_model, tokenizer=tokenizer, name=name, revision=revision), [*found.notes, *notes]

@@ -1,9 +1,4 @@
-"""Reading a model from a disk or the hub: what a name stands for, and whether what was read is that model.
-
-transformers warns where a file holds other weights than its configuration names, and goes on.  Here that is an error:
-another model would be measured.  What is left out on purpose (heads for several tokens at once, the vision tower of a
-text decoder) is said.
-"""
+"""Reading a model from a disk or the hub: what a name stands for, and how it is read."""
 
 from __future__ import annotations
 
@@ -20,18 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from mechrep.errors import ModelError
 from mechrep.models import tiny
+from mechrep.models.checks import check_causal, check_report, is_wrapper
 from mechrep.models.model import quiet_boot
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
 
-# Buffers of older files: masks, positions and rotary frequencies, all computed anew from the configuration.
-_BUFFERS = re.compile(r"(rotary_emb\.(\w+_)?inv_freq|(attn|attention)\.(masked_)?bias|position_ids)$")
-_LATER_TOKENS = re.compile(r"(^|\.)mtp(\.|_)")  # heads that predict several tokens at once
-_LAYER = re.compile(r"\b(?:layers|h|blocks)\.(\d+)\.")
-_OTHER_HEADS = re.compile(r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward|NextSentence")
 _EXTRAS = {"gguf": "gguf", "bitsandbytes": "bnb"}  # package: extra of mechrep
 
 
@@ -152,31 +142,40 @@ def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> R
         from mechrep.models.adapters import read_adapter
 
         return read_adapter(source, adapter, options, tokenizer=tokenizer)
+    from transformers import AutoConfig
+
     shared: dict[str, Any] = {"revision": options.revision} if options.revision else {}
     shared |= {"local_files_only": True} if source.local else {}
     shared |= {"gguf_file": source.gguf} if source.gguf else {}
     with listening(source) as said:
         try:
-            module, report, notes = _read_weights(source, options, shared)
+            config = AutoConfig.from_pretrained(source.where, trust_remote_code=options.trust_remote_code, **shared)
+            check_causal(source.name, config, saved=True)
+            module, report, notes = _read_weights(source, config, options, shared)
         except ImportError as error:
             raise _missing_package(source, error) from error
         except (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, SafetensorError) as error:
             raise _unreadable(source, options.revision, error) from error
-        left_out = check_report(source, module, report, options.revision)
+        left_out = check_report(source.name, config, module, report, _names_in_file(source, options.revision))
         own = None
         if tokenizer and (source.gguf or not source.local or has_tokenizer(Path(source.where))):
             own = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code, **shared)
     return Reading(module, own, [*notes, *left_out, *said])
 
 
-def _read_weights(source: Source, options: Options, shared: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _read_weights(
+    source: Source, config: Any, options: Options, shared: dict[str, Any]
+) -> tuple[Any, dict[str, Any], list[str]]:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(source.where, trust_remote_code=options.trust_remote_code, **shared)
-    check_causal(source.name, config, saved=True)
     extra, notes = _dequantised(source, config)
+    unpacked = bool(notes)
     extra |= {"device_map": options.device_map} if options.device_map is not None else {}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    kind: Any = AutoModelForCausalLM
+    if is_wrapper(config):
+        kind = AutoModelForImageTextToText
+        notes.append("a vision-language model, of which the text decoder is measured")
+    module, report = kind.from_pretrained(
         source.where,
         config=config,
         dtype=options.dtype,
@@ -186,10 +185,9 @@ def _read_weights(source: Source, options: Options, shared: dict[str, Any]) -> t
         **shared,
         **extra,
     )
-    module, report = loaded
     if hasattr(module, "hf_quantizer"):
         module = module.dequantize(dtype=None if options.dtype == "auto" else options.dtype)
-    if notes:
+    if unpacked:
         embedding = module.get_input_embeddings().weight.dtype
         _settle_dtype(module, options.dtype if isinstance(options.dtype, torch.dtype) else embedding)
     return module, report, notes
@@ -269,40 +267,7 @@ def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None
         ) from error
 
 
-# -- what it is -------------------------------------------------------------------------------------------------------
-
-
-def check_causal(name: str, config: Any, *, saved: bool = False) -> None:
-    """Refuse what does not predict the next token: encoders, encoder-decoders, heads for classes.
-
-    Args:
-        name: how the user named it.
-        config: its configuration.
-        saved: it is about to be read, so what it was saved as decides too.
-
-    Raises:
-        ModelError: naming what it is.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    kind, heads = config.model_type, ", ".join(getattr(config, "architectures", None) or [])
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    decoder = getattr(config, "is_decoder", False)
-    complaint = ""
-    if getattr(config, "is_encoder_decoder", False):
-        complaint = "an encoder-decoder, whose decoder cannot be read alone"
-    elif saved and _OTHER_HEADS.search(heads) and not decoder:
-        complaint = f"saved as {heads}, without a head for the next token"
-    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (decoder or getattr(config, "causal", False)):
-        complaint = "an encoder, where every position sees the whole text"
-    elif saved and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
-        complaint = "which transformers does not know as a causal language model"
-    if complaint:
-        raise ModelError(
-            f"{name!r} ({kind}), {complaint}",
-            "a causal language model, where each position predicts the next token from those before",
-            "choose a decoder; if this one contains a decoder, give that, as an object",
-        )
+# -- what transformers is told and what it says -----------------------------------------------------------------------
 
 
 def _dequantised(source: Source, config: Any) -> tuple[dict[str, Any], list[str]]:
@@ -364,78 +329,10 @@ def _missing_package(source: Source, error: ImportError) -> ModelError:
     )
 
 
-# -- whether it is that model -----------------------------------------------------------------------------------------
-
-
-def check_report(source: Source, module: Any, report: dict[str, Any], revision: str | None) -> list[str]:
-    """Refuse weights that are missing, of another size, or without a place; say what is left out on purpose.
-
-    Args:
-        source: where it was read.
-        module: what was read.
-        report: transformers' ``output_loading_info``.
-        revision: of a hub model.
-
-    Returns:
-        What to tell the user.
-
-    Raises:
-        ModelError: naming the weights.
-    """
-    name, config = source.name, module.config
-    if report["mismatched_keys"]:
-        listed = [f"{key} {_shape(have)} where config.json makes it {_shape(want)}"
-                  for key, have, want in sorted(report["mismatched_keys"])]  # fmt: skip
-        raise ModelError(
-            f"weights of {name!r} of another size: {_some(listed)}",
-            "the sizes that config.json names",
-            "give the folder its own config.json",
-        )
-    if report["missing_keys"]:  # transformers would fill them with random numbers
-        raise ModelError(
-            f"weights of {name!r} without {_some(sorted(report['missing_keys']))}",
-            "all weights of the architecture that its configuration names",
-            "save the whole model with save_pretrained",
-        )
-    surplus = [key for key in sorted(report["unexpected_keys"]) if not _BUFFERS.search(key)]
-    wrong = [key for key in surplus if not _predicts_later_tokens(key, config)]
-    if wrong:
-        lora = any("lora_" in key for key in wrong)
-        mend = (
-            "merge the adapter (merge_and_unload) and save that" if lora else "correct config.json (num_hidden_layers?)"
-        )
-        raise ModelError(
-            f"weights of {name!r} that {type(module).__name__} has no place for: {_some(wrong)}",
-            "the weights of the architecture that its configuration names, else another model is measured",
-            f"{mend}; if these weights do not matter, load it with transformers and give the object",
-        )
-    left_out = sorted({*surplus, *_ignored_on_purpose(source, module, revision)})
-    return [f"left out, as transformers does: {_some(left_out)}"] if left_out else []
-
-
-def _predicts_later_tokens(key: str, config: Any) -> bool:
-    """Whether a weight belongs to the heads for several tokens at once, behind the last layer."""
-    more = getattr(config.get_text_config(), "num_nextn_predict_layers", 0) or 0
-    return 0 <= _layers_beyond(key, config) < more or bool(_LATER_TOKENS.search(key))
-
-
-def _layers_beyond(key: str, config: Any) -> int:
-    """How far behind the last layer a weight lies; negative within the model."""
-    layer = _LAYER.search(key)
-    return int(layer.group(1)) - config.get_text_config().num_hidden_layers if layer else -1
-
-
-def _ignored_on_purpose(source: Source, module: Any, revision: str | None) -> Iterable[str]:
-    """Weights in the file that the architecture tells transformers not to report."""
-    patterns = [*(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or [])]
-    if not patterns or source.gguf:
-        return []
-    ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
-    return [key for key in _names_in_file(source, revision) if ignored.search(key) and not _BUFFERS.search(key)]
-
-
 def _names_in_file(source: Source, revision: str | None) -> Iterable[str]:
     """Names of all tensors of a model, off its index or the header of its one file."""
+    if source.gguf:
+        return []
     from transformers.utils.hub import cached_file
 
     where: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
@@ -448,28 +345,3 @@ def _names_in_file(source: Source, revision: str | None) -> Iterable[str]:
         return []
     with safe_open(file, "pt") as weights:
         return list(weights.keys())
-
-
-def check_finite(name: str, module: nn.Module) -> None:
-    """Refuse weights that are not numbers: every later value would be none either.
-
-    Raises:
-        ModelError: naming the tensor.
-    """
-    for key, weight in module.named_parameters():
-        if weight.numel() and weight.is_floating_point() and weight.element_size() > 1:
-            low, high = torch.aminmax(weight.detach())
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise ModelError(
-                    f"{name!r}, whose weight {key} is not finite (NaN or infinite values)",
-                    "weights that are numbers",
-                    "take an earlier checkpoint; in float16, large weights overflow: convert to bfloat16 or float32",
-                )
-
-
-def _shape(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

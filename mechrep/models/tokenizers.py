@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from mechrep.errors import ModelError
 
 _WANTED = "tokenizer: a Hugging Face tokenizer, a tokenizers.Tokenizer, a folder, a hub name or a tokenizer.json"
+_MARK = re.compile(r"[<\[].+[>\]]")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -103,16 +105,18 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / file).exists() for file in _FILES)
 
 
-def fit_tokenizer(tokenizer: Any, d_vocab: int) -> tuple[Any, list[str]]:
+def fit_tokenizer(tokenizer: Any, d_vocab: int, config: Any) -> tuple[Any, list[str]]:
     """The tokenizer as both views use it, after checking that the model knows its ids.
 
     TransformerLens reads a tokenizer again from where it once came from, to switch its BOS on.  One made in memory
     comes from nowhere, and one that was changed after reading would lose the change.  So it is given a shallow copy
-    that says that this has been done; BOS is added by hand where it is wanted.
+    that says that this has been done; BOS is added by hand where it is wanted.  A bare vocabulary, without any special
+    token, takes those of the model's configuration: TransformerLens would invent one that has no embedding.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or ``None``.
         d_vocab: rows of the model's embedding.
+        config: the model's, for special ids.
 
     Returns:
         The copy, and what the user should be told.
@@ -138,9 +142,26 @@ def fit_tokenizer(tokenizer: Any, d_vocab: int) -> tuple[Any, list[str]]:
             f"the model has {d_vocab} ids, and a text with such a token cannot be read"
         )
     own = copy.copy(tokenizer)
+    vars(own).update({key: copy.copy(part) for key, part in vars(tokenizer).items() if isinstance(part, (dict, list))})
     name = tokenizer.init_kwargs.get("name_or_path") or tokenizer.name_or_path
-    own.init_kwargs = {**tokenizer.init_kwargs, "name_or_path": name, "add_bos_token": True}
-    return own, notes
+    own.init_kwargs |= {"name_or_path": name, "add_bos_token": True}
+    return _with_special_tokens(own, d_vocab, config), notes
+
+
+def _with_special_tokens(tokenizer: Any, d_vocab: int, config: Any) -> Any:
+    """A bare vocabulary with the special tokens of the configuration, where their ids stand for marks like ``<s>``."""
+    kinds = ("bos_token", "eos_token", "pad_token")
+    if any(getattr(tokenizer, kind) is not None for kind in kinds):
+        return tokenizer
+    ids = {kind: getattr(config, f"{kind}_id", None) for kind in kinds}
+    tokens = {kind: tokenizer.convert_ids_to_tokens(number) for kind, number in ids.items()
+              if isinstance(number, int) and 0 <= number < d_vocab}  # fmt: skip
+    marks = {kind: token for kind, token in tokens.items() if token is not None and _MARK.fullmatch(token)}
+    if not marks:
+        return tokenizer
+    own = copy.deepcopy(tokenizer)  # its vocabulary learns that these are whole tokens
+    own.add_special_tokens(marks)
+    return own
 
 
 def first_line(error: Exception) -> str:
