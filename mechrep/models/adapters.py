@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +18,20 @@ from mechrep.models.sources import Options, Reading, Source, listening, locate, 
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
 
 
-def read_adapter(source: Source, settings: dict[str, Any], options: Options, *, tokenizer: bool = True) -> Reading:
-    """The base that an adapter names, with the adapter merged into its weights.
+def read(source: Source, options: Options, *, tokenizer: bool = True) -> Reading:
+    """The module and tokenizer of a source; of an adapter, its base with the adapter merged into the weights.
 
     Args:
-        source: where the adapter lies.
-        settings: its ``adapter_config.json``.
+        source: where the model or the adapter lies.
         options: how to load; the revision is the adapter's.
         tokenizer: read one too: the adapter's, else its base's.
 
     Raises:
-        ModelError: its base cannot be read, peft is not installed, or the two do not fit.
+        ModelError: it cannot be read, the base of an adapter cannot, peft is not installed, or the two do not fit.
     """
+    settings = _adapter_settings(source, options)
+    if settings is None:
+        return read_model(source, options, tokenizer=tokenizer)
     base, kind = settings.get("base_model_name_or_path"), settings.get("peft_type", "")
     what = f"{source.name!r}: this is an adapter ({kind or 'of unknown kind'})"
     if not base:
@@ -58,6 +61,29 @@ def read_adapter(source: Source, settings: dict[str, Any], options: Options, *, 
             own = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code)
     note = f"an adapter ({kind}), merged into its base {base!r}"
     return Reading(module, own, [note, *found.notes, *said])
+
+
+def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None:
+    """What ``adapter_config.json`` says, if there is one."""
+    if source.gguf:
+        return None
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    with listening(source):
+        try:
+            file = find_adapter_config_file(
+                source.where, revision=options.revision or "main", local_files_only=source.local
+            )
+        except (OSError, ValueError):  # the model itself will not be found either, and says so better
+            return None
+    if file is None:
+        return None
+    try:
+        return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ModelError(
+            f"adapter {source.name!r}", "adapter_config.json as JSON", f"save the adapter again: {error}"
+        ) from error
 
 
 def _base(name: str, adapter: Source) -> Source:

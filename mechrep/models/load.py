@@ -11,11 +11,11 @@ from torch import nn
 
 from mechrep.errors import InputError, ModelError
 from mechrep.models import tiny
-from mechrep.models.adapters import is_adapted, merged_copy
+from mechrep.models.adapters import is_adapted, merged_copy, read
 from mechrep.models.checks import check_causal, check_finite
 from mechrep.models.contract import check_contract
 from mechrep.models.model import Model, bridge, quiet_boot, twin_sharing_parameters
-from mechrep.models.sources import Options, Reading, locate, read_model
+from mechrep.models.sources import Options, Reading, locate
 from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 
 
@@ -170,7 +170,7 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
         raise ModelError(
             f"revision {options.revision!r} of the folder {name!r}", "no revision", "give the folder of that checkpoint"
         )
-    found = read_model(source, options, tokenizer=given is None)
+    found = read(source, options, tokenizer=given is None)
     found.tokenizer = given if given is not None else found.tokenizer
     if options.device_map is not None:
         return _spread(found, name, options.revision)

@@ -137,11 +137,6 @@ def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> R
     Raises:
         ModelError: it cannot be read, is no causal language model, or is not the model that its configuration names.
     """
-    adapter = _adapter_settings(source, options)
-    if adapter is not None:
-        from mechrep.models.adapters import read_adapter
-
-        return read_adapter(source, adapter, options, tokenizer=tokenizer)
     from transformers import AutoConfig
 
     shared: dict[str, Any] = {"revision": options.revision} if options.revision else {}
@@ -242,29 +237,6 @@ class _Collector(logging.Handler):
         message = record.getMessage()
         if not any(known in message for known in ("LOAD REPORT", "is deprecated", "dequantize")):
             self.said.append(" ".join(message.split()))
-
-
-def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None:
-    """What ``adapter_config.json`` says, if there is one."""
-    if source.gguf:
-        return None
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    with listening(source):
-        try:
-            file = find_adapter_config_file(
-                source.where, revision=options.revision or "main", local_files_only=source.local
-            )
-        except (OSError, ValueError):  # the model itself will not be found either, and says so better
-            return None
-    if file is None:
-        return None
-    try:
-        return dict(json.loads(Path(file).read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ModelError(
-            f"adapter {source.name!r}", "adapter_config.json as JSON", f"save the adapter again: {error}"
-        ) from error
 
 
 # -- what transformers is told and what it says -----------------------------------------------------------------------
