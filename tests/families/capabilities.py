@@ -38,7 +38,7 @@ class Case:
     def __init__(self, name: str, family: Family) -> None:
         self.name, self.family = name, family
         self.module = build(family)
-        self.plain = oracles.plain(self.module)
+        self.plain = oracles.plain(family, self.module)
 
     @functools.cached_property
     def model(self) -> Any:
@@ -100,7 +100,7 @@ def compare(
             _must_refuse(case, site, beyond or range(case.family.n_layers))
         stated = tuple(layer for layer in stated if layer in wanted[0])
     if not stated:
-        mechrep.CorpusCache(case.model, case.corpus).get(site, layers=[min(wanted[0])])
+        mechrep.CorpusCache(case.model, case.corpus).get(site, layers=[min(wanted[0], default=0)])
         raise Difference(f"{site.value} is given where the anatomy says that there is none")
     values = mechrep.CorpusCache(case.model, case.corpus).get(site, layers=list(stated))
     for place, layer in enumerate(stated):
@@ -127,6 +127,18 @@ def _must_refuse(case: Case, site: Site, layers: Iterable[int]) -> None:
         except MechrepError:
             continue
         raise Difference(f"{site.value} of layer {layer}, where the model has nothing of the kind, is given as numbers")
+
+
+def _must_add_up(case: Case) -> None:
+    """What a part adds to the residual stream means nothing where norms stand in the stream."""
+    if case.family.rewritten:
+        raise Difference("parts are said to add to a residual stream that is rewritten by norms")
+
+
+def _must_be_seen(case: Case) -> None:
+    """Patterns of another computation than the model's are nobody's."""
+    if case.family.blind:
+        raise Difference("patterns are given that are not those of the model's own attention")
 
 
 # -- reading --------------------------------------------------------------------------------------------------
@@ -161,7 +173,7 @@ def residual_stream(case: Case) -> str:
     """``RESID_PRE``, ``RESID_POST``, and ``RESID_MID`` where attention and MLP follow each other."""
     compare(case, Site.RESID_PRE, lambda seen, _: seen.before)
     compare(case, Site.RESID_POST, lambda seen, _: seen.after)
-    if case.model.anatomy.has(Site.RESID_MID):
+    if case.model.anatomy.has(Site.RESID_MID) and not case.family.rewritten:
         compare(case, Site.RESID_MID, lambda seen, _: seen.middle)
     return ""
 
@@ -181,6 +193,7 @@ def pattern_rows(case: Case) -> str:
         found[layer][:, :, first : first + rows.shape[2], : rows.shape[3]] = rows
 
     read_attention_rows(case.model, case.corpus.tokens, keep, layers=list(layers), queries=7)
+    _must_be_seen(case)
     for layer in layers:
         for number, seen in enumerate(case.seen):
             size = len(case.texts[number])
@@ -257,6 +270,7 @@ def attention_sinks(case: Case) -> str:
     """``AttentionSinks``: attention to the first position; what a learned sink takes is not at any position."""
     layers = case.family.with_attention
     found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.AttentionSinks())[0].alpha
+    _must_be_seen(case)
     for layer in layers:
         alpha = torch.stack([seen.pattern[layer][:, 1:, 0].mean(-1) for seen in case.seen]).mean(0)
         same(f"attention to the first position, layer {layer}", found[layer], alpha)
@@ -272,6 +286,7 @@ def sink_neurons(case: Case) -> str:
 
     layer = case.family.dense[-1] if case.family.dense else 0
     found = score(case.model, case.corpus, layer).contribution[0]
+    _must_add_up(case)
     if not case.family.dense:
         return _expert_lengths(case, found, layer)
     added = [oracles.neurons(case.family, case.plain, seen, layer)[:, 0].norm(dim=-1) for seen in case.seen]
@@ -440,7 +455,7 @@ def _hooks(module: Any) -> int:
 
 # -- writing --------------------------------------------------------------------------------------------------
 
-_NEW = 12  # from 24 on past every switch
+_NEW = 10  # from 24 on past every switch
 
 
 def _prompts(case: Case) -> Any:
@@ -511,6 +526,7 @@ def direct_logits(case: Case) -> str:
     corpus = mechrep.Corpus.from_tokens([ids], model=case.model, frame=pd.DataFrame(facts | {"text_kind": "induced"}))
     analyzer = TextKindContrast(case.model)
     found = mechrep.CorpusCache(case.model, corpus).run(analyzer)[0]
+    _must_add_up(case)
     family, model = case.family, case.plain
     seen = oracles.look(family, model, ids)
     raw = oracles.uncapped(family, seen.logits)
@@ -547,6 +563,7 @@ def circuits(case: Case) -> str:
     from mechrep.measures.head_circuits import HeadCircuits
 
     pieces, seen = HeadCircuits(case.model), case.seen[0]
+    _must_add_up(case)
     for layer in case.family.with_attention:
         factor, _ = pieces.writing_scale(layer, seen.z[layer])
         written = torch.einsum("phd,hdm->hpm", seen.z[layer].double(), pieces.writing(layer).double()) * factor.double()
@@ -560,6 +577,7 @@ def circuits(case: Case) -> str:
 def first_layer(case: Case) -> str:
     """``FirstTokenDetection``: attention of the first layer to other tokens than the own."""
     found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.FirstTokenDetection.of(case.model))[0]
+    _must_be_seen(case)
     masses = []
     for ids, seen in zip(case.texts, case.seen, strict=True):
         others = torch.tensor(ids)[:, None] != torch.tensor(ids)[None]

@@ -90,6 +90,15 @@ _BLOOM: dict[str, Any] = {
     "middle": "post_attention_layernorm",
     "down": "mlp.dense_4h_to_h",
 }
+_NEOX: dict[str, Any] = {
+    **_GPT,
+    "layers": "gpt_neox.layers",
+    "attention": "attention",
+    "output": "attention.dense",
+    "middle": None,
+    "down": "mlp.dense_4h_to_h",
+    "norm": "gpt_neox.final_layer_norm",
+}
 _OPT: dict[str, Any] = {
     "output": "self_attn.out_proj",
     "middle": "final_layer_norm",
@@ -113,15 +122,12 @@ DENSE: dict[str, Family] = {
     "GPT-NeoX": Family(
         of("GPTNeoXForCausalLM", SMALL),
         "parallel attention and MLP, fused query, key and value",
-        layers="gpt_neox.layers",
-        attention="attention",
-        output="attention.dense",
-        middle=None,
-        act="mlp.act",
-        down="mlp.dense_4h_to_h",
-        up=None,
-        norm="gpt_neox.final_layer_norm",
-        n_kv=4,
+        **_NEOX,
+    ),
+    "GPT-NeoX, sequential": Family(
+        of("GPTNeoXForCausalLM", SMALL, use_parallel_residual=False),
+        "attention before the MLP, fused query, key and value",
+        **{**_NEOX, "middle": "post_attention_layernorm"},
     ),
     "GPT-J": Family(
         of("GPTJForCausalLM", SHORT, rotary_dim=4),
@@ -154,6 +160,19 @@ DENSE: dict[str, Family] = {
         ),
         "learned positions with an offset of 2, ReLU, the MLP lies in the layer itself",
         **{**_OPT, "layers": "model.decoder.layers", "norm": "model.decoder.final_layer_norm"},
+    ),
+    "OPT-350m": Family(
+        of(
+            "OPTForCausalLM",
+            {key: value for key, value in SMALL.items() if key != "intermediate_size"},
+            TIED,
+            ffn_dim=D_MLP,
+            word_embed_proj_dim=16,
+            do_layer_norm_before=False,
+        ),
+        "norms in the residual stream itself, embeddings narrower than the stream",
+        **{**_OPT, "layers": "model.decoder.layers", "norm": "model.decoder.project_out"},
+        rewritten=True,
     ),
     "BLOOM": Family(
         of(
@@ -213,6 +232,12 @@ DENSE: dict[str, Family] = {
         "one key-value head, parallel attention and MLP behind one norm",
         **{**_BLOOM, "middle": None, "n_kv": 1},
     ),
+    "Falcon RW": Family(
+        of("FalconForCausalLM", _FALCON, multi_query=False, parallel_attn=False, alibi=True, bias=True),
+        "ALiBi, which transformers counts twice where it computes attention step by step; attention before the MLP",
+        **_BLOOM,
+        blind=True,
+    ),
     "Falcon (new decoder)": Family(
         of("FalconForCausalLM", _FALCON, num_kv_heads=2, new_decoder_architecture=True),
         "grouped heads, parallel attention and MLP, each behind a norm of its own",
@@ -220,6 +245,7 @@ DENSE: dict[str, Family] = {
     ),
     "GPTBigCode": Family(of("GPTBigCodeForCausalLM", SHORT), "one key-value head", **{**_GPT, "n_kv": 1}),
     "Llama": Family(of("LlamaForCausalLM", GROUPED), "grouped heads, gated MLP"),
+    "Llama, biases": Family(of("LlamaForCausalLM", GROUPED, attention_bias=True, mlp_bias=True), "biases everywhere"),
     "Llama 3": Family(
         of(
             "LlamaForCausalLM",
@@ -252,6 +278,12 @@ DENSE: dict[str, Family] = {
         window=WINDOW,
     ),
     "Qwen2": Family(of("Qwen2ForCausalLM", GROUPED), "biases on query, key and value"),
+    "Qwen2, windows": Family(
+        of("Qwen2ForCausalLM", GROUPED, FOUR, SLIDING, use_sliding_window=True, max_window_layers=2),
+        "windows of 8 in the upper layers",
+        n_layers=4,
+        window=WINDOW,
+    ),
     "Qwen3": Family(of("Qwen3ForCausalLM", WIDE), "norms on queries and keys"),
     "Gemma": Family(of("GemmaForCausalLM", WIDE, TIED), "a scaled, tied embedding; gains are added to 1"),
     "Gemma 2": Family(

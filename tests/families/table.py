@@ -7,6 +7,7 @@ NAME`` does one family.  The exit status is 1 where a cell is wrong.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 import warnings
@@ -42,7 +43,7 @@ def because(error: MechrepError, architecture: str) -> str:
     said = f"it takes {error.expected}, and what was given is {error.given}"
     for name in (f"'{architecture}' ({architecture})", f"{architecture} ({architecture})", f"'{architecture}'"):
         said = said.replace(name, architecture)
-    return said.replace(architecture, "the model")
+    return re.sub(rf"(?<!type )(?<!class ){architecture}", "the model", said)
 
 
 def row(name: str, family: Family, capabilities: Iterable[Capability] = CAPABILITIES) -> Row:

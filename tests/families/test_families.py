@@ -53,7 +53,7 @@ def test_texts_do_not_see_their_future(name: str) -> None:
     changed = oracles.logits(model, [*IDS[:20], 3 + IDS[20] % 50, *IDS[21:]])
     assert (changed[-1] - whole[-1]).abs().max() > 0
     if family.window is not None:
-        pattern = oracles.look(family, oracles.plain(model), IDS).pattern
+        pattern = oracles.look(family, oracles.plain(family, model), IDS).pattern
         assert min(float(rows[:, -1, : len(IDS) - family.window].abs().max()) for rows in pattern.values()) == 0
 
 
@@ -94,7 +94,7 @@ def test_attention_at_the_first_position_is_that_row_of_the_pattern(name: str) -
 
     family, model = made(name)
     layer, moved = family.with_attention[-1], [1, 3]
-    asked = family.part(twin := oracles.plain(model), layer, family.attention)
+    asked = family.part(twin := oracles.plain(family, model), layer, family.attention)
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any) -> Any:
         eager = sys.modules[type(module).__module__].eager_attention_forward

@@ -55,6 +55,8 @@ class Family:
         logit_scale: factor on the final logits (before the cap).
         switch: text length past which positions are computed another way.
         window: attention window; ``None``: none.
+        rewritten: norms stand in the residual stream itself, so that parts do not add up to it.
+        blind: transformers' step-by-step attention is another computation than its usual one; nobody sees the pattern.
         refused: no causal decoder with softmax attention: mechrep must say so.
     """
 
@@ -90,6 +92,8 @@ class Family:
     logit_scale: float = 1.0
     switch: int | None = None
     window: int | None = None
+    rewritten: bool = False
+    blind: bool = False
     refused: bool = False
 
     @property
