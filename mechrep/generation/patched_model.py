@@ -40,9 +40,10 @@ from mechrep.errors import InputError
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.hooks import Place
 from mechrep.interventions.ops import Combined, Intervention, SinkPatch
-from mechrep.models.anatomy import PlainHandles, Site, find_handles
+from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
-from mechrep.models.reading import find_up_projections
+from mechrep.models.neurons import columns_of, looking_at, refuse_routed
+from mechrep.models.parts import PlainHandles, find_handles
 
 NOT_YET = torch.iinfo(torch.long).max
 
@@ -302,13 +303,16 @@ class PatchedModel:
         self._passes: dict[int, _Pass] = {}  # by thread: a module may serve several
         decoder = _decoder(self.module, handles.layers[0])
         self._signature = inspect.signature(decoder.forward)
-        up_projections = find_up_projections(self.module, handles)
-        _check_width(patch, self.module, handles)
-        self._handles: list[Any] = [
-            decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
-            decoder.register_forward_hook(self._end),
-            *(up_projections[layer].edit(partial(self._hold, layer=layer)) for layer in self._neurons),
-        ]
+        _check_width(patch, handles)
+        for layer, neurons in self._neurons.items():
+            refuse_routed(handles, layer, neurons)
+        self._hooks = ExitStack()
+        self._hooks.callback(decoder.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        self._hooks.callback(decoder.register_forward_hook(self._end).remove)
+        for layer in self._neurons:
+            look = partial(self._hold, layer=layer)
+            self._hooks.enter_context(looking_at(self.module, handles, Site.UP_PROJ, layer, look))
+        self._active = True
         _patched.add(self.module)
 
     def __getattr__(self, name: str) -> Any:
@@ -328,16 +332,15 @@ class PatchedModel:
         self.remove()
 
     def __repr__(self) -> str:
-        state = "" if self._handles else ", removed"
+        state = "" if self._active else ", removed"
         return f"PatchedModel({type(self.module).__name__}, {self.patch}{state})"
 
     def remove(self) -> None:
         """Take the patch out of the model; calling it again does nothing."""
-        for handle in self._handles:
-            handle.remove()
-        if self._handles:
+        self._hooks.close()
+        if self._active:
             _patched.discard(self.module)
-        self._handles, self._passes = [], {}
+        self._active, self._passes = False, {}
 
     def _begin(self, _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the decoder: which rows are these, and where in their texts is this pass?"""
@@ -371,18 +374,20 @@ class PatchedModel:
             if hasattr(part, "get_seq_length"):
                 row_levels(part)[self._owner] = now.rows
 
-    def _hold(self, up: Float[Tensor, "*batch_pos d_mlp"], layer: int) -> Tensor:
+    def _hold(self, up: Float[Tensor, "batch pos column"], columns: slice, layer: int) -> Tensor | None:
         now = self._passes.get(threading.get_ident())
         if now is None:
             raise InputError(
                 "a part of a patched model, run on its own", "the whole decoder", "call the model, or remove the patch"
             )
-        index = torch.tensor(self._neurons[layer], device=up.device)
-        values = up[..., index].view(*now.edited.shape, len(index))
+        index = torch.tensor(self._neurons[layer], device=up.device) - columns.start
+        if int(index.min()) < 0:  # the routed experts, whose neurons are not held
+            return None
+        values = up[..., index]
         level = now.rows.catch(layer, values, now.anchor_here.to(up.device))
         held = torch.where(now.edited.to(up.device)[..., None], level[:, None], values)
         edited = up.clone()
-        edited[..., index] = held.view(*up.shape[:-1], len(index))
+        edited[..., index] = held
         return edited
 
 
@@ -437,19 +442,14 @@ def _held(patch: Intervention, n_layers: int) -> dict[int, tuple[int, ...]]:
     return held
 
 
-def _check_width(patch: Intervention, module: nn.Module, handles: PlainHandles) -> None:
+def _check_width(patch: Intervention, handles: PlainHandles) -> None:
     """Refuse layers and neurons that the model does not have, before it runs."""
     for part in patch.parts if isinstance(patch, Combined) else (patch,):
         if isinstance(part, Combined):
-            _check_width(part, module, handles)
+            _check_width(part, handles)
         elif isinstance(part, SinkPatch):
-            part.check(len(handles.layers), _d_mlp(handles))
-
-
-def _d_mlp(handles: PlainHandles) -> int:
-    """Inputs of the output matrix; Conv1D of GPT-2 keeps its matrix the other way round than Linear."""
-    output: Any = handles.mlp_outputs[0]
-    return int(output.in_features if hasattr(output, "in_features") else output.weight.shape[0])
+            widest = max(columns_of(handles, layer)[1].stop for layer in range(len(handles.layers)))
+            part.check(len(handles.layers), widest)
 
 
 @contextmanager
@@ -538,9 +538,9 @@ class _WholePassEdits(EditTable):
         self.aim(torch.zeros(len(tokens), dtype=torch.long, device=self.conditions.device), real)
         self._first = real.int().argmax(1)
 
-    def _edit(self, activation: Float[Tensor, "batch pos unit"], place: Place) -> Tensor:
+    def _edit(self, activation: Float[Tensor, "batch pos unit"], columns: slice, place: Place) -> Tensor:
         if place[0] is not Site.PATTERN or self._mask is None:
-            return super()._edit(activation, place)
+            return super()._edit(activation, columns, place)
         factor, offset = (table[self._condition][:, None] for table in self.tables[place])
         first = activation[torch.arange(len(activation), device=activation.device), self._first][:, None]
         return torch.where(self._mask[..., None], activation * factor + offset * first, activation)

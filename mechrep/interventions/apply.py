@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,9 @@ from mechrep.errors import InputError
 from mechrep.interventions.hooks import Edits, Holds, Place, in_order
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
+from mechrep.models.attention import reading_of
 from mechrep.models.model import Model
-from mechrep.models.reading import find_up_projections
+from mechrep.models.neurons import looking_at, refuse_routed
 
 
 class HeldLevels:
@@ -51,6 +52,9 @@ class HeldLevels:
         first_tokens: Sequence[int] | None,
     ) -> None:
         self.layers: list[int] = sorted({layer for holds in chosen for layer in holds})
+        if model.handles is not None:
+            for layer in self.layers:
+                refuse_routed(model.handles, layer, [n for holds in chosen for n in holds.get(layer, ())])
         device = conditions.device
         if self.layers and first_tokens is None:
             raise InputError(
@@ -100,9 +104,13 @@ class HeldLevels:
                 "run the whole text, or what comes before the edit, through the same table",
             )
 
-    def apply(self, up: Float[Tensor, "batch pos d_mlp"], layer: int) -> Float[Tensor, "batch pos d_mlp"]:
-        """Catch the levels of anchors in this pass; hold what is to be held."""
-        index, rows = self.neurons[layer].to(up.device), self._rows
+    def apply(
+        self, up: Float[Tensor, "batch pos column"], layer: int, columns: slice
+    ) -> Float[Tensor, "batch pos column"] | None:
+        """Catch the levels of anchors in this pass; hold what is to be held, if it is among these columns."""
+        index, rows = self.neurons[layer].to(up.device) - columns.start, self._rows
+        if not len(index) or int(index.min()) < 0:
+            return None
         values, here = up[..., index], self._here.to(up.device)
         caught = here.any(1)
         at_anchor = values[torch.arange(len(values), device=up.device), here.int().argmax(1)]
@@ -113,8 +121,23 @@ class HeldLevels:
         return edited
 
 
+def refuse_gated(model: Model) -> None:
+    """Refuse to move attention where heads do not read values by their pattern alone.
+
+    Raises:
+        InputError: the values pass a gate or a norm of the model's own.
+    """
+    seen = reading_of(model)
+    if seen.rows and not seen.plain:
+        raise InputError(
+            f"attention of {model.name} ({model.anatomy.architecture}) moved to the first position",
+            "heads that give their pattern times the values: behind these stands a gate or a norm",
+            "zero or mean-ablate the heads instead",
+        )
+
+
 _FIRST_TOKENS_PER_BATCH = 256
-Change = Callable[[Tensor], Tensor]
+Change = Callable[[Tensor, slice], Tensor]
 
 
 class EditTable:
@@ -170,6 +193,7 @@ class EditTable:
         self._first_values: dict[int, Float[Tensor, "first unit"]] = {}
         moving = {number for number, edits in enumerate(chosen, 1) if any(site is Site.PATTERN for site, _ in edits)}
         if moving:
+            refuse_gated(model)
             if first_tokens is None or starts is None:
                 raise InputError(
                     "attention moved to the first position of rows whose first tokens are unknown",
@@ -205,7 +229,7 @@ class EditTable:
         tokens, conditions = torch.tensor(list(firsts), device=self.model.device).unbind(-1)
         kept: dict[int, list[Tensor]] = {layer: [] for site, layer in self.tables if site is Site.PATTERN}
 
-        def keep(z: Tensor, layer: int) -> Tensor:
+        def keep(z: Tensor, _columns: slice, layer: int) -> Tensor:
             kept[layer].append(z[:, 0].clone())
             return z  # at position 0 attention is where it is moved to
 
@@ -250,10 +274,11 @@ class EditTable:
     def _at(self, place: Place) -> Change:
         return partial(self._edit, place=place)
 
-    def _edit(self, activation: Float[Tensor, "batch pos unit"], place: Place) -> Tensor:
+    def _edit(self, activation: Float[Tensor, "batch pos unit"], columns: slice, place: Place) -> Tensor:
+        """The edit of these columns of a place."""
         if self._mask is None:
             return activation
-        factor, offset = (table[self._condition][:, None] for table in self.tables[place])
+        factor, offset = (table[self._condition][:, None, columns] for table in self.tables[place])
         if place[0] is Site.PATTERN:
             offset = offset * self._first_values[place[1]][self._first][:, None]
         return torch.where(self._mask[..., None], activation * factor + offset, activation)
@@ -265,15 +290,15 @@ class EditTable:
             if self.held.layers:
                 self._check_view()
                 assert self.model.plain is not None and self.model.handles is not None
-                up_projections = find_up_projections(self.model.plain, self.model.handles)
                 # First, so that without a gate the activation is held before it is edited.
                 for layer in self.held.layers:
-                    stack.callback(up_projections[layer].edit(partial(self._hold, layer=layer)).remove)
+                    look = partial(self._hold, layer=layer)
+                    stack.enter_context(looking_at(self.model.plain, self.model.handles, Site.UP_PROJ, layer, look))
             stack.enter_context(self._hooked(self._at))
             yield
 
-    def _hold(self, up: Float[Tensor, "batch pos d_mlp"], layer: int) -> Tensor:
-        return up if self._mask is None else self.held.apply(up, layer)
+    def _hold(self, up: Float[Tensor, "batch pos column"], columns: slice, layer: int) -> Tensor | None:
+        return None if self._mask is None else self.held.apply(up, layer, columns)
 
     def _check_view(self) -> None:
         if self.model.handles is None:
@@ -287,27 +312,28 @@ class EditTable:
             self._check_view()
         with ExitStack() as stack:
             for place in self.tables:
-                stack.callback(self._register(place, change_at(place)).remove)
+                stack.enter_context(self._registered(place, change_at(place)))
             yield
 
-    def _register(self, place: Place, change: Change) -> Any:
+    def _registered(self, place: Place, change: Change) -> AbstractContextManager[Any]:
+        """The hook that makes one place's edits, as a context."""
         site, layer = place
-        handles = self.model.handles
-        assert handles is not None
-
-        def edit_output(_module: Any, _args: Any, output: Any) -> Tensor:
-            return change(output)
+        plain, handles = self.model.plain, self.model.handles
+        assert handles is not None and plain is not None
+        if site in (Site.GATE_ACT, Site.MLP_POST):
+            return looking_at(plain, handles, site, layer, change)
+        output = handles.attention_outputs[layer]
+        if site not in (Site.Z, Site.PATTERN) or output is None:
+            raise InputError(
+                f"an edit at {site.value} of layer {layer}", "gate_act, mlp_post, z or pattern", "choose one of these"
+            )
 
         def edit_input(_module: Any, args: Any) -> tuple[Any, ...]:
-            return (change(args[0]), *args[1:])
+            return (change(args[0], slice(None)), *args[1:])
 
-        if site is Site.GATE_ACT:
-            return handles.activations[layer].register_forward_hook(edit_output)
-        if site is Site.MLP_POST:
-            return handles.mlp_outputs[layer].register_forward_pre_hook(edit_input)
-        if site in (Site.Z, Site.PATTERN):
-            return handles.attention_outputs[layer].register_forward_pre_hook(edit_input)
-        raise InputError(f"an edit at {site.value}", "gate_act, mlp_post, z or pattern", "use view='transformer_lens'")
+        stack = ExitStack()
+        stack.callback(output.register_forward_pre_hook(edit_input).remove)
+        return stack
 
 
 @contextmanager

@@ -28,8 +28,8 @@ from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import add_heads, counted, finished, panel_height, panels, plain
 from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.attention import QUERIES, read_attention_rows, rows_agree
 from mechrep.models.model import Model
-from mechrep.models.reading import QUERIES, read_attention_rows, rows_agree
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
 from mechrep.text.corpus import Corpus

@@ -38,6 +38,7 @@ from mechrep.models import tiny
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.models.reading import choose_view, read_activations
+from mechrep.models.stream import Stream
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
 from mechrep.text.corpus import Corpus
@@ -171,8 +172,7 @@ class FirstTokenDetection(Analyzer[OtherTokenResult]):
         self.positions = positions
         self.outputs = None if outputs is None else outputs.detach().cpu().double()
         self.state = {}
-        self._values: Tensor | None = None
-        self._predicted: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: dict[Site, Tensor] = {}
 
     @classmethod
     def of(cls, model: Model, positions: int = 64) -> FirstTokenDetection:
@@ -182,7 +182,7 @@ class FirstTokenDetection(Analyzer[OtherTokenResult]):
             InputError: a model without attention patterns, values or head outputs.
         """
         check_patterns(model.anatomy)
-        return cls(positions, outputs=model.blocks[LAYER].attn.W_O)
+        return cls(positions, outputs=Stream(model).head_outputs(LAYER))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -197,7 +197,7 @@ class FirstTokenDetection(Analyzer[OtherTokenResult]):
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
         """Empty sums for this model's heads."""
         check_patterns(anatomy)
-        self._heads, self._kv_heads = anatomy.n_heads, anatomy.n_kv_heads
+        self._heads, self._kv_heads, self._seen = anatomy.n_heads, anatomy.n_kv_heads, {}
         tables = {
             "mass_by_position": (self._heads, self.positions),
             "shift_by_position": (self.positions,),
@@ -209,22 +209,19 @@ class FirstTokenDetection(Analyzer[OtherTokenResult]):
         self.state["bound_excess"] -= torch.inf
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - there is one
-        """Add one site of one batch: values come first, then the pattern, then what the heads made of both."""
+        """Add one batch, once its values, its pattern and what the heads made of both are there, in any order."""
         if site is Site.V:
             # Some views repeat each key-value head for the query heads that share it, others do not.
-            values = activation[:, :, :: activation.shape[2] // self._kv_heads]
-            self._values = values.repeat_interleave(self._heads // self._kv_heads, dim=2).cpu().double()
-        elif site is Site.PATTERN:
-            assert self._values is not None, "values are computed before the pattern is used"
-            self._predicted = [
-                self._predict(activation[row], self._values[row], batch.tokens[row, :length].cpu())
-                for row, length in enumerate(batch.lengths.tolist())
-            ]
-            self._values = None
-        else:
-            for (values, moved, others), heads in zip(self._predicted, activation, strict=True):
-                self._compare(heads[: len(values)].cpu().double() - values, values, moved, others)
-            self._predicted = []
+            activation = activation[:, :, :: activation.shape[2] // self._kv_heads]
+            activation = activation.repeat_interleave(self._heads // self._kv_heads, dim=2)
+        self._seen[site] = activation.cpu().double()
+        if len(self._seen) < len(self.sites):
+            return
+        for row, length in enumerate(batch.lengths.tolist()):
+            pattern, values = self._seen[Site.PATTERN][row], self._seen[Site.V][row]
+            values, moved, others = self._predict(pattern, values, batch.tokens[row, :length].cpu())
+            self._compare(self._seen[Site.Z][row, :length] - values, values, moved, others)
+        self._seen = {}
 
     def _predict(
         self, pattern: Float[Tensor, "head query_pos key_pos"], values: Float[Tensor, "pos head d_head"], ids: Tensor

@@ -3,8 +3,7 @@
 **Pieces.**  Vectors are rows: head ``h`` moves ``x [W_V(h) W_O(h)]`` from key to query.  A norm is
 ``N(x) = g * c(x) / s(x) + b``: gains ``g`` and bias ``b``; ``c`` takes the mean away (LayerNorm) or nothing (RMSNorm);
 ``s`` alone is not linear.  With ``s`` frozen at what it is, ``c`` and ``g`` belong to the weights that read the norm's
-output: ``N(x) W + bias = x [c diag(g) W] / s(x) + (b W + bias)``.  Norms are read off by running them, which is the
-same for every family: gains stored as ``1 + g`` (Gemma), folded away (compatibility mode) or absent.  That the pieces
+output: ``N(x) W + bias = x [c diag(g) W] / s(x) + (b W + bias)``; see :mod:`mechrep.models.stream`.  That the pieces
 are the model's own is checked on a probe before they are used.
 
 **Composition.**  With ``OV = W_V W_O`` of a head, ``QK = W_Q W_K^T`` of a head in a later layer, and ``|.|`` the
@@ -45,70 +44,11 @@ from mechrep.measures.head_targets import HeadTableResult
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
+from mechrep.models.stream import FrozenNorm, Stream, exact, wide
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.stats import percentile_interval
 from mechrep.text.stimuli import ordinary_ids
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The same without gradients, in float32 at least: weights and activations are multiplied in this precision."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
-
-
-def exact(tensor: Tensor) -> Tensor:
-    """The same in float64, in which sums are taken; float32 on Apple's GPUs, which have nothing wider."""
-    return tensor.detach().float() if tensor.device.type == "mps" else tensor.detach().double()
-
-
-@dataclass(frozen=True)
-class FrozenNorm:
-    """A norm as ``N(x) = gain * c(x) / s(x) + bias``.
-
-    Attributes:
-        module: the norm itself.
-        gain: up to one common factor, which :meth:`scale` takes into account.
-        bias: zeros where it has none.
-        centred: whether ``c`` takes the mean away.
-    """
-
-    module: Any
-    gain: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"]
-    centred: bool
-
-    @classmethod
-    def of(cls, module: Any, width: int, like: Tensor) -> FrozenNorm:
-        """Run a norm on three vectors: of zeros, which leaves the bias; of ones, which centring removes; of +1 and -1.
-
-        Args:
-            module: the norm.
-            width: ``d_model``.
-            like: a weight beside it, for type and device.
-        """
-        probes = torch.zeros(3, width, dtype=like.dtype, device=like.device)
-        probes[1:], probes[2, 1::2] = 1.0, -1.0
-        bias, flat, uneven = wide(module(probes[None])[0])
-        centred = bool((flat - bias).abs().max() < 1e-3 * (uneven - bias).abs().max())
-        probe = wide(probes[2])
-        return cls(module, (uneven - bias) / (probe - probe.mean() * centred), bias, centred)
-
-    def fold(self, weight: Float[Tensor, "... d_model out"]) -> Float[Tensor, "... d_model out"]:
-        """``c diag(g) W``: a weight that reads the norm's output, made to read its input."""
-        scaled = self.gain[:, None] * weight
-        return scaled - scaled.mean(-2, keepdim=True) if self.centred else scaled
-
-    def apply(self, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """``g * c(x)``: the norm without its scale and bias."""
-        return self.gain * (vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors)
-
-    def scale(self, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        """``s(x)``, from what the norm makes of the vectors."""
-        linear, out = exact(self.apply(wide(vectors))), exact(self.module(vectors)) - exact(self.bias)
-        scale = linear.square().sum(-1, keepdim=True) / (linear * out).sum(-1, keepdim=True)
-        return scale.nan_to_num(1.0)  # of a vector of zeros, to which no scale does anything
-
 
 Reader = Literal["Q", "K", "V"]
 
@@ -152,24 +92,22 @@ class HeadCircuits:
                 "this model has no separate heads; use a score of attention patterns",
             )
         self.model, self.n_heads = model, anatomy.n_heads
-        self._norms: dict[int, FrozenNorm] = {}
+        self.stream = Stream(model)
         self._check()
 
     def norm(self, layer: int) -> FrozenNorm:
-        """The norm whose output the heads of a layer read."""
-        if layer not in self._norms:
-            self._norms[layer] = self._frozen(self._block(layer).ln1, layer)
-        return self._norms[layer]
+        """The norm whose output the heads of a layer read; one that changes nothing where there is none (OLMo 2)."""
+        return self.stream.before(layer)
 
     @cached_property
     def final_norm(self) -> FrozenNorm:
         """The norm before the unembedding."""
-        return FrozenNorm.of(self.model.ln_final, self.model.anatomy.d_model, self.model.W_U)
+        return self.stream.final_norm
 
     @cached_property
     def unembed(self) -> Float[Tensor, "d_model d_vocab"]:
         """``W_U`` with the final norm folded in, centred over the vocabulary; its bias left out."""
-        folded = self.final_norm.fold(wide(self.model.W_U))
+        folded = self.final_norm.fold(self.stream.unembedding)
         return folded - folded.mean(-1, keepdim=True)
 
     def reading(self, layer: int, which: Reader) -> Float[Tensor, "head d_model d_head"]:
@@ -184,22 +122,22 @@ class HeadCircuits:
         return self._per_head(bias if own is None else bias + wide(own))
 
     def writing(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """``W_O``, with the norm behind it folded in, where there is one (Gemma 2)."""
-        weight, behind = wide(self._block(layer).attn.W_O), self._norm_behind(layer)
-        return weight if behind is None else behind.apply(weight)
+        """``W_O``, with what stands behind it folded in: a norm (Gemma 2), a residual multiplier (Granite)."""
+        weight, behind = self.stream.head_outputs(layer), self.stream.behind(layer, "attention")
+        return (weight if behind is None else behind.apply(weight)) * self.stream.multiplier(layer)
 
     def writing_scale(
         self, layer: int, z: Float[Tensor, "*batch head d_head"]
     ) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch d_model"]]:
         """What turns ``sum_h z_h W_O(h)`` into the attention's output: a factor per position, and a bias."""
-        attention, behind = self._block(layer).attn, self._norm_behind(layer)
-        own = getattr(attention, "b_O", None)
-        summed = torch.einsum("...hd,hdm->...m", exact(z), exact(attention.W_O))
+        behind, own = self.stream.behind(layer, "attention"), self.stream.output_bias(layer)
+        multiplier = self.stream.multiplier(layer)
+        summed = torch.einsum("...hd,hdm->...m", exact(z), exact(self.stream.head_outputs(layer)))
         bias = torch.zeros_like(summed) if own is None else exact(own).expand_as(summed)
         if behind is None:
-            return torch.ones_like(summed[..., :1]), bias
+            return torch.ones_like(summed[..., :1]), bias * multiplier
         factor = 1 / behind.scale((summed + bias).to(self.model.dtype))
-        return factor, exact(behind.apply(wide(bias))) * factor + exact(behind.bias)
+        return factor, (exact(behind.apply(wide(bias))) * factor + exact(behind.bias)) * multiplier
 
     def head_outputs(self, layer: int, z: Float[Tensor, "*batch head d_head"]) -> Float[Tensor, "*batch head d_model"]:
         """What each head adds to the residual stream because of the tokens it looks at: value biases left out.
@@ -212,13 +150,6 @@ class HeadCircuits:
 
     def _block(self, layer: int) -> Any:
         return self.model.blocks[layer]
-
-    def _frozen(self, module: Any, layer: int) -> FrozenNorm:
-        return FrozenNorm.of(module, self.model.anatomy.d_model, self._block(layer).attn.W_V)
-
-    def _norm_behind(self, layer: int) -> FrozenNorm | None:
-        module = getattr(self._block(layer), "ln1_post", None)
-        return None if module is None else self._frozen(module, layer)
 
     def _per_head(self, weight: Tensor) -> Tensor:
         return weight.repeat_interleave(self.n_heads // weight.shape[0], dim=0)
@@ -233,7 +164,8 @@ class HeadCircuits:
 
         sites = (Site.RESID_PRE, *_SITES.values(), Site.Z, Site.ATTN_OUT)
         wanted = {site: layers for site in sites}
-        read_activations(model, model.probe_tokens(), wanted, keep, view="transformer_lens")
+        for some in (_SITES.values(), (Site.RESID_PRE, Site.Z, Site.ATTN_OUT)):
+            read_activations(model, model.probe_tokens(), {site: wanted[site] for site in some}, keep)
         tolerance = _TOLERANCE.get(model.dtype, _HALF_PRECISION_TOLERANCE)
         for layer in layers:
             for what, expected, found in self._promises({site: seen[site, layer] for site in sites}, layer):

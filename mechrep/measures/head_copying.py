@@ -41,10 +41,11 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.measures.head_circuits import Embedding, HeadCircuits, check_settings, exact, ov_scores
+from mechrep.measures.head_circuits import Embedding, HeadCircuits, check_settings, ov_scores
 from mechrep.measures.head_targets import HeadTableResult, earlier_copies, one_later
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
+from mechrep.models.stream import exact
 from mechrep.provenance import Provenance
 from mechrep.text.stimuli import random_repeats
 
@@ -505,7 +506,7 @@ class CopySuppression(Analyzer[CopySuppressionResult]):
     def _lens_targets(self, stream: Tensor, batch: Batch) -> Bool[Tensor, "batch query_pos key_pos"]:
         model = self.circuits.model
         # Text by text: all logits of a batch may be larger than the model.
-        lens = [model.unembed(model.ln_final(row[None])).topk(self.m).indices for row in stream]
+        lens = [self.circuits.stream.raw_logits(row[None]).topk(self.m).indices for row in stream]
         bos_id = model.bos_id
         has_bos = batch.tokens[:, 0] == (-1 if bos_id is None else bos_id)
         return predicted_keys(torch.cat(lens).to(batch.tokens.device), batch.tokens, batch.lengths, has_bos)

@@ -16,7 +16,7 @@ repetition are kept for each text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,10 +32,11 @@ from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, AXIS, DASHES, SEQUENCE, counted, plain, styled, translucent
 from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, text_kinds_of
-from mechrep.measures.head_circuits import HeadCircuits, exact, wide
+from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.text_kind_design import HeadEffects
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
+from mechrep.models.stream import exact, wide
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
 from mechrep.run import one_of
@@ -237,7 +238,7 @@ class LogitAttribution:
     @cached_property
     def bias(self) -> Float[Tensor, " d_vocab"]:
         """Logits that do not depend on the residual stream: ``b_norm W_U + b_U``."""
-        weight, own = wide(self.model.W_U), getattr(self.model.unembed, "b_U", None)
+        weight, own = self.circuits.stream.unembedding, self.circuits.stream.unembedding_bias
         bias = self.circuits.final_norm.bias.to(weight) @ weight
         return bias if own is None else bias + wide(own)
 
@@ -246,14 +247,9 @@ class LogitAttribution:
         parts: list[list[Tensor]] = []
         size = max(1, _LOGITS_AT_ONCE // self.model.anatomy.d_vocab)
         for some, tokens in zip(stream.split(size), expected.split(size), strict=True):
-            logits = wide(self.model.unembed(self.model.ln_final(some[None].to(self.model.dtype))))[0]
-            parts.append(_judge(logits, tokens, self._cap))
+            raw = wide(self.circuits.stream.raw_logits(some))
+            parts.append(_judge(raw, tokens, self.circuits.stream.finish))
         return TokenPrediction(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-    @cached_property
-    def _cap(self) -> float:
-        configured = getattr(self.model.cfg, "output_logits_soft_cap", None)
-        return float(configured) if configured and configured > 0 else 0.0
 
     def direction(
         self, expected: Int[Tensor, " query"], rival: Int[Tensor, " query"]
@@ -271,14 +267,16 @@ class LogitAttribution:
         return (exact(z) * along).sum(-1) * factor, (bias * direction).sum(-1)
 
 
-def _judge(logits: Float[Tensor, "query d_vocab"], expected: Int[Tensor, " query"], cap: float) -> list[Tensor]:
+def _judge(
+    raw: Float[Tensor, "query d_vocab"], expected: Int[Tensor, " query"], finish: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Of raw logits, before scales and soft caps: rank and gap.  Of what the model says: probability and entropy."""
     place = expected[:, None]
-    own = logits.gather(1, place)
-    rank = 1 + (logits > own).sum(1)
-    others = logits.scatter(1, place, -torch.inf)
+    own = raw.gather(1, place)
+    rank = 1 + (raw > own).sum(1)
+    others = raw.scatter(1, place, -torch.inf)
     best, rival = others.max(1)
-    capped = cap * (logits / cap).tanh() if cap else logits
-    log_probabilities = exact(capped).log_softmax(1)
+    log_probabilities = exact(finish(raw)).log_softmax(1)
     entropy = -(log_probabilities.exp() * log_probabilities).nan_to_num(0.0).sum(1)
     return [log_probabilities.gather(1, place)[:, 0], entropy, exact(rank), rival, exact(own[:, 0] - best)]
 

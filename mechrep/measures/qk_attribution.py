@@ -23,11 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError, ModelError, NothingFoundError
-from mechrep.measures.head_circuits import HeadCircuits, exact, wide
+from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.head_targets import ALIASES, Copies, earlier_copies, one_later
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
+from mechrep.models.stream import exact, wide
 from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import one_of

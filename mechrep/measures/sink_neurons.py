@@ -11,7 +11,6 @@ write the sink back down.  mechrep's is the largest jump of the norm (:class:`~m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +23,7 @@ from mechrep.errors import InputError, NothingFoundError
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
+from mechrep.models.stream import Stream
 from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
 from mechrep.text.corpus import Corpus
@@ -133,10 +133,9 @@ _SPIKE = 50.0
 
 
 def row_norms(model: Model, layer: int) -> Float[Tensor, " neuron"]:
-    """Norm of each neuron's row of ``W_out``: what one unit of its activation adds to the residual stream."""
+    """Norm of each neuron's row of ``W_out``; what stands behind the MLP (norms, multipliers) is left out."""
     model.anatomy.check_layer(layer)
-    weight = model.blocks[layer].mlp.W_out.detach()
-    return torch.linalg.vector_norm(weight.float(), dim=1).cpu().double()
+    return torch.linalg.vector_norm(Stream(model).neuron_outputs(layer), dim=1).cpu().double()
 
 
 @torch.no_grad()
@@ -145,7 +144,12 @@ def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
 
     Averages over texts of the absolute activation, times the norm of the neuron's row of ``W_out``::
 
-        contribution_n = |hook_post_n| |W_out[n]|     authors_n = |hook_pre_n| |W_out[n]|     bos_only_n = |hook_post_n|
+        contribution_n = |hook_post_n| |B(W_out[n])|
+        authors_n      = |hook_pre_n| |W_out[n]|
+        bos_only_n     = |hook_post_n|
+
+    ``B`` is what stands behind the MLP, with its scale frozen at what it is on this text: nothing in most models, a
+    norm (Gemma 2 and 3, OLMo 2), a multiplier (Granite), the weight of the neuron's expert for this token.
 
     Args:
         model: the model.
@@ -178,39 +182,55 @@ def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
         (5, 'authors at first')
     """
     corpus.check_model(model)
-    repeated = "repeats" in corpus.frame
-    sums = torch.zeros(2, 2, model.anatomy.d_mlp, dtype=torch.float64)  # [post or pre, place, neuron]
+    model.anatomy.check_site(Site.MLP_POST, layer)
+    repeated, stream = "repeats" in corpus.frame, Stream(model)
+    sums = torch.zeros(len(SCORES), len(PLACES), model.anatomy.neurons[layer], dtype=torch.float64)
     for rows in torch.arange(len(corpus)).split(_ROWS_PER_BATCH):
         lengths = corpus.lengths[rows]
         last = (lengths - 1) if repeated else torch.zeros_like(lengths)
         width = int(last.max()) + 1  # without repeats only the first position is needed, and nothing before it exists
-        tokens = corpus.tokens[rows, :width].to(model.device)
-
-        def add(activation: Tensor, kind: int, last: Tensor = last) -> None:
-            sizes = activation.abs()
-            ends = sizes[torch.arange(len(sizes)), last.to(sizes.device)]
-            sums[kind] += torch.stack([sizes[:, 0].sum(0), ends.sum(0)]).cpu().double()
-
-        _read_neurons(model, tokens, layer, add)
+        seen = _read_neurons(model, stream, corpus.tokens[rows, :width].to(model.device), layer)
+        for place, positions in enumerate((torch.zeros_like(last), last)):
+            here = {name: values[torch.arange(len(values)), positions] for name, values in seen.items()}
+            post = here["post"]
+            factors = stream.neuron_factors(layer, post, here.get("router"), here["output"])
+            sums[SCORES.index("contribution"), place] += (post.double() * factors.cpu()).abs().sum(0)
+            if "pre" in here:
+                sums[SCORES.index("authors"), place] += here["pre"].double().abs().sum(0)
+            sums[SCORES.index("bos_only"), place] += post.double().abs().sum(0)
     sums /= len(corpus)
-    norms = row_norms(model, layer)
     if not repeated:
         sums[:, 1] = torch.nan
+    if not model.anatomy.has(Site.GATE_PRE):
+        sums[SCORES.index("authors")] = torch.nan
     return SinkNeuronResult(
         provenance_of(model, corpus, {"layer": layer}),
         layer=layer,
-        contribution=(sums[0] * norms).float(),
-        authors=(sums[1] * norms).float(),
-        bos_only=sums[0].float(),
+        contribution=(sums[0] * stream.neuron_lengths(layer).cpu()).float(),
+        authors=(sums[1] * row_norms(model, layer)).float(),
+        bos_only=sums[2].float(),
         repeats=int(corpus.frame["repeats"].max()) if repeated else 0,
     )
 
 
-def _read_neurons(model: Model, tokens: Tensor, layer: int, add: Callable[[Tensor, int], None]) -> None:
-    """Hand over ``MLP_POST`` (kind 0) and what goes into the activation function (kind 1)."""
-    kinds = {Site.MLP_POST: 0, Site.GATE_PRE: 1}
-    wanted = {site: [layer] for site in kinds}
-    read_activations(model, tokens, wanted, lambda activation, site, _: add(activation.float(), kinds[site]))
+def _read_neurons(model: Model, stream: Stream, tokens: Tensor, layer: int) -> dict[str, Tensor]:
+    """The layer's neurons, what goes into their activation function, its router, and what the MLP gives, on the CPU."""
+    names = {Site.MLP_POST: "post", Site.GATE_PRE: "pre", Site.ROUTER: "router"}
+    count, seen = model.anatomy.neurons[layer], {}
+
+    def keep(activation: Tensor, site: Site, _layer: int) -> None:
+        if site is Site.MLP_OUT:  # asked for so that the pass goes on until it is there
+            return
+        width = model.anatomy.experts[layer] if site is Site.ROUTER else count
+        seen[names[site]] = activation[..., :width].float().cpu()
+
+    def output(values: Tensor) -> None:
+        seen["output"] = values.view(*tokens.shape, -1).float().cpu()
+
+    wanted = {site: [layer] for site in names if layer in model.anatomy.layers_with(site)}
+    with stream.raw_outputs(layer, output):
+        read_activations(model, tokens, wanted | {Site.MLP_OUT: [layer]}, keep)
+    return seen
 
 
 FEWEST_LAYERS = 6  # (K - 1) / sqrt(K) is 1.79 for K = 5 and 2.04 for K = 6

@@ -2,21 +2,12 @@
 
 This is the only place where TransformerLens hook names are spelled.  Everything above asks
 :meth:`Anatomy.hook_name` for a :class:`Site` and a layer.
-
-Finding the parts of a plain Hugging Face decoder that mechrep reads or edits directly.
-
-The names differ between families; the ends of the module names below cover those that are tested, and
-:mod:`mechrep.models.load` checks by running that what was found really is the part it is taken for.
 """
 
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from torch import nn
 
 from mechrep.errors import InputError
 
@@ -27,6 +18,10 @@ class Site(enum.StrEnum):
     ``GATE_ACT`` is *the neuron activation of the literature*: the output of the activation function.  In a gated
     MLP that is ``act(gate)`` before the product with the up-projection, while ``MLP_POST`` is the product; in a
     plain MLP the two are the same tensor.  ``GATE_PRE`` is what goes into the activation function.
+
+    In a mixture of experts the neurons of a layer stand one expert after the other, those of shared experts last;
+    neurons of experts that a token is not sent to are zero.  ``ROUTER`` is the weight of each expert for each token,
+    zero where the token is not sent to it.
 
     Example:
         >>> Site("gate_act") is Site.GATE_ACT
@@ -44,6 +39,7 @@ class Site(enum.StrEnum):
     GATE_ACT = "gate_act"
     MLP_POST = "mlp_post"
     UP_PROJ = "up_proj"
+    ROUTER = "router"
     Q = "q"
     K = "k"
     V = "v"
@@ -73,6 +69,7 @@ _HOOKS: dict[Site, str] = {
 _GATE_PRE = _HOOKS[Site.GATE_PRE]
 
 NEURON_SITES = frozenset({Site.GATE_PRE, Site.GATE_ACT, Site.MLP_POST, Site.UP_PROJ})
+ATTENTION_SITES = frozenset({Site.Q, Site.K, Site.V, Site.Z, Site.SCORES, Site.PATTERN})
 RESIDUAL_MID_SUFFIX = "hook_resid_mid"
 
 
@@ -82,12 +79,19 @@ class Anatomy:
 
     Attributes:
         n_kv_heads: key-value heads; fewer than ``n_heads`` under grouped-query attention.
+        d_head: width of what a head reads (``Z``); queries and keys may have another (MLA).
+        d_mlp: neurons of the widest layer; see :attr:`neurons`.
         gated: the MLP multiplies ``act(gate)`` with a second, linear projection.
         parallel: attention and MLP read the same residual stream (no ``RESID_MID``).
         activation: name of the activation function, as the model's own configuration gives it.
         positions: kind of position encoding: ``"standard"`` (learned), ``"rotary"``, ``"alibi"``, ...
         norm: ``"LN"``, ``"RMS"``, ...
         missing: sites that this model does not have.
+        reasons: for missing sites, why, in a sentence.
+        attention_layers: layers with softmax attention; all by default.
+        neurons: neurons of every layer; ``d_mlp`` each by default.
+        experts: routed experts of every layer; 0 in a layer with a dense MLP.
+        d_expert: neurons of one routed expert.
 
     Example:
         >>> import mechrep
@@ -111,20 +115,57 @@ class Anatomy:
     norm: str
     architecture: str
     missing: frozenset[Site] = frozenset()
+    reasons: tuple[tuple[Site, str], ...] = ()
+    attention_layers: tuple[int, ...] = ()
+    neurons: tuple[int, ...] = ()
+    experts: tuple[int, ...] = ()
+    d_expert: int = 0
+
+    def __post_init__(self) -> None:
+        everywhere = {
+            "attention_layers": tuple(range(self.n_layers)),
+            "neurons": (self.d_mlp,) * self.n_layers,
+            "experts": (0,) * self.n_layers,
+        }
+        for name, usual in everywhere.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, usual)
 
     @property
     def n_neurons(self) -> int:
-        """Neurons in the whole model: layers times ``d_mlp``."""
-        return self.n_layers * self.d_mlp
+        """Neurons in the whole model."""
+        return sum(self.neurons)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every layer has softmax attention and the same number of neurons."""
+        return len(self.attention_layers) == self.n_layers and set(self.neurons) == {self.d_mlp}
 
     def has(self, site: Site) -> bool:
-        """Whether this model has the site at all."""
+        """Whether this model has the site, in one layer at least."""
         return site not in self.missing
+
+    def layers_with(self, site: Site) -> tuple[int, ...]:
+        """The layers that have the site: hybrids have attention in some of them, mixtures a router in some."""
+        if not self.has(site):
+            return ()
+        if site in ATTENTION_SITES:
+            return self.attention_layers
+        chosen = range(self.n_layers)
+        if site in NEURON_SITES:
+            return tuple(layer for layer in chosen if self.neurons[layer])
+        return tuple(layer for layer in chosen if self.experts[layer]) if site is Site.ROUTER else tuple(chosen)
+
+    def why_not(self, site: Site) -> str:
+        """Why the model lacks a site, in a sentence."""
+        return dict(self.reasons).get(site, f"{self.architecture} has no {site.value}")
 
     def width(self, site: Site) -> int:
         """Size of the last axis of an activation at ``site`` (``SCORES`` and ``PATTERN`` end in key_pos: error)."""
         if site in NEURON_SITES:
             return self.d_mlp
+        if site is Site.ROUTER:
+            return max(self.experts)
         if site in (Site.Q, Site.K, Site.V, Site.Z):
             return self.d_head
         if site in (Site.SCORES, Site.PATTERN):
@@ -136,6 +177,25 @@ class Anatomy:
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer {layer}", f"a layer from 0 to {self.n_layers - 1}", "count layers from 0")
 
+    def check_site(self, site: Site, layer: int) -> None:
+        """Refuse a site that the model, or this layer, does not have.
+
+        Raises:
+            InputError: naming the reason.
+        """
+        self.check_layer(layer)
+        if layer not in self.layers_with(site):
+            here = [s.value for s in Site if layer in self.layers_with(s)]
+            why = self.why_not(site) if not self.has(site) else f"layer {layer} has none: {self._elsewhere(site)} do"
+            raise InputError(
+                f"site {site.value!r} of layer {layer} of {self.architecture}",
+                f"a site that the layer has ({why})",
+                f"use one of {', '.join(here)}",
+            )
+
+    def _elsewhere(self, site: Site) -> str:
+        return "layers " + ", ".join(map(str, self.layers_with(site)))
+
     def hook_name(self, site: Site, layer: int) -> str:
         """TransformerLens' name of the hook at ``site``.
 
@@ -145,82 +205,9 @@ class Anatomy:
         Raises:
             InputError: the layer or the site does not exist in this model.
         """
-        self.check_layer(layer)
-        if not self.has(site):
-            raise InputError(
-                f"site {site.value!r}",
-                f"a site that {self.architecture} has",
-                f"use one of {', '.join(s.value for s in Site if self.has(s))}",
-            )
+        self.check_site(site, layer)
+        if site is Site.ROUTER:
+            raise InputError("site 'router' in the TransformerLens view", "the plain view", "use view='auto'")
         if site is Site.GATE_ACT:
             return (_GATE_PRE if self.gated else _HOOKS[Site.MLP_POST]).format(layer=layer)
         return _HOOKS[site].format(layer=layer)
-
-
-_ACTIVATION = ("mlp.act_fn", "mlp.act", "mlp.gelu_impl", "mlp.activation_fn")
-_MLP_OUTPUT = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out")
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_ATTENTION_OUTPUT = (
-    "self_attn.o_proj",
-    "attn.c_proj",
-    "attention.dense",
-    "self_attention.dense",
-    "self_attn.out_proj",
-    "attn.out_proj",
-    "self_attn.dense",
-    "attn.o",  # TransformerLens' name, where it splits a fused matrix of query, key and value
-    "attention.o",
-    "self_attention.o",
-)
-_LAYER = re.compile(r"^(?P<stack>.*\b(?:layers|h|blocks))\.(?P<layer>\d+)$")
-
-
-@dataclass(frozen=True)
-class PlainHandles:
-    """Modules of a Hugging Face decoder, one per layer.
-
-    Attributes:
-        layers: the decoder layers.
-        activations: module whose *output* is ``GATE_ACT``.
-        mlp_outputs: module whose *input* is ``MLP_POST``.
-        attention_outputs: module whose *input* is ``Z`` with its heads side by side.
-        attentions: module that returns its weights, ``PATTERN``, beside its output where they are computed step by
-            step; ``None`` where a layer has no such module.  Whether they are the pattern is checked by reading.
-    """
-
-    layers: tuple[nn.Module, ...]
-    activations: tuple[nn.Module, ...]
-    mlp_outputs: tuple[nn.Module, ...]
-    attention_outputs: tuple[nn.Module, ...]
-    attentions: tuple[nn.Module, ...] | None
-
-
-def find_handles(module: nn.Module, n_layers: int) -> PlainHandles | None:
-    """Handles of a plain (or bridged) Hugging Face decoder, or ``None`` where a part cannot be found."""
-    names = {name: part for name, part in module.named_modules(remove_duplicate=False)}
-    stacks = sorted({m["stack"] for name in names if (m := _LAYER.match(name))}, key=len)
-    for stack in stacks:
-        layers = _complete(names.get(f"{stack}.{layer}") for layer in range(n_layers))
-        if layers is not None and f"{stack}.{n_layers}" not in names:
-            activations, mlp_outputs, attention_outputs, attentions = (
-                _complete(_find_part(layer, ends) for layer in layers)
-                for ends in (_ACTIVATION, _MLP_OUTPUT, _ATTENTION_OUTPUT, _ATTENTION)
-            )
-            if activations is not None and mlp_outputs is not None and attention_outputs is not None:
-                return PlainHandles(layers, activations, mlp_outputs, attention_outputs, attentions)
-    return None
-
-
-def _complete(parts: Iterable[nn.Module | None]) -> tuple[nn.Module, ...] | None:
-    """The parts of all layers, or ``None`` where one layer lacks it."""
-    found = tuple(parts)
-    return None if any(part is None for part in found) else tuple(part for part in found if part is not None)
-
-
-def _find_part(layer: nn.Module, ends: tuple[str, ...]) -> nn.Module | None:
-    """The one submodule of a layer whose name ends in one of ``ends``; bridged wrappers are looked through."""
-    for name, part in layer.named_modules():
-        clean = name.replace("_original_component.", "")
-        if any(clean == end or clean.endswith("." + end) for end in ends):
-            return part
-    return None

@@ -1,7 +1,7 @@
 """What every analysis relies on, checked by running the model once when it is loaded.
 
-A hook that never fires, a pattern that is not one, or two views that disagree would turn every later number into
-nonsense without a word.  So a model that breaks one of these promises is refused, with the reason.
+A hook that never fires, a pattern that is not one, or a text that depends on its neighbours would turn every later
+number into nonsense without a word.  So a model that breaks one of these promises is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
-from mechrep.models.model import Model
-from mechrep.models.reading import PLAIN_SITES, product_bias, read_activations
+from mechrep.models.attention import reading_of
+from mechrep.models.model import Model, own_hooks
+from mechrep.models.neurons import find_up_projections, looking_at
+from mechrep.models.reading import choose_view, product_bias, read_activations
+from mechrep.models.stream import Stream
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 
@@ -21,15 +24,90 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, tor
 def check_contract(model: Model) -> None:
     """Run two short rows of ids through the model and refuse it with the first promise that it breaks.
 
-    Checked: rows of the attention pattern sum to 1; ``MLP_POST`` is ``GATE_ACT`` (times the up-projection in a gated
-    MLP); key and value heads have the stated number; removing all neurons of a layer changes the logits; the plain
-    view gives the same logits and activations as the TransformerLens view.
+    Checked: no logit is NaN; rows of the attention pattern sum to 1 (to less where a learned sink takes the rest);
+    neurons have the stated number, and ``MLP_POST`` is ``GATE_ACT`` times the up-projection in a gated MLP; removing
+    all neurons of a layer changes the logits; the last residual stream gives the logits; what comes later changes
+    nothing before it; a text has the same logits alone and in a batch.
 
     Raises:
         ModelError: naming the broken promise.
     """
-    tolerance = _TOLERANCE.get(model.dtype, 2e-4)
     tokens = model.probe_tokens()
+    if not model.fast:
+        _check_transformer_lens(model, tokens)
+        return
+    logits = model.plain_logits(tokens)
+    bad = int((~torch.isfinite(logits)).sum())
+    _require(model, not bad, f"logits are numbers ({bad} of {logits.numel()} are not)")
+    _check_later_text(model, tokens, logits)
+    _check_company(model, tokens, logits)
+    _check_patterns(model, tokens)
+    _check_neurons(model, tokens, logits)
+    _check_head(model, tokens, logits)
+
+
+def _close(model: Model, one: Tensor, other: Tensor) -> bool:
+    scale = other.float().abs().max().clamp_min(1e-6)
+    return ((one.float() - other.float()).abs().max() / scale).item() <= _TOLERANCE.get(model.dtype, 2e-4)
+
+
+def _check_later_text(model: Model, tokens: Tensor, logits: Tensor) -> None:
+    other, last = tokens.clone(), tokens.shape[1] - 1
+    other[:, last] = (other[:, last] + 1) % model.anatomy.d_vocab
+    same = _close(model, model.plain_logits(other)[:, :last], logits[:, :last])
+    _require(model, same, "a later token changes nothing before it (it is no causal model)")
+
+
+def _check_company(model: Model, tokens: Tensor, logits: Tensor) -> None:
+    length = tokens.shape[1] // 2
+    alone = model.plain_logits(tokens[1:, :length])
+    _require(
+        model, _close(model, alone, logits[1:, :length]), "a text has the same logits alone and beside a longer one"
+    )
+
+
+def _check_patterns(model: Model, tokens: Tensor) -> None:
+    there = model.anatomy.attention_layers
+    if choose_view(model, {Site.PATTERN}) != "plain":
+        return  # TransformerLens' view is checked when it is built
+    sinks, sums = reading_of(model).sinks, []
+    read_activations(model, tokens, {Site.PATTERN: there}, lambda pattern, *_: sums.append(pattern.float().sum(-1)))
+    tolerance = max(_TOLERANCE.get(model.dtype, 2e-4), 1e-3)
+    for layer, rows in zip(there, sums, strict=True):
+        within = bool((rows <= 1 + tolerance).all()) and (sinks or bool((rows >= 1 - tolerance).all()))
+        _require(model, within, f"attention rows of layer {layer} sum to 1")
+
+
+def _check_neurons(model: Model, tokens: Tensor, logits: Tensor) -> None:
+    assert model.plain is not None and model.handles is not None
+    find_up_projections(model.plain, model.handles)  # raises where the product is another
+    layers = model.anatomy.layers_with(Site.MLP_POST)
+    for layer in sorted({layers[0], layers[len(layers) // 2], layers[-1]}):
+        widths = []
+
+        def zero(neurons: Tensor, columns: slice, widths: list[int] = widths) -> Tensor:
+            widths.append(columns.stop - columns.start)
+            return torch.zeros_like(neurons)
+
+        with looking_at(model.plain, model.handles, Site.MLP_POST, layer, zero):
+            cut = model.plain_logits(tokens)
+        stated = model.anatomy.neurons[layer]
+        _require(model, sum(widths) == stated, f"layer {layer} has {stated} neurons")
+        _require(model, bool((cut != logits).any()), f"removing all neurons of layer {layer} changes the logits")
+
+
+def _check_head(model: Model, tokens: Tensor, logits: Tensor) -> None:
+    if model.trace is None or model.trace.head is None or model.trace.finish is None or own_hooks(model.plain):
+        return  # then there is no logit lens, and asking for one says so
+    last, states = model.anatomy.n_layers - 1, []
+    read_activations(model, tokens, {Site.RESID_POST: [last]}, lambda stream, *_: states.append(stream.clone()))
+    _require(model, _close(model, Stream(model).logits(states[0]), logits), "the last residual stream gives the logits")
+
+
+# --- models with a TransformerLens view only ------------------------------------------------------------------------
+
+
+def _check_transformer_lens(model: Model, tokens: Tensor) -> None:
     layers = range(model.anatomy.n_layers)
     sites = [Site.PATTERN, Site.K, Site.GATE_ACT, Site.MLP_POST, *([Site.UP_PROJ] if model.anatomy.gated else [])]
     seen: dict[tuple[Site, int], Tensor] = {}
@@ -39,14 +117,16 @@ def check_contract(model: Model) -> None:
 
     read_activations(model, tokens, {site: layers for site in sites}, keep, view="transformer_lens")
     for layer in layers:
-        _check_layer(model, seen, layer, tolerance)
-    _check_edit_counts(model, tokens)
-    if model.plain is not None:
-        _check_views_agree(model, tokens, seen, tolerance)
+        _check_layer(model, seen, layer)
+    clean = model.tl(tokens)
+    for layer in {0, model.anatomy.n_layers // 2, model.anatomy.n_layers - 1}:
+        name = model.anatomy.hook_name(Site.MLP_POST, layer)
+        cut = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda activation, hook: torch.zeros_like(activation))])
+        _require(model, bool((cut != clean).any()), f"removing all neurons of layer {layer} changes the logits")
 
 
-def _check_layer(model: Model, seen: dict[tuple[Site, int], Tensor], layer: int, tolerance: float) -> None:
-    anatomy = model.anatomy
+def _check_layer(model: Model, seen: dict[tuple[Site, int], Tensor], layer: int) -> None:
+    anatomy, tolerance = model.anatomy, _TOLERANCE.get(model.dtype, 2e-4)
     rows = seen[Site.PATTERN, layer].sum(-1)
     _require(model, (rows - 1).abs().max().item() <= max(tolerance, 1e-3), f"attention rows of layer {layer} sum to 1")
     kv_heads = seen[Site.K, layer].shape[-2]
@@ -55,41 +135,12 @@ def _check_layer(model: Model, seen: dict[tuple[Site, int], Tensor], layer: int,
     )
     post, expected = seen[Site.MLP_POST, layer], seen[Site.GATE_ACT, layer]
     _require(model, post.shape[-1] == anatomy.d_mlp, f"layer {layer} has {anatomy.d_mlp} neurons")
+    what = f"mlp_post of layer {layer} is the activation function's output"
     if anatomy.gated:
         expected = expected * seen[Site.UP_PROJ, layer] + product_bias(model, layer)
         what = f"mlp_post of layer {layer} is act(gate) times the up-projection"
-    else:
-        what = f"mlp_post of layer {layer} is the activation function's output"
     scale = post.abs().max().clamp_min(1e-6)
     _require(model, ((post - expected).abs().max() / scale).item() <= tolerance, what)
-
-
-def _check_edit_counts(model: Model, tokens: Tensor) -> None:
-    """Each layer's neurons, removed together, must change the logits: else the hook does nothing."""
-    clean = model.tl(tokens)
-    for layer in {0, model.anatomy.n_layers // 2, model.anatomy.n_layers - 1}:
-        name = model.anatomy.hook_name(Site.MLP_POST, layer)
-        cut = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda activation, hook: torch.zeros_like(activation))])
-        _require(
-            model, bool((cut - clean).abs().max() > 0), f"removing all neurons of layer {layer} changes the logits"
-        )
-
-
-def _check_views_agree(model: Model, tokens: Tensor, seen: dict[tuple[Site, int], Tensor], tolerance: float) -> None:
-    reference, plain = model.tl(tokens).float(), model.plain_logits(tokens).float()
-    scale = reference.abs().max().clamp_min(1.0)
-    _require(model, ((reference - plain).abs().max() / scale).item() <= tolerance, "both views give the same logits")
-    differences: list[float] = []
-
-    def compare(activation: Tensor, site: Site, layer: int) -> None:
-        expected = seen[site, layer]
-        _require(model, activation.shape == expected.shape, "both views give activations of the same shape")
-        scale = expected.abs().max().clamp_min(1e-6)
-        differences.append(((activation.float() - expected).abs().max() / scale).item())
-
-    sites = {Site.GATE_ACT, Site.MLP_POST} & PLAIN_SITES
-    read_activations(model, tokens, {site: range(model.anatomy.n_layers) for site in sites}, compare, view="plain")
-    _require(model, max(differences) <= tolerance, "both views give the same neuron activations")
 
 
 def _require(model: Model, holds: bool, promise: str) -> None:

@@ -14,7 +14,7 @@ from mechrep.models import tiny
 from mechrep.models.adapters import is_adapted, merged_copy, read
 from mechrep.models.checks import check_causal, check_finite
 from mechrep.models.contract import check_contract
-from mechrep.models.model import Model, bridge, quiet_boot, twin_sharing_parameters
+from mechrep.models.model import Model, bridge, quiet_boot
 from mechrep.models.sources import Options, Reading, locate
 from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 
@@ -82,9 +82,6 @@ def load_model(
         return spec
     if loaded.anatomy.n_layers < 1:
         raise ModelError(str(spec), "a model with layers", "choose another model")
-    for view in (loaded.tl, loaded.plain):
-        if view is not None:
-            view.eval()
     if check:
         with quiet_boot():
             check_finite(loaded.name, loaded.plain if loaded.plain is not None else loaded.tl)
@@ -199,17 +196,8 @@ def _check_vocabulary(name: str, module: nn.Module) -> int:
 
 
 def _two_views(module: nn.Module, tokenizer: Any, name: str, revision: str | None) -> Model:
-    module.eval()
-    dtype = next(module.parameters()).dtype
-    try:
-        tl = bridge(twin_sharing_parameters(module), tokenizer, name, dtype)
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(
-            f"{name!r} of class {type(module).__name__}",
-            "a decoder that TransformerLens knows",
-            f"see TransformerLens' list of architectures; it said: {error}",
-        ) from error
-    return Model(tl, module, tokenizer=tokenizer, name=name, revision=revision)
+    """The one place where a Hugging Face module becomes a :class:`Model`."""
+    return Model(None, module.eval(), tokenizer=tokenizer, name=name, revision=revision)
 
 
 def _spread(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
@@ -228,6 +216,7 @@ def _wrap_object(spec: Any, tokenizer: Any) -> tuple[Model, list[str]]:
         if own is not None:
             _keep_tokenizer(given, own)
         processed = is_bridge and bool(getattr(spec, "compatibility_mode", False))
+        spec.eval()  # dropout is off from here on
         model = Model(
             spec,
             spec.original_model if is_bridge and not processed else None,
@@ -240,6 +229,8 @@ def _wrap_object(spec: Any, tokenizer: Any) -> tuple[Model, list[str]]:
     if not isinstance(spec, nn.Module):
         raise _no_model(spec)
     module, notes = _unwrapped(spec)
+    if module.training:
+        notes.append("was in training mode, and is in evaluation mode now")
     if not hasattr(module, "config") or not hasattr(module, "generate"):
         raise _no_model(module)
     name = str(getattr(module.config, "name_or_path", "") or type(module).__name__)

@@ -1,19 +1,14 @@
-"""The model that every other floor works with: a TransformerLens model with a plain view beside it.
+"""The model that every other floor works with: a plain Hugging Face decoder with a TransformerLens view beside it.
 
-Reading a model's :class:`~mechrep.models.anatomy.Anatomy` off a TransformerLens model.
-
-Making TransformerLens' hooks say what they do: names that exist, edits that take effect.
+Two views of one set of weights.  The TransformerLens view is built when somebody asks for it.  TransformerLens consumes
+the Hugging Face object that it wraps, so the module tree is copied *without* its parameters: every parameter and buffer
+of the copy is the original's own tensor, and only the copy is wrapped.  Where a family fuses query, key and value in
+one matrix and TransformerLens splits it (GPT-2, GPT-NeoX, BLOOM), the wrapped view holds its own copy of that matrix;
+when the original's weights have changed since, the view is built anew.
 
 Two traps of TransformerLens 4 are closed here.  A list of names drops a name that does not exist without a word;
 and on a ``TransformerBridge`` a tensor *returned* by a hook at ``hook_resid_mid`` reaches the MLP only, while the
 residual stream keeps the old value (``HookedTransformer`` changed both).
-
-Two views of one set of weights: the TransformerLens view and the plain Hugging Face view.
-
-TransformerLens consumes the Hugging Face object that it wraps.  So the module tree is copied *without* its
-parameters: every parameter and buffer of the copy is the original's own tensor, and only the copy is wrapped.
-Where a family fuses query, key and value in one matrix and TransformerLens splits it (GPT-2, GPT-NeoX, BLOOM),
-the wrapped view holds its own copy of that matrix; everything else is shared.
 """
 
 from __future__ import annotations
@@ -25,8 +20,9 @@ import functools
 import hashlib
 import json
 import logging
+import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,63 +31,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError, ModelError
-from mechrep.models.anatomy import _GATE_PRE, _HOOKS, RESIDUAL_MID_SUFFIX, Anatomy, PlainHandles, Site, find_handles
-
-# Hooks that exist but never fire (rotary models keep an inert positional hook) are not sites, so none is listed here.
+from mechrep.models.anatomy import RESIDUAL_MID_SUFFIX, Anatomy
+from mechrep.models.describe import describe, describe_plain
+from mechrep.models.parts import PlainHandles, Trace, find_handles, text_config, trace
 
 
 def hook_names(tl: Any) -> set[str]:
     """Every hook name, aliases included, of a TransformerBridge or a HookedTransformer."""
     return set(tl.hook_dict)
-
-
-def describe(tl: Any) -> Anatomy:
-    """Sizes and kinds of a TransformerLens model.
-
-    Raises:
-        ModelError: not a decoder with softmax attention and one MLP per layer.
-    """
-    config, names = tl.cfg, hook_names(tl)
-    architecture = getattr(config, "architecture", None) or getattr(config, "original_architecture", None)
-    architecture = str(architecture or type(tl).__name__)
-    gated = bool(getattr(config, "gated_mlp", False))
-    for needed in (_HOOKS[Site.PATTERN], _HOOKS[Site.MLP_POST], _GATE_PRE, *([_HOOKS[Site.UP_PROJ]] if gated else [])):
-        absent = [layer for layer in range(config.n_layers) if needed.format(layer=layer) not in names]
-        if absent:
-            raise ModelError(
-                f"{architecture}, without {needed.format(layer=absent[0])}",
-                "a decoder with softmax attention and one dense MLP in every layer",
-                "mechrep has nothing to measure in attention-free, mixture-of-experts or attention-only layers",
-            )
-    return Anatomy(
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_key_value_heads or config.n_heads,
-        d_model=config.d_model,
-        d_head=config.d_head,
-        d_mlp=_mlp_width(tl, config),
-        d_vocab=config.d_vocab,
-        n_ctx=config.n_ctx,
-        gated=gated,
-        parallel=bool(getattr(config, "parallel_attn_mlp", False)),
-        activation=str(config.act_fn),
-        positions=str(config.positional_embedding_type),
-        norm=str(config.normalization_type),
-        architecture=architecture,
-        missing=frozenset(_missing(names, config.n_layers)),
-    )
-
-
-def _mlp_width(tl: Any, config: Any) -> int:
-    """``d_mlp`` read off the weights: configurations of some families state another number or none."""
-    width = tl.blocks[0].mlp.W_out.shape[0] if hasattr(tl.blocks[0].mlp, "W_out") else config.d_mlp
-    return int(width)
-
-
-def _missing(names: set[str], n_layers: int) -> Iterable[Site]:
-    for site, pattern in _HOOKS.items():
-        if any(pattern.format(layer=layer) not in names for layer in range(n_layers)):
-            yield site
 
 
 def check_name(name: str, known: set[str]) -> None:
@@ -179,9 +126,19 @@ def bridge(module: nn.Module, tokenizer: Any, name: str, dtype: torch.dtype) -> 
     config: Any = module.config
     config._attn_implementation = "eager"  # the wrappers compute attention themselves; eager gives them the right masks
     with quiet_boot():
-        return build_bridge_from_module(
-            module, type(module).__name__, hf_config=config, tokenizer=tokenizer, model_name=name, dtype=dtype
+        made = build_bridge_from_module(
+            module, type(module).__name__, hf_config=config, tokenizer=None, model_name=name, dtype=dtype
         )
+    if tokenizer is not None:  # not through TransformerLens, which would read it from disk once more
+        if tokenizer.bos_token_id is None or tokenizer.pad_token_id is None:
+            tokenizer = copy.deepcopy(tokenizer)  # the user's own stays as it is
+            tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
+        made.tokenizer = tokenizer
+        plain, ends = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+        made.cfg.tokenizer_prepends_bos = len(plain) > len(ends) and plain[0] == tokenizer.bos_token_id
+        made.cfg.tokenizer_appends_eos = len(plain) > len(ends) and plain[-1] == tokenizer.eos_token_id
+    return made
 
 
 class Model:
@@ -200,6 +157,9 @@ class Model:
         name: how the user named it.
         revision: checkpoint, or ``None``.
         tokenizer: a Hugging Face tokenizer, or ``None`` for a model of bare ids.
+        prepends_bos: set it to say whether texts start with BOS; ``None`` leaves it to the family's habit.
+        trace: what the parts of the plain view do to the residual stream, found by a probe.
+        processed: the TransformerLens view has folded weights, and stands alone.
 
     Example:
         >>> import mechrep
@@ -210,20 +170,126 @@ class Model:
     """
 
     def __init__(self, tl: Any, plain: nn.Module | None, *, tokenizer: Any, name: str, revision: str | None) -> None:
-        self.tl, self.tokenizer, self.name, self.revision = tl, tokenizer, name, revision
-        self.anatomy: Anatomy = describe(tl)
-        self.handles: PlainHandles | None = None if plain is None else find_handles(plain, self.anatomy.n_layers)
-        self.plain = plain if self.handles is not None else None
+        if tl is None and plain is None:
+            raise ModelError("neither view", "a Hugging Face module or a TransformerLens model", "give one of them")
+        self.tokenizer, self.name, self.revision = tokenizer, name, revision
         self.processed = False
-        self._fingerprint: tuple[tuple[int, ...], str] | None = None
+        self.prepends_bos: bool | None = None
+        self._tl, self._tl_made_here = tl, tl is None
+        self._tl_state: list[Any] = []
+        self._tl_has_copies = False
+        self._tl_hooks: list[str] = []  # some families' wrappers bring hooks of their own
+        self._copied_sums = b""
+        self._plain: nn.Module | None = None
+        self._fingerprint: tuple[bytes, str] | None = None
+        self._vocabulary: tuple[int, str] | None = None
+        self.trace: Trace | None = None
+        self.handles: PlainHandles | None = None
+        if plain is not None:
+            self.handles = find_handles(plain, text_config(plain).num_hidden_layers)
+            self._plain = plain if self.handles is not None else None
+        if self._plain is None:
+            if tl is None:
+                raise ModelError(
+                    f"{name!r} of class {type(plain).__name__}",
+                    "a decoder whose layers stand in one list",
+                    "mechrep does not know this architecture",
+                )
+            self.anatomy: Anatomy = describe(tl)
+            return
+        assert plain is not None and self.handles is not None
+        self.trace = trace(plain, self.handles, _probe(plain))
+        self.anatomy = describe(tl) if tl is not None else describe_plain(plain, self.handles, self.trace)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "tl":  # not set yet: a copy or a failed constructor, never a hook of the wrapped model
-            raise AttributeError(name)
+        if name.startswith("_") or name in ("anatomy", "handles", "trace", "tokenizer", "name"):
+            raise AttributeError(name)  # not set yet: a copy or a failed constructor, never a hook of the wrapped model
         return getattr(self.tl, name)
 
+    @property
+    def plain(self) -> nn.Module | None:
+        """The Hugging Face module; ``None`` where there is none.
+
+        Raises:
+            InputError: it, or a part of it, is in training mode: dropout would make every number a draw.
+        """
+        if self._plain is not None and any(part.training for part in self._plain.modules()):
+            raise InputError(
+                f"{self.name!r} in training mode",
+                "a model in evaluation mode: dropout would make every number a random draw",
+                "call .eval() on the model (and .train() again after measuring)",
+            )
+        return self._plain
+
+    @plain.setter
+    def plain(self, module: nn.Module | None) -> None:
+        if module is None:
+            _ = self.tl  # what is left then
+            self._tl_made_here = False
+        self._plain = module
+
+    @property
+    def tl(self) -> Any:
+        """The TransformerLens view, built on the first use, and anew when weights have changed that it copies.
+
+        Raises:
+            ModelError: TransformerLens does not know the architecture, or computes something else for it.
+        """
+        if self._tl_made_here and (self._tl is None or self._tl_state != state_of(self._plain)):
+            self._build_tl()
+        return self._tl
+
+    def current_tl(self) -> Any:
+        """The TransformerLens view, with the bytes of all weights compared that it holds copies of.
+
+        For whoever runs it: such weights may have been written without torch knowing (``parameter.data``).
+        """
+        tl = self.tl
+        if self._tl_made_here and self._copied_sums != self._sums_of_copied():
+            self._build_tl()
+            tl = self._tl
+        return tl
+
+    def _sums_of_copied(self) -> bytes:
+        """Sums over all weights, if TransformerLens has split some into pieces of its own; nothing if it shares all."""
+        assert self._plain is not None
+        return b"".join(byte_sums(p) for p in self._plain.parameters()) if self._tl_has_copies else b""
+
+    @property
+    def tl_is_built(self) -> bool:
+        """Whether the TransformerLens view is there already."""
+        return self._tl is not None
+
+    @torch.no_grad()
+    def _build_tl(self) -> None:
+        if self._tl_is_hooked:
+            raise ModelError(
+                f"weights of {self.name!r} that were changed while hooks stand on its TransformerLens view",
+                "hooks that are set after the weights",
+                "call model.reset_hooks(), and add them again",
+            )
+        plain = self._plain
+        assert plain is not None
+        try:
+            dtype = next(plain.parameters()).dtype
+            self._tl = bridge(twin_sharing_parameters(plain), self.tokenizer, self.name, dtype)
+            self._tl.eval()
+            logits = self._tl(self.probe_tokens())
+        except _WRAPPING_FAILED as error:
+            self._tl = None
+            raise ModelError(
+                f"the TransformerLens view of {self.name!r} ({type(plain).__name__})",
+                "an architecture that TransformerLens can wrap and run",
+                f"use what the plain view gives (view='auto'); TransformerLens said: {error!r}",
+            ) from error
+        self._tl_state, self._tl_hooks = state_of(plain), active_hooks(self._tl)
+        own = {parameter.data_ptr() for parameter in plain.parameters()}
+        self._tl_has_copies = any(parameter.data_ptr() not in own for parameter in self._tl.parameters())
+        self._copied_sums = self._sums_of_copied()
+        check_views(self, logits)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tl(*args, **kwargs)
+        return self.current_tl()(*args, **kwargs)
 
     def __repr__(self) -> str:
         a = self.anatomy
@@ -236,28 +302,34 @@ class Model:
     @property
     def is_bridge(self) -> bool:
         """Whether the TransformerLens view is a ``TransformerBridge`` (else a ``HookedTransformer``)."""
-        return hasattr(self.tl, "original_model")
+        return self._tl is None or hasattr(self._tl, "original_model")
 
     def run_with_cache(self, *args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
         """TransformerLens' ``run_with_cache``; refuses a ``names_filter`` that names a hook which does not exist."""
         check_filter(names_filter, hook_names(self.tl))
-        return self.tl.run_with_cache(*args, names_filter=names_filter, **kwargs)
+        return self.current_tl().run_with_cache(*args, names_filter=names_filter, **kwargs)
 
     def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[tuple[Any, Callable]] = (), **kwargs: Any) -> Any:
         """TransformerLens' ``run_with_hooks``; see the class for what is different at ``hook_resid_mid``."""
         fwd_hooks = honest_hooks(fwd_hooks, hook_names(self.tl), in_place=self.is_bridge)
-        return self.tl.run_with_hooks(*args, fwd_hooks=fwd_hooks, **kwargs)
+        with edits_count(self.name):
+            return self.current_tl().run_with_hooks(*args, fwd_hooks=fwd_hooks, **kwargs)
 
     @contextmanager
     def hooks(self, fwd_hooks: Sequence[tuple[Any, Callable]] = (), **kwargs: Any) -> Iterator[Model]:
         """TransformerLens' ``hooks`` context; see the class for what is different at ``hook_resid_mid``."""
-        with self.tl.hooks(fwd_hooks=honest_hooks(fwd_hooks, hook_names(self.tl), in_place=self.is_bridge), **kwargs):
+        with (
+            edits_count(self.name),
+            self.current_tl().hooks(
+                fwd_hooks=honest_hooks(fwd_hooks, hook_names(self.tl), in_place=self.is_bridge), **kwargs
+            ),
+        ):
             yield self
 
     def add_hook(self, name: Any, hook: Callable, *args: Any, **kwargs: Any) -> None:
         """TransformerLens' ``add_hook``; see the class for what is different at ``hook_resid_mid``."""
         ((name, hook),) = honest_hooks([(name, hook)], hook_names(self.tl), in_place=self.is_bridge)
-        self.tl.add_hook(name, hook, *args, **kwargs)
+        self.current_tl().add_hook(name, hook, *args, **kwargs)
 
     def enable_compatibility_mode(self, **options: Any) -> None:
         """Fold and centre the weights of the TransformerLens view, checked, on a copy of its own.
@@ -277,7 +349,8 @@ class Model:
                 "d_model different from both: TransformerLens guesses axes from sizes and would fold the wrong one",
                 "work with the raw weights",
             )
-        tokens = self.probe_tokens()
+        tokens, _ = self.probe_tokens(), self.tl
+        self._tl_made_here = False  # its weights are its own from here on
         with torch.no_grad():
             before = self.tl(tokens).float().log_softmax(-1)
             unshare_parameters(self.tl.original_model)
@@ -297,19 +370,27 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return next(self.tl.parameters()).dtype
+        return next(self._any_view().parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
-        return next(self.tl.parameters()).device
+        return next(self._any_view().parameters()).device
+
+    def _any_view(self) -> Any:
+        """Something that has the parameters, without building the TransformerLens view for it."""
+        return self._plain if self._plain is not None else self._tl
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text decoder; TransformerLens' own where there is no other."""
+        return text_config(self._plain) if self._plain is not None else self._tl.cfg
 
     @property
     def bos_id(self) -> int | None:
         """The id that starts a text: the tokenizer's BOS, else its EOS (GPT-NeoX), else the configuration's."""
-        sources = (self.tokenizer, getattr(self.plain, "config", None), self.tl.cfg)
-        for field in ("bos_token_id", "eos_token_id"):
-            for source in sources:
+        for source in (self.tokenizer, self.config, getattr(self._tl, "cfg", None)):
+            for field in ("bos_token_id", "eos_token_id"):
                 value = getattr(source, field, None)
                 if isinstance(value, int) and 0 <= value < self.anatomy.d_vocab:
                     return value
@@ -318,7 +399,7 @@ class Model:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Ids that end a text."""
-        sources = (self.tokenizer, getattr(self.plain, "generation_config", None), getattr(self.plain, "config", None))
+        sources = (self.tokenizer, getattr(self._plain, "generation_config", None), self.config)
         found: set[int] = set()
         for source in sources:
             value = getattr(source, "eos_token_id", None)
@@ -333,34 +414,53 @@ class Model:
 
     @property
     def default_prepend_bos(self) -> bool:
-        """TransformerLens' habit for this family: whether texts start with BOS."""
-        return bool(self.tl.cfg.default_prepend_bos)
+        """Whether texts start with BOS: :attr:`prepends_bos`, or TransformerLens' habit for this family."""
+        if self.prepends_bos is not None:
+            return self.prepends_bos
+        if self._tl is not None:
+            return bool(self._tl.cfg.default_prepend_bos)
+        return getattr(self.config, "model_type", "") not in WITHOUT_BOS
 
     @property
     def tokenizer_fingerprint(self) -> str | None:
         """Identity of the vocabulary: equal for two tokenizers that give every token the same id."""
         if self.tokenizer is None:
             return None
-        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=True)
-        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+        known = self._vocabulary
+        if known is None or known[0] != len(self.tokenizer):
+            vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=True)
+            known = self._vocabulary = (len(self.tokenizer), hashlib.sha256(vocabulary.encode()).hexdigest()[:16])
+        return known[1]
 
     def fingerprint(self) -> str:
-        """SHA-256 over every weight and setting: equal when the model is (computed once, again after edits)."""
-        source = self.plain if self.plain is not None and not self.processed else self.tl
-        versions = tuple(number for p in source.parameters() for number in (p.data_ptr(), p._version))
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            facts = dataclasses.asdict(self.anatomy) | {"missing": sorted(self.anatomy.missing)}
+        """Identity of the model as it computes now; of a steered one another at every call, which no store has.
+
+        SHA-256 over the bytes of every weight and over every setting: equal when the model is.
+
+        The bytes are summed at every call, and hashed again where a sum has changed: weights that were written in
+        place, in whatever way, are seen.
+        """
+        if self.steered:
+            return f"steered {uuid.uuid4().hex[:16]}"
+        source = self._plain if self._plain is not None and not self.processed else self._tl
+        sums = hashlib.sha256()
+        for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
+            sums.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            sums.update(byte_sums(parameter))
+        facts = dataclasses.asdict(self.anatomy) | {"missing": sorted(self.anatomy.missing), "reasons": ()}
+        sums.update(repr((facts, self.processed, self._settings())).encode())
+        if self._fingerprint is None or self._fingerprint[0] != sums.digest():
             digest = hashlib.sha256(repr((facts, self.processed, self._settings())).encode())
             for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
                 raw = parameter.detach().cpu().contiguous().reshape(-1)
                 digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
                 digest.update(raw.view(torch.uint8).numpy().data)
-            self._fingerprint = (versions, digest.hexdigest()[:16])
+            self._fingerprint = (sums.digest(), digest.hexdigest()[:16])
         return self._fingerprint[1]
 
     def _settings(self) -> str:
         """The configuration without names and versions: what is no weight yet decides logits (rope, windows, ...)."""
-        config = getattr(getattr(self.tl, "original_model", None), "config", None)
+        config = getattr(self._plain if self._plain is not None else None, "config", None)
         if config is None:
             return ""
         about = {"name_or_path", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
@@ -369,9 +469,7 @@ class Model:
 
     def probe_tokens(self, length: int = 16) -> Int[Tensor, "batch pos"]:
         """Two fixed rows of ordinary ids, for checking the model against itself."""
-        generator = torch.Generator().manual_seed(0)
-        length = min(length, self.anatomy.n_ctx)
-        return torch.randint(0, self.anatomy.d_vocab, (2, length), generator=generator).to(self.device)
+        return probe(self.anatomy.d_vocab, min(length, self.anatomy.n_ctx)).to(self.device)
 
     # -- text -------------------------------------------------------------------------------------------------
 
@@ -400,14 +498,173 @@ class Model:
 
     @property
     def fast(self) -> bool:
-        """Whether the plain view serves: it exists, and computes with the weights as they are now.
+        """Whether the plain view serves: it exists, and computes with the weights and hooks as they are now.
 
-        The one place that decides which view computes logits, losses and generation.
+        The one place that decides which view computes logits, losses and generation.  Hooks of the user's own on the
+        TransformerLens view (``add_hook``, ``with model.hooks(...)``) are honoured by taking that view.
+
+        Raises:
+            InputError: hooks of the user's own on both views.
         """
-        return self.plain is not None and not self.processed
+        if self._plain is None or self.processed:
+            return False
+        hooked = self._tl_is_hooked
+        if hooked and own_hooks(self._plain):
+            raise InputError(
+                f"hooks on the Hugging Face module and on the TransformerLens view of {self.name!r}",
+                "hooks on one of the two: neither view would see all of them",
+                "put all of them on one view",
+            )
+        return not hooked
+
+    @property
+    def steered(self) -> bool:
+        """Whether hooks of the user's own stand on one of the views: no fingerprint knows what they do."""
+        on_plain = self._plain is not None and bool(own_hooks(self._plain))
+        return on_plain or self._tl_is_hooked
+
+    @property
+    def _tl_is_hooked(self) -> bool:
+        """Whether the TransformerLens view has hooks that were not there when it was built."""
+        return self._tl is not None and active_hooks(self._tl) != self._tl_hooks
 
     def plain_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the fast view (of the TransformerLens view where there is no other)."""
         if self.plain is None:
-            return self.tl(tokens)
+            return self.current_tl()(tokens)
         return self.plain(input_ids=tokens, use_cache=False).logits
+
+
+# Families whose texts do not begin with BOS by TransformerLens' habit, by the configuration's ``model_type``.
+WITHOUT_BOS = frozenset(
+    [
+        "bloom",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "exaone",
+        "exaone4",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "gpt_neox",
+        "granite",
+        "granitemoe",
+        "granitemoehybrid",
+        "minimax_m2",
+        "mpt",
+        "phi",
+        "phimoe",
+        "qwen2",
+        "qwen2_5_vl_text",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_5_text",
+        "qwen3_moe",
+        "qwen3_next",
+        "qwen3_vl_text",
+        "recurrent_gemma",
+        "seed_oss",
+        "smollm3",
+        "starcoder2",
+    ]
+)
+
+
+def probe(d_vocab: int, length: int) -> Int[Tensor, "batch pos"]:
+    """Two fixed rows of ordinary ids."""
+    return torch.randint(0, d_vocab, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+def _probe(plain: Any) -> Int[Tensor, "batch pos"]:
+    embedding = plain.get_input_embeddings()
+    return probe(embedding.weight.shape[0], 8).to(embedding.weight.device)
+
+
+def state_of(module: nn.Module | None) -> list[Any]:
+    """Where each parameter lies and how often torch has written to it, and the user's own hooks."""
+    if module is None:
+        return []
+    return [*((p.data_ptr(), p._version) for p in module.parameters()), *(id(hook) for _, hook in own_hooks(module))]
+
+
+def byte_sums(parameter: Tensor) -> bytes:
+    """Sums over the bytes of a tensor, by place: other bytes, or the same ones elsewhere, give others."""
+    raw = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
+    whole = raw[: len(raw) // 8 * 8].view(torch.int64)
+    rest = raw[len(raw) // 8 * 8 :].cpu().numpy().tobytes()
+    rows = whole[: len(whole) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+    parts = (rows.sum(0), rows.sum(1), whole[len(whole) // _BLOCK * _BLOCK :])
+    return b"".join(part.cpu().numpy().tobytes() for part in parts) + rest
+
+
+_BLOCK = 512
+
+
+@contextmanager
+def edits_count(name: str) -> Iterator[None]:
+    """Refuse an edit that TransformerLens says it has thrown away, which it does with a warning only.
+
+    Raises:
+        ModelError: an edit at a place that the family computes elsewhere.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*edit is discarded.*")
+        try:
+            yield
+        except UserWarning as discarded:
+            raise ModelError(
+                f"an edit on the TransformerLens view of {name!r}",
+                "a place where TransformerLens computes what the model uses",
+                f"edit on the plain view (view='auto'); TransformerLens said: {discarded}",
+            ) from discarded
+
+
+def active_hooks(tl: Any) -> list[str]:
+    """Names of TransformerLens' hook points with something on them."""
+    return [name for name, point in tl.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+
+
+_LIBRARIES = ("mechrep", "torch", "transformers", "transformer_lens", "accelerate", "peft")
+
+
+def own_hooks(module: nn.Module) -> list[tuple[str, Any]]:
+    """Hooks that neither mechrep nor a library below it has put on a part, with the part's name."""
+    found = []
+    for name, part in module.named_modules():
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            source = hook
+            while isinstance(source, functools.partial):
+                source = source.func
+            if (getattr(source, "__module__", None) or "").split(".")[0] not in _LIBRARIES:
+                found.append((name, hook))
+    return found
+
+
+@torch.no_grad()
+def check_views(model: Model, logits: Tensor) -> None:
+    """Refuse a TransformerLens view that gives other logits than the plain one.
+
+    Args:
+        model: the model.
+        logits: of the probe, on the TransformerLens view.
+
+    Raises:
+        ModelError: the two differ.
+    """
+    plain, other = model.plain_logits(model.probe_tokens()).float(), logits.float()
+    scale = plain.abs().max().clamp_min(1.0)
+    off = ((plain - other).abs().max() / scale).item() if plain.shape == other.shape else float("inf")
+    if not off <= _VIEWS_AGREE.get(model.dtype, 2e-4):
+        tl, model._tl = model._tl, None
+        raise ModelError(
+            f"{model.name!r} ({type(tl).__name__}), whose TransformerLens view gives logits that are off by {off:.2g}",
+            "two views that give the same logits",
+            "use what the plain view gives (view='auto'); TransformerLens computes something else for this family",
+        )
+
+
+# What TransformerLens raises for a family that it does not know, or half knows.
+_WRAPPING_FAILED = (
+    ValueError, KeyError, IndexError, NotImplementedError, AttributeError, TypeError, RuntimeError, ImportError,
+)  # fmt: skip
+_VIEWS_AGREE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}

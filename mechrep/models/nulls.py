@@ -69,8 +69,7 @@ def reinitialised(model: Model, seed: int = 0, into: Model | None = None) -> Mod
         >>> round(null.W_E.std().item(), 3)
         0.02
     """
-    config = getattr(model.plain, "config", None) or getattr(model.tl, "cfg", None)
-    spread = getattr(config, "initializer_range", None)
+    spread = getattr(model.config, "initializer_range", None)
     # HookedTransformer marks "let me choose" with a negative number.
     spread = _USUAL_SPREAD if spread is None or spread <= 0 else float(spread)
 
@@ -87,14 +86,12 @@ def reinitialised(model: Model, seed: int = 0, into: Model | None = None) -> Mod
 def _edited_copy(
     model: Model, edit: Callable[[Tensor, torch.Generator], None], seed: int, what: str, into: Model | None
 ) -> Model:
-    """A deep copy with every parameter that is no norm's edited in place, and loaded again.
+    """A deep copy of the plain module with every parameter that is no norm's edited in place, and loaded again.
 
-    An earlier copy is taken anew where all that its wrapped view holds are the plain module's own parameters.
-
-    The plain module is copied and wrapped anew where it is not inside the wrapped one: where a family fuses query, key
-    and value, the two views hold their own pieces, and edited apart they would be two different models.
+    Where the plain module is part of the TransformerLens model, or there is none, that model is copied instead.  An
+    earlier copy is taken anew where there is one of the same sizes.
     """
-    wrapped: Any = getattr(model.tl, "original_model", None)
+    wrapped: Any = None if model.tl_is_built is False else getattr(model.tl, "original_model", None)
     apart = model.plain is not None and model.plain is not wrapped and not model.processed
     again = into is not None and apart and _holds_the_same(model, into)
     if again:
@@ -108,23 +105,19 @@ def _edited_copy(
         if weight.device not in generators:
             generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
         edit(weight, generators[weight.device])
-    null = into if again else load_model(module, check=False)
+    null = into if again else load_model(module, tokenizer=model.tokenizer, check=False)
     assert null is not None
     null.name, null.revision, null.tokenizer = f"{model.name} ({what})", model.revision, model.tokenizer
-    if apart:  # TransformerLens would read its tokenizer from disk once more, and it may be gone
-        null.tl.tokenizer = model.tl.tokenizer
-        for fact in ("tokenizer_prepends_bos", "tokenizer_appends_eos"):
-            setattr(null.tl.cfg, fact, getattr(model.tl.cfg, fact))
+    null.prepends_bos = model.default_prepend_bos
     return null
 
 
 def _holds_the_same(model: Model, other: Model) -> bool:
-    """Whether the other can take this model's weights, and its two views would both have them."""
+    """Whether the other can take this model's weights."""
     if model.plain is None or other.plain is None or not other.name.startswith(f"{model.name} ("):
         return False
     kinds = [[(p.shape, p.dtype, p.device) for p in one.parameters()] for one in (model.plain, other.plain)]
-    own = {parameter.data_ptr() for parameter in other.plain.parameters()}
-    return kinds[0] == kinds[1] and all(parameter.data_ptr() in own for parameter in other.tl.parameters())
+    return kinds[0] == kinds[1]
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:

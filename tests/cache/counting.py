@@ -48,17 +48,23 @@ def _hooks(family: str, target: torch.nn.Module, ran: list[tuple[int, int]]) -> 
         states = args[0] if args else kwargs["hidden_states"]
         ran.append((layer, len(states)))
 
-    handles = [
-        PARTS[family]
-        .of(target, "layer", layer)
-        .register_forward_pre_hook(lambda _m, args, kwargs, layer=layer: count(layer, args, kwargs), with_kwargs=True)
-        for layer in range(target.config.num_hidden_layers)  # pyright: ignore
-    ]
+    # Not by hooks: a model with hooks of somebody's own is another one for a store.
+    layers: list[Any] = [PARTS[family].of(target, "layer", layer) for layer in range(target.config.num_hidden_layers)]  # pyright: ignore
+
+    def counting(number: int, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            count(number, args, kwargs)
+            return forward(*args, **kwargs)
+
+        return run
+
+    for number, layer in enumerate(layers):
+        layer.forward = counting(number, layer.forward)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            del layer.forward
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import mechrep
 from mechrep.errors import MechrepError
 from mechrep.interventions.apply import logits as logits_under
 from mechrep.models.anatomy import Site
-from mechrep.models.reading import read_attention_rows
+from mechrep.models.attention import read_attention_rows
 from tests.families import oracles
 from tests.families.oracles import Seen, gap
 from tests.families.zoo import D_MODEL, D_VOCAB, N_HEADS, Family, build, text

@@ -16,7 +16,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.models.reading import View, choose_view, patterns_agree, read_activations
-from tests.tiny_models import N_HEADS, N_LAYERS, PARTS, WITH_ALIBI, random_tokens, tiny
+from tests.tiny_models import N_HEADS, N_LAYERS, PARTS, WITH_ALIBI, fresh, random_tokens, tiny
 
 pytestmark = pytest.mark.contract
 
@@ -146,9 +146,9 @@ def weights_of_another_shape(_module: Any, _args: Any, output: Any) -> Any:
 
 @pytest.mark.parametrize("returned", [no_weights, weights_of_other_heads, weights_of_another_shape])
 def test_a_module_that_returns_no_pattern_or_another_is_read_through_transformer_lens(returned: Any) -> None:
-    model, sound = loaded("llama_gqa"), loaded("llama_gqa")
-    assert model.handles is not None and model.handles.attentions is not None
-    model.handles.attentions[2].register_forward_hook(returned)
+    module, sound = fresh("llama_gqa"), load_model(fresh("llama_gqa"))
+    module.model.layers[2].self_attn.register_forward_hook(returned)
+    model = load_model(module)
     assert not patterns_agree(model) and patterns_agree(sound)
     assert choose_view(model, {Site.PATTERN}) == "transformer_lens"
     assert choose_view(model, {Site.Z}) == "plain"
@@ -159,9 +159,9 @@ def test_a_module_that_returns_no_pattern_or_another_is_read_through_transformer
 
 
 def test_a_family_without_a_known_attention_module_is_read_through_transformer_lens() -> None:
-    model = loaded("gpt2")
+    model = load_model(tiny("gpt2"), check=False)
     assert model.handles is not None
-    model.handles = dataclasses.replace(model.handles, attentions=None)
+    model.handles = dataclasses.replace(model.handles, attentions=(None,) * N_LAYERS)
     assert choose_view(model, {Site.PATTERN}) == "transformer_lens"
 
 

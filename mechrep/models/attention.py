@@ -1,0 +1,383 @@
+"""Attention patterns and values of the plain view, some queries at a time: no ``n x n`` matrix need ever be made.
+
+transformers lets most models compute their attention by any function that takes queries and keys (positions rotated and
+scaled as the family does it), values and a mask.  For the time of a read that function is ours: it computes what the
+step-by-step one computes for ``queries`` positions at a time, hands these rows over and forgets them.  The mask too is
+kept as transformers' *rule* and worked out row by row, so sliding windows and chunks are those of the model.
+
+Learned sinks (gpt-oss) are one more logit in every row, which takes attention and gives nothing: rows then sum to less
+than 1, and the rest is the sink's share.
+
+Families whose attention is not computed by such a function (BLOOM, GPT-J, MPT, ...) cannot be read like this.  Which
+ones can is not taken on trust: rows times values must be what the heads read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mechrep.errors import InputError
+from mechrep.models.model import Model
+
+QUERIES = 128  # rows of the pattern at a time: 128 x n numbers per head
+_NAME = "mechrep_rows"
+
+# Half of the summed difference between two rows of a pattern: the share of attention that lies elsewhere.
+_PATTERN_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+_HALF_PRECISION_TOLERANCE = 0.1
+
+# A block of rows ``[batch head query_pos key_pos]``, the layer, and the position of its first query.  Keys after the
+# last query of the block are left out.
+RowReceiver = Callable[[Tensor, int, int], None]
+ValueReceiver = Callable[[Tensor, int], None]  # ``[batch pos kv_head d_head]`` and the layer
+
+
+class AllRead(Exception):
+    """Raised in the hook that hands over the last activation asked for: a signal that ends the pass, no error."""
+
+
+def pattern_distance(one: Tensor, other: Tensor) -> float:
+    """The largest share of a row's attention that lies elsewhere in the other pattern; infinite for other shapes."""
+    return (one - other).abs().sum(-1).max().item() / 2 if one.shape == other.shape else torch.inf
+
+
+def pattern_tolerance(dtype: torch.dtype) -> float:
+    """How far two computations of one pattern may lie apart."""
+    return _PATTERN_TOLERANCE.get(dtype, _HALF_PRECISION_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which families can be read through the attention function, found by a probe.
+
+    Attributes:
+        rows: rows of the pattern come out block by block, in every layer with attention.
+        plain: rows times values are what the output projection reads: no gate, no norm in between.
+        sinks: a learned sink takes part of the attention of some rows.
+    """
+
+    rows: bool
+    plain: bool
+    sinks: bool = False
+
+
+_readings: WeakKeyDictionary[Model, Reading] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def reading_of(model: Model) -> Reading:
+    """What a probe shows of a model's attention function (run once per model).
+
+    Example:
+        >>> import mechrep
+        >>> reading_of(mechrep.load_model("mechrep-tiny"))
+        Reading(rows=True, plain=True, sinks=False)
+    """
+    if model not in _readings:
+        _readings[model] = _probe(model)
+    return _readings[model]
+
+
+def rows_agree(model: Model) -> bool:
+    """Whether rows of the pattern can be read block by block.
+
+    Example:
+        >>> import mechrep
+        >>> rows_agree(mechrep.load_model("mechrep-tiny"))
+        True
+    """
+    return model.fast and reading_of(model).rows
+
+
+@torch.no_grad()
+def read_attention_rows(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    receive: RowReceiver,
+    *,
+    layers: Collection[int] | None = None,
+    queries: int = QUERIES,
+) -> None:
+    """Run ``tokens`` once and hand over all rows of the attention patterns, block by block and layer by layer.
+
+    Args:
+        model: a model with a plain view.
+        tokens: right-padded ids; a causal model's real positions never see the padding.
+        receive: called inside the forward pass as ``receive(rows, layer, first_query)`` with
+            ``rows [batch head query_pos key_pos]``; it must not keep the tensor.  Row ``i`` is the query at position
+            ``first_query + i``; the keys end with the block's last query.
+        layers: all that have attention by default.
+        queries: rows per block; memory is ``batch * heads * queries * pos``.
+
+    Raises:
+        InputError: no rows per block, a layer without attention, or a model that cannot be read like this.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> shapes = []
+        >>> tokens = torch.tensor([[0, 300, 301, 302, 303]])
+        >>> read_attention_rows(model, tokens, lambda rows, *_: shapes.append(rows.shape[2:]), layers=[0], queries=3)
+        >>> [tuple(shape) for shape in shapes]
+        [(3, 3), (2, 5)]
+    """
+    there = model.anatomy.attention_layers
+    chosen = there if layers is None else sorted(set(layers))
+    for layer in chosen:
+        model.anatomy.check_layer(layer)
+        if layer not in there:
+            raise InputError(f"attention of layer {layer}", f"one of the layers {there}", "leave it out")
+    if queries < 1:
+        raise InputError(f"queries={queries}", "at least one row at a time", "raise it")
+    if not rows_agree(model):
+        raise InputError(
+            f"long texts for {model.name} ({model.anatomy.architecture})",
+            "a model whose plain view computes its attention by transformers' attention interface",
+            "cut the texts (windows_of_text) and read whole patterns: CorpusCache(...).run(AttentionSinks())",
+        )
+    if len(chosen):
+        assert model.plain is not None
+        with computed_here(model, receive, layers=chosen, queries=queries, stop=True), suppress(AllRead):
+            model.plain(input_ids=tokens, use_cache=False)
+
+
+@contextmanager
+def computed_here(
+    model: Model,
+    receive: RowReceiver | None,
+    values: ValueReceiver | None = None,
+    *,
+    layers: Collection[int],
+    queries: int = QUERIES,
+    stop: bool = False,
+) -> Iterator[None]:
+    """While open, the plain view's attention is computed here, and hands over rows and values of some layers.
+
+    Args:
+        model: the model.
+        receive: gets rows; ``None`` if nobody wants them.
+        values: gets values, one per key-value head.
+        layers: whose rows and values are handed over.
+        queries: rows at a time.
+        stop: end the pass (:class:`AllRead`) behind the last of these layers.
+    """
+    assert model.plain is not None and model.handles is not None
+    numbers = {id(module): layer for layer, module in enumerate(model.handles.attentions) if module is not None}
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **settings: Any) -> Any:
+        layer = numbers[id(module)]
+        if values is not None and layer in layers:
+            values(value.transpose(1, 2), layer)
+        outputs = []
+        for first in range(0, query.shape[2], queries):
+            rows = _rows(query, key, mask, first, queries, settings)
+            if receive is not None and layer in layers:
+                receive(rows, layer, first)
+            outputs.append(_weighted(rows, value))
+        if stop and layer == max(layers):
+            raise AllRead
+        return torch.cat(outputs, dim=2).transpose(1, 2), None  # [batch pos head d_head]
+
+    with _attention_function(attention, _mask_rule), attention_computed(model.plain, _NAME):
+        yield
+
+
+@contextmanager
+def attention_computed(module: nn.Module, implementation: str) -> Iterator[None]:
+    """Attention as transformers' ``implementation`` computes it inside the block; as the model had it set after it.
+
+    Set on the configurations themselves: ``set_attn_implementation`` would pass a value on to sub-configurations, and
+    restoring it would make them all alike.
+    """
+    found = (getattr(part, "config", None) for part in module.modules())
+    configs: dict[int, Any] = {id(c): c for c in found if hasattr(c, "_attn_implementation_internal")}
+    before = [(config, config._attn_implementation_internal) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = implementation
+        yield
+    finally:
+        for config, usual in before:
+            config._attn_implementation_internal = usual
+
+
+def _probe(model: Model) -> Reading:
+    """Run two short rows: which layers ask for attention, and is what they read the rows times the values?"""
+    nothing = Reading(rows=False, plain=False)
+    if model.plain is None or model.handles is None:
+        return nothing
+    tokens, there = model.probe_tokens(), model.anatomy.attention_layers
+    if not _asks_for_attention(model.plain, tokens):
+        return nothing
+    length, n_heads = tokens.shape[1], model.anatomy.n_heads
+    seen = {layer: torch.zeros(len(tokens), n_heads, length, length, device=tokens.device) for layer in there}
+    values: dict[int, Tensor] = {}
+    read: dict[int, Tensor] = {}
+    left = set(there)
+
+    def keep(rows: Tensor, layer: int, first: int) -> None:
+        if rows.shape[:2] == seen[layer].shape[:2]:
+            seen[layer][:, :, first : first + rows.shape[2], : rows.shape[3]] = rows.float()
+            left.discard(layer)
+
+    def hook(layer: int) -> Callable[..., None]:
+        return lambda _module, args: read.__setitem__(layer, args[0].detach().float())
+
+    handles = [model.handles.attention_outputs[layer].register_forward_pre_hook(hook(layer)) for layer in there]  # pyright: ignore
+    try:
+        with computed_here(
+            model,
+            keep,
+            lambda v, layer: values.__setitem__(layer, v.float()),
+            layers=there,
+            queries=max(1, length // 3),
+        ):
+            model.plain(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    usual = _usual_rows(model, tokens)
+    rows = not left and all(
+        pattern_distance(seen[n], usual.get(n, seen[n])) <= pattern_tolerance(model.dtype) for n in there
+    )
+    if not rows:
+        return nothing
+    sums = torch.stack([seen[layer].sum(-1) for layer in there])
+    plain = all(_is_read(seen[n], values[n], read[n], model.dtype) for n in there)
+    return Reading(rows=True, plain=plain, sinks=bool((sums < 1 - 1e-3).any()))
+
+
+def _usual_rows(model: Model, tokens: Tensor) -> dict[int, Tensor]:
+    """Patterns that the family's own step-by-step function gives, where its attention returns them."""
+    assert model.plain is not None and model.handles is not None
+    found: dict[int, Tensor] = {}
+
+    def hook(layer: int) -> Callable[..., None]:
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            weights = returned_weights(output)
+            if weights is not None:
+                found[layer] = weights.float()
+
+        return keep
+
+    parts = [(n, part) for n, part in enumerate(model.handles.attentions) if part is not None]
+    handles = [part.register_forward_hook(hook(n)) for n, part in parts]
+    try:
+        with attention_computed(model.plain, "eager"):
+            model.plain(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def returned_weights(output: Any) -> Tensor | None:
+    """The pattern ``[batch head query_pos key_pos]`` that an attention module returns beside its output."""
+    beside = output[1:] if isinstance(output, tuple) else ()
+    found = [part for part in beside if isinstance(part, Tensor) and part.ndim == 4]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_read(rows: Tensor, value: Tensor, read: Tensor, dtype: torch.dtype) -> bool:
+    expected = _weighted(rows, value.transpose(1, 2)).transpose(1, 2).flatten(2)
+    if expected.numel() != read.numel():
+        return False
+    scale = read.abs().max().clamp_min(1e-6)
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 5e-2
+    return bool((expected - read.view_as(expected)).abs().max() / scale <= tolerance)
+
+
+def _asks_for_attention(plain: nn.Module, tokens: Tensor) -> bool:
+    """Whether the model's attention is computed by a function that can be chosen; its mask is an ordinary one here."""
+    from transformers.masking_utils import eager_mask
+
+    asked: list[nn.Module] = []
+
+    def attention(module: nn.Module, *_: Any, **__: Any) -> Any:
+        asked.append(module)
+        raise AllRead
+
+    with _attention_function(attention, eager_mask), attention_computed(plain, _NAME), suppress(AllRead):
+        plain(input_ids=tokens, use_cache=False)
+    return bool(asked)
+
+
+@contextmanager
+def _attention_function(attention: Callable[..., Any], mask: Callable[..., Any]) -> Iterator[None]:
+    """``attention`` as one of the functions that transformers' models choose from by name, with its masks."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # A name without a mask function would get no mask at all, whatever the model asks for.
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, mask)
+    ALL_ATTENTION_FUNCTIONS[_NAME] = attention
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[_NAME]
+
+
+class _MaskRule:
+    """transformers' rule for who may look at whom, to be asked about some rows at a time."""
+
+    def __init__(self, allowed: Callable[..., Tensor]) -> None:
+        self.allowed = allowed
+
+    def rows(self, batch: int, queries: range, keys: int, device: torch.device) -> Bool[Tensor, "batch 1 query key"]:
+        texts = torch.arange(batch, device=device)[:, None, None, None]
+        query = torch.arange(queries.start, queries.stop, device=device)[:, None]
+        head = torch.zeros((), dtype=torch.long, device=device)
+        return self.allowed(texts, head, query, torch.arange(keys, device=device)).expand(batch, 1, -1, -1)
+
+
+def _mask_rule(*, mask_function: Callable[..., Tensor], **_: Any) -> _MaskRule:
+    return _MaskRule(mask_function)
+
+
+def _rows(
+    query: Float[Tensor, "batch head pos d_head"],
+    key: Float[Tensor, "batch kv_head pos d_head"],
+    mask: Any,
+    first: int,
+    queries: int,
+    settings: dict[str, Any],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """Rows of the pattern from ``first`` on, as the step-by-step function of the family computes them."""
+    batch, heads, length, width = query.shape
+    last = min(first + queries, length)
+    # Heads that share a key are put side by side, so that the key is not copied.
+    grouped = query[:, :, first:last].unflatten(1, (key.shape[1], heads // key.shape[1]))
+    scores = (grouped @ key[:, :, None, :last].transpose(-1, -2)).flatten(1, 2)
+    scaling = settings.get("scaling")
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    softcap = settings.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    causal = torch.ones(last - first, last, dtype=torch.bool, device=scores.device).tril(first)
+    if isinstance(mask, _MaskRule):
+        causal = causal & mask.rows(batch, range(first, last), last, scores.device)
+    elif mask is not None:  # the family's own, made whole
+        part = mask[..., first:last, :last]
+        scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
+    scores = scores.masked_fill(~causal, -torch.inf)
+    sinks = settings.get("s_aux")
+    if sinks is None:
+        return scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    beside = sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, beside], -1).softmax(-1, dtype=torch.float32)[..., :-1].to(query.dtype)
+
+
+def _weighted(
+    rows: Float[Tensor, "batch head query_pos key_pos"], value: Float[Tensor, "batch kv_head pos d_head"]
+) -> Float[Tensor, "batch head query_pos d_head"]:
+    """What the heads read: the rows times the values."""
+    grouped = rows.unflatten(1, (value.shape[1], rows.shape[1] // value.shape[1]))
+    return (grouped @ value[:, :, None, : rows.shape[-1]]).flatten(1, 2)
