@@ -183,7 +183,7 @@ def first_layer_heads(
         raise InputError(f"ops={list(ops)}", f"some of {OPS}, each once", "choose among these")
     options, corpus = run or Run(), corpus_of(model, texts)
     mark = FirstTokenMark(model, corpus, layer=layer, triples=triples, seed=options.seed)
-    text = Corpus.from_tokens(windows(model, corpus), model=model, bos_policy="absent")
+    text = Corpus.from_tokens(windows(model, corpus), model=model, attention_mask=True, bos_policy="absent")
     sink_layer, ratio = _sink_layer(model, text, layer)
     config = {"study": "heads of the first layer", "layer": layer}
     notes = {"peers": PEERS, "detector": [mark.layer, mark.neuron], "sink_layer": sink_layer, "ratio": ratio}

@@ -27,7 +27,7 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
 from mechrep.store import Store
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 
 R = TypeVar("R", bound=Result)
 R2 = TypeVar("R2", bound=Result)
@@ -136,7 +136,7 @@ class CorpusCache:
 
     Args:
         model: the model.
-        corpus: the texts; must be made with the model's tokenizer.
+        corpus: the texts, made with the model's tokenizer; or what :meth:`mechrep.Corpus.of` makes a corpus of.
         batch_size: texts per forward pass, or ``"auto"``.
         store: folder for results and for the state of unfinished runs.  A run that was stopped goes on from its last
             shard; asking again for a finished result reads it from disk.  Results are filed under a fingerprint of the
@@ -147,7 +147,7 @@ class CorpusCache:
         progress: show a progress bar; by default to people only.
 
     Raises:
-        InputError: a corpus made for another model.
+        InputError: a corpus made for another model, or what is no corpus.
 
     Example:
         >>> import mechrep
@@ -161,7 +161,7 @@ class CorpusCache:
     def __init__(
         self,
         model: Model,
-        corpus: Corpus,
+        corpus: CorpusLike,
         *,
         batch_size: int | str = "auto",
         store: str | Path | None = None,
@@ -170,6 +170,7 @@ class CorpusCache:
         max_gib: float = 2.0,
         progress: bool | None = None,
     ) -> None:
+        corpus = Corpus.of(corpus, model)
         corpus.check_model(model)
         if intervention is not None and intervention.when != "all":
             raise InputError(f"an intervention with when={intervention.when!r}", "when='all'", "read under that one")

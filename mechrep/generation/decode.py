@@ -12,8 +12,10 @@ writes one column, and attention reads a view.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -30,7 +32,7 @@ from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.watch import watch_for
 
 StopReason = Literal["eos", "stopped", "length"]
@@ -548,14 +550,15 @@ def _reference_step(model: Model, live: list[Continuation], decoding: Decoding) 
 
 def generate(
     model: Model,
-    corpus: Corpus,
+    corpus: CorpusLike,
     *,
     max_new_tokens: int,
-    decoding: Decoding = Decoding(),
+    decoding: Decoding | None = None,
     interventions: Intervention | Sequence[Intervention | None] | None = None,
     starts: Sequence[int] | None = None,
     batch_size: int = 256,
     progress: bool | None = None,
+    **fields: Any,
 ) -> Corpus:
     """Continue every text of ``corpus`` and return prompts and continuations as a new corpus.
 
@@ -565,7 +568,7 @@ def generate(
 
     Args:
         model: the model.
-        corpus: the prompts; the whole of each text is its prompt.
+        corpus: the prompts, or what :meth:`mechrep.Corpus.of` makes some of; the whole of each text is its prompt.
         max_new_tokens: continue by at most so many tokens.
         decoding: when a text ends, how tokens are chosen, which view writes; by default greedy, up to EOS.
         interventions: one for all rows, or one (or ``None``) per row.
@@ -573,14 +576,16 @@ def generate(
             last position for ``"last"``, ``onset - 1`` from the frame for ``"from_onset"``.
         batch_size: rows computed together.
         progress: show a progress bar; by default to people only.
+        **fields: those of :class:`Decoding`, in place of ``decoding``: ``temperature=1.0, stop_when=None``.
 
     Returns:
         A corpus with the same frame, ``prompt_length`` set to the length of the prompt, and ``stop_reason``
         (``"eos"``, ``"stopped"`` by a rule, ``"length"``).
 
     Raises:
-        InputError: a corpus made with another tokenizer, prompts that do not leave room in the context, a number of
-            interventions or starts that is not the number of rows, an onset that is missing.
+        InputError: a corpus made with another tokenizer, what is no corpus, prompts that do not leave room in the
+            context, a number of interventions or starts that is not the number of rows, an onset that is missing, an
+            unknown field, fields beside ``decoding``.
 
     Example:
         >>> import mechrep
@@ -589,14 +594,35 @@ def generate(
         >>> longer = mechrep.generate(model, corpus, max_new_tokens=8)
         >>> len(longer.row(0)) - len(corpus.row(0)), int(longer.frame["prompt_length"][0]) == len(corpus.row(0))
         (8, True)
-        >>> sampling = mechrep.Decoding(temperature=1.0, top_k=20, seed=1)
-        >>> mechrep.generate(model, corpus, max_new_tokens=8, decoding=sampling).row(0) == longer.row(0)
+        >>> mechrep.generate(model, corpus, max_new_tokens=8, temperature=1.0, seed=1).row(0) == longer.row(0)
         False
     """
+    rules = decoding_of(decoding, fields)
+    corpus = Corpus.of(corpus, model)
     corpus.check_model(model)
     requests = make_requests(corpus, max_new_tokens, interventions, starts)
-    answers = run_requests(model, requests, decoding, batch_size=batch_size, progress=progress)
+    answers = run_requests(model, requests, rules, batch_size=batch_size, progress=progress)
     return answers_to_corpus(model, corpus, answers)
+
+
+def decoding_of(decoding: Decoding | None, fields: Mapping[str, Any]) -> Decoding:
+    """How texts are continued, given whole or field by field.
+
+    Raises:
+        InputError: both, or a field that does not exist.
+
+    Example:
+        >>> decoding_of(None, {"temperature": 0.7}).temperature
+        0.7
+    """
+    known = [one.name for one in dataclasses.fields(Decoding)]
+    for name in set(fields) - set(known):
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "leave it out; temperature=0 is greedy, 1 samples"
+        raise InputError(f"{name}={fields[name]!r:.40}", f"an option of generate, or one of {', '.join(known)}", remedy)
+    if decoding is not None and fields:
+        raise InputError(f"decoding= and {', '.join(fields)} beside it", "one of the two", "use Decoding(...) for all")
+    return Decoding(**fields) if decoding is None else decoding
 
 
 def run_requests(
@@ -664,4 +690,6 @@ def answers_to_corpus(model: Model, corpus: Corpus, answers: Sequence[Continuati
         prompt_length=[len(answer.request.prompt) for answer in answers],
         stop_reason=[answer.reason for answer in answers],
     )
-    return Corpus.from_tokens([a.ids for a in answers], model=model, frame=frame, bos_policy=corpus.bos_policy)
+    return Corpus.from_tokens(
+        [a.ids for a in answers], model=model, attention_mask=True, frame=frame, bos_policy=corpus.bos_policy
+    )

@@ -104,7 +104,9 @@ def sample_prompts(
             f"{model.name}, which has no BOS and no EOS id", "an id that starts a text", "make prompts yourself"
         )
     frame = pd.DataFrame({"id": [f"sample-{seed}-{first + i}" for i in range(n)], "source": "sampled by the model"})
-    starts = Corpus.from_tokens([[model.bos_id]] * n, model=model, frame=frame, bos_policy="prepended")
+    starts = Corpus.from_tokens(
+        [[model.bos_id]] * n, model=model, attention_mask=True, frame=frame, bos_policy="prepended"
+    )
     requests = [Request((model.bos_id,), length, text=first + i) for i in range(n)]
     decoding = Decoding(None, temperature, top_k, seed)
     return answers_to_corpus(model, starts, run_requests(model, requests, decoding, progress=False))

@@ -290,7 +290,9 @@ def _corpus(
         frame["onset"] = frame["start"] + frame["period"]
         frame["prompt_length"] = frame["start"] + frame["shown"] * frame["period"]
         frame["copies"] = [(len(row) - s) / p for row, s, p in zip(rows, starts, periods, strict=True)]
-    corpus = Corpus.from_tokens(rows, model=model, frame=frame, bos_policy=texts.prompts.bos_policy)
+    corpus = Corpus.from_tokens(
+        rows, model=model, attention_mask=True, frame=frame, bos_policy=texts.prompts.bos_policy
+    )
     counts = {"prompts": len(texts.prompts), "new_tokens": texts.new_tokens, "preset": texts.preset}
     corpus.frame.attrs.update(counts)
     return corpus
@@ -409,7 +411,7 @@ def _show(
     numbers, rows, lengths = shown_rows(model, texts, builder, copies)
     if not numbers:
         return Flow(frame, texts, None, builder_name(builder, copies), texts.new_tokens)
-    prompts = Corpus.from_tokens(rows, model=model, source="shown")
+    prompts = Corpus.from_tokens(rows, model=model, attention_mask=True, source="shown")
     cycles = [row[len(row) - length :] for row, length in zip(rows, lengths, strict=True)]
     by_prompt = {tuple(row): cycle for row, cycle in zip(rows, cycles, strict=True)}
 

@@ -149,7 +149,7 @@ def write_texts(
 
         rows = [prompts.row(i) for i in range(len(prompts))]
         facts = prompts.frame.drop(columns=["start", "onset", "period", "copies"])
-        fresh = Corpus.from_tokens(rows, model=model, frame=facts, bos_policy=prompts.bos_policy)
+        fresh = Corpus.from_tokens(rows, model=model, attention_mask=True, frame=facts, bos_policy=prompts.bos_policy)
         written = continue_texts(
             model, fresh, limit, stop_early=chosen.stop_early, decided=lambda ids, n: found(ids, n) is not None,
             batch_size=batch_size, progress=progress,
@@ -212,11 +212,11 @@ def continue_texts(
     for i, row in enumerate(rows):
         left = max_new_tokens - (len(row) - lengths[i])
         if reasons[i] == "stopped" and left > 0 and not decided(row, lengths[i]):
-            alone = Corpus.from_tokens([row], model=model)
+            alone = Corpus.from_tokens([row], model=model, attention_mask=True)
             more = generate(model, alone, max_new_tokens=left, progress=False)
             rows[i], reasons[i] = more.row(0), str(more.frame["stop_reason"][0])
     frame = written.frame.assign(stop_reason=reasons)
-    return Corpus.from_tokens(rows, model=model, frame=frame, bos_policy=prompts.bos_policy)
+    return Corpus.from_tokens(rows, model=model, attention_mask=True, frame=frame, bos_policy=prompts.bos_policy)
 
 
 def cycle_of(

@@ -405,7 +405,9 @@ def corpus_of(model: Model, texts: Corpus | Sequence[str] | None) -> Corpus:
     ids = model.encode(tiny.held_out_text(), prepend_bos=False)
     length = min(model.anatomy.n_ctx, len(ids))
     starts = range(0, len(ids) - length + 1, length)
-    return Corpus.from_tokens([ids[start : start + length] for start in starts], model=model, bos_policy="absent")
+    return Corpus.from_tokens(
+        [ids[start : start + length] for start in starts], model=model, attention_mask=True, bos_policy="absent"
+    )
 
 
 def triples_of(model: Model, corpus: Corpus, *, limit: int = _LIMIT, seed: int = 0) -> Triples:

@@ -317,7 +317,8 @@ def first_layer_convergence(
     n = min(most, _REPEATS) if repeats is None else repeats
     if not 8 <= n <= most:
         raise InputError(f"{n} repetitions after {len(front)} tokens", f"8 to {most}", "choose others, or shorten it")
-    rows, grid = Corpus.from_tokens([[*front, *[token] * n] for token in tokens], model=model), repeat_grid(n)
+    rows = Corpus.from_tokens([[*front, *[token] * n] for token in tokens], model=model, attention_mask=True)
+    grid = repeat_grid(n)
     seen = [_follow(model, rows.row(text), len(front), grid) for text in range(len(tokens))]
     limits = [_states(model, [token], [0]) for token in tokens]
     runs = [_run_deviations(model, token, min(_PURE, model.anatomy.n_ctx)) for token in tokens]

@@ -202,7 +202,9 @@ def shown_twice(model: Model, prompts: Corpus) -> Corpus:
         rows.append([*begin, *copy * (_SHOWN + 1)])
         starts.append(len(begin))
         periods.append(len(copy))
-    return Corpus.from_tokens(rows, model=model, frame=_facts(prompts, starts, periods), bos_policy=prompts.bos_policy)
+    return Corpus.from_tokens(
+        rows, model=model, attention_mask=True, frame=_facts(prompts, starts, periods), bos_policy=prompts.bos_policy
+    )
 
 
 def _facts(prompts: Corpus, starts: Sequence[int], periods: Sequence[int]) -> pd.DataFrame:

@@ -240,7 +240,9 @@ def ov_cluster(
     numbers = [0] * orders + [number for number in range(sets) for _ in range(orders)] + [0]
     start = [model.bos_id] if bos and model.bos_id is not None else []
     rows = [[*start, *(ids[place] for place in _order(members, length, generator))] for members in chosen]
-    corpus = Corpus.from_tokens(rows, model=model, source="ov-cluster", bos_policy="prepended" if bos else "absent")
+    corpus = Corpus.from_tokens(
+        rows, model=model, attention_mask=True, source="ov-cluster", bos_policy="prepended" if bos else "absent"
+    )
     signal, norm, bos_norm = _measure(model, corpus, vectors[0], bos)
     spread = [_diameter(vectors[members]) for members in (cluster, *random)]
     config = {"token": first, "size": size, "length": length, "sets": sets, "orders": orders, "bos": bos, "seed": seed}

@@ -474,7 +474,9 @@ class Model:
     # -- text -------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, prepend_bos: bool | None = None) -> list[int]:
-        """Ids of a text; BOS in front by the family's habit, or as asked.
+        """Ids of a text; BOS in front by the family's habit, or as asked, and never a second one.
+
+        A text that begins with the BOS token itself (a chat template written out, decoded ids) keeps that one.
 
         Raises:
             InputError: the model has no tokenizer, or no id to serve as BOS.
@@ -484,11 +486,15 @@ class Model:
                 f"text for {self.name!r}", "token ids: this model has no tokenizer", "use Corpus.from_tokens"
             )
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not (self.default_prepend_bos if prepend_bos is None else prepend_bos):
+        bos = self.bos_id
+        begins = bos is not None and ids[:1] == [bos]
+        if begins and not text.lstrip().startswith(self.tokenizer.decode([bos])):
+            ids, begins = ids[1:], False  # the tokenizer put it there, whatever it was asked
+        if not (self.default_prepend_bos if prepend_bos is None else prepend_bos) or begins:
             return ids
-        if self.bos_id is None:
+        if bos is None:
             raise InputError("prepend_bos=True", "a model with a BOS id", "encode with prepend_bos=False")
-        return [self.bos_id, *ids]
+        return [bos, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; the ids themselves, separated by blanks, for a model without a tokenizer."""

@@ -414,7 +414,7 @@ def _ratio_without_bos(model: Model, corpus: Corpus) -> float:
     rows = [corpus.row(text)[1:] for text in range(len(corpus)) if corpus.lengths[text] > 1]
     if not begins_with_bos(model, corpus) or not rows:
         return float("nan")
-    bare = Corpus.from_tokens(rows, model=model, bos_policy="absent")
+    bare = Corpus.from_tokens(rows, model=model, attention_mask=True, bos_policy="absent")
     (norms,) = CorpusCache(model, bare, progress=False).run(SinkNorms())
     return norms.largest_ratio
 

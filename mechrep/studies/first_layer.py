@@ -160,7 +160,7 @@ def _parts(model: Model, corpus: Corpus, layer: int | None, triples: int, run: R
 
 
 def _measure(model: Model, corpus: Corpus, layer: int | None, triples: int, run: Run) -> _Parts:
-    text = Corpus.from_tokens(windows(model, corpus), model=model, bos_policy="absent")
+    text = Corpus.from_tokens(windows(model, corpus), model=model, attention_mask=True, bos_policy="absent")
     (mass,) = CorpusCache(model, text, store=run.store, progress=False).run(FirstTokenDetection.of(model))
     detectors = first_token_detectors(
         model, corpus, layer=layer, triples=triples, k=min(10, model.anatomy.d_mlp), seed=run.seed

@@ -280,7 +280,9 @@ def _corpus(model: Model, ids: list[int], prefixes: list[list[int]], counts: lis
         }
     )
     rows = [[*prefix, *[token] * n] for token, prefix, n in texts]
-    return Corpus.from_tokens(rows, model=model, source="repeat behaviour", frame=frame, bos_policy=policy)
+    return Corpus.from_tokens(
+        rows, model=model, attention_mask=True, source="repeat behaviour", frame=frame, bos_policy=policy
+    )
 
 
 _PANELS = {"p_next": "probability of one more repetition", "abandoned": "share of tokens abandoned"}

@@ -139,7 +139,9 @@ def head_on_stimuli(
     start = [model.bos_id] if bos and model.bos_id is not None else []
     width = length - len(start)
     rows = [[*start, *generator.choice(ordinary, width, replace=width > len(ordinary)).tolist()] for _ in tokens]
-    random = Corpus.from_tokens(rows, model=model, source="random", bos_policy="prepended" if bos else "absent")
+    random = Corpus.from_tokens(
+        rows, model=model, attention_mask=True, source="random", bos_policy="prepended" if bos else "absent"
+    )
     repeats = repeated_tokens(model, list(tokens), width, bos)
     readings = [SinkOnTexts(model, corpus, head[0], head, loss=False) for corpus in (texts, random, repeats)]
     return HeadOnStimuli(head, length, *(reading.values([None], False)[2, 0].float() for reading in readings))

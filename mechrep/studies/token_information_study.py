@@ -243,7 +243,7 @@ def matched_texts(
         if found < len(looping):
             left_out[kind] = f"{found} of {len(looping)} looping texts have a control that is as long"
     frame = pd.DataFrame(facts, columns=list(_COLUMNS)).astype({name: "Int64" for name in _COLUMNS[3:]})
-    return Corpus.from_tokens(rows, model=model, frame=frame, bos_policy=corpus.bos_policy)
+    return Corpus.from_tokens(rows, model=model, attention_mask=True, frame=frame, bos_policy=corpus.bos_policy)
 
 
 def _donors(available: np.ndarray, lengths: Sequence[int], seed: int) -> list[int | None]:

@@ -3,10 +3,6 @@
 Ids mean nothing without their tokenizer, and an analysis means little without knowing whether texts begin with BOS:
 both travel with the corpus, through selection, joining and the disk, and are checked when a model meets it.
 
-What a corpus refuses: ids that no model can read, models that they were not made for, texts that do not mix.
-
-Which texts of a corpus are meant: by number, by mask, by their facts.
-
 How a corpus looks in a notebook.  Everything from texts or files is data: escaped, and cut short.
 
 Cutting one long text into windows of equal length: held-out text as a corpus.
@@ -17,188 +13,34 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from mechrep.errors import InputError, NothingFoundError, StoreError
+from mechrep.errors import InputError, StoreError
 from mechrep.text import corpus_io
+from mechrep.text.batches import Batch, Fillers, check_no_filling, read_batch, warn_of_bos_twice, without_filling
+from mechrep.text.corpus_checks import (
+    check_begins_with_bos,
+    check_joinable,
+    check_positions,
+    check_rows,
+    check_same_vocabulary,
+    kind_of_texts,
+    matching_texts,
+    text_list,
+    text_numbers,
+)
 from mechrep.text.corpus_io import TokenizingModel, complete_frame, pad_rows
 from mechrep.text.cycles import detect_cycle
-from mechrep.text.watch import TokenSequence, eos_set, token_array
-
-
-def check_rows(rows: Sequence[Int64[np.ndarray, " _"]], d_vocab: int | None, n_ctx: int | None) -> None:
-    """Refuse an empty corpus, empty texts, ids outside the vocabulary and texts longer than the model reads.
-
-    Args:
-        rows: one array of ids per text.
-        d_vocab: size of the vocabulary; None for no upper limit.
-        n_ctx: longest text that the model reads; None for no limit.
-
-    Raises:
-        InputError: naming the text, and for an id its position.
-
-    Example:
-        >>> check_rows([np.array([1, 900])], d_vocab=50, n_ctx=None)
-        Traceback (most recent call last):
-        mechrep.errors.InputError: given: id 900 in text 0 at position 1; expected: ids from 0 to 49; \
-to do: tokenize with the tokenizer of this model
-    """
-    if not rows:
-        raise InputError("an empty list of texts", "at least one text", "pass texts, or check what was filtered out")
-    limit = np.inf if d_vocab is None else d_vocab
-    for i, row in enumerate(rows):
-        if len(row) == 0:
-            raise InputError(f"text {i} has no tokens", "texts of at least one token", "leave it out")
-        if n_ctx is not None and len(row) > n_ctx:
-            raise InputError(
-                f"text {i} has {len(row)} tokens", f"at most n_ctx = {n_ctx} tokens", "cut it, or split it into texts"
-            )
-        wrong = np.flatnonzero((row < 0) | (row >= limit))
-        if len(wrong):
-            upper = "upwards" if d_vocab is None else f"to {d_vocab - 1}"
-            raise InputError(
-                f"id {row[wrong[0]]} in text {i} at position {wrong[0]}",
-                f"ids from 0 {upper}",
-                "tokenize with the tokenizer of this model",
-            )
-
-
-def check_begins_with_bos(rows: Sequence[Int64[np.ndarray, " _"]], bos_id: int) -> None:
-    """Refuse texts that do not begin with BOS.
-
-    Args:
-        rows: one array of ids per text.
-        bos_id: id of BOS.
-
-    Raises:
-        InputError: naming the first such text.
-    """
-    for i, row in enumerate(rows):
-        if row[0] != bos_id:
-            raise InputError(
-                f"text {i} begins with id {row[0]}", f"BOS, id {bos_id}", "prepend it, or pass another bos_policy"
-            )
-
-
-def check_same_vocabulary(facts: Mapping[str, object], model: TokenizingModel) -> None:
-    """Refuse a model with another tokenizer, or, where one tokenizer is unknown, with another size of vocabulary.
-
-    Args:
-        facts: ``tokenizer`` and ``d_vocab`` of the corpus.
-        model: the model about to read it.
-
-    Raises:
-        InputError: if they differ.
-    """
-    ours, theirs = facts["tokenizer"], model.tokenizer_fingerprint
-    if ours is not None and theirs is not None:
-        if ours != theirs:
-            raise InputError(f"ids of tokenizer {ours} for {model.name}", f"tokenizer {theirs}", "tokenize again")
-    elif facts["d_vocab"] not in (None, model.anatomy.d_vocab):
-        raise InputError(
-            f"ids of a vocabulary of {facts['d_vocab']} for {model.name}",
-            f"d_vocab = {model.anatomy.d_vocab}",
-            "tokenize again",
-        )
-
-
-def check_joinable(facts: Sequence[Mapping[str, object]]) -> None:
-    """Refuse to join corpora of different tokenizers, or with and without BOS.
-
-    Args:
-        facts: ``tokenizer``, ``d_vocab``, ``bos_id`` and ``bos_policy`` of each corpus.
-
-    Raises:
-        InputError: if there is none, or if they do not mix.
-    """
-    if not facts:
-        raise InputError("no corpora", "at least one", "pass corpora to join")
-    vocabularies = [_vocabulary(one) for one in facts]
-    for vocabulary in vocabularies:
-        if vocabulary != vocabularies[0]:
-            raise InputError(
-                f"vocabularies {vocabularies[0]} and {vocabulary}", "one tokenizer and BOS", "tokenize with one model"
-            )
-    if {"prepended", "absent"} <= {one["bos_policy"] for one in facts}:
-        raise InputError("texts with and without BOS", "one BOS policy", "tokenize both the same way")
-
-
-def _vocabulary(facts: Mapping[str, object]) -> tuple[object, ...]:
-    # The size says something only where the tokenizer is unknown: models of one family pad their embeddings
-    # differently, and the ids mean the same.
-    return facts["tokenizer"], facts["bos_id"], facts["d_vocab"] if facts["tokenizer"] is None else None
-
-
-def text_numbers(texts: object, n_texts: int) -> Int64[np.ndarray, " text"]:
-    """Turn numbers or a mask into checked numbers of texts.
-
-    Args:
-        texts: numbers, or one True or False per text (missing counts as False), in any kind of array.
-        n_texts: number of texts there are.
-
-    Raises:
-        InputError: for a mask of another length, or numbers that no text has.
-        NothingFoundError: if no text is meant.
-
-    Example:
-        >>> text_numbers([False, True, True], 3).tolist(), text_numbers([2, 0], 3).tolist()
-        ([1, 2], [2, 0])
-    """
-    if isinstance(texts, pd.Series):
-        texts = texts.fillna(False).to_numpy(dtype=bool) if pd.api.types.is_bool_dtype(texts) else texts.to_numpy()
-    chosen = np.asarray(texts)
-    if chosen.dtype == bool:
-        if chosen.shape != (n_texts,):
-            raise InputError(f"a mask of shape {chosen.shape}", f"{n_texts} values", "one True or False per text")
-        chosen = np.flatnonzero(chosen)
-    chosen = token_array(chosen, "the selection")
-    if chosen.size == 0:
-        raise NothingFoundError("a selection of no texts", "at least one text", "look at corpus.frame")
-    if chosen.min() < 0 or chosen.max() >= n_texts:
-        raise InputError(
-            f"texts {chosen.min()} to {chosen.max()}", f"numbers from 0 to {n_texts - 1}", "correct the numbers"
-        )
-    return chosen
-
-
-def matching_texts(
-    frame: pd.DataFrame, conditions: Mapping[str, Hashable | Collection[Hashable]]
-) -> Bool[np.ndarray, " text"]:
-    """Say of each text whether its facts are as asked.
-
-    Args:
-        frame: the facts, one row per text.
-        conditions: column to value, or to a list, tuple or set of values; None stands for a missing value.
-
-    Raises:
-        InputError: for a column that the frame does not have.
-        NothingFoundError: if no text matches.
-
-    Example:
-        >>> matching_texts(pd.DataFrame({"period": [3, 4, 5]}), {"period": [3, 5]}).tolist()
-        [True, False, True]
-    """
-    mask = np.ones(len(frame), dtype=bool)
-    for name, wanted in conditions.items():
-        if name not in frame:
-            raise InputError(f"column {name!r}", f"one of {list(frame.columns)}", "choose one of them")
-        values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-        # None asks for what is missing: `where(period=None)` are the texts without a cycle.
-        missing = frame[name].isna().to_numpy(dtype=bool) & (None in values)
-        mask &= missing | frame[name].isin([value for value in values if value is not None]).to_numpy(dtype=bool)
-    if not mask.any():
-        raise NothingFoundError(f"where({dict(conditions)})", "at least one text", "look at corpus.frame")
-    return mask
-
+from mechrep.text.watch import TokenSequence, eos_set
 
 _ROWS, _COLUMNS, _CHARACTERS = 5, 12, 60
 
@@ -250,6 +92,7 @@ def _cell(value: object) -> str:
     return html.escape(_short(value))
 
 
+CorpusLike: TypeAlias = "Corpus | str | Iterable[Any]"  # what Corpus.of takes where a corpus belongs
 BOS_POLICIES = ("prepended", "absent", "as given")
 
 
@@ -314,9 +157,34 @@ class Corpus:
         object.__setattr__(self, "frame", frame)
 
     @classmethod
+    def of(cls, given: CorpusLike, model: TokenizingModel) -> Corpus:
+        """Take a corpus as it is, and make one of texts or ids.
+
+        Args:
+            given: a corpus; a text or several, in a list, a Series, an array or a generator; or ids, as
+                :meth:`from_tokens` takes them (one text, or several, or the batch of a tokenizer).
+            model: the model that is about to read it.
+
+        Raises:
+            InputError: anything else, or what :meth:`from_texts` and :meth:`from_tokens` refuse.
+
+        Example:
+            >>> import mechrep
+            >>> model = mechrep.load_model("mechrep-tiny")
+            >>> [len(Corpus.of(given, model)) for given in ("the sea", ["the sea", "the king"], [0, 86, 260])]
+            [1, 2, 1]
+        """
+        if isinstance(given, Corpus):
+            return given
+        kind, listed = kind_of_texts(given)
+        if kind == "texts":
+            return cls.from_texts(listed, model=model)
+        return cls.from_tokens(listed, model=model)
+
+    @classmethod
     def from_texts(
         cls,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         model: TokenizingModel,
         source: str = "texts",
@@ -324,18 +192,20 @@ class Corpus:
     ) -> Corpus:
         """Tokenize texts with a model's tokenizer.
 
+        A text that brings its BOS (a chat template written out, ids that were decoded) keeps that one and gets no
+        other; the column ``own_bos`` then says which texts did.  Padding tokens at the ends of texts are left out.
+
         Args:
-            texts: the texts, none empty.
+            texts: the texts, none empty or missing: a list, a Series, an array, a generator.
             model: the model whose tokenizer is used.
             source: where they come from, for the record and the ids.
             prepend_bos: whether to put BOS in front; None for what the model was trained with.
 
         Raises:
-            InputError: if there is no text, an empty one, one longer than the model reads, no tokenizer, or no BOS
-                although it is asked for.
+            InputError: if there is no text, an empty or missing one, one longer than the model reads, no tokenizer, or
+                no BOS although it is asked for.
         """
-        if isinstance(texts, str):
-            raise InputError("one string", "a list of texts", "pass [text]")
+        listed = text_list(texts)
         if model.tokenizer_fingerprint is None:
             raise InputError(
                 f"texts as strings for {model.name}, which has no tokenizer", "ids", "use Corpus.from_tokens"
@@ -343,46 +213,78 @@ class Corpus:
         prepend = model.default_prepend_bos if prepend_bos is None else prepend_bos
         if prepend and model.bos_id is None:
             raise InputError(f"prepend_bos for {model.name}", "a model that has a BOS", "pass prepend_bos=False")
-        for i, text in enumerate(texts):
-            if not text:
-                raise InputError(f"text {i} is empty", "texts of at least one token", "leave it out")
-        rows = [model.encode(text, prepend_bos=prepend) for text in texts]
-        policy = "prepended" if prepend else "absent"
-        return cls.from_tokens(rows, model=model, source=source, bos_policy=policy)
+        rows = [np.array(model.encode(text, prepend_bos=False), dtype=np.int64) for text in listed]
+        batch = without_filling(rows, replace(Fillers.of(model), of_one_length=False))
+        own = [model.bos_id is not None and row[:1].tolist() == [model.bos_id] for row in batch.rows]
+        front = np.array([model.bos_id] if prepend else [], dtype=np.int64)
+        batch.rows[:] = [row if has else np.concatenate([front, row]) for row, has in zip(batch.rows, own, strict=True)]
+        warn_of_bos_twice(batch.rows, model.bos_id)
+        policy = "prepended" if prepend or all(own) else "as given" if any(own) else "absent"
+        frame = pd.DataFrame({"own_bos": own}) if any(own) else None
+        return cls._of_batch(batch, model, source, frame, bos_policy=policy)
 
     @classmethod
     def from_tokens(
         cls,
-        tokens: Sequence[TokenSequence] | Shaped[np.ndarray, "text pos"] | Shaped[Tensor, "text pos"],
+        tokens: Iterable[TokenSequence]
+        | Mapping[str, Any]
+        | Shaped[np.ndarray, "text pos"]
+        | Shaped[Tensor, "text pos"],
         *,
         model: TokenizingModel | None = None,
+        attention_mask: object = None,
         source: str = "tokens",
         frame: pd.DataFrame | None = None,
         bos_policy: str = "as given",
-        pad_id: int = 0,
+        pad_id: int | None = None,
     ) -> Corpus:
-        """Take ids as they are.
+        """Take ids as they are, without what only fills up the rows of a batch.
+
+        Where no mask is given, padding is looked for at both ends of each row, with what the model says of padding,
+        EOS and BOS (:mod:`mechrep.text.batches`): it is left out with a warning, or refused where nobody can know.
+        What was left out stands in the columns ``padding_left`` and ``padding_right``.  Two BOS in front are kept,
+        with a warning, because they may be meant.  ``attention_mask=True`` says that every id is text, and meant.
 
         Args:
-            tokens: one sequence of ids per text, without padding.
-            model: whose ids they are; without it neither vocabulary nor length is checked.
+            tokens: one sequence of ids per text; a tensor or an array, padded on either side; or the ``BatchEncoding``
+                of a tokenizer, with its mask in it.
+            model: whose ids they are; without it neither vocabulary nor length is checked, nor padding looked for.
+            attention_mask: 1 where there is text, 0 where there is padding, for each id; True for "everywhere".
             source: where they come from, for the record and the ids.
-            frame: facts about the texts, one row each, in the same order; see the attributes of `Corpus`.
+            frame: facts about the texts, one row each, in the same order; see the attributes of `Corpus`.  Positions
+                count from the first id of the text, without padding.
             bos_policy: what is known about BOS in these ids; ``"prepended"`` is checked if the model has a BOS.
-            pad_id: the id that fills up short rows.
+            pad_id: the id that fills up short rows, in ``tokens`` too; 0 where nothing is said.
 
         Raises:
             InputError: for no texts, empty texts, ids that are no whole numbers or outside the vocabulary, texts
-                longer than the model reads, or a frame that does not fit.
+                longer than the model reads, a frame or a mask that does not fit, or rows that may begin with padding.
+
+        Example:
+            >>> padded = Corpus.from_tokens([[2, 2, 5, 6], [7, 8, 9, 5]], attention_mask=[[0, 0, 1, 1], [1, 1, 1, 1]])
+            >>> padded.row(0), padded.frame["padding_left"].tolist()
+            ([5, 6], [2, 0])
         """
-        rows = [token_array(row, f"text {i}") for i, row in enumerate(tokens)]
-        facts = {} if model is None else _facts_of(model)
-        check_rows(rows, facts.get("d_vocab"), None if model is None else model.anatomy.n_ctx)
-        if bos_policy == "prepended" and facts.get("bos_id") is not None:
-            check_begins_with_bos(rows, facts["bos_id"])
-        padded, lengths = pad_rows(rows, pad_id)
-        frame = complete_frame(frame, len(rows), source)
-        return cls(padded, lengths, frame, bos_policy=bos_policy, pad_id=pad_id, **facts)
+        batch = read_batch(tokens, attention_mask, Fillers(pad_id) if model is None else Fillers.of(model, pad_id))
+        if model is not None and attention_mask is not True:
+            warn_of_bos_twice(batch.rows, model.bos_id)
+        return cls._of_batch(batch, model, source, frame, bos_policy=bos_policy, pad_id=pad_id or 0)
+
+    @classmethod
+    def _of_batch(
+        cls, batch: Batch, model: TokenizingModel | None, source: str, frame: pd.DataFrame | None, **facts: Any
+    ) -> Corpus:
+        facts |= {} if model is None else _facts_of(model)
+        check_rows(batch.rows, facts.get("d_vocab"), None if model is None else model.anatomy.n_ctx)
+        if facts["bos_policy"] == "prepended" and facts.get("bos_id") is not None:
+            check_begins_with_bos(batch.rows, facts["bos_id"])
+        if frame is not None and any(batch.left):
+            check_positions(frame)
+        table = complete_frame(frame, len(batch.rows), source)
+        if batch.filled:
+            table = table.assign(padding_left=batch.left, padding_right=batch.right)
+        padded, lengths = pad_rows(batch.rows, facts.get("pad_id", 0))
+        return cls(padded, lengths, table, **facts)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -542,6 +444,8 @@ class Corpus:
         check_same_vocabulary(self._facts(), model)
         rows = [np.array(self.row(i)) for i in range(len(self))]
         check_rows(rows, model.anatomy.d_vocab, model.anatomy.n_ctx)
+        if self.tokenizer is None and self.d_vocab is None:  # nobody has looked for padding yet
+            check_no_filling(rows, replace(Fillers.of(model), of_one_length=False))
 
     def decode(self, i: int, model: TokenizingModel) -> str:
         """Return text i as a string.
@@ -654,6 +558,7 @@ def windows_of_text(model: TokenizingModel, text: str, *, length: int | None = N
         )
     bos = [model.bos_id] if model.default_prepend_bos and model.bos_id is not None else []
     ids = model.encode(text, prepend_bos=False)
+    ids = ids[1:] if bos and ids[:1] == bos else ids  # every window gets one
     body = length - len(bos)
     if len(ids) < body:
         raise InputError(
@@ -662,4 +567,6 @@ def windows_of_text(model: TokenizingModel, text: str, *, length: int | None = N
     starts = range(0, len(ids) - body + 1, max(1, body // 2))
     chosen = np.unique(np.linspace(0, len(starts) - 1, min(limit, len(starts))).astype(int))
     rows = [[*bos, *ids[starts[i] : starts[i] + body]] for i in chosen]
-    return Corpus.from_tokens(rows, model=model, source="held-out", bos_policy="prepended" if bos else "absent")
+    return Corpus.from_tokens(
+        rows, model=model, attention_mask=True, source="held-out", bos_policy="prepended" if bos else "absent"
+    )

@@ -124,7 +124,12 @@ def repeated_tokens(model: TokenizingModel, tokens: Sequence[int | str], n: int,
         index=range(len(ids)),
     )
     return Corpus.from_tokens(
-        rows, model=model, source="repeated", frame=frame, bos_policy="prepended" if bos else "absent"
+        rows,
+        model=model,
+        attention_mask=True,
+        source="repeated",
+        frame=frame,
+        bos_policy="prepended" if bos else "absent",
     )
 
 
@@ -228,7 +233,9 @@ def random_repeats(
     facts = {"start": len(prefix), "onset": len(prefix) + n, "period": n, "copies": float(copies)}
     frame = pd.DataFrame({"id": [f"random-{n}x{copies}-{seed}-{text}" for text in range(sequences)], **facts})
     policy = "prepended" if prefix else "absent"
-    return Corpus.from_tokens(texts, model=model, source="random_repeats", frame=frame, bos_policy=policy)
+    return Corpus.from_tokens(
+        texts, model=model, attention_mask=True, source="random_repeats", frame=frame, bos_policy=policy
+    )
 
 
 def ordinary_ids(model: Model) -> np.ndarray:

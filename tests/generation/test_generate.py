@@ -298,19 +298,13 @@ def test_an_unknown_view_is_refused() -> None:
         Decoding.__post_init__(unchecked)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("moved", [field.name for field in dataclasses.fields(Decoding)])
-def test_options_of_the_decoding_stand_there_alone(moved: str) -> None:
-    with pytest.raises(TypeError, match=moved):
-        generate(llama(), prompts(), max_new_tokens=4, **{moved: None})
-
-
 def test_the_whole_context_can_be_used() -> None:
     texts = generate(llama(), prompts(2), max_new_tokens=N_CTX - 6, decoding=Decoding(None))
     assert texts.lengths.tolist() == [N_CTX, N_CTX]
 
 
 def test_a_corpus_of_another_vocabulary_is_refused() -> None:
-    foreign = Corpus.from_tokens([[1, 2, 3]], model=load_model("mechrep-tiny"))
+    foreign = Corpus.from_tokens([[5, 6, 7]], model=load_model("mechrep-tiny"))
     with pytest.raises(InputError, match="vocabulary of"):
         generate(llama(), foreign, max_new_tokens=2)
     with pytest.raises(InputError, match=f"{D_VOCAB + 3}"):

@@ -58,7 +58,7 @@ def rows(corpus: Corpus) -> list[list[int]]:
 @settings(deadline=None)
 @given(rows_of_ids)
 def test_rows_come_back_as_they_went_in(ids: list[list[int]]) -> None:
-    corpus = Corpus.from_tokens(ids, pad_id=26)
+    corpus = Corpus.from_tokens(ids, pad_id=26, attention_mask=True)
     assert rows(corpus) == ids
     assert corpus.lengths.tolist() == [len(row) for row in ids]
     assert corpus.tokens.shape == (len(ids), max(map(len, ids)))

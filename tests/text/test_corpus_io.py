@@ -39,7 +39,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory, ids: list[list[int]],
     }
     frame = pd.DataFrame(own)
     facts = {"tokenizer": "letters-v1", "bos_id": 0, "bos_policy": "absent", "d_vocab": 27, "model_name": "ä<b>"}
-    corpus = replace(Corpus.from_tokens(ids, frame=frame, pad_id=3).with_cycles(), **facts)
+    corpus = replace(Corpus.from_tokens(ids, frame=frame, pad_id=3, attention_mask=True).with_cycles(), **facts)
     corpus.save(path)
     loaded = Corpus.load(path)
     assert rows(loaded) == ids
