@@ -17,6 +17,7 @@ from mechrep.ablation.effects import Measure
 from mechrep.ablation.score import ScoredText, score_tokens, token_losses
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.decode import Continuation, Decoding, Request, run_requests
+from mechrep.generation.loops import without_counter
 from mechrep.interventions.ops import Intervention, When
 from mechrep.measures.neurons import check_onsets
 from mechrep.models.model import Model
@@ -396,14 +397,14 @@ def looping_texts(corpus: Corpus) -> tuple[Corpus, list[OldLoop]]:
     return texts, [OldLoop(start, onset, tuple(texts.row(i)[start:onset])) for i, (start, onset) in enumerate(places)]
 
 
-def loop_free_texts(corpus: Corpus, length: int) -> Corpus:
-    """The texts without an onset, of at least ``length`` tokens.
+def loop_free_texts(model: Model, corpus: Corpus, length: int) -> Corpus:
+    """The texts without an onset, nor a loop with a counter, of at least ``length`` tokens.
 
     Raises:
         NothingFoundError: there is none.
     """
     free = corpus.frame["onset"].isna().to_numpy() if "onset" in corpus.frame else True
-    mask = (corpus.lengths.numpy() >= length) & free
+    mask = (corpus.lengths.numpy() >= length) & free & without_counter(model, corpus)
     if not mask.any():
         raise NothingFoundError(
             f"{len(corpus)} texts, none of them loop-free and of {length} tokens or more",

@@ -108,7 +108,7 @@ class StudyTexts:
             return Regeneration("still_looping", model, corpus, prompts, loops, self.decoding, when)
 
         def newly_looping() -> Outcome:
-            free = loop_free_texts(texts(), self.decoding.prompt_length)
+            free = loop_free_texts(model, texts(), self.decoding.prompt_length)
             prompts = [self.decoding.prompt_length] * len(free)
             return Regeneration("newly_looping", model, free, prompts, None, self.decoding, when)
 

@@ -141,7 +141,7 @@ def activation_sweep(
     """
     corpus.check_model(model)
     how = decoding or LoopDecoding()
-    texts = loop_free_texts(corpus, how.prompt_length)
+    texts = loop_free_texts(model, corpus, how.prompt_length)
     outcome = Regeneration("newly_repeating", model, texts, [how.prompt_length] * len(texts), None, how)
     return _sweep(model, outcome, "activation", neurons, ks, op, controls, run)
 

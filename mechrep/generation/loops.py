@@ -1,5 +1,7 @@
 """Texts in which the model falls into a loop by itself, and texts in which it does not.
 
+A text in a loop with a counter (:mod:`mechrep.text.counters`) is neither: it is never handed out as loop-free.
+
 The recipe of the published work: BOS, ten sampled tokens, then greedy decoding; a detector says whether the text
 loops.
 """
@@ -8,13 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.decode import generate
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.text.corpus import Corpus
+from mechrep.text.counters import counting_loop
 from mechrep.text.cycles import MIN_COPIES, repeats_after_prompt
 
 
@@ -185,6 +190,30 @@ def collect_loops(
     return corpus
 
 
+def without_counter(model: Model, corpus: Corpus) -> Bool[np.ndarray, " text"]:
+    """Whether each text is free of loops with a counter, after its prompt; all are where a model has no tokenizer.
+
+    Args:
+        model: whose ids they are.
+        corpus: the texts.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> texts = ["He went to the door and said no.", "".join(f"He said no, {n}. " for n in range(8, 14))]
+        >>> without_counter(model, mechrep.Corpus.from_texts(texts, model=model)).tolist()
+        [True, False]
+    """
+    if model.tokenizer is None:
+        return np.ones(len(corpus), dtype=bool)
+    lengths = corpus.frame["prompt_length"].tolist()
+    found = [
+        counting_loop(corpus.row(i), model.decode, lengths[i], eos_id=model.eos_ids, special_ids=model.special_ids)
+        for i in range(len(corpus))
+    ]
+    return np.array([loop is None for loop in found])
+
+
 def _next_batch(n_loops: int, n_others: int, found: dict[str, list[Corpus]], tried: int, most: int) -> int:
     """Prompts to try next: what is missing, and where half of the texts loop, twice that.
 
@@ -212,10 +241,11 @@ def _sort_out(texts: Corpus, preset: LoopPreset, model: Model) -> dict[str, Corp
     """Looping texts with a late enough onset, and texts that fell into no loop at all, not even for a while."""
     late = (texts.frame["onset"] > preset.min_prefix).fillna(False)
     eos_ids, special_ids = model.eos_ids, model.special_ids
+    decode = None if model.tokenizer is None else model.decode
     loop_free = [
         pd.isna(onset)
         and not repeats_after_prompt(
-            texts.row(i), int(length), preset.detector, eos_id=eos_ids, special_ids=special_ids
+            texts.row(i), int(length), preset.detector, eos_id=eos_ids, special_ids=special_ids, decode=decode
         )
         for i, (onset, length) in enumerate(zip(texts.frame["onset"], texts.frame["prompt_length"], strict=True))
     ]

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import pandas as pd
 
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.generation.loops import without_counter
 from mechrep.generation.written import (
     Builder,
     Cut,
@@ -184,7 +185,7 @@ def control_texts(
     batch_size: int = 256,
     progress: bool | None = None,
 ) -> Corpus:
-    """Prompts with a continuation that does not loop: no repetition to go on with.
+    """Prompts with a continuation that does not loop, nor count: no repetition to go on with.
 
     Args:
         model: the model.
@@ -214,11 +215,11 @@ def control_texts(
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
-    numbers, rows = [], []
+    numbers, rows, free = [], [], without_counter(model, texts.written)
     for i, loops in enumerate(texts.loops):
         ids = texts.written.row(i)
         ids = ids[:-1] if ids[-1] in model.eos_ids else ids
-        if not loops and len(ids) > len(prompts.row(i)):
+        if not loops and free[i] and len(ids) > len(prompts.row(i)):
             numbers.append(i)
             rows.append(ids)
     if not numbers:

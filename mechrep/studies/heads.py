@@ -31,6 +31,7 @@ from mechrep.ablation.texts import find_and_test, null_models, shared_loops, sha
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.figures import attention_maps_figure, counted
+from mechrep.generation.loops import without_counter
 from mechrep.interventions.ops import When
 from mechrep.measures.head_copying import HeadCopying, HeadCopyingResult
 from mechrep.measures.head_layers import layer_profiles
@@ -434,7 +435,7 @@ class _Plan:
                     )
                 )
         long = self.texts.lengths.numpy() >= LoopDecoding().prompt_length
-        free = self.texts.frame["onset"].isna().to_numpy() & long
+        free = self.texts.frame["onset"].isna().to_numpy() & long & without_counter(self.model, self.texts)
         if regenerate and self.circuits and free.any():
             first, texts = self.circuits[0][0], self.on(self.texts.select(free))
             tables.append(

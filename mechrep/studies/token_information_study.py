@@ -13,6 +13,7 @@ from mechrep.ablation.effects import Effects, detection, judge
 from mechrep.ablation.masking import Way, information_masking
 from mechrep.ablation.texts import shared_loops
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.generation.loops import without_counter
 from mechrep.measures.token_facts import token_facts
 from mechrep.measures.token_information import (
     GROUP_WORDS,
@@ -231,7 +232,10 @@ def matched_texts(
         facts.append((f"{name}/loop", LOOPS, name, int(onset), int(start), int(onset), period))
     lengths = [len(row) for row in rows]
     others = windows_of_text(model, held_out, length=max(lengths), limit=len(rows))
-    may = {FREE: (corpus, ~loops), HELD_OUT: (others, np.ones(len(others), dtype=bool))}
+    may = {
+        FREE: (corpus, ~loops & without_counter(model, corpus)),
+        HELD_OUT: (others, np.ones(len(others), dtype=bool)),
+    }
     for kind, (source, usable) in may.items():
         found = 0
         for i, donor in enumerate(_donors(source.lengths.numpy() * usable, lengths, seed)):

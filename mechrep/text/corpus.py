@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, TypeAlias
@@ -404,7 +404,12 @@ class Corpus:
                 raise InputError(f"column {name!r} ({error})", f"{len(self)} values", "one per text") from error
         return replace(self, frame=frame)
 
-    def with_cycles(self, preset: str = "mechrep", eos_id: int | Collection[int] | None = None) -> Corpus:
+    def with_cycles(
+        self,
+        preset: str = "mechrep",
+        eos_id: int | Collection[int] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> Corpus:
         """Return the same texts with ``start``, ``onset``, ``period``, ``copies`` and ``detector`` filled in.
 
         Positions count from the first id of the text, BOS included.  BOS and EOS are no cycle on their own.
@@ -412,14 +417,17 @@ class Corpus:
         Args:
             preset: a preset of `mechrep.text.detect_cycle`, which says what it looks at.
             eos_id: end-of-sequence id or ids, if texts may end with it.
+            decode: from ids to text, for ``preset="counting"``: ``model.decode``.
 
         Raises:
-            InputError: for an unknown preset.
+            InputError: for an unknown preset, or ``"counting"`` without ``decode``.
         """
         special = eos_set(eos_id) | eos_set(self.bos_id)
         prompts = self.frame["prompt_length"].tolist()
         found = [
-            detect_cycle(self.row(i), preset, prompt_length=prompts[i], eos_id=eos_id, special_ids=special)
+            detect_cycle(
+                self.row(i), preset, prompt_length=prompts[i], eos_id=eos_id, special_ids=special, decode=decode
+            )
             for i in range(len(self))
         ]
         return self.with_columns(

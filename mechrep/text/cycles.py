@@ -4,6 +4,7 @@
 * ``hiraoka2025`` looks at the whole text with BOS: `ngram_triple`, one 10-gram three times, equally spaced.
 * ``mahaut2025`` looks at the continuation: `smallest_tail_block`, a block of 2 to 500 tokens that tiles the end.
 * ``holtzman2020`` looks at 200 tokens of continuation: `repeated_phrase`, 2 or more tokens, 3 times.
+* ``counting`` looks at the decoded continuation with its numbers masked: `mechrep.text.counters.counting_loop`.
 
 mechrep's default differs from the published presets because each is blind somewhere: the first to periods above 45,
 the second to the outer period of a loop whose end repeats, the third to everything behind 200 tokens.
@@ -33,6 +34,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mechrep.errors import InputError
+from mechrep.text.counters import Decode, counting_loop
 from mechrep.text.watch import Cycle, NgramTripleWatch, TailWatch, TokenSequence, eos_set, token_ids, up_to_eos
 
 
@@ -253,6 +255,7 @@ _PRESETS = {
     "mahaut2025": _Preset(smallest_tail_block, skips_special_ids=True),
     "holtzman2020": _Preset(repeated_phrase),
 }
+COUNTING = "counting"
 _OPTIONS = {"min_period", "max_period", "min_copies", "min_span", "select"}
 
 
@@ -263,17 +266,20 @@ def detect_cycle(
     prompt_length: int = 0,
     eos_id: int | Collection[int] | None = None,
     special_ids: Collection[int] = (),
+    decode: Decode | None = None,
     **options: Any,
 ) -> Cycle | None:
     """Find the repetition in one text by a named protocol.
 
     Args:
         tokens: ids of the whole text, prompt included, without padding, ``[pos]``.
-        preset: ``"mechrep"``, ``"hiraoka2025"``, ``"mahaut2025"`` or ``"holtzman2020"``; see the list above.
+        preset: ``"mechrep"``, ``"hiraoka2025"``, ``"mahaut2025"``, ``"holtzman2020"`` or ``"counting"``; see the list
+            above.
         prompt_length: number of ids before the continuation; ``hiraoka2025`` looks at the prompt too.
         eos_id: end-of-sequence id or ids; ``mechrep`` ends the text at the first one in the continuation, the published
             presets do not treat it.
-        special_ids: ids that are no cycle on their own (``mechrep``, ``mahaut2025``).
+        special_ids: ids that are no cycle on their own (``mechrep``, ``mahaut2025``, ``counting``).
+        decode: from ids to text, such as ``model.decode``; ``counting`` needs it, because ids cannot say what counts.
         **options: for ``mechrep`` only, options of `tail_cycle` (``min_span``, ``max_period``, ...).  A published
             preset has none: call its detector to change its numbers.
 
@@ -299,8 +305,8 @@ def detect_cycle(
         >>> detect_cycle(text, "hiraoka2025") is None
         True
     """
-    if preset not in _PRESETS:
-        raise InputError(f"preset {preset!r}", f"one of {', '.join(_PRESETS)}", "choose one of them")
+    if preset not in (*_PRESETS, COUNTING):
+        raise InputError(f"preset {preset!r}", f"one of {', '.join(_PRESETS)}, {COUNTING}", "choose one of them")
     allowed = _OPTIONS if preset == "mechrep" else set()
     if unknown := sorted(options.keys() - allowed):
         raise InputError(
@@ -313,6 +319,11 @@ def detect_cycle(
         raise InputError(
             f"prompt_length = {prompt_length} for {len(ids)} tokens", "0 <= prompt_length <= length", "count again"
         )
+    if preset == COUNTING:
+        if decode is None:
+            raise InputError("preset 'counting' for ids alone", "their text too", "pass decode=model.decode")
+        loop = counting_loop(ids[prompt_length:], decode, eos_id=eos_id, special_ids=special_ids)
+        return None if loop is None else loop.shifted(prompt_length)
     rule = _PRESETS[preset]
     first = 0 if rule.whole_text else prompt_length
     region = ids[first:]
@@ -336,6 +347,7 @@ def repeats_after_prompt(
     *,
     eos_id: int | Collection[int] | None = None,
     special_ids: Collection[int] = (),
+    decode: Decode | None = None,
 ) -> Cycle | None:
     """The loop that a text falls into after its prompt, or ``None``.
 
@@ -346,6 +358,8 @@ def repeats_after_prompt(
         preset: of :func:`mechrep.detect_cycle`.
         eos_id: the continuation ends at its first one (default preset).
         special_ids: no cycle on their own (default preset).
+        decode: from ids to text, such as ``model.decode``.  With it a loop whose copies differ in a counter is one too,
+            whatever the preset (:func:`mechrep.text.counters.counting_loop`); ids alone cannot say what counts.
 
     Raises:
         InputError: an unknown preset.
@@ -356,6 +370,19 @@ def repeats_after_prompt(
         >>> repeats_after_prompt([1, 2, 3] * 20 + [7, 8, 9, 10], 60) is None
         True
     """
+    found = _exact_loop(tokens, prompt_length, preset, eos_id, special_ids)
+    if found is None and decode is not None:
+        return counting_loop(tokens, decode, prompt_length, eos_id=eos_id, special_ids=special_ids)
+    return found
+
+
+def _exact_loop(
+    tokens: Sequence[int],
+    prompt_length: int,
+    preset: str,
+    eos_id: int | Collection[int] | None,
+    special_ids: Collection[int],
+) -> Cycle | None:
     if preset != "mechrep":
         return detect_cycle(tokens, preset, prompt_length=prompt_length, eos_id=eos_id, special_ids=special_ids)
     ids = up_to_eos(list(tokens), eos_set(eos_id), prompt_length)

@@ -252,7 +252,7 @@ def test_nulls_hold_what_models_without_training_do() -> None:
 def test_batches_views_and_the_store_make_no_difference(tmp_path: Path) -> None:
     model = raw("llama_gqa")
     corpora = [random_repeats(model, n=n, sequences=3) for n in (4, 9)]
-    corpus = Corpus.from_tokens([c.row(i) for c in corpora for i in range(3)], model=model)
+    corpus = Corpus.from_tokens([c.row(i) for c in corpora for i in range(3)], model=model, attention_mask=True)
     analyzers = [HeadCopying(model) for _ in range(4)]
     caches = [
         CorpusCache(model, corpus, batch_size=1),

@@ -37,7 +37,7 @@ def looping(family: str) -> Corpus:
     facts = pd.DataFrame({"id": ["loop"], "start": [4], "onset": [8], "period": [4], "copies": [4.0]})
     frames = pd.concat([*(c.frame[list(facts)] for c in corpora), facts], ignore_index=True)
     rows = [c.row(i) for c in corpora for i in range(2)]
-    return Corpus.from_tokens([*rows, ids], model=model(family), frame=frames)
+    return Corpus.from_tokens([*rows, ids], model=model(family), attention_mask=True, frame=frames)
 
 
 def run(family: str, corpus: Corpus, batch_size: int | str = "auto", **options: object) -> HeadScoreResult:
@@ -121,7 +121,7 @@ def test_random_models_do_not_match_prefixes(family: str) -> None:
     repeats = random_repeats(model(family), n=n, sequences=sequences, seed=0)
     others = random_repeats(model(family), n=n, sequences=sequences, seed=1)
     mixed = torch.cat([repeats.tokens[:, : n + 1], others.tokens[:, 1 : n + 1]], dim=1)
-    null_corpus = Corpus.from_tokens(mixed, model=model(family), frame=repeats.frame)
+    null_corpus = Corpus.from_tokens(mixed, model=model(family), attention_mask=True, frame=repeats.frame)
     found, null = (run(family, corpus, form="aligned") for corpus in (repeats, null_corpus))
     assert found.n_queries == null.n_queries
     apart = found.induction - null.induction

@@ -1,0 +1,192 @@
+"""Loops with a counter: copies that are equal but for what counts (``test_1 test_2``, ``1. 2. 3.``, dates, months).
+
+No rule on ids sees them, and ids alone cannot tell what counts: a number is one token or several, and 9 and 10 may be
+of different length.  So the text itself is looked at, with everything masked that counts:
+
+* runs of digits, of any script;
+* letters and Roman numerals that mark items: behind a blank, a bracket or the beginning of a line, and in front of
+  ``)``, ``]``, ``.`` or ``:``;
+* English names that have an order: months, weekdays, number words up to twelve.
+
+Of the masked text the same is asked as the default detector asks of ids: does it, at some point after the prompt, end
+in 4 copies and 64 characters, or does it end in 3 copies and 16 characters?  A copy in which no letter is left
+(``1, 2,``) counts only where its numbers go on by equal steps, so that a table of numbers is no loop.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechrep.text.watch import Cycle, eos_set, token_ids, up_to_eos
+
+Decode = Callable[[list[int]], str]
+
+MASK = "\0"
+COPIES, SPAN = 3, 16  # at the end of a text; copies and characters
+CERTAIN_COPIES, CERTAIN_SPAN = 4, 64  # anywhere in it
+_NAMES = (
+    "January February March April May June July August September October November December "
+    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec "
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Mon Tue Wed Thu Fri Sat Sun "
+    "[Oo]ne [Tt]wo [Tt]hree [Ff]our [Ff]ive [Ss]ix [Ss]even [Ee]ight [Nn]ine [Tt]en [Ee]leven [Tt]welve "
+    "[Ff]irst [Ss]econd [Tt]hird [Ff]ourth [Ff]ifth [Ss]ixth [Ss]eventh [Ee]ighth [Nn]inth [Tt]enth"
+)
+_COUNTS = re.compile(rf"\d+|(?<![^\s(\[])(?:[ivxlc]+|[IVXLC]+|[A-Za-z])(?=[).:\]])|\b(?:{'|'.join(_NAMES.split())})\b")
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text with one sign for everything that counts.
+
+    Attributes:
+        text: the masked text.
+        places: where in it each sign stands.
+        values: what stood there; a number where it has one.
+        origins: for each run of text without a sign: where it begins in the masked text and in the real one.
+    """
+
+    text: str
+    places: list[int]
+    values: list[int | None]
+    origins: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, text: str) -> Masked:
+        """Mask a text.
+
+        Example:
+            >>> masked = Masked.of("test_9 test_10 May")
+            >>> masked.text.replace(MASK, "#"), masked.values, masked.real(7)
+            ('test_# test_# #', [9, 10, None], 7)
+        """
+        parts, places, values, origins = [], [], [], [(0, 0)]
+        length = done = 0
+        for match in _COUNTS.finditer(text):
+            before = text[done : match.start()]
+            places.append(length + len(before))
+            values.append(_value(match.group()))
+            parts += [before, MASK]
+            length, done = length + len(before) + 1, match.end()
+            origins.append((length, done))
+        return cls("".join([*parts, text[done:]]), places, values, origins)
+
+    def real(self, place: int) -> int:
+        """Where in the real text a place of the masked text is; a sign is where what it stands for begins."""
+        at = bisect_right(self.origins, (place, 1 << 60)) - 1
+        begin, origin = self.origins[at]
+        return origin + place - begin
+
+    def place(self, real: int) -> int:
+        """Where in the masked text a place of the real text is; inside of what a sign stands for, behind the sign."""
+        at = bisect_right([origin for _, origin in self.origins], real) - 1
+        begin, origin = self.origins[at]
+        ends = self.origins[at + 1][0] if at + 1 < len(self.origins) else len(self.text)
+        return min(begin + real - origin, ends)
+
+
+def longest_repeat(masked: Masked, after: int = 0) -> tuple[int, int, int] | None:
+    """The longest stretch of copies with a counter: its start, the length of a copy, and its end; or ``None``.
+
+    Args:
+        masked: the text.
+        after: the stretch must reach beyond this place.
+
+    Example:
+        >>> longest_repeat(Masked.of("So: a8 b, a9 b, a10 b, a11 b"))
+        (3, 6, 26)
+    """
+    codes = np.frombuffer(masked.text.encode("utf-32-le", "surrogatepass"), dtype=np.int32)
+    total, best, found = len(codes), 0, None
+    for period in range(1, total // COPIES + 1):
+        edges = np.concatenate([[-1], np.flatnonzero(codes[period:] != codes[:-period]), [total - period]])
+        spans, ends = np.diff(edges) - 1 + period, edges[1:] + period
+        needed = np.where(ends == total, max(COPIES * period, SPAN), max(CERTAIN_COPIES * period, CERTAIN_SPAN))
+        for i in np.flatnonzero((spans >= needed) & (spans > best) & (ends > after)):
+            start, end = int(edges[i]) + 1, int(ends[i])
+            if spans[i] > best and _has_counter(masked, start, period, end):
+                best, found = int(spans[i]), (start, period, end)
+    return found
+
+
+def _has_counter(masked: Masked, start: int, period: int, end: int) -> bool:
+    """Whether something counts in the copies; without letters around it, by equal steps in half of them."""
+    signs = [i for i, place in enumerate(masked.places) if start <= place < end]
+    if not signs or any(character.isalpha() for character in masked.text[start : start + period]):
+        return bool(signs)
+    copies = (end - start) // period
+    values = np.array([masked.values[i] for i in signs], dtype=object)[: copies * (len(signs) // copies)]
+    if any(value is None for value in values):
+        return True  # names in a row
+    steps = np.diff(values.reshape(copies, -1), axis=0)
+    equal, longest, run = (steps[1:] == steps[:-1]).all(1), 0, 0
+    for same in equal:
+        run = run + 1 if same else 0
+        longest = max(longest, run)
+    return longest + 2 >= max(COPIES, copies / 2)
+
+
+def _value(text: str) -> int | None:
+    if text.isdecimal():
+        return int(text) if len(text) <= 18 else None
+    return ord(text) if len(text) == 1 else None
+
+
+def counting_loop(
+    tokens: Sequence[int],
+    decode: Decode,
+    prompt_length: int = 0,
+    *,
+    eos_id: int | Collection[int] | None = None,
+    special_ids: Collection[int] = (),
+) -> Cycle | None:
+    """The loop with a counter that a text falls into after its prompt, or ``None``.
+
+    Args:
+        tokens: prompt and continuation.
+        decode: from ids to their text, as :meth:`mechrep.Model.decode`.
+        prompt_length: tokens of the prompt; copies may lie in it, but the loop must go on after it.
+        eos_id: the continuation ends at its first one.
+        special_ids: are left out before the text is read.
+
+    Returns:
+        The longest such loop.  Its copies may differ in tokens, and in their number: ``period`` is that of the first
+        copy, ``onset`` the token with which the second begins, ``copies`` counts in characters.
+
+    Limits:
+        Copies that differ in more than what is masked are not seen, nor names in other languages than English.
+
+    Example:
+        >>> text = "".join(f"He went to door {n}. " for n in range(8, 13))
+        >>> loop = counting_loop(list(text.encode()), lambda ids: bytes(ids).decode())
+        >>> loop.start, loop.onset, round(loop.copies, 1)
+        (0, 19, 5.0)
+    """
+    ids = up_to_eos(token_ids(tokens), eos_set(eos_id), prompt_length)
+    kept = [i for i, token in enumerate(ids) if token not in special_ids]
+    words = [ids[i] for i in kept]
+    prompt = decode(words[: bisect_right(kept, prompt_length - 1)])
+    masked = Masked.of(decode(words))
+    if len(masked.places) < COPIES or len(words) <= bisect_right(kept, prompt_length - 1):
+        return None
+    found = longest_repeat(masked, masked.place(len(prompt)))
+    if found is None:
+        return None
+    start, period, end = found
+
+    def token_at(character: int) -> int:
+        """The token that writes a character of the text."""
+        low, high = 0, len(words) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(decode(words[: middle + 1])) > character else (middle + 1, high)
+        return kept[low]
+
+    first, onset = token_at(masked.real(start)), token_at(masked.real(start + period))
+    last = token_at(masked.real(end) - 1)
+    block = tuple(ids[first:onset])
+    return Cycle(first, max(1, onset - first), (end - start) / period, last + 1, block, "counting")

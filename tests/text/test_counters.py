@@ -1,0 +1,211 @@
+"""Loops with a counter, against a plain second implementation; and ordinary texts with numbers, which are none."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import mechrep
+from mechrep.errors import InputError
+from mechrep.generation.loops import without_counter
+from mechrep.models import tiny
+from mechrep.models.model import Model
+from mechrep.text import Corpus
+from mechrep.text.counters import MASK, Masked, counting_loop
+from mechrep.text.cycles import detect_cycle, repeats_after_prompt
+
+TEMPLATE = "The man went to the door and said no, {}. "
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return mechrep.load_model("mechrep-tiny")
+
+
+def letters(text: str) -> list[int]:
+    """One token per byte."""
+    return list(text.encode())
+
+
+def read(ids: list[int]) -> str:
+    return bytes(ids).decode(errors="replace")
+
+
+def pairs(text: str) -> tuple[list[int], Callable[[list[int]], str]]:
+    """A tokenizer that is awkward on purpose: two characters per token, so that copies are cut anywhere."""
+    pieces = [text[i : i + 2] for i in range(0, len(text), 2)]
+    known = sorted(set(pieces))
+    return [known.index(piece) for piece in pieces], lambda ids: "".join(known[i] for i in ids)
+
+
+def obvious(text: str, prompt: int) -> bool:
+    """By trying every period at every length: digits masked, copies with a letter in them."""
+    for end in range(prompt + 1, len(text) + 1):
+        if end < len(text) and text[end - 1 : end + 1].isdecimal():
+            continue  # inside a number
+        masked = re.sub(r"\d+", MASK, text[:end])
+        copies, least = (3, 16) if end == len(text) else (4, 64)
+        for period in range(1, len(masked) // copies + 1):
+            span = period
+            while span < len(masked) and masked[-1 - span] == masked[-1 - span + period]:
+                span += 1
+            block = masked[len(masked) - span :][:period]
+            if span >= max(copies * period, least) and MASK in block and any(c.isalpha() for c in block):
+                return True
+    return False
+
+
+words = st.text("abx -\n_,0179", min_size=1, max_size=7)
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> tuple[str, int]:
+    """Templates with numbers that go on, and pieces that do not."""
+    text = ""
+    for _ in range(draw(st.integers(1, 3))):
+        before, after = draw(words), draw(words)
+        first, step = draw(st.integers(0, 11)), draw(st.integers(0, 3))
+        copies = draw(st.sampled_from([1, 2, 3, 4, 12]))
+        text += "".join(f"{before}{first + step * i}{after}" for i in range(copies))
+    return text, draw(st.integers(0, len(text) // 2))
+
+
+@settings(deadline=None, max_examples=150)
+@given(texts())
+@example(("".join(f"x{i} " for i in range(12)), 0))
+@example(("".join(f"a{i}b, " for i in range(95, 101)) + "xx", 0))
+@example(("".join(f"ab {i}, " for i in range(30)) + "xx", 0))
+def test_the_answer_is_the_one_found_by_trying_everything(text: tuple[str, int]) -> None:
+    whole, prompt = text
+    loop = counting_loop(letters(whole), read, prompt)
+    with_letters = loop is not None and any(c.isalpha() for c in Masked.of(read(list(loop.tokens))).text)
+    # What holds no letter counts by its steps, of which the plain one knows nothing.
+    assert obvious(whole, prompt) == with_letters or (loop is not None and not with_letters)
+    if loop is not None:
+        assert loop.end > prompt and loop.copies >= 3
+    ids, decode = pairs(whole)
+    again = counting_loop(ids, decode, 0)
+    assert (again is None) == (counting_loop(letters(whole), read, 0) is None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(TEMPLATE.format(n) for n in range(5, 15)),
+        "".join(f"def test_{n}():\n    assert run({n}) == {n * 7}\n\n" for n in range(8, 12)),
+        "".join(f"{n}. The sea\n" for n in range(1, 5)),
+        "".join(f"{n}.\n" for n in range(1, 9)),
+        ", ".join(str(n) for n in range(95, 105)),
+        "".join(f"{letter}) the sea\n" for letter in "abcd"),
+        "".join(f"({numeral}) the sea\n" for numeral in ("i", "ii", "iii", "iv")),
+        "".join(f"{numeral}. THE SEA\n" for numeral in ("VIII", "IX", "X", "XI")),
+        "".join(f"On {day} he slept. " for day in ("Monday", "Tuesday", "Wednesday", "Thursday")),
+        "".join(f"{month} was cold. " for month in ("January", "February", "March")),
+        "".join(f"2021-01-{day:02} rain\n" for day in range(8, 12)),
+        "".join(f"2021-01-{day:02}\n" for day in range(8, 14)),
+        "".join(f"The {name} man sat. " for name in ("first", "second", "third")),
+        "".join(f"[{n}] see page {n * 13 % 50}; " for n in range(9, 14)),
+        "".join(f"९{n} दिन. " for n in "१२३४"),
+    ],
+)
+def test_what_counts_is_found_whatever_its_tokens(text: str, model: Model) -> None:
+    start = "It was late. "
+    for ids, decode in ((letters(start + text), read), pairs(start + text), (model.encode(start + text), model.decode)):
+        loop = repeats_after_prompt(ids, 1, decode=decode)
+        assert loop is not None and loop.detector == "counting"
+        assert repeats_after_prompt(ids, 1) is None, "ids alone do not show it"
+        assert detect_cycle(ids, "counting", decode=decode) == loop
+        assert loop.start < loop.onset < loop.end == len(ids)
+        assert abs(len(decode(ids[: loop.start])) - len(start)) <= 2 * max(len(decode([i])) for i in ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "In 1815 he was 46 years old; in 1821 he died at 51, after 6 years on the island.",
+        "12, 7, 93, 4, 51, 8, 66, 23, 5, 91, 17",  # a table
+        "3 1 4 1 5 9 2 6 5 3 5 8 9 7 9 3 2 3 8 4 6",
+        "0.31 4.7 12.5\n9.1 0.02 3.8\n44.0 1.7 2.9\n8.8 5.1 7.3\n",
+        "1. The king\n2. A ship at sea\n3. What the old man said\n4. Morning\n",  # a list of different things
+        "Call 555-1234 or 555-9876, or come to 12 Main Street, room 7.",
+        "a) go home b) stay here c) do nothing at all",
+        "From Monday to Friday, and on the first Sunday in May, it rains.",
+        "x = 1\ny = 2\nz = x + y\nprint(z * 10)\n",
+        "No number at all.",
+        "",
+    ],
+)
+def test_ordinary_texts_with_numbers_are_no_loops(text: str) -> None:
+    assert counting_loop(letters(text), read) is None
+
+
+def test_ordinary_english_stays_loop_free(model: Model) -> None:
+    ids = model.encode(tiny.held_out_text(), prepend_bos=False)
+    windows = [ids[i : i + 200] for i in range(0, 200 * 60, 200)]
+    exact = [repeats_after_prompt(row, 1) is None for row in windows]
+    found = [repeats_after_prompt(row, 1, decode=model.decode) is None for row in windows]
+    assert found == exact
+
+
+def test_a_loop_that_the_model_left_again_counts_where_it_was_long() -> None:
+    long, short = ("".join(TEMPLATE.format(n) for n in range(5, 5 + copies)) for copies in (5, 3))
+    assert counting_loop(letters(long + "The end."), read) is not None
+    assert counting_loop(letters(short + "And that is the end of it, she said."), read) is None
+    assert counting_loop(letters(short), read) is not None
+
+
+def test_a_loop_that_ends_with_the_prompt_or_comes_after_eos_is_none() -> None:
+    text = letters("".join(TEMPLATE.format(n) for n in range(5, 15)))
+    assert counting_loop(text, read, len(text)) is None
+    assert counting_loop([*text, *letters("And then she laughed.")], read, len(text)) is None
+    assert counting_loop([*text, *letters("The man went")], read, len(text)) is not None
+    assert counting_loop([*letters("No."), 255, *text], read, 3, eos_id=255) is None
+    assert counting_loop([*letters("No."), 255, *text], read, 4, eos_id=255) is not None
+
+
+def test_special_ids_are_no_text(model: Model) -> None:
+    names = {200 + i: f"<|reserved_{i}|>" for i in range(5)}
+
+    def decode(ids: list[int]) -> str:
+        return "".join(names.get(i, chr(i)) for i in ids)
+
+    reserved = [65, *[200, 201, 202, 203, 204] * 3]
+    assert counting_loop(reserved, decode) is not None
+    assert counting_loop(reserved, decode, special_ids=names) is None
+    text = model.encode("".join(TEMPLATE.format(n) for n in range(5, 15)), prepend_bos=False)
+    with_bos = counting_loop([0, *text], model.decode, 1, special_ids=model.special_ids)
+    without = counting_loop(text, model.decode, special_ids=model.special_ids)
+    assert with_bos is not None and without is not None and with_bos.shifted(-1) == without
+
+
+def test_ids_alone_do_not_say_what_counts() -> None:
+    with pytest.raises(InputError, match="decode"):
+        detect_cycle([1, 2, 3], "counting")
+    with pytest.raises(InputError, match="options"):
+        detect_cycle([1, 2, 3], "counting", decode=read, min_span=4)
+
+
+def test_a_corpus_is_marked_and_its_controls_are_free_of_counters(model: Model) -> None:
+    texts = ["It was late and he went home.", "".join(TEMPLATE.format(n) for n in range(8, 14))]
+    corpus = Corpus.from_texts(texts, model=model)
+    marked = corpus.with_cycles("counting", eos_id=model.eos_ids, decode=model.decode)
+    assert marked.frame["onset"].isna().tolist() == [True, False]
+    row, onset = corpus.row(1), int(marked.frame["onset"][1])
+    assert model.decode(row[onset:]).strip().startswith("The man") and round(marked.frame["copies"][1]) == 6
+    assert without_counter(model, corpus).tolist() == [True, False]
+    assert corpus.with_cycles(eos_id=model.eos_ids).frame["onset"].isna().all(), "the default sees neither"
+
+
+@given(st.text(string.ascii_letters + string.digits + " .,):\n", max_size=80))
+def test_masking_keeps_places(text: str) -> None:
+    masked = Masked.of(text)
+    for place, sign in enumerate(masked.text):
+        if sign != MASK:
+            assert text[masked.real(place)] == sign and masked.place(masked.real(place)) == place
+    assert len(masked.values) == len(masked.places) == masked.text.count(MASK)
+    assert masked.place(len(text)) == len(masked.text)
