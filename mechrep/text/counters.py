@@ -9,8 +9,9 @@ of different length.  So the text itself is looked at, with everything masked th
 * English names that have an order: months, weekdays, number words up to twelve.
 
 Of the masked text the same is asked as the default detector asks of ids: does it, at some point after the prompt, end
-in 4 copies and 64 characters, or does it end in 3 copies and 16 characters?  A copy in which no letter is left
-(``1, 2,``) counts only where its numbers go on by equal steps, so that a table of numbers is no loop.
+in 4 copies and 64 characters, or does it end in 3 copies and 16 characters?  A copy in which fewer than 8 letters are
+left (``x1, x2,``) counts only where a number of it goes on by equal steps, and one without letters only where all do: a
+table of numbers is no loop, nor are names such as ``w12 w5 w33``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,6 +31,7 @@ Decode = Callable[[list[int]], str]
 MASK = "\0"
 COPIES, SPAN = 3, 16  # at the end of a text; copies and characters
 CERTAIN_COPIES, CERTAIN_SPAN = 4, 64  # anywhere in it
+LETTERS = 8  # in a copy: enough that equal copies are no accident of numbers
 _NAMES = (
     "January February March April May June July August September October November December "
     "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec "
@@ -114,20 +117,32 @@ def longest_repeat(masked: Masked, after: int = 0) -> tuple[int, int, int] | Non
 
 
 def _has_counter(masked: Masked, start: int, period: int, end: int) -> bool:
-    """Whether something counts in the copies; without letters around it, by equal steps in half of them."""
+    """Whether something counts in the copies; where few letters are left, by equal steps."""
     signs = [i for i, place in enumerate(masked.places) if start <= place < end]
-    if not signs or any(character.isalpha() for character in masked.text[start : start + period]):
+    block = masked.text[start : start + period]
+    letters = sum(character.isalpha() for character in block)
+    if not signs or letters >= LETTERS:
         return bool(signs)
+    if (block + block).find(block, 1) < period:
+        return False  # several copies taken for one: its numbers are to go on one by one
     copies = (end - start) // period
-    values = np.array([masked.values[i] for i in signs], dtype=object)[: copies * (len(signs) // copies)]
-    if any(value is None for value in values):
-        return True  # names in a row
-    steps = np.diff(values.reshape(copies, -1), axis=0)
-    equal, longest, run = (steps[1:] == steps[:-1]).all(1), 0, 0
-    for same in equal:
-        run = run + 1 if same else 0
+    width = sum(1 for i in signs if masked.places[i] < start + period)
+    slots = [[masked.values[i] for i in signs[slot : copies * width : width]] for slot in range(width)]
+    steady = [_goes_on(values) for values in slots]
+    return any(steady) if letters else all(steady)
+
+
+def _goes_on(values: Sequence[int | None]) -> bool:
+    """Whether values have equal steps in half of the places, and in three; names always do."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return True
+    steps = [after - before for before, after in pairwise(numbers)]
+    longest = run = 0
+    for before, after in pairwise(steps):
+        run = run + 1 if before == after else 0
         longest = max(longest, run)
-    return longest + 2 >= max(COPIES, copies / 2)
+    return longest + 2 >= max(COPIES, len(values) / 2)
 
 
 def _value(text: str) -> int | None:

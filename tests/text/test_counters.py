@@ -43,8 +43,12 @@ def pairs(text: str) -> tuple[list[int], Callable[[list[int]], str]]:
     return [known.index(piece) for piece in pieces], lambda ids: "".join(known[i] for i in ids)
 
 
+def many_letters(block: str) -> bool:
+    return sum(c.isalpha() for c in block) >= 8
+
+
 def obvious(text: str, prompt: int) -> bool:
-    """By trying every period at every length: digits masked, copies with a letter in them."""
+    """By trying every period at every length: digits masked, copies with letters in them."""
     for end in range(prompt + 1, len(text) + 1):
         if end < len(text) and text[end - 1 : end + 1].isdecimal():
             continue  # inside a number
@@ -55,12 +59,12 @@ def obvious(text: str, prompt: int) -> bool:
             while span < len(masked) and masked[-1 - span] == masked[-1 - span + period]:
                 span += 1
             block = masked[len(masked) - span :][:period]
-            if span >= max(copies * period, least) and MASK in block and any(c.isalpha() for c in block):
+            if span >= max(copies * period, least) and MASK in block and many_letters(block):
                 return True
     return False
 
 
-words = st.text("abx -\n_,0179", min_size=1, max_size=7)
+words = st.one_of(st.text("abx -\n_,0179", min_size=1, max_size=7), st.sampled_from(["the sea ", "a moonlit "]))
 
 
 @st.composite
@@ -83,9 +87,9 @@ def texts(draw: st.DrawFn) -> tuple[str, int]:
 def test_the_answer_is_the_one_found_by_trying_everything(text: tuple[str, int]) -> None:
     whole, prompt = text
     loop = counting_loop(letters(whole), read, prompt)
-    with_letters = loop is not None and any(c.isalpha() for c in Masked.of(read(list(loop.tokens))).text)
-    # What holds no letter counts by its steps, of which the plain one knows nothing.
-    assert obvious(whole, prompt) == with_letters or (loop is not None and not with_letters)
+    with_letters = loop is not None and many_letters(Masked.of(read(list(loop.tokens))).text)
+    assert loop is not None or not obvious(whole, prompt)
+    assert obvious(whole, prompt) or not with_letters
     if loop is not None:
         assert loop.end > prompt and loop.copies >= 3
     ids, decode = pairs(whole)
@@ -133,6 +137,8 @@ def test_what_counts_is_found_whatever_its_tokens(text: str, model: Model) -> No
         "0.31 4.7 12.5\n9.1 0.02 3.8\n44.0 1.7 2.9\n8.8 5.1 7.3\n",
         "1. The king\n2. A ship at sea\n3. What the old man said\n4. Morning\n",  # a list of different things
         "Call 555-1234 or 555-9876, or come to 12 Main Street, room 7.",
+        "w12 w5 w33 w2 w19 w51 w7 w40",
+        "x1 = 5, x7 = 3, x2 = 90",
         "a) go home b) stay here c) do nothing at all",
         "From Monday to Friday, and on the first Sunday in May, it rains.",
         "x = 1\ny = 2\nz = x + y\nprint(z * 10)\n",
