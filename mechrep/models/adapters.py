@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mechrep.errors import ModelError
@@ -104,15 +105,32 @@ def _merge(source: Source, what: str, base: nn.Module, revision: str | None) -> 
         if settings.is_prompt_learning:
             raise ModelError(what, "an adapter of weights, which can be merged", "learned prompts: give the base")
         settings.inference_mode = True
+        _resize(source, base, revision)
         wrapped: Any = peft.PeftModel(base, settings)  # pyright: ignore[reportArgumentType]
         report = wrapped.load_adapter(source.where, "default", **options)
-        if report.missing_keys or report.unexpected_keys:
-            names = sorted([*report.missing_keys, *report.unexpected_keys])[:3]
+        # Resized embeddings are saved twice, the second time under a name that nothing has.
+        surplus = [key for key in report.unexpected_keys if not key.endswith(".modules_to_save.weight")]
+        if report.missing_keys or surplus:
+            names = sorted([*report.missing_keys, *surplus])[:3]
             raise ModelError(f"{what} whose weights do not fit its settings: {', '.join(names)}", "a whole one", to_do)
         return wrapped.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{what} that does not fit its base", "the base it was trained on",
                          f"{to_do}; peft said: {first_line(error)}") from error  # fmt: skip
+
+
+def _resize(source: Source, base: Any, revision: str | None) -> None:
+    """As many embeddings as the adapter brings, where it was trained with new tokens."""
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(source.where, "adapter_model.safetensors", revision=revision)
+    own = base.get_input_embeddings().weight
+    (name,) = (name for name, weight in base.named_parameters() if weight is own)
+    with safe_open(file, "pt") as weights:
+        key = f"base_model.model.{name}"
+        rows = weights.get_slice(key).get_shape()[0] if key in weights.keys() else len(own)  # noqa: SIM118
+    if rows != len(own):
+        base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def is_adapted(module: Any) -> bool:
