@@ -14,7 +14,7 @@ from mechrep.models import tiny
 from mechrep.models.adapters import is_adapted, merged_copy, read
 from mechrep.models.checks import check_causal, check_finite
 from mechrep.models.contract import check_contract
-from mechrep.models.model import Model, bridge, quiet_boot
+from mechrep.models.model import Model, quiet_boot
 from mechrep.models.sources import Options, Reading, locate
 from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 
@@ -46,8 +46,7 @@ def load_model(
         dtype: type of the weights, as ``torch.bfloat16`` or ``"bfloat16"``; ``"auto"``: the checkpoint's own.
             Default: the checkpoint's own, but float32 on the CPU, because half precision flips greedy paths.
         device: default: CUDA where there is one, else the CPU.
-        device_map: spread a model over several devices, through TransformerLens and accelerate; such a model has the
-            TransformerLens view only.
+        device_map: spread a model over several devices, through accelerate: ``"auto"``, or names of parts with devices.
         tokenizer: instead of the model's own, or for objects that do not bring one: a Hugging Face tokenizer, a
             ``tokenizers.Tokenizer``, a path or a hub name.
         trust_remote_code: run code that comes with the model; only if you say so.
@@ -169,9 +168,14 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
         )
     found = read(source, options, tokenizer=given is None)
     found.tokenizer = given if given is not None else found.tokenizer
-    if options.device_map is not None:
-        return _spread(found, name, options.revision)
-    found.module.to(device)
+    if options.device_map is None:
+        found.module.to(device)
+    elif any(weight.is_meta for weight in found.module.parameters()):
+        raise ModelError(
+            f"device_map={options.device_map!r}, which keeps weights of {name!r} aside and moves them in for each call",
+            "room for all weights on devices that compute",
+            "use more or larger devices, or a smaller dtype",
+        )
     return _fitted(found, name, options.revision)
 
 
@@ -198,14 +202,6 @@ def _check_vocabulary(name: str, module: nn.Module) -> int:
 def _two_views(module: nn.Module, tokenizer: Any, name: str, revision: str | None) -> Model:
     """The one place where a Hugging Face module becomes a :class:`Model`."""
     return Model(None, module.eval(), tokenizer=tokenizer, name=name, revision=revision)
-
-
-def _spread(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
-    """A model over several devices: its one module is wrapped, and is the plain view too."""
-    tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module), found.module.config)
-    with quiet_boot():
-        tl = bridge(found.module, tokenizer, name, found.module.dtype)
-    return Model(tl, tl.original_model, tokenizer=tokenizer, name=name, revision=revision), [*found.notes, *notes]
 
 
 def _wrap_object(spec: Any, tokenizer: Any) -> tuple[Model, list[str]]:

@@ -388,3 +388,13 @@ def test_auto_keeps_the_type_of_the_file(tmp_path: Path) -> None:
     save(fresh("llama").to(torch.bfloat16), tmp_path)
     assert load_model(tmp_path).dtype == torch.float32
     assert load_model(tmp_path, dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_device_map_is_followed_and_weights_that_are_kept_aside_are_refused(tmp_path: Path) -> None:
+    save(tiny("llama"), tmp_path)
+    for device_map in ("cpu", {"": "cpu"}):
+        model = load_model(tmp_path, device="cpu", device_map=device_map)
+        torch.testing.assert_close(model.plain_logits(TOKENS), logits(tiny("llama")))
+    aside = {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    with pytest.raises(ModelError, match="keeps weights"):
+        load_model(tmp_path, device_map=aside | {"lm_head": "meta"})
