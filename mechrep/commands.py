@@ -46,6 +46,8 @@ from mechrep.studies.sinks import run_sink_study
 from mechrep.studies.token_information_study import run_information_study
 from mechrep.studies.training import run_training_study
 from mechrep.text.corpus import Corpus
+from mechrep.text.corpus_io import has_ids
+from mechrep.text.files import read_text, read_texts
 
 Efforts = Literal["quick", "standard", "full"]
 assert set(EFFORTS) == set(typing.get_args(Efforts))
@@ -118,6 +120,7 @@ class Writing:
     top_k: int | None = None
 
 
+_FILE = "a text file (UTF-8), .jsonl, .csv or .parquet (FILE::COLUMN), also .gz or .zst"
 MODEL = Annotated[str, Parameter(help="An embedded model (mechrep models), a hub name, or a folder.")]
 
 
@@ -206,17 +209,14 @@ def _read_word_or_words(text: str, _model: Model | None = None) -> str | list[st
 
 
 def _read_corpus(path: Any, model: Model) -> Corpus:
-    """A corpus that mechrep saved (.parquet), or a text file with one text per line."""
-    if Path(path).suffix == ".parquet":
-        return Corpus.load(path)
-    return Corpus.from_texts([line for line in _read(path).splitlines() if line.strip()], model=model)
+    """A corpus that mechrep saved (.parquet), or any other file of texts."""
+    if Path(path).suffix == ".parquet" and has_ids(path):
+        return Corpus.load(path, model)
+    return Corpus.from_texts(read_texts(path), model=model)
 
 
 def _read(path: str | Path, _model: Model | None = None) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} ({error})", "a text file in UTF-8", "check the path and the encoding") from error
+    return read_text(path)
 
 
 def _build(
@@ -266,7 +266,7 @@ def report(
         Literal["mechrep", "hiraoka2025"], Parameter(help="Whose detector and windows decide about loops.")
     ] = "mechrep",
     sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
-    held_out: Annotated[Path | None, Parameter(help="A file of text that the model has not seen (UTF-8).")] = None,
+    held_out: Annotated[Path | None, Parameter(help=f"Text that the model has not seen: {_FILE}.")] = None,
     options: Options = Options(),
 ) -> None:
     """Ask every question of mechrep of one model, beside controls, and write the answers as one page.
@@ -422,7 +422,7 @@ def card(
     prompts: Annotated[int, Parameter(help="Sampled prompts for the share that loops.")] = 256,
     nulls: Annotated[int | None, Parameter(help="Null models to compare with; 0: none.")] = None,
     sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
-    held_out: Annotated[Path | None, Parameter(help="Text for losses and sinks (UTF-8).")] = None,
+    held_out: Annotated[Path | None, Parameter(help=f"Text for losses and sinks: {_FILE}.")] = None,
     options: Options = Options(),
 ) -> None:
     """Measure loops, induction, attention sinks, BOS norm and repeated tokens, beside null models.
@@ -456,14 +456,14 @@ def generate(
     model: MODEL,
     prompt: Annotated[list[str] | None, Parameter(help="A prompt; may be given several times.", negative=())] = None,
     *,
-    prompts: Annotated[Path | None, Parameter(help="File with one prompt per line (UTF-8).")] = None,
+    prompts: Annotated[Path | None, Parameter(help=f"A prompt per line or row: {_FILE}.")] = None,
     writing: Writing = Writing(),
     ablate: Annotated[str | None, Parameter(help="Components to set to zero while writing: L3H1,L2N57.")] = None,
     preset: Annotated[Literal["mechrep", "hiraoka2025"], Parameter(help="Whose detector marks loops.")] = "mechrep",
     options: Options = Options(),
 ) -> None:
     """Continue prompts, with components ablated if asked, and mark the loops: │ ends the prompt, ⟪loop⟫."""
-    written = [*(prompt or []), *(line for line in (_read(prompts).splitlines() if prompts else []) if line.strip())]
+    written = [*(prompt or []), *(read_texts(prompts) if prompts else [])]
     if not written:
         raise InputError("no prompt", "at least one", 'give a "text", or --prompts FILE')
     circuit, loaded = None if ablate is None else read_components(ablate), options.load(model)

@@ -33,6 +33,7 @@ from mechrep.studies import (
     training,
 )
 from mechrep.text.corpus import windows_of_text
+from mechrep.text.files import read_text
 
 _LIST = "parts.json"
 _SECONDS_BETWEEN_PAGES = 60.0  # the page of what is there already; it takes some seconds itself
@@ -60,12 +61,7 @@ class Settings:
         Raises:
             InputError: it cannot be read.
         """
-        if self.held_out is None:
-            return None
-        try:
-            return self.held_out.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.held_out} ({error})", "a text file in UTF-8", "name another") from error
+        return None if self.held_out is None else read_text(self.held_out)
 
 
 # Runs a study; gives its section or several.  One that finds nothing to study gets a section named like the part.

@@ -49,7 +49,7 @@ class Fillers:
     @classmethod
     def of(cls, model: Any, pad_id: int | None = None) -> Fillers:
         """What a model, its tokenizer and its configuration say; ``pad_id`` first, if given."""
-        sources = (getattr(model, "tokenizer", None), getattr(getattr(model, "plain", None), "config", None))
+        sources = (getattr(model, "tokenizer", None), getattr(model, "config", None))
         pads = [pad_id, *(getattr(source, "pad_token_id", None) for source in sources)]
         pad = next((pad for pad in pads if isinstance(pad, int) and pad >= 0), None)
         return cls(pad, frozenset(getattr(model, "eos_ids", ())), getattr(model, "bos_id", None))

@@ -496,24 +496,39 @@ class Corpus:
         corpus_io.write(path, rows, self.frame, self._facts() | {"fingerprint": self.fingerprint()})
 
     @staticmethod
-    def load(path: str | PathLike[str]) -> Corpus:
+    def load(path: str | PathLike[str], model: TokenizingModel | None = None) -> Corpus:
         """Read a corpus that `save` wrote.
 
         Args:
             path: the file.
+            model: whose ids they are.  Needed for a table that was filtered or edited by pandas, Polars or another
+                tool: it has lost, or no longer fits, what holds for the corpus as a whole.
 
         Raises:
-            StoreError: if the file is missing, damaged or no corpus.
+            StoreError: if the file is missing, damaged or no corpus, or if a model is needed.
+            InputError: if the model is another one than the corpus was made for.
         """
-        rows, frame, facts = corpus_io.read(path)
+        rows, frame, kept = corpus_io.read(path)
+        remedy = "filter a loaded corpus (where, select) and save that, or pass model= to Corpus.load"
+        facts = kept
+        if facts is None:
+            if model is None:
+                raise StoreError(
+                    f"{path}, a table without {', '.join(corpus_io.FACTS)}: another tool has written it",
+                    "a corpus as Corpus.save wrote it",
+                    remedy,
+                )
+            facts = _facts_of(model) | {"bos_policy": "as given", "pad_id": 0, "fingerprint": None}
         fingerprint = facts.pop("fingerprint")
         try:
             check_rows(rows, facts["d_vocab"], None)
-            corpus = Corpus(*pad_rows(rows, facts["pad_id"]), frame, **facts)
+            corpus = Corpus(*pad_rows(rows, facts["pad_id"]), complete_frame(frame, len(rows), "table"), **facts)
         except InputError as error:
             raise StoreError(f"{path} ({error.given})", "a corpus as it was saved", "save it again") from error
-        if corpus.fingerprint() != fingerprint:
-            raise StoreError(f"{path}, whose texts have changed", "a corpus as it was saved", "save it again")
+        if model is not None:
+            corpus.check_model(model)
+        elif corpus.fingerprint() != fingerprint:
+            raise StoreError(f"{path}, whose texts have changed", "a corpus as it was saved", remedy)
         return corpus
 
     def _facts(self) -> dict[str, Any]:

@@ -161,14 +161,14 @@ def write(
         temporary.unlink(missing_ok=True)
 
 
-def read(path: str | PathLike[str]) -> tuple[list[Int64[np.ndarray, " _"]], pd.DataFrame, dict[str, Any]]:
-    """Read what `write` wrote.
+def read(path: str | PathLike[str]) -> tuple[list[Int64[np.ndarray, " _"]], pd.DataFrame, dict[str, Any] | None]:
+    """Read what `write` wrote, or what a data tool made of it.
 
     Args:
         path: the file.
 
     Returns:
-        The ids of each text, the frame, and the facts by the names in `FACTS`.
+        The ids of each text, the frame, and the facts by the names in `FACTS`; None for a table that has lost them.
 
     Raises:
         StoreError: if the file is missing, damaged, of a later format, or was not written by `write`.
@@ -179,7 +179,7 @@ def read(path: str | PathLike[str]) -> tuple[list[Int64[np.ndarray, " _"]], pd.D
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
         facts = _read_facts(path, table)
-        rows = [np.array(row.as_py(), dtype=np.int64) for row in table[RESERVED]]
+        rows = _ids_of(path, table)
         frame = table.drop_columns([RESERVED]).to_pandas()
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise StoreError(
@@ -202,12 +202,32 @@ def _table(rows: Sequence[Sequence[int]], frame: pd.DataFrame, facts: Mapping[st
     return table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: header.encode()})
 
 
-def _read_facts(path: str | PathLike[str], table: pa.Table) -> dict[str, Any]:
-    metadata = table.schema.metadata or {}
-    if _KEY not in metadata:
+def has_ids(path: str | PathLike[str]) -> bool:
+    """Whether a Parquet file is a corpus, or was one: it has a column of ids."""
+    try:
+        return RESERVED in pq.read_schema(path).names
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _ids_of(path: str | PathLike[str], table: pa.Table) -> list[Int64[np.ndarray, " _"]]:
+    kind = table.schema.field(RESERVED).type if RESERVED in table.schema.names else None
+    if kind is None or not (
+        (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
+    ):
         raise StoreError(
             f"{path}, a Parquet file of something else", "a corpus written by Corpus.save", "check the path"
         )
+    if table[RESERVED].null_count:
+        missing = table[RESERVED].is_null().to_pylist().index(True)
+        raise StoreError(f"{path}, without ids in row {missing + 1}", "ids in every row", "drop the row")
+    return [np.array(row.as_py(), dtype=np.int64) for row in table[RESERVED]]
+
+
+def _read_facts(path: str | PathLike[str], table: pa.Table) -> dict[str, Any] | None:
+    metadata = table.schema.metadata or {}
+    if _KEY not in metadata:
+        return None
     header = json.loads(metadata[_KEY])
     if header["format"] != _FORMAT:
         raise StoreError(

@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechrep.errors import InputError, StoreError
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
 from mechrep.text import Corpus
+from tests.tiny_models import loaded
 
 rows_of_ids = st.lists(st.lists(st.integers(0, 26), min_size=1, max_size=12), min_size=1, max_size=6)
 
@@ -65,7 +68,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.parquet").write_text("not a table")
     with pytest.raises(StoreError, match="cannot be read"):
         Corpus.load(tmp_path / "notes.parquet")
-    pd.DataFrame({"tokens": [[1, 2]]}).to_parquet(tmp_path / "foreign.parquet")
+    pd.DataFrame({"text": ["the sea"]}).to_parquet(tmp_path / "foreign.parquet")
     with pytest.raises(StoreError, match="something else"):
         Corpus.load(tmp_path / "foreign.parquet")
 
@@ -128,3 +131,70 @@ def test_places_and_columns_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="plain values"):
         corpus_of(2).with_columns(odd=[object(), object()]).save(tmp_path / "c.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+# --- tables that another tool has written ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Model:
+    return load_model("mechrep-tiny")
+
+
+def saved(path: Path, model: Model) -> Corpus:
+    corpus = Corpus.from_texts(["the sea", "the king said", "and the king"], model=model)
+    corpus = corpus.with_columns(topic=["sea", "king", "king"]).with_cycles(eos_id=model.eos_ids)
+    corpus.save(path)
+    return corpus
+
+
+def test_a_corpus_filtered_in_pandas_says_what_is_gone_and_loads_with_its_model(
+    tmp_path: Path, embedded: Model
+) -> None:
+    path = tmp_path / "c.parquet"
+    corpus = saved(path, embedded)
+    table = pd.read_parquet(path)
+    table[table["topic"] == "king"].to_parquet(path)
+    with pytest.raises(StoreError, match=r"bos_policy.*model="):
+        Corpus.load(path)
+    again, want = Corpus.load(path, embedded), corpus.where(topic="king")
+    assert rows(again) == rows(want)
+    pd.testing.assert_frame_equal(again.frame, want.frame)
+    assert (again.tokenizer, again.bos_id, again.d_vocab) == (corpus.tokenizer, corpus.bos_id, corpus.d_vocab)
+
+
+def test_a_corpus_filtered_with_its_schema_kept_is_loaded_with_its_model_only(tmp_path: Path, embedded: Model) -> None:
+    path = tmp_path / "c.parquet"
+    corpus = saved(path, embedded)
+    table = pq.read_table(path)
+    large = table.schema.get_field_index("tokens")
+    for changed in (
+        table.filter([True, False, True]),
+        # As Polars writes it: other types for the same, and no metadata.
+        table.set_column(large, "tokens", table["tokens"].cast(pa.large_list(pa.int32())))
+        .filter([True, False, True])
+        .replace_schema_metadata(None),
+    ):
+        pq.write_table(changed, path)
+        with pytest.raises(StoreError, match="model="):
+            Corpus.load(path)
+        again = Corpus.load(path, embedded)
+        assert rows(again) == rows(corpus.select([0, 2]))
+        pd.testing.assert_frame_equal(again.frame, corpus.select([0, 2]).frame)
+
+
+def test_a_table_of_no_ids_or_of_another_model_is_refused(tmp_path: Path, embedded: Model) -> None:
+    path = tmp_path / "c.parquet"
+    for column in ([[1.5, 2.0]], ["the sea"]):
+        pd.DataFrame({"tokens": column}).to_parquet(path)
+        with pytest.raises(StoreError, match="something else"):
+            Corpus.load(path, embedded)
+    pd.DataFrame({"tokens": [[1, 2], None]}).to_parquet(path)
+    with pytest.raises(StoreError, match="row 2"):
+        Corpus.load(path, embedded)
+    pd.DataFrame({"tokens": [[5, 99999]]}).to_parquet(path)
+    with pytest.raises(StoreError, match="99999"):
+        Corpus.load(path, embedded)
+    saved(path, embedded)
+    with pytest.raises(InputError, match="vocabulary"):
+        Corpus.load(path, loaded("llama"))
