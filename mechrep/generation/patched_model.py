@@ -41,6 +41,7 @@ from mechrep.interventions.apply import EditTable
 from mechrep.interventions.hooks import Place
 from mechrep.interventions.ops import Combined, Intervention, SinkPatch
 from mechrep.models.anatomy import Site
+from mechrep.models.attention import reading_of
 from mechrep.models.model import Model
 from mechrep.models.neurons import columns_of, looking_at, refuse_routed
 from mechrep.models.parts import PlainHandles, find_handles
@@ -520,7 +521,17 @@ class _WholePassEdits(EditTable):
         self.moves_attention = any(site is Site.PATTERN for site, _ in self.tables)
 
     def _find_first_values(self, moving: set[int], first_tokens: Sequence[int], starts: Sequence[int]) -> None:
-        """Nothing to compute: the first position is part of every pass."""
+        """Nothing to compute: the first position is part of every pass.
+
+        Raises:
+            InputError: a model whose learned sinks take part of the first position's attention.
+        """
+        if reading_of(self.model).sinks:
+            raise InputError(
+                f"attention of {self.model.name} moved to the first position in passes of a harness",
+                "a model without learned sinks, whose first position attends to itself alone",
+                "use mechrep.generate or mechrep.interventions.apply.logits",
+            )
 
     def look(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See which positions of the coming pass are real, and which is the first of each row."""

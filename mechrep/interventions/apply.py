@@ -26,7 +26,7 @@ from mechrep.errors import InputError
 from mechrep.interventions.hooks import Edits, Holds, Place, in_order
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
-from mechrep.models.attention import reading_of
+from mechrep.models.attention import computed_here, reading_of
 from mechrep.models.model import Model
 from mechrep.models.neurons import looking_at, refuse_routed
 
@@ -229,11 +229,27 @@ class EditTable:
         tokens, conditions = torch.tensor(list(firsts), device=self.model.device).unbind(-1)
         kept: dict[int, list[Tensor]] = {layer: [] for site, layer in self.tables if site is Site.PATTERN}
 
-        def keep(z: Tensor, _columns: slice, layer: int) -> Tensor:
-            kept[layer].append(z[:, 0].clone())
-            return z  # at position 0 attention is where it is moved to
+        seen = reading_of(self.model)
 
-        with self._hooked(lambda place: partial(keep, layer=place[1]) if place[0] is Site.PATTERN else self._at(place)):
+        def keep(z: Tensor, _columns: slice, layer: int) -> Tensor:
+            if not seen.sinks:
+                kept[layer].append(z[:, 0].clone())
+                return z  # at position 0 attention is where it is moved to
+            factor, offset = (table[self._condition][:, None] for table in self.tables[Site.PATTERN, layer])
+            return z * factor + offset * kept[layer][-1][:, None]
+
+        def keep_value(value: Tensor, layer: int) -> None:
+            repeated = value[:, 0].repeat_interleave(self.model.anatomy.n_heads // value.shape[2], dim=1)
+            kept[layer].append(repeated.flatten(1))
+
+        with ExitStack() as stack:
+            stack.enter_context(
+                self._hooked(
+                    lambda place: partial(keep, layer=place[1]) if place[0] is Site.PATTERN else self._at(place)
+                )
+            )
+            if seen.sinks:  # which take part of position 0's attention too: there z(0) is less than v(0)
+                stack.enter_context(computed_here(self.model, None, keep_value, layers=list(kept)))
             for some in torch.arange(len(tokens), device=tokens.device).split(_FIRST_TOKENS_PER_BATCH):
                 self._condition = conditions[some]
                 self._mask = torch.ones_like(self._condition[:, None], dtype=torch.bool)

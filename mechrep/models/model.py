@@ -307,7 +307,15 @@ class Model:
     def run_with_cache(self, *args: Any, names_filter: Any = None, **kwargs: Any) -> Any:
         """TransformerLens' ``run_with_cache``; refuses a ``names_filter`` that names a hook which does not exist."""
         check_filter(names_filter, hook_names(self.tl))
-        return self.current_tl().run_with_cache(*args, names_filter=names_filter, **kwargs)
+        tl = self.current_tl()
+        try:
+            return tl.run_with_cache(*args, names_filter=names_filter, **kwargs)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"a cache of all activations of {self.name!r} ({type(self._any_view()).__name__})",
+                "a family whose every hook TransformerLens can serve",
+                f"name the hooks that you need (names_filter=), or use CorpusCache; TransformerLens said: {error!r}",
+            ) from error
 
     def run_with_hooks(self, *args: Any, fwd_hooks: Sequence[tuple[Any, Callable]] = (), **kwargs: Any) -> Any:
         """TransformerLens' ``run_with_hooks``; see the class for what is different at ``hook_resid_mid``."""

@@ -31,7 +31,7 @@ Look = Callable[[Tensor, slice], Tensor | None]
 
 _MLPS = ("mlp", "feed_forward", "mlp_block")
 _UP = tuple(f"{mlp}.{end}" for mlp in _MLPS for end in ("up_proj", "w3"))
-_GATE_AND_UP = tuple(f"{mlp}.gate_up_proj" for mlp in _MLPS)
+_GATE_AND_UP = tuple(f"{mlp}.{end}" for mlp in _MLPS for end in ("gate_up_proj", "input_linear"))
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_PRECISION_TOLERANCE = 3e-2
 
@@ -200,10 +200,10 @@ def _find_in(handles: PlainHandles, layer: int) -> UpProjection | None:
     activation = handles.activations[layer]
     if activation is None or handles.mlp_outputs[layer] is None:
         return None
-    root, shared = handles.layers[layer], handles.mixtures[layer]
+    root = handles.layers[layer]
     ends = [_UP, _GATE_AND_UP]
-    if shared is not None:
-        root = next(part for part in shared.children() if activation in part.modules())
+    if handles.mixtures[layer] is not None:  # the names begin in the shared expert
+        root = [part for part in root.modules() if activation in part.children()][-1]
         ends = [tuple(end.rpartition(".")[2] for end in group) for group in ends]
     separate, fused = (find_part(root, group) for group in ends)
     if separate is not None:

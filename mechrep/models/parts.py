@@ -36,8 +36,8 @@ _ATTENTION_OUTPUT = (
     "self_attention.o",
 )
 _MLP = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe")
-_MLP_ENDS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "out")
-_ACTIVATION_ENDS = ("act_fn", "act", "gelu_impl", "activation_fn", "act_func")
+_MLP_ENDS = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "out", "output_linear")
+_ACTIVATION_ENDS = ("act_fn", "act", "gelu_impl", "activation_fn", "act_func", "activation")
 _MLP_OUTPUT = (*(f"{mlp}.{end}" for mlp in _MLP for end in _MLP_ENDS), "fc2")
 _ACTIVATION = (*(f"{mlp}.{end}" for mlp in _MLP for end in _ACTIVATION_ENDS), "activation_fn")
 _SHARED = ("shared_expert", "shared_experts", "shared_mlp")
@@ -98,7 +98,8 @@ def find_handles(module: nn.Module, n_layers: int) -> PlainHandles | None:
     experts = tuple(_experts(layer) for layer in layers)
     mixtures = tuple(None if e is None else _parent(layer, e) for layer, e in zip(layers, experts, strict=True))
     dense = tuple(
-        layer if mixture is None else _shared(mixture) for layer, mixture in zip(layers, mixtures, strict=True)
+        layer if mixture is None else _shared(mixture) or _shared(layer)
+        for layer, mixture in zip(layers, mixtures, strict=True)
     )
     outputs = tuple(find_part(layer, _ATTENTION_OUTPUT) for layer in layers)
     return PlainHandles(
@@ -179,8 +180,10 @@ class Roles:
 
     Attributes:
         attention_writes: module whose output, times ``multiplier``, attention adds to the stream.
-        mlp_writes: the same of the MLP.
-        multiplier: of both (Granite's residual multiplier; 1 elsewhere).
+        mlp_writes: module whose output, times ``mlp_multiplier``, the MLP adds.
+        multiplier: a number that a configuration sets (Granite, MiniCPM, Falcon-H1); 1 elsewhere.
+        mlp_multiplier: the same of the MLP.
+        beside: a second part that writes where attention does, before the MLP reads (Falcon-H1's Mamba).
         middle: module whose input is the stream between the two; none in a parallel block.
         before_attention: the norm that attention reads through.
         behind_attention: the norm that its output passes.
@@ -192,6 +195,8 @@ class Roles:
     attention_writes: nn.Module | None = None
     mlp_writes: nn.Module | None = None
     multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
+    beside: nn.Module | None = None
     middle: nn.Module | None = None
     before_attention: nn.Module | None = None
     behind_attention: nn.Module | None = None
@@ -242,7 +247,6 @@ def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch p
         >>> type(roles.before_attention).__name__, roles.behind_attention, roles.parallel
         ('LlamaRMSNorm', None, False)
     """
-    multiplier = float(getattr(text_config(module), "residual_multiplier", None) or 1.0)
     roles: list[Roles] = []
     flow, whole = _Flow(), _Flow()
 
@@ -253,7 +257,7 @@ def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch p
 
     def end_of_layer(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         number = len(roles)
-        roles.append(_roles_of(handles, number, flow, first_tensor(output), multiplier))
+        roles.append(_roles_of(handles, number, flow, first_tensor(output)))
         flow.inputs.clear()
         flow.outputs.clear()
 
@@ -285,7 +289,7 @@ def _around(module: nn.Module, handles: PlainHandles) -> Iterator[nn.Module]:
     yield from (part for part in module.modules() if id(part) not in inside and part is not module)
 
 
-def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | None, multiplier: float) -> Roles:
+def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | None) -> Roles:
     layer, attention = handles.layers[number], handles.attentions[number]
     before = flow.inputs[layer]
     output, down = handles.attention_outputs[number], handles.mlp_outputs[number]
@@ -304,16 +308,46 @@ def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | N
     }
     if after is None:
         return Roles(**norms)
-    for scale in dict.fromkeys((1.0, multiplier)):
-        for wrote in _seen(flow, behind_attention, mixer, output):
-            middle = before + scale * _like(flow.outputs[wrote], before)
-            for added in _seen(flow, behind_mlp, mlp, down):
-                if _close(middle + scale * _like(flow.outputs[added], middle), after):
-                    reader = _first_reader(layer, flow, middle, attention)
-                    norms["behind_attention"] = behind_attention if wrote is behind_attention else None
-                    norms["behind_mlp"] = behind_mlp if added is behind_mlp else None
-                    return Roles(wrote, added, scale, reader, **norms, parallel=reader is None)
+    for wrote in _seen(flow, behind_attention, mixer, output):
+        for added in _seen(flow, behind_mlp, mlp, down):
+            for beside in (None, *_beside(layer, flow, wrote, added, mixer)):
+                found = _factors(flow, before, after, [p for p in (wrote, added, beside) if p is not None])
+                if found is None:
+                    continue
+                middle = before + found[0] * _like(flow.outputs[wrote], before)
+                middle = middle if beside is None else middle + found[2] * _like(flow.outputs[beside], before)
+                reader = _first_reader(layer, flow, middle, attention)
+                norms["behind_attention"] = behind_attention if wrote is behind_attention else None
+                norms["behind_mlp"] = behind_mlp if added is behind_mlp else None
+                parallel = reader is None
+                return Roles(wrote, added, found[0], found[1], beside, reader, **norms, parallel=parallel)
     return Roles(**norms)
+
+
+def _beside(
+    layer: nn.Module, flow: _Flow, wrote: nn.Module, added: nn.Module, mixer: nn.Module | None
+) -> list[nn.Module]:
+    """Other parts of the layer that write to the stream beside attention, and read what it reads."""
+    own, given = (wrote, added, mixer), None if mixer is None else flow.inputs.get(mixer)
+    others = [p for p in layer.children() if p in flow.outputs and p not in own and not _is_norm(p)]
+    return [p for p in others if given is not None and (_ratio(given, flow.inputs[p]) is not None)]
+
+
+def _factors(flow: _Flow, before: Tensor, after: Tensor, parts: list[nn.Module]) -> list[float] | None:
+    """What each part's output is multiplied with so that, added to the stream, they give what comes out."""
+    columns = torch.stack([_like(flow.outputs[part], before).double().flatten() for part in parts], 1)
+    change = (after.double() - before.double()).flatten()
+    if not bool(torch.isfinite(columns).all()):
+        return None
+    for found in ([1.0] * len(parts), torch.linalg.lstsq(columns, change[:, None]).solution[:, 0].tolist()):
+        made = before.double() + (columns @ columns.new_tensor(found)).view_as(before)
+        if _close(made.to(after), after):
+            return [float(f"{factor:.6g}") for factor in found]
+    return None
+
+
+def _is_norm(part: nn.Module) -> bool:
+    return "norm" in type(part).__name__.lower()
 
 
 def _like(tensor: Tensor, stream: Tensor) -> Tensor:
@@ -328,7 +362,7 @@ def _seen(flow: _Flow, *parts: nn.Module | None) -> list[nn.Module]:
 def _other_mixer(layer: nn.Module, mlp: nn.Module | None, flow: _Flow) -> nn.Module | None:
     """What mixes positions in a layer without softmax attention: the first part that is no norm and no MLP."""
     for part in layer.children():
-        if part is not mlp and part in flow.outputs and "norm" not in type(part).__name__.lower():
+        if part is not mlp and part in flow.outputs and not _is_norm(part):
             return part
     return None
 
@@ -348,7 +382,7 @@ def _norm_where(flow: dict[nn.Module, Tensor], value: Tensor | None, part: nn.Mo
         return None
     inside = {id(inner) for inner in part.modules()}
     for norm, tensor in flow.items():
-        if "norm" in type(norm).__name__.lower() and id(norm) not in inside and _same(tensor, value):
+        if _is_norm(norm) and id(norm) not in inside and _same(tensor, value):
             return norm
     return None
 
@@ -367,25 +401,35 @@ def _with_head(module: nn.Module, handles: PlainHandles, roles: tuple[Roles, ...
     last = whole.outputs.get(handles.layers[-1])
     if head is None or head not in whole.inputs or last is None:
         return Trace(roles, None, None)
-    norm = next(
-        (
-            part
-            for part, given in whole.inputs.items()
-            if part is not head and _same(given, last) and _same(whole.outputs[part], whole.inputs[head])
-        ),
-        None,
+    given = whole.inputs[head]
+    norms = (part for part, seen in whole.inputs.items() if part is not head and _same(seen, last))
+    norm, before_head = next(
+        ((part, found) for part in norms if (found := _ratio(whole.outputs[part], given)) is not None), (None, 1.0)
     )
     raw, logits = whole.outputs[head], whole.outputs[module]
     tried = _finishes(text_config(module))
     finish = next((f for f in tried if _close(capped(raw.float() * f[0], f[1]), logits.float())), None)
+    if finish is not None and before_head != 1.0:  # MiniCPM divides what the unembedding reads
+        finish = (finish[0] * before_head, finish[1]) if getattr(head, "bias", None) is None else None
     return Trace(roles, norm, head, finish)
+
+
+def _ratio(one: Tensor, other: Tensor) -> float | None:
+    """The number that makes one tensor the other; ``None`` where there is none."""
+    if one.numel() != other.numel():
+        return None
+    first, second = one.flatten().double(), other.flatten().double()
+    factor = float((first @ second) / (first @ first).clamp_min(1e-30))
+    factor = 1.0 if abs(factor - 1) < 1e-5 else float(f"{factor:.6g}")
+    return factor if _close(one.reshape(other.shape) * factor, other) else None
 
 
 def _finishes(config: Any) -> Iterator[tuple[float, float]]:
     """What families do to the unembedding's output: nothing, a factor, a soft cap."""
     divisor = getattr(config, "logits_scaling", None)
     named = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))
-    cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    cap = float(next((c for c in caps if c), 0.0))
     for factor in (1.0, *(float(f) for f in named if f), *([1 / float(divisor)] if divisor else [])):
         yield from [(factor, 0.0), *([(factor, cap)] if cap else [])]
 

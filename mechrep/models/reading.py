@@ -248,8 +248,9 @@ def _shaped(model: Model, site: Site, layer: int, value: Any) -> Tensor:
     assert tensor is not None and model.trace is not None
     if site is Site.Z:
         return tensor.unflatten(-1, (model.anatomy.n_heads, model.anatomy.d_head))
-    multiplier = model.trace.roles[layer].multiplier
-    return tensor * multiplier if site in (Site.ATTN_OUT, Site.MLP_OUT) and multiplier != 1 else tensor
+    roles = model.trace.roles[layer]
+    multiplier = {Site.ATTN_OUT: roles.multiplier, Site.MLP_OUT: roles.mlp_multiplier}.get(site, 1.0)
+    return tensor * multiplier if multiplier != 1 else tensor
 
 
 def _weights_hook(receive: Callable[..., None], _module: Any, _args: Any, output: Any) -> Any:

@@ -30,6 +30,8 @@ from mechrep.models.parts import capped, first_tensor, weight_of
 
 Writer = Literal["attention", "mlp"]
 
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
+
 
 def wide(tensor: Tensor) -> Tensor:
     """The same without gradients, in float32 at least: weights and activations are multiplied in this precision."""
@@ -139,12 +141,13 @@ class Stream:
         """The norm that an output passes before it is added; ``None`` where there is none."""
         return self._norm(f"behind_{writer}", layer, f"ln{'1' if writer == 'attention' else '2'}_post")
 
-    def multiplier(self, layer: int) -> float:
+    def multiplier(self, layer: int, writer: Writer = "attention") -> float:
         """What an output is multiplied with before it is added to the residual stream."""
         if not self._plain:
             return float(getattr(self.model.tl.cfg, "residual_multiplier", None) or 1.0)
         assert self.model.trace is not None
-        return self.model.trace.roles[layer].multiplier
+        roles = self.model.trace.roles[layer]
+        return roles.multiplier if writer == "attention" else roles.mlp_multiplier
 
     def contributions(
         self,
@@ -167,8 +170,8 @@ class Stream:
         self.check(layer, writer)
         behind = self.behind(layer, writer)
         if behind is None:
-            return exact(parts) * self.multiplier(layer)
-        factor = self.multiplier(layer) / behind.scale(output.to(self.model.dtype))
+            return exact(parts) * self.multiplier(layer, writer)
+        factor = self.multiplier(layer, writer) / behind.scale(output.to(self.model.dtype))
         return exact(behind.apply(wide(parts))) * factor[..., None, :]
 
     def check(self, layer: int, writer: Writer) -> None:
@@ -223,11 +226,12 @@ class Stream:
         """
         self.check(layer, "mlp")
         behind = self.behind(layer, "mlp")
-        factor = torch.full_like(exact(output[..., :1]), self.multiplier(layer))
+        factor = torch.full_like(exact(output[..., :1]), self.multiplier(layer, "mlp"))
         if behind is not None:
             factor = factor / behind.scale(output.to(self.model.dtype))
         if router is None:
-            return factor.expand(*post.shape[:-1], post.shape[-1])
+            inner = self._inner_factor(layer, exact(post), exact(output))
+            return (factor * inner).expand(*post.shape[:-1], post.shape[-1])
         width, routed = self.model.anatomy.d_expert, router.shape[-1] * self.model.anatomy.d_expert
         weights = exact(router).repeat_interleave(width, dim=-1)
         if post.shape[-1] > routed:
@@ -237,6 +241,15 @@ class Stream:
             gate = (rest * shared).sum(-1, keepdim=True) / shared.square().sum(-1, keepdim=True).clamp_min(1e-30)
             weights = torch.cat([weights, gate.expand(*post.shape[:-1], post.shape[-1] - routed)], -1)
         return weights * factor
+
+    def _inner_factor(self, layer: int, post: Tensor, output: Tensor) -> float:
+        """What the MLP multiplies its last matrix' output with (Falcon-H1); 1 elsewhere."""
+        made = post @ exact(self.neuron_outputs(layer)).to(post)
+        down = None if self.model.handles is None else self.model.handles.mlp_outputs[layer]
+        if getattr(down, "bias", None) is not None:
+            return 1.0
+        factor = float((made * output).sum() / made.square().sum().clamp_min(1e-30))
+        return 1.0 if abs(factor - 1) < _ROUNDING.get(self.model.dtype, 2e-2) else factor
 
     @contextmanager
     def raw_outputs(self, layer: int, receive: Callable[[Tensor], None]) -> Iterator[None]:

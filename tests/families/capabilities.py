@@ -594,6 +594,8 @@ def transformer_lens(case: Case) -> str:
     for layer in range(case.family.n_layers):
         same(f"resid_post of layer {layer}", cache["resid_post", layer][0], seen.after[layer])
         if layer in seen.pattern:
+            if f"blocks.{layer}.attn.hook_pattern" not in case.model.hook_dict:
+                return "TransformerLens shows no attention patterns of it"
             same(f"pattern of layer {layer}", cache["pattern", layer][0], seen.pattern[layer])
     return ""
 
