@@ -229,6 +229,8 @@ class _Flow:
 
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    place: int = 0  # where in memory the layer's own input lies
+    same: set[nn.Module] = field(default_factory=set)  # parts that were given that very tensor
 
 
 @torch.no_grad()
@@ -254,12 +256,14 @@ def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch p
         given, made = first_tensor((args, kwargs)), first_tensor(output)
         if given is not None and made is not None:
             into.inputs[part], into.outputs[part] = given.detach().clone(), made.detach().clone()
+            if given.data_ptr() == into.place:
+                into.same.add(part)
 
     def end_of_layer(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         number = len(roles)
         roles.append(_roles_of(handles, number, flow, first_tensor(output)))
-        flow.inputs.clear()
-        flow.outputs.clear()
+        for table in (flow.inputs, flow.outputs, flow.same):
+            table.clear()
 
     with ExitStack() as stack:
         for layer in handles.layers:
@@ -267,7 +271,7 @@ def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch p
             def start(part: nn.Module, args: Any, kwargs: Any) -> None:
                 given = first_tensor((args, kwargs))
                 assert given is not None
-                flow.inputs[part] = given.detach().clone()
+                flow.inputs[part], flow.place = given.detach().clone(), given.data_ptr()
 
             stack.callback(layer.register_forward_pre_hook(start, with_kwargs=True).remove)
             for part in layer.modules():
@@ -389,9 +393,12 @@ def _norm_where(flow: dict[nn.Module, Tensor], value: Tensor | None, part: nn.Mo
 
 def _first_reader(layer: nn.Module, flow: _Flow, middle: Tensor, attention: nn.Module | None) -> nn.Module | None:
     inside = set() if attention is None else {id(part) for part in attention.modules()}
+    nothing_written = _close(middle, flow.inputs[layer])  # then the stream before and after attention are alike
     for part in layer.modules():
         given = flow.inputs.get(part)
-        if part is not layer and id(part) not in inside and given is not None and _close(given, middle):
+        if part is layer or id(part) in inside or given is None or (nothing_written and part in flow.same):
+            continue
+        if _close(given, middle):
             return part
     return None
 

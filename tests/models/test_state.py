@@ -1,0 +1,183 @@
+"""What the user does to the shared object after loading: honoured on every path, or refused; never stale numbers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mechrep
+from mechrep.cache.corpus_cache import CorpusCache
+from mechrep.errors import InputError, ModelError
+from mechrep.interventions.apply import logits
+from mechrep.measures.sink_norms import SinkNorms
+from mechrep.models.anatomy import Site
+from mechrep.models.load import load_model
+from mechrep.models.model import Model
+from mechrep.text.corpus import Corpus
+from tests.tiny_models import D_MODEL, fresh, random_tokens, tiny
+
+TOKENS = random_tokens(2, 9)
+PUSH = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1)) * 5
+
+
+def push(_module: Any, _args: Any, output: Any) -> Any:
+    return (output[0] + PUSH, *output[1:]) if isinstance(output, tuple) else output + PUSH
+
+
+def corpus(model: Model) -> Corpus:
+    return Corpus.from_tokens([row.tolist() for row in TOKENS], model=model, bos_policy="absent")
+
+
+def ratios(model: Model, store: Path | None = None) -> Tensor:
+    return CorpusCache(model, corpus(model), store=store).run(SinkNorms())[0].ratio
+
+
+# --- training mode --------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_refused_on_every_path_of_the_plain_view() -> None:
+    module = copy.deepcopy(tiny("gpt2"))
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.5
+    model = load_model(module)
+    texts = corpus(model)
+    module.transformer.h[1].attn.train()  # one part is enough
+    for path in (
+        lambda: CorpusCache(model, texts).get(Site.RESID_POST, layers=[1]),
+        lambda: mechrep.generate(model, texts, max_new_tokens=2),
+        lambda: logits(model, TOKENS),
+        lambda: model.plain_logits(TOKENS),
+    ):
+        with pytest.raises(InputError, match="training mode"):
+            path()
+    module.eval()
+    assert torch.equal(model.plain_logits(TOKENS), model.plain_logits(TOKENS))
+
+
+def test_an_object_in_training_mode_is_put_into_evaluation_mode_and_that_is_said() -> None:
+    with pytest.warns(UserWarning, match="training mode"):
+        model = load_model(copy.deepcopy(tiny("gpt2")).train())
+    assert not any(part.training for part in model.plain.modules())  # pyright: ignore
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def in_place(module: nn.Module) -> None:
+    module.get_parameter(first_matrix(module)).mul_(1.5)
+
+
+def behind_torchs_back(module: nn.Module) -> None:
+    module.get_parameter(first_matrix(module)).data.mul_(1.5)
+
+
+def rows_swapped(module: nn.Module) -> None:
+    weight = module.get_parameter(first_matrix(module))
+    weight.data[[0, 1]] = weight.data[[1, 0]]  # every sum over the whole stays
+
+
+def put_in_anew(module: nn.Module) -> None:
+    name = first_matrix(module)
+    owner, _, last = name.rpartition(".")
+    setattr(module.get_submodule(owner), last, nn.Parameter(module.get_parameter(name) * 1.5))
+
+
+def first_matrix(module: nn.Module) -> str:
+    return next(
+        name
+        for name, weight in module.named_parameters()
+        if weight.ndim == 2 and any(end in name for end in ("q_proj", "c_attn", "query_key_value"))
+    )
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "gpt_neox", "bloom"])
+@pytest.mark.parametrize("change", [in_place, behind_torchs_back, rows_swapped, put_in_anew])
+def test_both_views_the_fingerprint_and_the_store_follow_the_weights(family: str, change: Any, tmp_path: Path) -> None:
+    module = fresh(family).requires_grad_(False)
+    model = load_model(module)
+    before, identity, queries = ratios(model, tmp_path), model.fingerprint(), model(TOKENS)
+    assert model.fingerprint() == identity and torch.equal(ratios(model, tmp_path), before)
+    change(module)
+    assert model.fingerprint() != identity
+    torch.testing.assert_close(model(TOKENS), module(TOKENS).logits, atol=1e-4, rtol=1e-4)
+    assert (model(TOKENS) - queries).abs().max() > 1e-4
+    assert torch.equal(ratios(model, tmp_path), ratios(load_model(module)))
+
+
+# --- hooks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "gemma2"])
+def test_a_hook_on_the_hugging_face_object_steers_both_views_and_no_store_answers(family: str, tmp_path: Path) -> None:
+    module = fresh(family)
+    model = load_model(module)
+    before, identity = ratios(model, tmp_path), model.fingerprint()
+    queries = CorpusCache(model, corpus(model)).get(Site.Q, layers=[2])
+    layer = model.handles.layers[0]  # pyright: ignore
+    hook = layer.register_forward_hook(push)
+    steered = ratios(model, tmp_path)
+    assert model.steered and model.fingerprint() not in (identity, model.fingerprint())
+    assert not torch.allclose(steered, before) and torch.equal(steered, ratios(model))
+    assert not torch.allclose(CorpusCache(model, corpus(model)).get(Site.Q, layers=[2]), queries)
+    torch.testing.assert_close(model(TOKENS), module(TOKENS).logits, atol=1e-4, rtol=1e-4)
+    hook.remove()
+    assert not model.steered and model.fingerprint() == identity
+    torch.testing.assert_close(CorpusCache(model, corpus(model)).get(Site.Q, layers=[2]), queries)
+    assert torch.equal(ratios(model, tmp_path), before)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2"])
+def test_hooks_added_through_transformer_lens_are_honoured_by_reading_and_writing(family: str, tmp_path: Path) -> None:
+    module = fresh(family)
+    model = load_model(module)
+    texts, before = corpus(model), ratios(model, tmp_path)
+    written = [mechrep.generate(model, texts, max_new_tokens=4).row(i) for i in range(2)]
+
+    def steer(activation: Tensor, hook: Any = None) -> Tensor:
+        return activation + PUSH
+
+    by_hand = copy.deepcopy(module)
+    load_model(by_hand).handles.layers[0].register_forward_hook(push)  # pyright: ignore
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", steer)]):
+        torch.testing.assert_close(ratios(model, tmp_path), ratios(load_model(by_hand)), atol=1e-4, rtol=1e-4)
+        longer = mechrep.generate(model, texts, max_new_tokens=4)
+        torch.testing.assert_close(logits(model, TOKENS), by_hand(TOKENS).logits, atol=1e-4, rtol=1e-4)
+    expected = mechrep.generate(load_model(by_hand), texts, max_new_tokens=4)
+    assert [longer.row(i) for i in range(2)] == [expected.row(i) for i in range(2)] != written
+    assert torch.equal(ratios(model, tmp_path), before)
+    model.add_hook("blocks.0.hook_resid_post", steer)
+    torch.testing.assert_close(ratios(model), ratios(load_model(by_hand)), atol=1e-4, rtol=1e-4)
+    model.reset_hooks()
+    assert torch.equal(ratios(model, tmp_path), before)
+
+
+def test_hooks_on_both_views_are_refused() -> None:
+    model = load_model(fresh("llama"))
+    model.add_hook("blocks.0.hook_resid_post", lambda activation, hook=None: activation + PUSH)
+    model.handles.layers[1].register_forward_hook(push)  # pyright: ignore
+    with pytest.raises((InputError, ModelError), match="hooks"):
+        ratios(model)
+
+
+def test_interventions_go_with_a_hook_of_the_users_own() -> None:
+    module = fresh("llama_gqa")
+    model = load_model(module)
+    model.handles.layers[0].register_forward_hook(push)  # pyright: ignore
+    cut = mechrep.Neurons([(1, 3)], when="all")
+    down = module.model.layers[1].mlp.down_proj
+
+    def without(_module: Any, args: Any) -> Any:
+        kept = args[0].clone()
+        kept[..., 3] = 0
+        return (kept,)
+
+    found = logits(model, TOKENS, cut)
+    hook = down.register_forward_pre_hook(without)
+    torch.testing.assert_close(found, module(TOKENS).logits, atol=1e-5, rtol=1e-5)
+    hook.remove()
