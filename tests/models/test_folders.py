@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mechrep.errors import ModelError
 from mechrep.models.load import load_model
 from mechrep.models.sources import Options, locate, read_model
+from tests.families.zoo import build, families
 from tests.tiny_models import D_VOCAB, fresh, random_tokens, tiny
 
 TOKENS = random_tokens(2, 12)
@@ -209,6 +210,19 @@ def test_the_vision_tower_of_a_text_decoder_is_left_out_and_said(tmp_path: Path)
     save(module, tmp_path)
     found = read_model(locate(str(tmp_path)), Options(dtype=torch.float32))
     assert any("vision-language" in note for note in found.notes)
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(input_ids=TOKENS).logits, module(input_ids=TOKENS).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, family in families().items() if not family.refused])
+def test_every_family_comes_back_from_its_folder_without_a_word(tmp_path: Path, name: str) -> None:
+    module = build(families()[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module.save_pretrained(tmp_path)
+    found = read_model(locate(str(tmp_path)), Options(dtype=torch.float32))
+    assert [note for note in found.notes if "vision-language" not in note] == []
     with torch.no_grad():
         torch.testing.assert_close(found.module(input_ids=TOKENS).logits, module(input_ids=TOKENS).logits)
 

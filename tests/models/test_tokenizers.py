@@ -51,6 +51,20 @@ def test_a_tokenizer_made_in_memory_serves_both_views() -> None:
     assert (wrapped.init_kwargs, wrapped.special_tokens_map, wrapped.get_vocab()) == before
 
 
+def test_characters_are_read_by_a_vocabulary_of_characters() -> None:
+    """The way that the start page shows."""
+    alphabet = {letter: number for number, letter in enumerate("\n abcdefghijklmnopqrstuvwxyz")}
+    letters = tokenizers.Tokenizer(tokenizers.models.WordLevel(alphabet))
+    letters.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("[\\s\\S]"), "isolated")
+    letters.decoder = tokenizers.decoders.Fuse()
+    model = load_model(tiny("llama"), tokenizer=letters)
+    text = "the sea\nand  the sand"
+    ids = [alphabet[letter] for letter in text]
+    assert model.encode(text, prepend_bos=False) == ids
+    assert model.to_tokens(text, prepend_bos=False).tolist() == [ids]
+    assert model.decode(ids) == text
+
+
 def test_a_special_id_of_the_configuration_that_is_a_word_stays_a_word() -> None:
     vocabulary = {"a": 0, "b": 1, "c": 2, "ab": 3, "cab": 4}
     letters = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("a", "b"), ("c", "ab")]))
