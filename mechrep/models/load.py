@@ -50,7 +50,7 @@ def load_model(
         tokenizer: instead of the model's own, or for objects that do not bring one: a Hugging Face tokenizer, a
             ``tokenizers.Tokenizer``, a path or a hub name.
         trust_remote_code: run code that comes with the model; only if you say so.
-        check: run :func:`~mechrep.models.contract.check_contract`, and refuse weights that are not finite.
+        check: run :func:`~mechrep.models.contract.check_contract`.
 
     Returns:
         A :class:`Model` in evaluation mode, usable as a TransformerLens model.
@@ -83,7 +83,6 @@ def load_model(
         raise ModelError(str(spec), "a model with layers", "choose another model")
     if check:
         with quiet_boot():
-            check_finite(loaded.name, loaded.plain if loaded.plain is not None else loaded.tl)
             check_contract(loaded)
     for note in notes:
         warnings.warn(f"{loaded.name}: {note}", stacklevel=2)
@@ -180,6 +179,7 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
 
 
 def _fitted(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
+    check_finite(name, found.module)
     tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module), found.module.config)
     return _two_views(found.module, tokenizer, name, revision), [*found.notes, *notes]
 
@@ -212,6 +212,7 @@ def _wrap_object(spec: Any, tokenizer: Any) -> tuple[Model, list[str]]:
         if own is not None:
             _keep_tokenizer(given, own)
         processed = is_bridge and bool(getattr(spec, "compatibility_mode", False))
+        check_finite(type(spec).__name__, spec)
         spec.eval()  # dropout is off from here on
         model = Model(
             spec,

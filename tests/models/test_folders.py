@@ -97,7 +97,6 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, value: 
     for spec in (tmp_path, module):
         with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is not finite"):
             load_model(spec)
-        assert load_model(spec, check=False).plain is not None
 
 
 @pytest.mark.parametrize(
