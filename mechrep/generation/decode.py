@@ -506,48 +506,6 @@ def _prefill(model: Model, prefixes: Sequence[tuple[int, ...]]) -> Any:
     return cache
 
 
-@torch.no_grad()
-def decode_reference(
-    model: Model, requests: Sequence[Request], decoding: Decoding, *, batch_size: int = 32, progress: bool | None = None
-) -> list[Continuation]:
-    """Continue every request on the TransformerLens view, recomputing the whole text for every token."""
-    check_requests(model, requests, decoding)
-    answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
-    with progress_bar(len(requests), "generating (reference)", "text", progress) as bar:
-        for answer_batch in _batches_of_one_intervention(answers, batch_size):
-            while live := [answer for answer in answer_batch if answer.reason is None]:
-                _reference_step(model, live, decoding)
-            bar.update(len(answer_batch))
-    return answers
-
-
-def _batches_of_one_intervention(answers: Sequence[Continuation], size: int) -> list[list[Continuation]]:
-    groups: dict[int, list[Continuation]] = {}
-    for answer in answers:
-        groups.setdefault(id(answer.request.intervention), []).append(answer)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
-
-
-def _reference_step(model: Model, live: list[Continuation], decoding: Decoding) -> None:
-    texts = [answer.ids for answer in live]
-    lengths = torch.tensor([len(ids) for ids in texts])
-    tokens: Int[Tensor, "batch pos"] = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-    for row, ids in enumerate(texts):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    hooks, intervention = [], live[0].request.intervention
-    if intervention is not None:
-        starts = torch.tensor([answer.request.start for answer in live])
-        hooks = intervention.hooks(model, starts, texts=[answer.request.text for answer in live])
-    logits = model.run_with_hooks(tokens.to(model.device), fwd_hooks=hooks)
-    last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
-    if decoding.suppress:
-        last[:, list(decoding.suppress)] = -torch.inf
-    uniforms = torch.tensor([float(decoding.uniforms(a.request)[len(a.tokens)]) for a in live], dtype=torch.float64)
-    chosen = choose_tokens(last, uniforms.to(last.device), decoding.temperature, decoding.top_k)
-    for answer, token in zip(live, chosen.tolist(), strict=True):
-        answer.push(token)
-
-
 def generate(
     model: Model,
     corpus: CorpusLike,
@@ -635,13 +593,17 @@ def run_requests(
     what: str = "generating",
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
+    from mechrep.generation.whole_texts import decode_reference, keeps_states
+
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}", "at least 1 row", "correct it")
     if decoding.view == "plain" and not model.fast:
         raise InputError(f"view='plain' for {model.name}", "a model with a plain view", "use view='auto'")
-    if model.fast and decoding.view != "transformer_lens":
-        return decode(model, requests, decoding, batch_size=batch_size, progress=progress, what=what)
-    return decode_reference(model, requests, decoding, batch_size=min(batch_size, 64), progress=progress)
+    if not model.fast or decoding.view == "transformer_lens":
+        return decode_reference(model, requests, decoding, batch_size=min(batch_size, 64), progress=progress)
+    if keeps_states(model):
+        return decode_reference(model, requests, decoding, batch_size=batch_size, progress=progress, view="plain")
+    return decode(model, requests, decoding, batch_size=batch_size, progress=progress, what=what)
 
 
 def make_requests(
