@@ -227,7 +227,8 @@ def _mean_outputs(model: Model, tokens: Int[Tensor, "text pos"]) -> Float[Tensor
         total[layer] += activation.double().sum((0, 1)).cpu()
 
     for batch in tokens.split(_TEXTS_PER_BATCH):
-        read_activations(model, batch.to(model.device), {Site.Z: [LAYER]}, add)
+        with model.each_alone(torch.full((len(batch),), batch.shape[1])):
+            read_activations(model, batch.to(model.device), {Site.Z: [LAYER]}, add)
     return (total / tokens.numel()).float()
 
 

@@ -198,7 +198,10 @@ def _log_probabilities(
     for some in torch.arange(len(order)).split(max(1, _TOKENS_PER_BATCH // rows.shape[1])):
         chosen = torch.cat([torch.zeros(1, dtype=torch.long), some])  # the baseline beside each batch, for the check
         here = tokens[chosen].to(model.device)
-        found = _masked_logits(model, here, masks[chosen], first - 1) if way == "mask" else logits(model, here)
+        if way == "mask":
+            found = _masked_logits(model, here, masks[chosen], first - 1)
+        else:
+            found = logits(model, here, lengths=torch.full((len(here),), here.shape[1]))
         scores = found[:, first - 1 : -1].float().log_softmax(-1)
         parts.append(scores.gather(-1, here[:, first:, None])[1:, :, 0].cpu().double())
     return torch.cat(parts)[where]

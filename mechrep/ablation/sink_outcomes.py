@@ -7,7 +7,6 @@ inside the pass that also gives its logits.  Interventions are active at every p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -91,14 +90,15 @@ def read_rows(
                     tokens = corpus.tokens[owners[rows]].to(model.device)
                     positions = torch.arange(width, device=model.device).expand_as(tokens)
                     table.aim(rows.to(model.device), torch.ones_like(tokens, dtype=torch.bool), positions)
-                    take(owners[rows], rows % len(interventions), *read(tokens))
+                    with model.each_alone(corpus.lengths[owners[rows]]):
+                        take(owners[rows], rows % len(interventions), *read(tokens))
                     bar.update(len(rows))
             return
         for number, intervention in enumerate(interventions):
             for texts in torch.arange(n_texts).split(step):
                 tokens = corpus.tokens[texts].to(model.device)
-                with ExitStack() as stack:
-                    stack.enter_context(applied(model, intervention, tokens, view=view))
+                alone = model.each_alone(corpus.lengths[texts])
+                with alone, applied(model, intervention, tokens, view=view):
                     take(texts, torch.full_like(texts, number), *read(tokens))
                 bar.update(len(texts))
 

@@ -278,7 +278,8 @@ class CorpusCache:
 
     def _read(self, batch: Batch, wanted: Mapping[Site, Collection[int]], receive: Receiver) -> None:
         view = choose_view(self.model, wanted, self.view)
-        with applied(self.model, self.intervention, batch.tokens, view=view):
+        alone = self.model.each_alone(batch.lengths)
+        with alone, applied(self.model, self.intervention, batch.tokens, view=view):
             read_activations(self.model, batch.tokens, wanted, receive, view=view)
 
     def _batch(self, texts: list[int]) -> Batch:

@@ -402,6 +402,7 @@ def logits(
     intervention: Intervention | None = None,
     *,
     starts: Int[Tensor, " batch"] | None = None,
+    lengths: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits of right-padded tokens, under an intervention if one is given: on the fast view where there is one.
 
@@ -410,9 +411,10 @@ def logits(
         tokens: ids.
         intervention: what the model is under.
         starts: first edited position of each row; not needed for ``when="all"``.
+        lengths: of the texts in the rows; needed where a model's positions depend on the length of the text.
 
     Raises:
-        InputError: as :func:`applied`.
+        InputError: as :func:`applied`; lengths that are needed and not given.
 
     Example:
         >>> import mechrep
@@ -422,7 +424,12 @@ def logits(
         >>> bool((without != logits(model, tokens)).any())
         True
     """
-    with applied(model, intervention, tokens, starts=starts):
+    with ExitStack() as stack:
+        if lengths is not None:
+            stack.enter_context(model.each_alone(lengths))
+        if model.lengths is not None:
+            model.lengths.check(tokens)
+        stack.enter_context(applied(model, intervention, tokens, starts=starts))
         return model.plain_logits(tokens) if model.fast else model.tl(tokens)
 
 

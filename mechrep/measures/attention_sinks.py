@@ -347,7 +347,8 @@ def first_position_attention(
             values = rows[..., 0].float().cpu().masked_fill(~real, torch.nan)
             column[texts, chosen.index(layer), :, first:end] = values
 
-        read_attention_rows(model, batch.tokens, keep, layers=chosen, queries=queries)
+        with model.each_alone(batch.lengths):
+            read_attention_rows(model, batch.tokens, keep, layers=chosen, queries=queries)
     return column
 
 
@@ -386,12 +387,13 @@ def attention_sinks(
         return result
     analyzer.prepare(model.anatomy, corpus.frame)
     for batch in _batches(model, corpus):
-        read_attention_rows(
-            model,
-            batch.tokens,
-            lambda rows, layer, first, batch=batch: analyzer.observe_rows(rows, layer, batch, first),
-            queries=queries,
-        )
+        with model.each_alone(batch.lengths):
+            read_attention_rows(
+                model,
+                batch.tokens,
+                lambda rows, layer, first, batch=batch: analyzer.observe_rows(rows, layer, batch, first),
+                queries=queries,
+            )
         analyzer.finish_batch(batch)
     return analyzer.result(provenance_of(model, corpus, analyzer.config))
 

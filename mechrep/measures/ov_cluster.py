@@ -322,5 +322,6 @@ def _measure(
             if bos:  # the same in every text
                 bos_norm[depth] = norms_of(activation[:1, :1])[0, 0].cpu().double()
 
-        read_activations(model, corpus.tokens[texts].to(model.device), wanted, receive)
+        with model.each_alone(corpus.lengths[texts]):
+            read_activations(model, corpus.tokens[texts].to(model.device), wanted, receive)
     return signal.float(), norm.float(), bos_norm.float()

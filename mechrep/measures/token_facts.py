@@ -119,7 +119,8 @@ def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
     width = corpus.tokens.shape[1]
     for texts in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // width)):
         tokens = corpus.tokens[texts].to(model.device)
-        logits = model.tl(tokens) if not model.fast else model.plain_logits(tokens)
+        with model.each_alone(corpus.lengths[texts]):
+            logits = model.plain_logits(tokens) if model.fast else model.tl(tokens)
         targets = tokens[:, 1:].to(logits.device)
         losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
         found[texts, 1:] = losses.cpu()

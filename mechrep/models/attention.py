@@ -143,6 +143,8 @@ def read_attention_rows(
             "a model whose plain view computes its attention by transformers' attention interface",
             "cut the texts (windows_of_text) and read whole patterns: CorpusCache(...).run(AttentionSinks())",
         )
+    if model.lengths is not None:
+        model.lengths.check(tokens)
     if len(chosen):
         assert model.plain is not None
         with computed_here(model, receive, layers=chosen, queries=queries, stop=True), suppress(AllRead):

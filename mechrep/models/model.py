@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from mechrep.errors import InputError, ModelError
 from mechrep.models.anatomy import RESIDUAL_MID_SUFFIX, Anatomy
 from mechrep.models.describe import describe, describe_plain
+from mechrep.models.lengths import LengthRule
 from mechrep.models.parts import PlainHandles, Trace, find_handles, text_config, trace
 
 
@@ -92,9 +93,9 @@ def _writes_back(hook: Callable) -> Callable:
     return wrapped
 
 
-def twin_sharing_parameters(module: nn.Module) -> nn.Module:
-    """A second module tree over the very same parameter and buffer tensors."""
-    shared = [*module.parameters(), *module.buffers()]
+def twin_sharing_parameters(module: nn.Module, parts: Sequence[nn.Module] = ()) -> nn.Module:
+    """A second module tree over the very same parameter and buffer tensors, and the very same modules ``parts``."""
+    shared = [*module.parameters(), *module.buffers(), *parts]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 
@@ -159,6 +160,7 @@ class Model:
         tokenizer: a Hugging Face tokenizer, or ``None`` for a model of bare ids.
         prepends_bos: set it to say whether texts start with BOS; ``None`` leaves it to the family's habit.
         trace: what the parts of the plain view do to the residual stream, found by a probe.
+        lengths: from which text length on positions are other ones; ``None`` where they do not depend on it.
         processed: the TransformerLens view has folded weights, and stands alone.
 
     Example:
@@ -184,6 +186,7 @@ class Model:
         self._fingerprint: tuple[bytes, str] | None = None
         self._vocabulary: tuple[int, str] | None = None
         self.trace: Trace | None = None
+        self.lengths: LengthRule | None = None
         self.handles: PlainHandles | None = None
         if plain is not None:
             self.handles = find_handles(plain, text_config(plain).num_hidden_layers)
@@ -200,6 +203,7 @@ class Model:
         assert plain is not None and self.handles is not None
         self.trace = trace(plain, self.handles, _probe(plain))
         self.anatomy = describe(tl) if tl is not None else describe_plain(plain, self.handles, self.trace)
+        self.lengths = LengthRule.of(plain, _probe(plain), self.anatomy.n_ctx)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("anatomy", "handles", "trace", "tokenizer", "name"):
@@ -219,6 +223,8 @@ class Model:
                 "a model in evaluation mode: dropout would make every number a random draw",
                 "call .eval() on the model (and .train() again after measuring)",
             )
+        if self.lengths is not None:
+            self.lengths.forget()
         return self._plain
 
     @plain.setter
@@ -237,6 +243,8 @@ class Model:
         """
         if self._tl_made_here and (self._tl is None or self._tl_state != state_of(self._plain)):
             self._build_tl()
+        if self.lengths is not None:
+            self.lengths.forget()
         return self._tl
 
     def current_tl(self) -> Any:
@@ -272,7 +280,8 @@ class Model:
         assert plain is not None
         try:
             dtype = next(plain.parameters()).dtype
-            self._tl = bridge(twin_sharing_parameters(plain), self.tokenizer, self.name, dtype)
+            parts = () if self.lengths is None else self.lengths.modules
+            self._tl = bridge(twin_sharing_parameters(plain, parts), self.tokenizer, self.name, dtype)
             self._tl.eval()
             logits = self._tl(self.probe_tokens())
         except _WRAPPING_FAILED as error:
@@ -542,10 +551,27 @@ class Model:
         """Whether the TransformerLens view has hooks that were not there when it was built."""
         return self._tl is not None and active_hooks(self._tl) != self._tl_hooks
 
+    @contextmanager
+    def each_alone(self, lengths: Int[Tensor, " row"]) -> Iterator[None]:
+        """While open, passes over right-padded rows of these lengths give every row the positions that it has alone.
+
+        Only models whose positions depend on the length of the text need it (:attr:`lengths`).
+
+        Args:
+            lengths: of the text in each row.
+        """
+        if self.lengths is None:
+            yield
+            return
+        with self.lengths.each_alone(lengths):
+            yield
+
     def plain_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the fast view (of the TransformerLens view where there is no other)."""
         if self.plain is None:
             return self.current_tl()(tokens)
+        if self.lengths is not None:
+            self.lengths.check(tokens)
         return self.plain(input_ids=tokens, use_cache=False).logits
 
 

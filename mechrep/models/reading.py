@@ -136,6 +136,8 @@ def read_activations(
         model.anatomy.check_site(site, layer)
     if not pairs:
         return
+    if model.lengths is not None:
+        model.lengths.check(tokens)
     if choose_view(model, wanted, view) == "plain":
         left = _read_plain(model, tokens, pairs, receive)
         if left:

@@ -194,5 +194,6 @@ def activation_sizes(model: Model, corpus: Corpus, layer: int) -> Float[Tensor, 
         def add(activation: Tensor, _site: Site, _layer: int, inside: Tensor = inside) -> None:
             sizes[layer] += activation[inside.to(activation.device)].abs().double().sum(0).cpu()
 
-        read_activations(model, corpus.tokens[rows].to(model.device), {Site.MLP_POST: [layer]}, add)
+        with model.each_alone(corpus.lengths[rows]):
+            read_activations(model, corpus.tokens[rows].to(model.device), {Site.MLP_POST: [layer]}, add)
     return (sizes / (corpus.lengths - 1).sum()).float()

@@ -163,7 +163,7 @@ def loading(case: Case) -> str:
 
 def all_logits(case: Case) -> str:
     """Logits of a padded batch are those of each text alone."""
-    found = logits_under(case.model, case.corpus.tokens)
+    found = _logits(case)
     for number, ids in enumerate(case.texts):
         same(f"logits of text {number}", found[number, : len(ids)], oracles.logits(case.plain, ids))
     return ""
@@ -192,7 +192,8 @@ def pattern_rows(case: Case) -> str:
     def keep(rows: Tensor, layer: int, first: int) -> None:
         found[layer][:, :, first : first + rows.shape[2], : rows.shape[3]] = rows
 
-    read_attention_rows(case.model, case.corpus.tokens, keep, layers=list(layers), queries=7)
+    with case.model.each_alone(case.corpus.lengths):
+        read_attention_rows(case.model, case.corpus.tokens, keep, layers=list(layers), queries=7)
     _must_be_seen(case)
     for layer in layers:
         for number, seen in enumerate(case.seen):
@@ -326,9 +327,14 @@ def routing(case: Case) -> str:
 # -- edits ----------------------------------------------------------------------------------------------------
 
 
+def _logits(case: Case, intervention: Any = None) -> Tensor:
+    """Of the padded batch."""
+    return logits_under(case.model, case.corpus.tokens, intervention, lengths=case.corpus.lengths)
+
+
 def _changed(case: Case, intervention: Any, oracle: Callable[[], Any], what: str) -> None:
     """Logits of the padded batch under an intervention are those of every text alone under plain hooks."""
-    found = logits_under(case.model, case.corpus.tokens, intervention)
+    found = _logits(case, intervention)
     for number, ids in enumerate(case.texts):
         before = oracles.logits(case.plain, ids)
         with oracle():
@@ -338,7 +344,7 @@ def _changed(case: Case, intervention: Any, oracle: Callable[[], Any], what: str
         same(f"logits with {what}, text {number}", found[number, : len(ids)], right)
     same(
         f"logits without {what} afterwards",
-        logits_under(case.model, case.corpus.tokens)[0, : len(case.texts[0])],
+        _logits(case)[0, : len(case.texts[0])],
         oracles.logits(case.plain, case.texts[0]),
     )
 
@@ -378,7 +384,7 @@ def _experts_off(case: Case) -> None:
     }.items():
         twin = oracles.without_expert_neurons(family, case.plain, [(layer, *pair) for pair in pairs])
         units = [(layer, expert * width + neuron) for expert, neuron in pairs]
-        found = logits_under(case.model, case.corpus.tokens, mechrep.Neurons(units, "zero", when="all"))
+        found = _logits(case, mechrep.Neurons(units, "zero", when="all"))
         for number, ids in enumerate(case.texts):
             same(f"logits with {what}, text {number}", found[number, : len(ids)], oracles.logits(twin, ids))
 
@@ -408,7 +414,7 @@ def sink_patch(case: Case) -> str:
     layer = case.family.dense[0] if case.family.dense else 0
     patch = mechrep.SinkPatch(layer, _HELD)
     if not case.family.dense:
-        logits_under(case.model, case.corpus.tokens, patch)
+        _logits(case, patch)
         raise Difference("a sink patch on experts, which have no level of a text's own")
     oracle = functools.partial(oracles.holding_up, case.family, case.plain, layer, _HELD, 1)
     _changed(case, patch, oracle, "held neurons")
