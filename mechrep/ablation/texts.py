@@ -103,7 +103,17 @@ def with_split(corpus: Corpus, preset: str = "mechrep", seed: int = 0) -> Corpus
 
 
 def find_and_test(corpus: Corpus) -> tuple[Corpus, Corpus]:
-    """The looping texts to search and those to test on, as ``split`` says."""
+    """The looping texts to search and those to test on, as ``split`` says.
+
+    Raises:
+        InputError: what is no corpus, or has no ``split``.
+    """
+    if not isinstance(corpus, Corpus) or "split" not in corpus.frame:
+        raise InputError(
+            f"{corpus!r:.60}, without the column 'split'",
+            "a corpus of looping and loop-free texts that says which to search",
+            "leave it out, or mark it: mechrep.ablation.texts.with_split(corpus.with_cycles())",
+        )
     if (corpus.frame["split"] == "both").any():
         both = corpus.where(split="both")
         return both, both

@@ -34,7 +34,7 @@ from mechrep.generation.written import (
 )
 from mechrep.models.model import Model
 from mechrep.run import one_of
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.families import linked, loop_families
 
 COPIES = 3  # copies beyond the first, where nothing else is said
@@ -43,7 +43,7 @@ _LOOK = "print(mechrep.generation.text_kinds.text_flow(...).counts()) says how m
 
 def natural_texts(
     model: Model,
-    prompts: Corpus,
+    prompts: CorpusLike,
     *,
     preset: str = "mechrep",
     cut: Cut | None = None,
@@ -87,6 +87,7 @@ def natural_texts(
         ({'natural'}, True)
     """
     one_of("cut", cut, (None, "start", "onset"))
+    prompts = Corpus.of(prompts, model)
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -112,7 +113,7 @@ def natural_texts(
 
 def induced_texts(
     model: Model,
-    prompts: Corpus,
+    prompts: CorpusLike,
     copies: int | None = None,
     builder: Builder | None = None,
     *,
@@ -157,6 +158,7 @@ def induced_texts(
     one_of("builder", builder, (None, "text", "cycle"))
     chosen = text_kind_preset(preset)
     times, what = chosen.copies if copies is None else copies, builder or chosen.builder
+    prompts = Corpus.of(prompts, model)
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -178,7 +180,7 @@ def induced_texts(
 
 def control_texts(
     model: Model,
-    prompts: Corpus,
+    prompts: CorpusLike,
     *,
     preset: str = "mechrep",
     max_new_tokens: int | None = None,
@@ -212,6 +214,7 @@ def control_texts(
         >>> bool(control.frame["onset"].isna().all())
         True
     """
+    prompts = Corpus.of(prompts, model)
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )
@@ -347,7 +350,7 @@ def copy_run(continuation: Sequence[int], copy: Sequence[int]) -> int:
 
 def text_flow(
     model: Model,
-    prompts: Corpus,
+    prompts: CorpusLike,
     *,
     preset: str = "mechrep",
     copies: int | None = None,
@@ -389,6 +392,7 @@ def text_flow(
         True
     """
     chosen = text_kind_preset(preset)
+    prompts = Corpus.of(prompts, model)
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
     )

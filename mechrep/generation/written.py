@@ -19,7 +19,7 @@ from mechrep.errors import InputError
 from mechrep.generation.decode import Decoding, generate
 from mechrep.models.model import Model
 from mechrep.run import one_of
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.cycles import detect_cycle
 from mechrep.text.watch import Cycle
 
@@ -106,7 +106,7 @@ _KNOWN: WeakKeyDictionary[Model, dict[tuple[object, ...], WrittenTexts]] = WeakK
 
 def write_texts(
     model: Model,
-    prompts: Corpus,
+    prompts: CorpusLike,
     *,
     preset: str = "mechrep",
     max_new_tokens: int | None = None,
@@ -137,6 +137,7 @@ def write_texts(
         (True, 2)
     """
     chosen = text_kind_preset(preset)
+    prompts = Corpus.of(prompts, model)
     prompts.check_model(model)
     limit = _new_tokens(model, prompts, chosen.new_tokens, max_new_tokens)
     fingerprint = model.fingerprint()

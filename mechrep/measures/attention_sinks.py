@@ -32,7 +32,7 @@ from mechrep.models.attention import QUERIES, read_attention_rows, rows_agree
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -303,7 +303,7 @@ _TOKENS_PER_BATCH = 4096
 
 @torch.no_grad()
 def first_position_attention(
-    model: Model, corpus: Corpus, *, layers: Collection[int] | None = None, queries: int = QUERIES
+    model: Model, corpus: CorpusLike, *, layers: Collection[int] | None = None, queries: int = QUERIES
 ) -> Float[Tensor, "text layer head pos"]:
     """How much every position attends to the first one: column 0 of every head's pattern.
 
@@ -334,6 +334,7 @@ def first_position_attention(
         >>> column.shape[0], column.shape[3], bool((column[..., 0] == 1).all())
         (1, 301, True)
     """
+    corpus = Corpus.of(corpus, model)
     corpus.check_model(model)
     chosen = list(range(model.anatomy.n_layers)) if layers is None else sorted(set(layers))
     longest = int(corpus.lengths.max())
@@ -354,7 +355,7 @@ def first_position_attention(
 
 @torch.no_grad()
 def attention_sinks(
-    model: Model, corpus: Corpus, *, epsilon: float = 0.3, keys: int = 64, queries: int = QUERIES
+    model: Model, corpus: CorpusLike, *, epsilon: float = 0.3, keys: int = 64, queries: int = QUERIES
 ) -> AttentionSinkResult:
     """What :class:`AttentionSinks` measures, on texts of any length.
 
@@ -379,6 +380,7 @@ def attention_sinks(
         >>> result.n_texts, result.mean_length
         (2, 101.0)
     """
+    corpus = Corpus.of(corpus, model)
     corpus.check_model(model)
     analyzer = AttentionSinks(epsilon, keys=keys)
     if int(corpus.lengths.max()) <= WHOLE or not rows_agree(model):

@@ -19,7 +19,7 @@ the first, once the second and once the third: who it is says nothing about its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -41,7 +41,7 @@ from mechrep.models.reading import choose_view, read_activations
 from mechrep.models.stream import Stream
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -387,21 +387,20 @@ class Triples:
         return np.tile(np.arange(WIDTH), len(self.tokens))
 
 
-def corpus_of(model: Model, texts: Corpus | Sequence[str] | None) -> Corpus:
+def corpus_of(model: Model, texts: CorpusLike | None) -> Corpus:
     """The texts that an analysis is given: a corpus of the model, texts, or by default held-out English.
 
     Raises:
         InputError: a corpus of another model, or no tokenizer and no corpus.
     """
-    if isinstance(texts, Corpus):
-        texts.check_model(model)
-        return texts
+    if texts is not None:
+        corpus = Corpus.of(texts, model)
+        corpus.check_model(model)
+        return corpus
     if model.tokenizer is None:
         raise InputError(
             f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
         )
-    if texts is not None:
-        return Corpus.from_texts(texts, model=model)
     ids = model.encode(tiny.held_out_text(), prepend_bos=False)
     length = min(model.anatomy.n_ctx, len(ids))
     starts = range(0, len(ids) - length + 1, length)

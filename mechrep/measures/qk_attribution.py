@@ -32,7 +32,7 @@ from mechrep.models.stream import exact, wide
 from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import one_of
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +277,9 @@ def target_edges(
 
 
 @torch.no_grad()
-def qk_attribution(model: Model, corpus: Corpus, head: tuple[int, int], edges: Sequence[Edge]) -> QKAttributionResult:
+def qk_attribution(
+    model: Model, corpus: CorpusLike, head: tuple[int, int], edges: Sequence[Edge]
+) -> QKAttributionResult:
     """Attribute one head's attention scores to the components that its queries and keys are made of.
 
     Args:
@@ -313,6 +315,7 @@ def qk_attribution(model: Model, corpus: Corpus, head: tuple[int, int], edges: S
         >>> list(result.to_frame().columns[:3])
         ['component_query', 'component_key', 'contribution']
     """
+    corpus = Corpus.of(corpus, model)
     corpus.check_model(model)
     _check(model, corpus, head, edges)
     circuits, (layer, number) = HeadCircuits(model), head

@@ -26,7 +26,7 @@ from mechrep.models.reading import read_activations
 from mechrep.models.stream import Stream
 from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
-from mechrep.text.corpus import Corpus
+from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.stimuli import repeated_tokens
 
 Score = Literal["contribution", "authors", "bos_only"]
@@ -139,7 +139,7 @@ def row_norms(model: Model, layer: int) -> Float[Tensor, " neuron"]:
 
 
 @torch.no_grad()
-def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
+def sink_neurons(model: Model, corpus: CorpusLike, layer: int) -> SinkNeuronResult:
     """Scores the neurons of a layer at the first position of every text, and at the last repeat of repeated tokens.
 
     Averages over texts of the absolute activation, times the norm of the neuron's row of ``W_out``::
@@ -181,6 +181,7 @@ def sink_neurons(model: Model, corpus: Corpus, layer: int) -> SinkNeuronResult:
         >>> len(result.top(5)), sorted(result.agreement())[0]
         (5, 'authors at first')
     """
+    corpus = Corpus.of(corpus, model)
     corpus.check_model(model)
     model.anatomy.check_site(Site.MLP_POST, layer)
     repeated, stream = "repeats" in corpus.frame, Stream(model)

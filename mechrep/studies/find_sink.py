@@ -41,7 +41,7 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import Run
 from mechrep.store import Journal
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus, CorpusLike, windows_of_text
 from mechrep.text.stimuli import repeated_tokens
 
 NORM, HEADS, NEURONS = "norm sink", "sink heads", "sink neurons"  # what is looked for: names of the claims
@@ -234,21 +234,20 @@ def find_sink(
     return options.once(key, lambda: _find(model, corpus, layer, options))
 
 
-def ordinary_texts(model: Model, texts: Corpus | Sequence[str] | None, held_out_text: str | None = None) -> Corpus:
+def ordinary_texts(model: Model, texts: CorpusLike | None, held_out_text: str | None = None) -> Corpus:
     """A corpus, or texts; by default up to 100 windows of 64 tokens of held-out text, English unless given.
 
     Raises:
         InputError: a corpus of another model, or no tokenizer for texts.
     """
-    if isinstance(texts, Corpus):
-        texts.check_model(model)
-        return texts
+    if texts is not None:
+        corpus = Corpus.of(texts, model)
+        corpus.check_model(model)
+        return corpus
     if model.tokenizer is None:
         raise InputError(
             f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
         )
-    if texts is not None:
-        return Corpus.from_texts(texts, model=model)
     length = min(LENGTH, model.anatomy.n_ctx)
     return windows_of_text(model, held_out_text or tiny.held_out_text(), length=length, limit=WINDOWS)
 

@@ -219,6 +219,7 @@ def matched_texts(
     Raises:
         InputError: no looping text.
     """
+    corpus = Corpus.of(corpus, model)
     loops = corpus.frame["onset"].notna().to_numpy()
     numbers = np.flatnonzero(loops)[:n_loops]
     if not len(numbers):

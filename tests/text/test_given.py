@@ -156,3 +156,27 @@ def test_fields_of_decoding_are_options_of_generate(model: Model) -> None:
 def test_fields_that_do_not_exist_or_contradict_are_refused(fields: dict[str, Any], said: str, model: Model) -> None:
     with pytest.raises(InputError, match=said):
         generate(model, "the sea", max_new_tokens=2, **fields)
+
+
+def test_analyses_take_texts_too(model: Model) -> None:
+    from mechrep.generation.written import write_texts
+    from mechrep.measures.attention_sinks import first_position_attention
+    from mechrep.measures.first_token import corpus_of
+    from mechrep.studies.find_sink import ordinary_texts
+
+    corpus = Corpus.from_texts(TEXTS, model=model)
+    for given in (TEXTS, corpus.row(0), iter(TEXTS)):
+        assert ordinary_texts(model, given).row(0) == corpus.row(0)
+        assert corpus_of(model, corpus) is corpus
+    one, other = (write_texts(model, given, max_new_tokens=4) for given in (TEXTS, corpus))
+    assert rows(one.written) == rows(other.written)
+    seen = first_position_attention(model, TEXTS)
+    assert seen.shape == first_position_attention(model, corpus).shape
+
+
+def test_a_study_says_what_corpus_it_needs(model: Model) -> None:
+    from mechrep.ablation.texts import find_and_test
+
+    for given in (TEXTS, Corpus.from_texts(TEXTS, model=model)):
+        with pytest.raises(InputError, match="split"):
+            inspect.unwrap(find_and_test)(given)
