@@ -1,4 +1,4 @@
-"""From what a user calls a tokenizer to a Hugging Face tokenizer that both views read in the same way."""
+"""From what a user calls a tokenizer to a Hugging Face tokenizer whose ids the model knows."""
 
 from __future__ import annotations
 
@@ -106,12 +106,9 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def fit_tokenizer(tokenizer: Any, d_vocab: int, config: Any) -> tuple[Any, list[str]]:
-    """The tokenizer as both views use it, after checking that the model knows its ids.
+    """The same tokenizer, after checking that the model knows its ids.
 
-    TransformerLens reads a tokenizer again from where it once came from, to switch its BOS on.  One made in memory
-    comes from nowhere, and one that was changed after reading would lose the change.  So it is given a shallow copy
-    that says that this has been done; BOS is added by hand where it is wanted.  A bare vocabulary, without any special
-    token, takes those of the model's configuration: TransformerLens would invent one that has no embedding.
+    A bare vocabulary, without any special token, takes those of the model's configuration, in a copy.
 
     Args:
         tokenizer: a Hugging Face tokenizer, or ``None``.
@@ -119,7 +116,7 @@ def fit_tokenizer(tokenizer: Any, d_vocab: int, config: Any) -> tuple[Any, list[
         config: the model's, for special ids.
 
     Returns:
-        The copy, and what the user should be told.
+        The tokenizer, and what the user should be told.
 
     Raises:
         ModelError: ordinary tokens have ids that the model does not.
@@ -141,11 +138,7 @@ def fit_tokenizer(tokenizer: Any, d_vocab: int, config: Any) -> tuple[Any, list[
             f"the tokenizer has {len(beyond)} added token(s) without an embedding ({listed}): "
             f"the model has {d_vocab} ids, and a text with such a token cannot be read"
         )
-    own = copy.copy(tokenizer)
-    vars(own).update({key: copy.copy(part) for key, part in vars(tokenizer).items() if isinstance(part, (dict, list))})
-    name = tokenizer.init_kwargs.get("name_or_path") or tokenizer.name_or_path
-    own.init_kwargs |= {"name_or_path": name, "add_bos_token": True}
-    return _with_special_tokens(own, d_vocab, config), notes
+    return _with_special_tokens(tokenizer, d_vocab, config), notes
 
 
 def _with_special_tokens(tokenizer: Any, d_vocab: int, config: Any) -> Any:
