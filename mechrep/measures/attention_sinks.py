@@ -54,6 +54,9 @@ class AttentionSinkResult(Result):
         key_rows: how many queries each of these means is made of.
         row_entropy: mean over t > 0 of the entropy of A[t, :] over log(t + 1): 0 for one key, 1 for uniform.
         column_entropy: largest entropy of a column, A[:, k] over its sum, over log(T - k): 1 for equal shares.
+        learned_sink: mean over t > 0 of what a row leaves out, which a learned sink logit takes (gpt-oss); 0 in models
+            without one.  It is the "+1" in the denominator of the softmax, and takes attention as the first position
+            does elsewhere.
         uniform_alpha: what ``alpha`` would be if all heads attended uniformly to texts of these lengths.
         epsilon: the threshold of ``rate``.
         mean_length: mean number of tokens per text, T.
@@ -68,6 +71,7 @@ class AttentionSinkResult(Result):
     key_rows: Float[Tensor, " key"]
     row_entropy: Float[Tensor, "layer head"]
     column_entropy: Float[Tensor, "layer head"]
+    learned_sink: Float[Tensor, "layer head"]
     uniform_alpha: float
     epsilon: float
     mean_length: float
@@ -90,6 +94,7 @@ class AttentionSinkResult(Result):
             "key_rows": state["key_rows"],
             "row_entropy": state["row_entropy_sum"] / longer,
             "column_entropy": state["column_entropy_sum"] / longer,
+            "learned_sink": _without_rounding(state["learned_sum"] / longer),
         }
         return cls(
             provenance,
@@ -126,7 +131,13 @@ class AttentionSinkResult(Result):
         return super().to_frame().assign(other_key=other[:, 0].numpy(), other_alpha=other[:, 1].numpy())
 
 
-_SUMS = ("alpha_sum", "published_sum", "above", "row_entropy_sum", "column_entropy_sum")
+_SUMS = ("alpha_sum", "published_sum", "above", "row_entropy_sum", "column_entropy_sum", "learned_sum")
+_HALF_PRECISION_ROUNDING = 1e-2  # of the sum of a row
+
+
+def _without_rounding(missing: Float[Tensor, "layer head"]) -> Float[Tensor, "layer head"]:
+    """Rows sum to 1 but for rounding unless there is a learned sink, which takes something somewhere."""
+    return missing if bool((missing > _HALF_PRECISION_ROUNDING).any()) else torch.zeros_like(missing)
 
 
 class AttentionSinks(Analyzer[AttentionSinkResult]):
@@ -210,6 +221,8 @@ class AttentionSinks(Analyzer[AttentionSinkResult]):
             "above": (published > self.epsilon).to(published.dtype),
             "row_entropy_sum": sums.row_entropies / later,
             "column_entropy_sum": sums.column_entropy(lengths),
+            "learned_sum": (lengths > 1).to(later.dtype)[:, None]
+            - (sums.columns.sum(-1) - sums.first_to_itself) / later,
         }
         for name, values in added.items():
             self.state[name][layer] += values.sum(0).cpu()
@@ -244,7 +257,7 @@ class _Sums:
 
     Attributes:
         to_first: attention of the queries after the first to the first key.
-        first_to_itself: of the first query; 1 in every model.
+        first_to_itself: of the first query; 1 in every model without learned sinks.
         row_entropies: entropy of row t over the largest possible, log(t + 1), over t > 0.
         columns: attention to each key.
         columns_below: the same without that of the key's own position.

@@ -12,7 +12,7 @@ from torch import Tensor
 from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
 from mechrep.models.attention import reading_of
-from mechrep.models.model import Model, own_hooks
+from mechrep.models.model import Model
 from mechrep.models.neurons import find_up_projections, looking_at
 from mechrep.models.reading import choose_view, product_bias, read_activations
 from mechrep.models.stream import Stream
@@ -97,7 +97,7 @@ def _check_neurons(model: Model, tokens: Tensor, logits: Tensor) -> None:
 
 
 def _check_head(model: Model, tokens: Tensor, logits: Tensor) -> None:
-    if model.trace is None or model.trace.head is None or model.trace.finish is None or own_hooks(model.plain):
+    if model.trace is None or model.trace.head is None or model.trace.finish is None or model.steered:
         return  # then there is no logit lens, and asking for one says so
     last, states = model.anatomy.n_layers - 1, []
     read_activations(model, tokens, {Site.RESID_POST: [last]}, lambda stream, *_: states.append(stream.clone()))

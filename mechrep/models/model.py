@@ -401,7 +401,7 @@ class Model:
     @property
     def config(self) -> Any:
         """The configuration of the text decoder; TransformerLens' own where there is no other."""
-        return text_config(self._plain) if self._plain is not None else self._tl.cfg
+        return text_config(self._plain) if self._plain is not None else self.tl.cfg
 
     @property
     def bos_id(self) -> int | None:
@@ -459,7 +459,7 @@ class Model:
         """
         if self.steered:
             return f"steered {uuid.uuid4().hex[:16]}"
-        source = self._plain if self._plain is not None and not self.processed else self._tl
+        source: Any = self._plain if self._plain is not None and not self.processed else self._tl
         sums = hashlib.sha256()
         for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
             sums.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())

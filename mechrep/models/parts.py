@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -300,18 +300,14 @@ def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | N
     mlp = handles.mixtures[number] or (None if down is None else _parent(layer, down))
     mlp = down if mlp is layer else mlp  # OPT has no module around its MLP
     mixer = attention if attention is not None else _other_mixer(layer, mlp, flow)
-    behind_attention, behind_mlp = (_reader_of(flow, flow.outputs.get(part), part) for part in (mixer, mlp))
-    before_attention, before_mlp = (_feeder_of(flow, flow.inputs.get(part), part) for part in (mixer, mlp))
-    if down is not None and mlp is down:  # its norm feeds the first matrix of the MLP
-        before_mlp = None
-    norms = {
-        "before_attention": before_attention,
-        "behind_attention": behind_attention,
-        "before_mlp": before_mlp,
-        "behind_mlp": behind_mlp,
-    }
+    behind_attention, behind_mlp = (_reader_of(flow, part) for part in (mixer, mlp))
+    known = Roles(
+        before_attention=_feeder_of(flow, mixer),
+        # Where the MLP is no module of its own (OPT), its norm feeds the first of its matrices.
+        before_mlp=None if down is not None and mlp is down else _feeder_of(flow, mlp),
+    )
     if after is None:
-        return Roles(**norms)
+        return known
     for wrote in _seen(flow, behind_attention, mixer, output):
         for added in _seen(flow, behind_mlp, mlp, down):
             for beside in (None, *_beside(layer, flow, wrote, added, mixer)):
@@ -321,11 +317,19 @@ def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | N
                 middle = before + found[0] * _like(flow.outputs[wrote], before)
                 middle = middle if beside is None else middle + found[2] * _like(flow.outputs[beside], before)
                 reader = _first_reader(layer, flow, middle, attention)
-                norms["behind_attention"] = behind_attention if wrote is behind_attention else None
-                norms["behind_mlp"] = behind_mlp if added is behind_mlp else None
-                parallel = reader is None
-                return Roles(wrote, added, found[0], found[1], beside, reader, **norms, parallel=parallel)
-    return Roles(**norms)
+                return replace(
+                    known,
+                    attention_writes=wrote,
+                    mlp_writes=added,
+                    multiplier=found[0],
+                    mlp_multiplier=found[1],
+                    beside=beside,
+                    middle=reader,
+                    behind_attention=behind_attention if wrote is behind_attention else None,
+                    behind_mlp=behind_mlp if added is behind_mlp else None,
+                    parallel=reader is None,
+                )
+    return known
 
 
 def _beside(
@@ -371,18 +375,18 @@ def _other_mixer(layer: nn.Module, mlp: nn.Module | None, flow: _Flow) -> nn.Mod
     return None
 
 
-def _reader_of(flow: _Flow, made: Tensor | None, maker: nn.Module | None) -> nn.Module | None:
+def _reader_of(flow: _Flow, maker: nn.Module | None) -> nn.Module | None:
     """The norm that a part's output goes into."""
-    return _norm_where(flow.inputs, made, maker)
+    return None if maker is None else _norm_where(flow.inputs, flow.outputs.get(maker), maker)
 
 
-def _feeder_of(flow: _Flow, given: Tensor | None, reader: nn.Module | None) -> nn.Module | None:
+def _feeder_of(flow: _Flow, reader: nn.Module | None) -> nn.Module | None:
     """The norm that a part's input comes from."""
-    return _norm_where(flow.outputs, given, reader)
+    return None if reader is None else _norm_where(flow.outputs, flow.inputs.get(reader), reader)
 
 
-def _norm_where(flow: dict[nn.Module, Tensor], value: Tensor | None, part: nn.Module | None) -> nn.Module | None:
-    if value is None or part is None:
+def _norm_where(flow: dict[nn.Module, Tensor], value: Tensor | None, part: nn.Module) -> nn.Module | None:
+    if value is None:
         return None
     inside = {id(inner) for inner in part.modules()}
     for norm, tensor in flow.items():

@@ -201,19 +201,23 @@ def _reading(model: Model, site: Site, layer: int, receive: Callable[..., None])
     if site in _AT_NEURONS:
         return _reading_neurons(model, site, layer, receive)
     module, take = _place(model, site, layer)
-    stack, shape = ExitStack(), []
+    stack, shape = ExitStack(), list[int]()
     if site is Site.MLP_INPUT_NORMALIZED:
         norm, whole = Stream(model).before(layer, "mlp"), receive  # the norm is run now: in the hook it would call it
         receive = lambda tensor: whole(norm.normalised(tensor))  # noqa: E731
     if site in (Site.RESID_MID, Site.MLP_OUT):  # some see positions without their texts
-        given, receive = receive, lambda tensor: given(tensor.view(*shape, -1))
-        hook = model.handles.layers[
-            layer
-        ].register_forward_pre_hook(  # pyright: ignore
-            lambda _m, a, k: shape.__setitem__(slice(None), first_tensor((a, k)).shape[:2]),
-            with_kwargs=True,  # pyright: ignore
-        )
-        stack.callback(hook.remove)
+
+        def note(_layer: nn.Module, args: Any, kwargs: Any) -> None:
+            given = first_tensor((args, kwargs))
+            assert given is not None
+            shape[:] = given.shape[:2]
+
+        def shaped(tensor: Tensor, give: Callable[..., None] = receive) -> None:
+            give(tensor.view(*shape, tensor.shape[-1]))
+
+        receive = shaped
+        assert model.handles is not None
+        stack.callback(model.handles.layers[layer].register_forward_pre_hook(note, with_kwargs=True).remove)
     if take == "input":
         hook = module.register_forward_pre_hook(
             lambda _m, a, k: receive(_shaped(model, site, layer, (a, k))), with_kwargs=True

@@ -21,6 +21,7 @@ from mechrep.models.load import load_model
 from mechrep.models.nulls import reinitialised
 from mechrep.text.corpus import Corpus
 from tests.analyzers.sinks_by_hand import PROVENANCE, anatomy, check_equal, merged, observed
+from tests.families import zoo
 from tests.tiny_models import fresh, random_tokens, tiny
 
 
@@ -197,3 +198,24 @@ def test_a_model_before_training_has_no_sink() -> None:
     (result,) = CorpusCache(null, corpus).run(AttentionSinks())
     assert result.sink_share == 0.0 and (result.alpha - result.uniform_alpha).abs().max() < 0.03
     assert result.uniform_alpha == pytest.approx(0.05943, abs=1e-4)
+
+
+def test_what_a_learned_sink_takes_stands_beside_the_first_position() -> None:
+    """gpt-oss has one more logit per head; its softmax, written out from the module's own sinks, says how much."""
+    family = zoo.families()["gpt-oss"]
+    module = zoo.build(family)
+    model = load_model(module)
+    texts = [zoo.text(9, seed=0), zoo.text(1, seed=1), zoo.text(14, seed=2)]
+    corpus = Corpus.from_tokens(texts, model=model, bos_policy="absent")
+    (result,) = CorpusCache(model, corpus).run(AttentionSinks())
+    expected = torch.zeros(model.anatomy.n_layers, model.anatomy.n_heads, dtype=torch.float64)
+    for text in (texts[0], texts[2]):
+        module.set_attn_implementation("eager")
+        patterns = module(torch.tensor([text]), output_attentions=True).attentions
+        for layer, pattern in enumerate(patterns):
+            expected[layer] += (1 - pattern[0, :, 1:].double().sum(-1)).mean(-1) / 2
+    torch.testing.assert_close(result.learned_sink.double(), expected, atol=1e-5, rtol=1e-4)
+    assert float(result.learned_sink.max()) > 0.05
+    plain = load_model(zoo.build(zoo.families()["Llama"]))
+    (without,) = CorpusCache(plain, Corpus.from_tokens(texts, model=plain, bos_policy="absent")).run(AttentionSinks())
+    assert torch.equal(without.learned_sink, torch.zeros_like(without.learned_sink))
