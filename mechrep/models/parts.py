@@ -345,7 +345,7 @@ def _factors(flow: _Flow, before: Tensor, after: Tensor, parts: list[nn.Module])
     """What each part's output is multiplied with so that, added to the stream, they give what comes out."""
     columns = torch.stack([_like(flow.outputs[part], before).double().flatten() for part in parts], 1)
     change = (after.double() - before.double()).flatten()
-    if not bool(torch.isfinite(columns).all()):
+    if not bool(torch.isfinite(columns).all() and torch.isfinite(change).all()):
         return None
     for found in ([1.0] * len(parts), torch.linalg.lstsq(columns, change[:, None]).solution[:, 0].tolist()):
         made = before.double() + (columns @ columns.new_tensor(found)).view_as(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import replace
@@ -164,8 +165,14 @@ def test_conditions_come_with_their_controls_in_order(model: Model, tmp_path: Pa
 def test_a_second_run_with_the_same_store_asks_nothing(model: Model, tmp_path: Path) -> None:
     write_arc(tmp_path, QUERIES)
     passes: list[Any] = []
-    assert model.plain is not None
-    watching = model.plain.register_forward_pre_hook(lambda *_: passes.append(1))
+    plain: Any = model.plain
+    forward = plain.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        passes.append(1)
+        return forward(*args, **kwargs)
+
+    plain.forward = functools.wraps(forward)(counted)  # no hook: a store does not know what a hook does
     try:
         options: dict[str, Any] = {"data": tmp_path, "tasks": ["arc_easy"], "store": tmp_path / "kept"}
         first = asked(model, CUT, **options)
@@ -176,7 +183,7 @@ def test_a_second_run_with_the_same_store_asks_nothing(model: Model, tmp_path: P
         asked(model, SinkPatch(0, [1]), **options)
         assert len(passes) > after_first, "another intervention is another study"
     finally:
-        watching.remove()
+        del plain.forward
 
 
 def write_truthfulqa(folder: Path) -> None:
