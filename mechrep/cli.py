@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "eval": ("What an ablation or a patch costs on benchmarks.", "mechrep-tiny --ablate L2H0 --limit 20"),
     "generate": ("Continue prompts and mark the loops.", 'mechrep-tiny "The sea was" --ablate L2H0'),
-    "models": ("The embedded models and their checkpoints.", "--json"),
+    "models": ("The embedded models; or what can be measured on one, and why not the rest.", "mechrep-tiny --explain"),
 }
 
 app = App(

@@ -6,6 +6,7 @@ study's own docstring.  ``--effort``, ``--seed``, ``--out``, ``--json`` and ``--
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -41,6 +42,7 @@ from mechrep.studies.first_layer import run_first_layer_study
 from mechrep.studies.heads import run_head_study
 from mechrep.studies.natural_vs_induced_study import run_text_kind_study
 from mechrep.studies.neurons import run_repetition_study
+from mechrep.studies.requirements import what_can_be_measured
 from mechrep.studies.sink_patch import run_repair_study
 from mechrep.studies.sinks import run_sink_study
 from mechrep.studies.token_information_study import run_information_study
@@ -489,11 +491,21 @@ def _plain(row: Any) -> dict[str, Any]:
     return json.loads(row.to_json(default_handler=str))
 
 
-def models(*, json: Annotated[bool, Parameter(help="Print JSON.")] = False) -> None:
-    """The embedded models with their checkpoints, and how to name others."""
+def models(
+    model: Annotated[str | None, Parameter(help="A model to look at: embedded, a hub name, or a folder.")] = None,
+    *,
+    explain: Annotated[bool, Parameter(help="What can be measured on it, and why not the rest.", negative=())] = False,
+    options: Options = Options(),
+) -> None:
+    """The embedded models with their checkpoints; or, of one model, its sizes and what can be measured on it."""
+    if model is not None:
+        _look_at(options.load(model), explain, options)
+        return
+    if explain:
+        raise InputError("--explain without a model", "a model", "mechrep models NAME --explain")
     kept = {name: {"revisions": list(tiny.revisions(name)), "history": list(tiny.history(name))} for name in tiny.NAMES}
-    if json:
-        sys.stdout.write(__import__("json").dumps(kept, indent=1) + "\n")
+    if options.json:
+        sys.stdout.write(json.dumps(kept, indent=1) + "\n")
         return
     for name, facts in kept.items():
         sys.stdout.write(f"{name}: embedded, no network; --revision is the last of these by default\n")
@@ -504,3 +516,23 @@ def models(*, json: Annotated[bool, Parameter(help="Print JSON.")] = False) -> N
             sys.stdout.write(f"  {label:>12} {line['tokens']:>13,} {line['held_out_loss']:>14.3f}\n")
         sys.stdout.write("  Steps in brackets were measured, not kept.\n")
     sys.stdout.write("others: a hub name (EleutherAI/pythia-70m), or a folder with config.json and weights\n")
+
+
+_SHOWN = ("architecture", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_vocab", "n_ctx", "gated",
+          "parallel", "activation", "positions", "norm")  # fmt: skip
+
+
+def _look_at(model: Model, explain: bool, options: Options) -> None:
+    """Sizes of a model, and what can be measured on it."""
+    anatomy = model.anatomy
+    facts = {name: getattr(anatomy, name) for name in _SHOWN}
+    facts |= {name: list(getattr(anatomy, name)) for name in ("attention_layers", "neurons", "experts")}
+    rows = what_can_be_measured(model) if explain else []
+    if options.json:
+        record = {"model": model.name, "anatomy": facts, "measurable": [dataclasses.asdict(row) for row in rows]}
+        sys.stdout.write(json.dumps(record, indent=1) + "\n")
+        return
+    for name, value in facts.items():
+        sys.stdout.write(f"{name.replace('_', ' '):>16}  {value}\n")
+    for row in rows:
+        sys.stdout.write(f"{row.part:<22} {'yes' if row.measured else 'no ':<4} {row.reason}".rstrip() + "\n")

@@ -36,6 +36,13 @@ class ModelError(MechrepError):
     """A model that cannot be loaded, or that breaks the contract every analysis relies on."""
 
 
+class MissingPartError(InputError, ModelError):
+    """Something that other models have and this one has not: a site, heads of its own, a tokenizer.
+
+    A report leaves out what raises it, with this reason, and goes on.
+    """
+
+
 class NothingFoundError(MechrepError):
     """A search that ended without finding what was asked for."""
 

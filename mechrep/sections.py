@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MISSING = "missing"
+LEFT_OUT = "left-out"
 _FILE = "section.json"
 
 
@@ -40,7 +41,8 @@ class Section:
             wording in the text.
         tables: frames by the key of their caption.
         figures: figures by the key of their caption; ``# figure title: KEY`` gives one another title.
-        variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study.
+        variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study;
+            ``"left-out"``: it does not have what the part needs.
     """
 
     name: str

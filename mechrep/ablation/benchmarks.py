@@ -38,7 +38,7 @@ from mechrep.ablation.controls import draw_controls
 from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects, Measure
 from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.run import Cell, measure_effects
-from mechrep.errors import InputError
+from mechrep.errors import InputError, MissingPartError
 from mechrep.generation.patched_model import intervened
 from mechrep.interventions.ops import Combined, Heads, Intervention, Neurons, SinkPatch
 from mechrep.models.anatomy import Anatomy
@@ -182,7 +182,7 @@ def benchmark_study(
     """
     require_harness()
     if model.tokenizer is None:
-        raise InputError(f"{model.name}, which has no tokenizer", "a model that reads text", "load it with one")
+        raise MissingPartError(f"{model.name}, which has no tokenizer", "a model that reads text", "load it with one")
     if batch_size < 1:
         raise InputError(f"batch_size = {batch_size}", "at least one row", "use 16")
     options, asked = run or Run(), questions or Questions()

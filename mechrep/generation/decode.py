@@ -22,12 +22,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
 from mechrep.errors import InputError
 from mechrep.generation.patched_model import is_patched
+from mechrep.generation.slot_cache import SlotCache
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
@@ -220,122 +220,6 @@ def choose_tokens(
     return ids.gather(-1, picked[:, None]).squeeze(-1)
 
 
-class SlotLayer(DynamicLayer):
-    """One layer's keys and values ``[slot kv_head column d_head]``, seen through the window that is in use."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.first, self.next = capacity, 0, 0
-
-    def allocate(self, like: Float[Tensor, "row kv_head pos d_head"], like_values: Tensor, slots: int) -> None:
-        """Make room, once, for tensors such as these."""
-        self.keys = like.new_zeros(slots, like.shape[1], self.capacity, like.shape[3])
-        self.values = like_values.new_zeros(slots, like_values.shape[1], self.capacity, like_values.shape[3])
-        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the newest column; hand back every column of the window, the newest included."""
-        if not self.is_initialized:
-            self.allocate(key_states, value_states, key_states.shape[0])
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, self.next : self.next + 1] = key_states
-        self.values[:, :, self.next : self.next + 1] = value_states
-        window = slice(self.first, self.next + 1)
-        return self.keys[:, :, window], self.values[:, :, window]
-
-    def get_seq_length(self) -> int:
-        """Columns in the window before the newest."""
-        return self.next - self.first
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what attention will see."""
-        return self.get_seq_length() + query_length, 0
-
-
-class SlotCache:
-    """The slots of all layers, and where each row begins.
-
-    Attributes:
-        starts: first column of each slot's row; equal to :attr:`column` for an empty slot.
-        column: where the next token of every row is written.
-    """
-
-    def __init__(self, n_layers: int, slots: int, capacity: int, device: torch.device) -> None:
-        self.layers = [SlotLayer(capacity) for _ in range(n_layers)]
-        self.hf = Cache(layers=list(self.layers))
-        self.capacity, self.column = capacity, 0
-        self.starts: Int[Tensor, " slot"] = torch.zeros(slots, dtype=torch.long, device=device)
-        self.empty: Bool[Tensor, " slot"] = torch.ones(slots, dtype=torch.bool, device=device)
-
-    def enter(self, slots: list[int], prefix: Any, rows: list[int], lengths: list[int]) -> None:
-        """Lay computed prefixes into slots, ending just before the current column.
-
-        Args:
-            slots: where to.
-            prefix: Hugging Face cache of a right-padded batch of prefixes (``None`` if all are empty).
-            rows: row of ``prefix`` for each slot (several slots may share one).
-            lengths: tokens of each slot's prefix.
-        """
-        longest = max(lengths, default=0)
-        if self.column < longest:
-            self._shift(longest - self.column)
-        for index, layer in enumerate(self.layers):
-            if prefix is None:
-                break
-            keys, values = prefix.layers[index].keys, prefix.layers[index].values
-            if not layer.is_initialized:
-                layer.allocate(keys, values, len(self.starts))
-            assert layer.keys is not None and layer.values is not None
-            for slot, row, length in zip(slots, rows, lengths, strict=True):
-                here = slice(self.column - length, self.column)
-                layer.keys[slot, :, here] = keys[row, :, :length]
-                layer.values[slot, :, here] = values[row, :, :length]
-        self.starts[slots] = torch.tensor([self.column - length for length in lengths], device=self.starts.device)
-        self.empty[slots] = False
-
-    def leave(self, slots: list[int]) -> None:
-        """Empty these slots."""
-        self.empty[slots] = True
-
-    def before_step(self) -> Bool[Tensor, "slot column"]:
-        """Make sure that there is a free column, narrow the window, and give the mask of its valid columns."""
-        self.starts[self.empty] = self.column
-        first = int(self.starts.min())
-        if self.column == self.capacity:
-            self._shift(-first)
-            first = 0
-        for layer in self.layers:
-            layer.first, layer.next = first, self.column
-        columns = torch.arange(first, self.column + 1, device=self.starts.device)
-        return columns[None] >= self.starts[:, None]
-
-    def after_step(self) -> None:
-        """The newest column now belongs to the rows."""
-        self.column += 1
-
-    def keep(self, slots: list[int]) -> None:
-        """Drop all other slots, to stop computing rows that nobody needs."""
-        index = torch.tensor(slots, device=self.starts.device)
-        self.starts, self.empty = self.starts[index], self.empty[index]
-        for layer in self.layers:
-            if layer.is_initialized:
-                assert layer.keys is not None and layer.values is not None
-                layer.keys, layer.values = layer.keys[index], layer.values[index]
-
-    def _shift(self, by: int) -> None:
-        """Move all rows ``by`` columns to the right (left if negative)."""
-        old, new = slice(0, self.column), slice(by, self.column + by)
-        if by < 0:
-            old, new = slice(-by, self.column), slice(0, self.column + by)
-        for layer in self.layers:
-            if layer.is_initialized:
-                assert layer.keys is not None and layer.values is not None
-                layer.keys[:, :, new] = layer.keys[:, :, old].clone()
-                layer.values[:, :, new] = layer.values[:, :, old].clone()
-        self.starts += by
-        self.column += by
-
-
 _SPARE_COLUMNS = 1.5  # room to move before the cache must be shifted, over the longest text
 
 
@@ -506,6 +390,96 @@ def _prefill(model: Model, prefixes: Sequence[tuple[int, ...]]) -> Any:
     return cache
 
 
+@torch.no_grad()
+def decode_reference(
+    model: Model,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    *,
+    batch_size: int = 32,
+    progress: bool | None = None,
+    view: str = "transformer_lens",
+) -> list[Continuation]:
+    """Continue every request, recomputing the whole text for every token.
+
+    Args:
+        model: the model.
+        requests: what to continue.
+        decoding: the rules.
+        batch_size: rows computed together.
+        progress: show a progress bar.
+        view: ``"transformer_lens"`` or ``"plain"``.
+    """
+    check_requests(model, requests, decoding)
+    answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
+    with progress_bar(len(requests), "generating (reference)", "text", progress) as bar:
+        for answer_batch in _batches_of_one_intervention(answers, batch_size):
+            while live := [answer for answer in answer_batch if answer.reason is None]:
+                _reference_step(model, live, decoding, view)
+            bar.update(len(answer_batch))
+    return answers
+
+
+def _batches_of_one_intervention(answers: Sequence[Continuation], size: int) -> list[list[Continuation]]:
+    groups: dict[int, list[Continuation]] = {}
+    for answer in answers:
+        groups.setdefault(id(answer.request.intervention), []).append(answer)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def _reference_step(model: Model, live: list[Continuation], decoding: Decoding, view: str) -> None:
+    texts = [answer.ids for answer in live]
+    lengths = torch.tensor([len(ids) for ids in texts])
+    tokens: Int[Tensor, "batch pos"] = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
+    for row, ids in enumerate(texts):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    logits = _reference_logits(model, tokens.to(model.device), live, view)
+    last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
+    if decoding.suppress:
+        last[:, list(decoding.suppress)] = -torch.inf
+    uniforms = torch.tensor([float(decoding.uniforms(a.request)[len(a.tokens)]) for a in live], dtype=torch.float64)
+    chosen = choose_tokens(last, uniforms.to(last.device), decoding.temperature, decoding.top_k)
+    for answer, token in zip(live, chosen.tolist(), strict=True):
+        answer.push(token)
+
+
+def _reference_logits(
+    model: Model, tokens: Int[Tensor, "batch pos"], live: list[Continuation], view: str
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of whole texts, each under its request's intervention."""
+    requests = [answer.request for answer in live]
+    starts, texts = torch.tensor([one.start for one in requests]), [one.text for one in requests]
+    if view == "transformer_lens":
+        intervention = requests[0].intervention
+        hooks = [] if intervention is None else intervention.hooks(model, starts, texts=texts)
+        return model.run_with_hooks(tokens, fwd_hooks=hooks)
+    edits = EditTable(
+        model, [one.intervention for one in requests], texts, first_tokens=tokens[:, 0].tolist(), starts=starts.tolist()
+    )
+    rows, positions = torch.arange(len(tokens), device=tokens.device), torch.arange(tokens.shape[1])
+    positions = positions.to(tokens.device)[None].expand(len(tokens), -1)
+    edits.aim(rows, positions >= starts.to(tokens.device)[:, None], positions)
+    with edits.applied():
+        return model.plain_logits(tokens)
+
+
+def keeps_states(model: Model) -> bool:
+    """Whether some layers of the plain view carry a state from token to token (Mamba, gated delta nets, convolutions).
+
+    A state has no columns: rows of a batch cannot come and go in it as in keys and values, so that such models compute
+    whole texts for every token.
+
+    Example:
+        >>> import mechrep
+        >>> keeps_states(mechrep.load_model("mechrep-tiny"))
+        False
+    """
+    from transformers import DynamicCache
+
+    config = getattr(model.plain, "config", None)
+    return config is not None and any("Linear" in type(one).__name__ for one in DynamicCache(config=config).layers)
+
+
 def generate(
     model: Model,
     corpus: CorpusLike,
@@ -593,8 +567,6 @@ def run_requests(
     what: str = "generating",
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
-    from mechrep.generation.whole_texts import decode_reference, keeps_states
-
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}", "at least 1 row", "correct it")
     if decoding.view == "plain" and not model.fast:

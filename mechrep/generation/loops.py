@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from mechrep.errors import InputError, NothingFoundError
+from mechrep.errors import InputError, MissingPartError, NothingFoundError
 from mechrep.generation.decode import generate
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -92,7 +92,7 @@ def sample_prompts(
         first: number of the first prompt, to go on where an earlier call ended.
 
     Raises:
-        InputError: the model has no id that could start a text.
+        MissingPartError: the model has no id that could start a text.
 
     Source: Hiraoka & Inui 2025 (arXiv 2410.13497), released code.
 
@@ -105,7 +105,7 @@ def sample_prompts(
     from mechrep.generation.decode import Decoding, Request, answers_to_corpus, run_requests
 
     if model.bos_id is None:
-        raise InputError(
+        raise MissingPartError(
             f"{model.name}, which has no BOS and no EOS id", "an id that starts a text", "make prompts yourself"
         )
     frame = pd.DataFrame({"id": [f"sample-{seed}-{first + i}" for i in range(n)], "source": "sampled by the model"})

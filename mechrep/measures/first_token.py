@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch
-from mechrep.errors import InputError
+from mechrep.errors import InputError, MissingPartError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, styled, translucent
 from mechrep.interventions.apply import applied
 from mechrep.interventions.ops import Intervention
@@ -125,11 +125,11 @@ def check_patterns(anatomy: Anatomy) -> None:
     """Refuse a model whose heads cannot be looked at.
 
     Raises:
-        InputError: no attention patterns, values or head outputs.
+        MissingPartError: no attention patterns, values or head outputs.
     """
     absent = [site.value for site in (Site.PATTERN, Site.V, Site.Z) if not anatomy.has(site)]
     if absent:
-        raise InputError(
+        raise MissingPartError(
             f"{anatomy.architecture}, without {', '.join(absent)}",
             "attention with a pattern, values and an output of each head",
             "first-token detection by attention cannot be measured on this model",
@@ -318,11 +318,11 @@ def detector_layer(anatomy: Anatomy) -> int:
     """The first MLP that can see what the attention of layer 0 has written: in parallel blocks that of layer 1.
 
     Raises:
-        InputError: a parallel model of one layer.
+        MissingPartError: a parallel model of one layer.
     """
     layer = int(anatomy.parallel)
     if layer >= anatomy.n_layers:
-        raise InputError(
+        raise MissingPartError(
             f"{anatomy.architecture} with one parallel layer", "an MLP behind the attention of layer 0", "use another"
         )
     return layer
@@ -398,7 +398,7 @@ def corpus_of(model: Model, texts: CorpusLike | None) -> Corpus:
         corpus.check_model(model)
         return corpus
     if model.tokenizer is None:
-        raise InputError(
+        raise MissingPartError(
             f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
         )
     ids = model.encode(tiny.held_out_text(), prepend_bos=False)

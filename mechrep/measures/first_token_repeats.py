@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, MissingPartError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, styled, translucent
 from mechrep.measures.first_token import LAYER, check_patterns, corpus_of, other_token_mass
 from mechrep.measures.sink_norms import repeat_grid
@@ -438,7 +438,7 @@ def _front_and_tokens(
 ) -> tuple[list[int], list[int]]:
     """The prefix and the repeated tokens, as given or by default."""
     if model.tokenizer is None and (prefix is None or token_ids is None):
-        raise InputError(f"{model.name}, which has no tokenizer", "ids", "pass prefix=[...] and token_ids=[...]")
+        raise MissingPartError(f"{model.name}, which has no tokenizer", "ids", "pass prefix=[...] and token_ids=[...]")
     front = model.encode(_PREFIX) if prefix is None else list(prefix)
     if token_ids is None:
         corpus = corpus_of(model, None)

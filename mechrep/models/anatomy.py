@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, MissingPartError
 
 
 class Site(enum.StrEnum):
@@ -181,13 +181,13 @@ class Anatomy:
         """Refuse a site that the model, or this layer, does not have.
 
         Raises:
-            InputError: naming the reason.
+            MissingPartError: naming the reason.
         """
         self.check_layer(layer)
         if layer not in self.layers_with(site):
             here = [s.value for s in Site if layer in self.layers_with(s)]
             why = self.why_not(site) if not self.has(site) else f"layer {layer} has none: {self._elsewhere(site)} do"
-            raise InputError(
+            raise MissingPartError(
                 f"site {site.value!r} of layer {layer} of {self.architecture}",
                 f"a site that the layer has ({why})",
                 f"use one of {', '.join(here)}",
@@ -207,7 +207,7 @@ class Anatomy:
         """
         self.check_site(site, layer)
         if site is Site.ROUTER:
-            raise InputError("site 'router' in the TransformerLens view", "the plain view", "use view='auto'")
+            raise MissingPartError("site 'router' in the TransformerLens view", "the plain view", "use view='auto'")
         if site is Site.GATE_ACT:
             return (_GATE_PRE if self.gated else _HOOKS[Site.MLP_POST]).format(layer=layer)
         return _HOOKS[site].format(layer=layer)

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, MissingPartError
 from mechrep.models.model import Model
 
 QUERIES = 128  # rows of the pattern at a time: 128 x n numbers per head
@@ -134,11 +134,11 @@ def read_attention_rows(
     for layer in chosen:
         model.anatomy.check_layer(layer)
         if layer not in there:
-            raise InputError(f"attention of layer {layer}", f"one of the layers {there}", "leave it out")
+            raise MissingPartError(f"attention of layer {layer}", f"one of the layers {there}", "leave it out")
     if queries < 1:
         raise InputError(f"queries={queries}", "at least one row at a time", "raise it")
     if not rows_agree(model):
-        raise InputError(
+        raise MissingPartError(
             f"long texts for {model.name} ({model.anatomy.architecture})",
             "a model whose plain view computes its attention by transformers' attention interface",
             "cut the texts (windows_of_text) and read whole patterns: CorpusCache(...).run(AttentionSinks())",

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mechrep.errors import InputError, ModelError
+from mechrep.errors import InputError, MissingPartError, ModelError
 from mechrep.models.anatomy import RESIDUAL_MID_SUFFIX, Anatomy
 from mechrep.models.describe import describe, describe_plain
 from mechrep.models.lengths import LengthRule
@@ -496,10 +496,10 @@ class Model:
         A text that begins with the BOS token itself (a chat template written out, decoded ids) keeps that one.
 
         Raises:
-            InputError: the model has no tokenizer, or no id to serve as BOS.
+            MissingPartError: the model has no tokenizer, or no id to serve as BOS.
         """
         if self.tokenizer is None:
-            raise InputError(
+            raise MissingPartError(
                 f"text for {self.name!r}", "token ids: this model has no tokenizer", "use Corpus.from_tokens"
             )
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -510,7 +510,7 @@ class Model:
         if not (self.default_prepend_bos if prepend_bos is None else prepend_bos) or begins:
             return ids
         if bos is None:
-            raise InputError("prepend_bos=True", "a model with a BOS id", "encode with prepend_bos=False")
+            raise MissingPartError("prepend_bos=True", "a model with a BOS id", "encode with prepend_bos=False")
         return [bos, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechrep.errors import InputError, NothingFoundError, StoreError
+from mechrep.errors import InputError, ModelError, NothingFoundError, StoreError
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.report.render import render_page, report_json
 from mechrep.run import Run
-from mechrep.sections import MISSING, Section
+from mechrep.sections import LEFT_OUT, MISSING, Section
 from mechrep.studies import (
     first_layer,
     heads,
@@ -32,6 +32,7 @@ from mechrep.studies import (
     token_information_study,
     training,
 )
+from mechrep.studies.requirements import what_can_be_measured
 from mechrep.text.corpus import windows_of_text
 from mechrep.text.files import read_text
 
@@ -134,8 +135,8 @@ def build_report(
 ) -> Path:
     """Run the parts in their order; after each, write page, data and tables anew.
 
-    A part that finds nothing to study says so in its section, and the others go on.  A part replaces what an earlier
-    run into the same folder left of it; all other parts stay.
+    A part that finds nothing to study says so in its section, and so does one that needs what this model does not have;
+    the others go on.  A part replaces what an earlier run into the same folder left of it; all other parts stay.
 
     Args:
         model: the model.
@@ -242,12 +243,22 @@ def _chosen(only: Sequence[str] | None, known: Mapping[str, Part]) -> list[str]:
 
 
 def _made(name: str, part: Part, model: Model, run: Run, settings: Settings) -> list[Section]:
+    """The sections of a part; one that says why, where there is nothing to study or nothing to study it with."""
+    said: dict[str, Any] = {"model": model.name}
+    provenance = provenance_of(model, None, {"study": name, "effort": run.effort, "seed": run.seed})
+    if PARTS.get(name) is part:  # another may need less: a command that was given its texts, for instance
+        (row,) = what_can_be_measured(model, [name])
+        if not row.measured:
+            said |= {"reason": row.reason, "remedy": f"mechrep models {model.name} --explain lists what is measured"}
+            return [Section(name, provenance, said, variant=LEFT_OUT)]
     try:
         made = part(model, run, settings)
     except NothingFoundError as error:
-        fields = {"model": model.name, "given": error.given, "expected": error.expected, "remedy": error.remedy}
-        provenance = provenance_of(model, None, {"study": name, "effort": run.effort, "seed": run.seed})
-        return [Section(name, provenance, fields, variant=MISSING)]
+        said |= {"given": error.given, "expected": error.expected, "remedy": error.remedy}
+        return [Section(name, provenance, said, variant=MISSING)]
+    except ModelError as error:
+        said |= {"reason": f"{error.given}; needed: {error.expected}", "remedy": error.remedy}
+        return [Section(name, provenance, said, variant=LEFT_OUT)]
     return [made] if isinstance(made, Section) else list(made)
 
 

@@ -20,10 +20,11 @@ from markupsafe import Markup
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
 from mechrep.errors import InputError
 from mechrep.report.words import Words, clean, column_texts, number, words_of
-from mechrep.sections import MISSING, Section, plain_value, slug
+from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # as code names things
+_NOT_MADE = (MISSING, LEFT_OUT)  # sections that hold nothing but their reason
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
 _SCALED = ("baseline", "value", "effect", "low", "high", "control_low", "control_high")
 _TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
@@ -168,8 +169,8 @@ class SectionView:
 
     @property
     def missing(self) -> bool:
-        """Whether the model has nothing that this section could study."""
-        return self.section.variant == MISSING
+        """Whether the model has nothing that this section could study, or not what it needs."""
+        return self.section.variant in _NOT_MADE
 
 
 def view_of(section: Section, texts: Path | None = None) -> SectionView:
@@ -184,10 +185,11 @@ def view_of(section: Section, texts: Path | None = None) -> SectionView:
     """
     words, fields = words_of(section.name, texts), dict(section.fields)
     leads, heading = words, f"lead: {section.variant}" if section.variant else "lead"
-    if section.variant == MISSING and heading not in words:
-        leads, heading = words_of(MISSING), "lead"
-    plain = {name: words.text(name, fields) for name in ("notes", "limits", "source") if name in words}
-    blocks = {name: [] if section.variant == MISSING else words.paragraphs(name, fields) for name in plain}
+    if section.variant in _NOT_MADE and heading not in words:
+        leads, heading = words_of(section.variant), "lead"
+    told = () if section.variant in _NOT_MADE else ("notes", "limits", "source")  # of what was measured
+    plain = {name: words.text(name, fields) for name in told if name in words}
+    blocks = {name: words.paragraphs(name, fields) for name in plain}
     lead_text = leads.text(heading, fields)
     return SectionView(
         section=section,

@@ -29,7 +29,7 @@ from mechrep.ablation.effects import SUPPORTED, detection, judge
 from mechrep.ablation.sink_outcomes import excess_removed
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.errors import InputError
+from mechrep.errors import InputError, MissingPartError
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.measures.sink_neurons import SinkNeuronResult, begins_with_bos, sink_neurons, spike_weights
@@ -245,7 +245,7 @@ def ordinary_texts(model: Model, texts: CorpusLike | None, held_out_text: str | 
         corpus.check_model(model)
         return corpus
     if model.tokenizer is None:
-        raise InputError(
+        raise MissingPartError(
             f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
         )
     length = min(LENGTH, model.anatomy.n_ctx)

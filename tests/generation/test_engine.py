@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.generation.decode import Decoding, SlotCache, generate
+from mechrep.generation.decode import Decoding, generate
+from mechrep.generation.slot_cache import SlotCache
 from mechrep.interventions import Intervention, Neurons, add, scale
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus

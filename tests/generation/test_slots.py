@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.generation.decode import SlotCache
+from mechrep.generation.slot_cache import SlotCache
 
 N_SLOTS, LONGEST = 3, 8
 CAPACITY = 12
