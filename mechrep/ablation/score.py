@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.generation.slot_cache import has_states, why_not_kept
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
@@ -268,8 +269,13 @@ Scored = tuple[list[tuple[int, int]], Tensor, Tensor]  # (text, intervention) of
 def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Intervention | None]) -> Iterator[Scored]:
     """Plain view; all texts have one shape."""
     length, first, begin = texts[0].shape
+    end = length - 1
     if any(one is not None and one.holds(model.anatomy) for one in interventions):
         begin = 0  # levels are caught at a text's first token after BOS, which therefore must go by
+    if why_not_kept(model) or has_states(model):
+        begin = 0
+    if model.lengths is not None and length > model.lengths.switch:
+        begin, end = 0, length  # keys of the beginning alone have other angles, and so might the text without its end
     tokens = torch.tensor([text.tokens for text in texts], device=model.device)
     pairs = [(text, condition) for text in range(len(texts)) for condition in range(len(interventions))]
     table = EditTable(
@@ -280,7 +286,7 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
         starts=[texts[text].start for text, _ in pairs],
     )
     starts = torch.tensor([texts[text].start for text, _ in pairs], device=model.device)
-    positions = torch.arange(begin, length - 1, device=model.device)[None]
+    positions = torch.arange(begin, end, device=model.device)[None]
     first_layers = first_edited_layers(table, model.anatomy.n_layers)
     size = min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.anatomy.d_vocab) // positions.shape[1]
     with table.applied():
@@ -300,10 +306,10 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
             with branches.applied(model, aim):
                 assert model.plain is not None
                 logits = model.plain(
-                    input_ids=chosen[branches.rows[0], begin:-1],
-                    logits_to_keep=length - first,
+                    input_ids=chosen[branches.rows[0], begin:end],
+                    logits_to_keep=end - first + 1,
                     **_from(prefixes, [place[some] for some in branches.rows]),
-                ).logits
+                ).logits[:, : length - first]
             log_probability, correct = _judge(logits, chosen[branches.rows[-1], first:])
             yield here, log_probability[branches.result], correct[branches.result]
 
@@ -345,7 +351,8 @@ def _reference(
             hooks = []
             if intervention is not None:
                 hooks = intervention.hooks(model, starts, texts=[texts[i].number for i in here])
-            logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, first - 1 : -1]
+            with model.each_alone(torch.full((len(here),), len(texts[0].tokens))):
+                logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, first - 1 : -1]
             yield [(i, condition) for i in here], *_judge(logits, tokens[:, first:])
 
 

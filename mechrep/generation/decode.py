@@ -1,21 +1,18 @@
 """``generate``: continue the texts of a corpus, greedily or by sampling, each row under its own intervention.
 
-There are two decoders, tested to give the same tokens.  The fast one, over the plain view, computes every distinct
-prefix once, keeps a key-value cache of slots, lets finished rows leave and waiting ones enter, and edits each row in
-its own way.  The reference one, over the TransformerLens view, recomputes the whole text for every token.
-
-The cache (:class:`SlotCache`) has a fixed number of slots over one preallocated buffer.  All rows write their newest
-token into the same column, so one decoding step is one ordinary forward pass.  A row that enters late is laid to the
-*left* of the current column; the columns before its first token are masked.  Nothing is ever concatenated: a step
-writes one column, and attention reads a view.
+There are three decoders, tested to give the same tokens.  The fast one, over the plain view, computes every distinct
+prefix once, keeps what the layers need of earlier tokens in the slots of a
+:class:`~mechrep.generation.slot_cache.SlotCache`, lets finished rows leave and waiting ones enter, and edits each row
+in its own way.  Where nothing can be kept, the whole text is read again for every token, on the plain view; the
+reference does so on the TransformerLens view.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -27,7 +24,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.generation.patched_model import is_patched
-from mechrep.generation.slot_cache import SlotCache
+from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, step, why_not_kept
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
@@ -142,11 +139,26 @@ class Continuation:
         detectors = [rule for rule in self.decoding.rules if isinstance(rule, str) and rule != "eos"]
         self._watches: list[Watch] = [watch_for(rule)(self.request.prompt) for rule in detectors]
         self._functions = [rule for rule in self.decoding.rules if not isinstance(rule, str)]
+        self._uniforms = self.decoding.uniforms(self.request) if self.decoding.temperature > 0 else np.empty(0)
 
     @property
     def ids(self) -> list[int]:
         """Prompt and continuation."""
         return [*self.request.prompt, *self.tokens]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and continuation."""
+        return len(self.request.prompt) + len(self.tokens)
+
+    def token_at(self, position: int) -> int:
+        """One of them."""
+        prompt = self.request.prompt
+        return prompt[position] if position < len(prompt) else self.tokens[position - len(prompt)]
+
+    def uniform(self) -> float:
+        """The random number that decides the next token."""
+        return float(self._uniforms[len(self.tokens)]) if self.decoding.temperature > 0 else 0.0
 
     def push(self, token: int) -> None:
         """Take one more token and see whether the text ends with it."""
@@ -220,6 +232,19 @@ def choose_tokens(
     return ids.gather(-1, picked[:, None]).squeeze(-1)
 
 
+def push_next(answers: Sequence[Continuation], logits: Float[Tensor, "batch d_vocab"]) -> None:
+    """Choose a next token for every text, by its own rules, and record it."""
+    if not answers:
+        return
+    decoding = answers[0].decoding
+    if decoding.suppress:
+        logits[:, list(decoding.suppress)] = -torch.inf
+    uniforms = torch.tensor([answer.uniform() for answer in answers], dtype=torch.float64, device=logits.device)
+    chosen = choose_tokens(logits, uniforms, decoding.temperature, decoding.top_k)
+    for answer, token in zip(answers, chosen.tolist(), strict=True):
+        answer.push(token)
+
+
 _SPARE_COLUMNS = 1.5  # room to move before the cache must be shifted, over the longest text
 
 
@@ -238,46 +263,79 @@ def decode(
     Raises:
         InputError: requests that cannot be decoded, or a model that a ``PatchedModel`` is at work in.
     """
+    from mechrep.generation.whole_texts import write_whole
+
     check_requests(model, requests, decoding)
     if is_patched(model.plain):  # its rows would come and go unseen
         raise InputError(
             f"{model.name} inside a PatchedModel", "the model as it is", "remove the patch and pass interventions=patch"
         )
+    answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
     with progress_bar(len(requests), what, "text", progress) as bar:
-        run = _SlotRun(model, requests, decoding, min(batch_size, len(requests)))
-        with run.edits.applied():
-            while run.busy:
-                bar.update(run.step())
-    return run.answers
+        for upto, as_long in kept_spans(model):
+            some = [one for one in answers if one.reason is None and len(one.ids) <= upto]
+            if some:
+                run = _SlotRun(model, some, min(batch_size, len(some)), upto, as_long)
+                with run.edits.applied():
+                    while run.busy:
+                        bar.update(run.step())
+        left = [one for one in answers if one.reason is None]
+        if left:
+            write_whole(model, left, batch_size, bar.update)
+    return answers
+
+
+def kept_spans(model: Model) -> list[tuple[int, int | None]]:
+    """Up to which lengths texts can go on from what is kept of their earlier tokens.
+
+    Keys that were made with the angles of a short text are wrong in a long one, so a text that passes the switch of
+    its model's positions is read anew there; and where every length has angles of its own nothing can be kept.
+
+    Returns:
+        For each span the longest text in it, and the length whose angles all of its texts have (``None``: positions do
+        not depend on length).
+
+    Example:
+        >>> import mechrep
+        >>> kept_spans(mechrep.load_model("mechrep-tiny"))[0][1] is None
+        True
+    """
+    if why_not_kept(model):
+        return []
+    rule, n_ctx = model.lengths, model.anatomy.n_ctx
+    if rule is None:
+        return [(n_ctx, None)]
+    spans: list[tuple[int, int | None]] = [(rule.switch, rule.switch), (n_ctx, n_ctx)]
+    return spans[:1] if rule.every else spans
 
 
 class _SlotRun:
-    """The state of one call of :func:`decode`."""
+    """Texts that go on from what the slots keep of them.
 
-    def __init__(self, model: Model, requests: Sequence[Request], decoding: Decoding, slots: int) -> None:
-        self.model, self.decoding = model, decoding
-        self.answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
-        self.edits = EditTable(
-            model,
-            [request.intervention for request in requests],
-            [request.text for request in requests],
-            first_tokens=[request.prompt[0] for request in requests],
-            starts=[request.start for request in requests],
-        )
-        self.uniforms = [decoding.uniforms(request) for request in requests] if decoding.temperature > 0 else None
+    Args:
+        model: the model.
+        answers: what is to be continued, none longer than ``upto``.
+        slots: rows at a time.
+        upto: texts that grow longer than this leave.
+        as_long: the length whose angles they all have.
+    """
+
+    def __init__(
+        self, model: Model, answers: Sequence[Continuation], slots: int, upto: int, as_long: int | None
+    ) -> None:
+        self.model, self.answers, self.upto, self.as_long = model, answers, upto, as_long
+        self.decoding = answers[0].decoding
+        self.edits = edits_of(model, answers)
         # Taken from the end, so longest prefixes first: later rows then always fit to the left of the current column.
         # Equal prefixes are neighbours, so that those entering together are computed once.
-        self.prefix_lengths = [
-            min(_prefix_length(request), self.edits.caught_at(row)) for row, request in enumerate(requests)
+        self.prefixes = [
+            answer.ids[: min(_prefix_length(answer), self.edits.caught_at(row))] for row, answer in enumerate(answers)
         ]
-        self.waiting = sorted(
-            range(len(requests)), key=lambda i: (self.prefix_lengths[i], requests[i].prompt[: self.prefix_lengths[i]])
-        )
-        longest = max(len(r.prompt) + r.max_new_tokens for r in requests)
-        self.cache = SlotCache(model.anatomy.n_layers, slots, int(longest * _SPARE_COLUMNS), model.device)
+        self.waiting = sorted(range(len(answers)), key=lambda row: (len(self.prefixes[row]), self.prefixes[row]))
+        longest = min(upto, max(len(one.request.prompt) + one.request.max_new_tokens for one in answers))
+        capacity, kinds = int(longest * _SPARE_COLUMNS), kept_by(model)
+        self.cache = SlotCache(model.anatomy.n_layers, slots, capacity, model.device, kinds)
         self.rows: list[int | None] = [None] * slots  # which request each slot serves
-        parameters = inspect.signature(model.plain.forward).parameters if model.plain is not None else {}
-        self.takes_positions = "position_ids" in parameters
 
     @property
     def busy(self) -> bool:
@@ -286,65 +344,40 @@ class _SlotRun:
     def step(self) -> int:
         """One token for every row in a slot; returns how many texts ended."""
         self._refill()
-        mask = self.cache.before_step()
         tokens, positions = self._inputs()
-        rows = torch.tensor([0 if row is None else row for row in self.rows], device=self.model.device)
-        edited = torch.tensor(
-            [row is not None and positions[i] >= self.answers[row].request.start for i, row in enumerate(self.rows)]
-        )
+        device = self.model.device
+        rows = torch.tensor([0 if row is None else row for row in self.rows], device=device)
+        edited = [
+            row is not None and positions[i] >= self.answers[row].request.start for i, row in enumerate(self.rows)
+        ]
         places = [-1 if row is None else position for row, position in zip(self.rows, positions, strict=True)]
-        self.edits.aim(
-            rows, edited.to(self.model.device)[:, None], torch.tensor(places, device=self.model.device)[:, None]
-        )
-        options: dict[str, Any] = {}
-        if self.takes_positions:
-            options["position_ids"] = torch.tensor(positions, device=self.model.device)[:, None]
-        assert self.model.plain is not None
-        logits = self.model.plain(
-            input_ids=torch.tensor(tokens, device=self.model.device)[:, None],
-            attention_mask=mask.long(),
-            past_key_values=self.cache.hf,
-            use_cache=True,
-            **options,
-        ).logits[:, -1]
-        self.cache.after_step()
+        self.edits.aim(rows, torch.tensor(edited, device=device)[:, None], torch.tensor(places, device=device)[:, None])
+        with self._angles(len(self.rows)):
+            logits = step(self.model, self.cache, tokens, positions)
         return self._take(logits, positions)
+
+    def _angles(self, rows: int) -> AbstractContextManager[None]:
+        return nullcontext() if self.as_long is None else self.model.each_alone(torch.full((rows,), self.as_long))
 
     def _inputs(self) -> tuple[list[int], list[int]]:
         """The token that each slot feeds now, and its position."""
         tokens, positions = [], []
         for row, start in zip(self.rows, self.cache.starts.tolist(), strict=True):
             position = 0 if row is None else self.cache.column - start
-            tokens.append(0 if row is None else self._token_at(row, position))
+            tokens.append(0 if row is None else self.answers[row].token_at(position))
             positions.append(position)
         return tokens, positions
 
-    def _token_at(self, row: int, position: int) -> int:
-        prompt = self.answers[row].request.prompt
-        return prompt[position] if position < len(prompt) else self.answers[row].tokens[position - len(prompt)]
-
     def _take(self, logits: Tensor, positions: list[int]) -> int:
-        """Choose and record next tokens for the rows whose prompt is used up."""
-        if self.decoding.suppress:
-            logits[:, list(self.decoding.suppress)] = -torch.inf
-        uniforms = torch.zeros(len(self.rows), dtype=torch.float64)
-        ready = []
-        for slot, row in enumerate(self.rows):
-            if row is not None and positions[slot] >= len(self.answers[row].request.prompt) - 1:
-                ready.append((slot, row))
-                if self.uniforms is not None:
-                    uniforms[slot] = float(self.uniforms[row][len(self.answers[row].tokens)])
-        chosen = choose_tokens(
-            logits, uniforms.to(logits.device), self.decoding.temperature, self.decoding.top_k
-        ).tolist()
-        ended = []
-        for slot, row in ready:
-            self.answers[row].push(chosen[slot])
-            if self.answers[row].reason is not None:
-                ended.append(slot)
-                self.rows[slot] = None
-        self.cache.leave(ended)
-        return len(ended)
+        """Choose and record next tokens for the rows that have been read to their end."""
+        there = [(slot, self.answers[row]) for slot, row in enumerate(self.rows) if row is not None]
+        ready = [(slot, answer) for slot, answer in there if positions[slot] == answer.length - 1]
+        push_next([answer for _, answer in ready], logits[[slot for slot, _ in ready]])
+        left = [slot for slot, answer in ready if answer.reason is not None or answer.length > self.upto]
+        for slot in left:
+            self.rows[slot] = None
+        self.cache.leave(left)
+        return sum(answer.reason is not None for _, answer in ready)
 
     def _refill(self) -> None:
         """Let waiting rows into free slots, a good number at a time; else drop slots that stay empty."""
@@ -360,124 +393,38 @@ class _SlotRun:
             self.rows = [self.rows[slot] for slot in kept]
 
     def _enter(self, slots: list[int]) -> None:
-        entering = [self.waiting.pop() for _ in slots]
-        lengths = [self.prefix_lengths[row] for row in entering]
-        prefixes = [self.answers[row].request.prompt[:length] for row, length in zip(entering, lengths, strict=True)]
-        distinct = {prefix: number for number, prefix in enumerate(dict.fromkeys(p for p in prefixes if p))}
+        places = [(slot, self.waiting.pop()) for slot in slots]
+        together: dict[int, list[tuple[int, int]]] = {}
+        for slot, row in places:  # a state is what the last token left: only texts of one length are read together
+            together.setdefault(len(self.prefixes[row]) if self.cache.states else 0, []).append((slot, row))
         self.edits.rest()
-        computed = _prefill(self.model, list(distinct)) if distinct else None
-        self.cache.enter(slots, computed, [distinct.get(prefix, 0) for prefix in prefixes], lengths)
-        for slot, row in zip(slots, entering, strict=True):
+        for some in together.values():
+            prefixes = [tuple(self.prefixes[row]) for _, row in some]
+            distinct = {prefix: number for number, prefix in enumerate(dict.fromkeys(p for p in prefixes if p))}
+            with self._angles(len(distinct)):
+                computed = prefill(self.model, list(distinct)) if distinct else None
+            numbers = [distinct.get(prefix, 0) for prefix in prefixes]
+            self.cache.enter([slot for slot, _ in some], computed, numbers, [len(prefix) for prefix in prefixes])
+        for slot, row in places:
             self.rows[slot] = row
 
 
-def _prefix_length(request: Request) -> int:
-    """Tokens that no edit touches and that are not the prompt's last: they can be computed in one go, and shared."""
-    last = len(request.prompt) - 1
-    return last if request.intervention is None else min(last, max(0, request.start))
-
-
-def _prefill(model: Model, prefixes: Sequence[tuple[int, ...]]) -> Any:
-    """Keys and values of right-padded prefixes; causal attention keeps the padding out of what is read later."""
-    from transformers import DynamicCache
-
-    assert model.plain is not None
-    tokens = torch.zeros(len(prefixes), max(map(len, prefixes)), dtype=torch.long)
-    for row, prefix in enumerate(prefixes):
-        tokens[row, : len(prefix)] = torch.tensor(prefix)
-    cache = DynamicCache()  # without a configuration: sliding layers then keep all their columns
-    model.plain(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
-
-
-@torch.no_grad()
-def decode_reference(
-    model: Model,
-    requests: Sequence[Request],
-    decoding: Decoding,
-    *,
-    batch_size: int = 32,
-    progress: bool | None = None,
-    view: str = "transformer_lens",
-) -> list[Continuation]:
-    """Continue every request, recomputing the whole text for every token.
-
-    Args:
-        model: the model.
-        requests: what to continue.
-        decoding: the rules.
-        batch_size: rows computed together.
-        progress: show a progress bar.
-        view: ``"transformer_lens"`` or ``"plain"``.
-    """
-    check_requests(model, requests, decoding)
-    answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
-    with progress_bar(len(requests), "generating (reference)", "text", progress) as bar:
-        for answer_batch in _batches_of_one_intervention(answers, batch_size):
-            while live := [answer for answer in answer_batch if answer.reason is None]:
-                _reference_step(model, live, decoding, view)
-            bar.update(len(answer_batch))
-    return answers
-
-
-def _batches_of_one_intervention(answers: Sequence[Continuation], size: int) -> list[list[Continuation]]:
-    groups: dict[int, list[Continuation]] = {}
-    for answer in answers:
-        groups.setdefault(id(answer.request.intervention), []).append(answer)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
-
-
-def _reference_step(model: Model, live: list[Continuation], decoding: Decoding, view: str) -> None:
-    texts = [answer.ids for answer in live]
-    lengths = torch.tensor([len(ids) for ids in texts])
-    tokens: Int[Tensor, "batch pos"] = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-    for row, ids in enumerate(texts):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    logits = _reference_logits(model, tokens.to(model.device), live, view)
-    last = logits[torch.arange(len(texts)), (lengths - 1).to(logits.device)]
-    if decoding.suppress:
-        last[:, list(decoding.suppress)] = -torch.inf
-    uniforms = torch.tensor([float(decoding.uniforms(a.request)[len(a.tokens)]) for a in live], dtype=torch.float64)
-    chosen = choose_tokens(last, uniforms.to(last.device), decoding.temperature, decoding.top_k)
-    for answer, token in zip(live, chosen.tolist(), strict=True):
-        answer.push(token)
-
-
-def _reference_logits(
-    model: Model, tokens: Int[Tensor, "batch pos"], live: list[Continuation], view: str
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits of whole texts, each under its request's intervention."""
-    requests = [answer.request for answer in live]
-    starts, texts = torch.tensor([one.start for one in requests]), [one.text for one in requests]
-    if view == "transformer_lens":
-        intervention = requests[0].intervention
-        hooks = [] if intervention is None else intervention.hooks(model, starts, texts=texts)
-        return model.run_with_hooks(tokens, fwd_hooks=hooks)
-    edits = EditTable(
-        model, [one.intervention for one in requests], texts, first_tokens=tokens[:, 0].tolist(), starts=starts.tolist()
+def edits_of(model: Model, answers: Sequence[Continuation]) -> EditTable:
+    """The edits of these texts, a row each."""
+    requests = [answer.request for answer in answers]
+    return EditTable(
+        model,
+        [request.intervention for request in requests],
+        [request.text for request in requests],
+        first_tokens=[request.prompt[0] for request in requests],
+        starts=[request.start for request in requests],
     )
-    rows, positions = torch.arange(len(tokens), device=tokens.device), torch.arange(tokens.shape[1])
-    positions = positions.to(tokens.device)[None].expand(len(tokens), -1)
-    edits.aim(rows, positions >= starts.to(tokens.device)[:, None], positions)
-    with edits.applied():
-        return model.plain_logits(tokens)
 
 
-def keeps_states(model: Model) -> bool:
-    """Whether some layers of the plain view carry a state from token to token (Mamba, gated delta nets, convolutions).
-
-    A state has no columns: rows of a batch cannot come and go in it as in keys and values, so that such models compute
-    whole texts for every token.
-
-    Example:
-        >>> import mechrep
-        >>> keeps_states(mechrep.load_model("mechrep-tiny"))
-        False
-    """
-    from transformers import DynamicCache
-
-    config = getattr(model.plain, "config", None)
-    return config is not None and any("Linear" in type(one).__name__ for one in DynamicCache(config=config).layers)
+def _prefix_length(answer: Continuation) -> int:
+    """Tokens that no edit touches and that are not the last: they can be computed in one go, and shared."""
+    last, request = answer.length - 1, answer.request
+    return last if request.intervention is None else min(last, max(0, request.start))
 
 
 def generate(
@@ -567,14 +514,14 @@ def run_requests(
     what: str = "generating",
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
+    from mechrep.generation.whole_texts import decode_reference
+
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}", "at least 1 row", "correct it")
     if decoding.view == "plain" and not model.fast:
         raise InputError(f"view='plain' for {model.name}", "a model with a plain view", "use view='auto'")
     if not model.fast or decoding.view == "transformer_lens":
         return decode_reference(model, requests, decoding, batch_size=min(batch_size, 64), progress=progress)
-    if keeps_states(model):
-        return decode_reference(model, requests, decoding, batch_size=batch_size, progress=progress, view="plain")
     return decode(model, requests, decoding, batch_size=batch_size, progress=progress, what=what)
 
 

@@ -15,7 +15,8 @@ import torch
 from scipy import stats
 
 from mechrep.errors import InputError
-from mechrep.generation.decode import Decoding, Request, choose_tokens, decode, decode_reference, generate
+from mechrep.generation.decode import Decoding, Request, choose_tokens, decode, generate
+from mechrep.generation.whole_texts import decode_reference
 from mechrep.interventions import Neurons, add
 from mechrep.models.load import load_model
 from mechrep.models.model import Model

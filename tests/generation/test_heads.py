@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechrep.generation.decode import Decoding, Request, decode, decode_reference, generate
+from mechrep.generation.decode import Decoding, Request, decode, generate
+from mechrep.generation.whole_texts import decode_reference
 from mechrep.interventions import Heads, Intervention, Neurons, add, mean, resample, scale
 from mechrep.text.corpus import Corpus
 from tests.interventions.heads_by_hand import ByHand, logits_by_hand

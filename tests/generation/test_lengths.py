@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import mechrep
+from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.errors import InputError
 from mechrep.interventions.apply import logits
 from mechrep.models.anatomy import Site
@@ -102,3 +103,111 @@ def test_both_views_keep_the_positions_of_every_text(name: str) -> None:
     found = mechrep.CorpusCache(model, corpus, view="transformer_lens").get(Site.RESID_POST, layers=[2])[0]
     for number, ids in enumerate(texts):
         assert oracles.gap(found[number, : len(ids)], oracles.look(family, plain, ids).after[2]) < 1e-4
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+WINDOWS = ["Mistral", "Gemma 2", "Gemma 3", "Llama 4", "GPT-Neo", "gpt-oss", "Qwen2, windows", "PhiMoE"]
+STATES = ["Qwen3-Next", "Qwen3.5", "Jamba", "Falcon-H1", "Bamba", "LFM2", "GraniteMoE hybrid", "RecurrentGemma"]
+PROMPTS, NEW = (24, 3, 40, 31, SWITCH, SWITCH + 1, 13), 14
+
+
+def slow_but(names: list[str], *few: str) -> list[Any]:
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def edited(family: Family, plain: Any, number: int, start: int) -> tuple[Any, Any]:
+    """One of some edits, in mechrep and as plain hooks."""
+    layer = family.with_attention[-1]
+    heads, moved = [(layer, 1), (layer, 3)], [(family.with_attention[0], 2)]
+    neurons = [(family.dense[0], 5), (family.dense[-1], 11)] if family.dense and family.act is not None else []
+    kinds: list[tuple[Any, Any]] = [
+        (None, oracles.zero_heads(family, plain, [])),
+        (mechrep.Heads(heads, "zero", when="all"), oracles.zero_heads(family, plain, heads, start=start)),
+    ]
+    if not family.gated_attention:  # there moving is refused
+        moving = mechrep.Heads(moved, "to_bos", when="all")
+        kinds.append((moving, oracles.heads_to_first(family, plain, moved, start=start)))
+    if neurons:
+        cut = mechrep.Neurons(neurons, "zero", when="all")
+        kinds.append((cut, oracles.change_neurons(family, plain, neurons, start=start)))
+    return kinds[number % len(kinds)]
+
+
+@pytest.mark.filterwarnings("ignore:.*reads the whole text")
+@pytest.mark.parametrize("name", slow_but([*CHANGING, *WINDOWS, *STATES], *CHANGING, "Mistral", "Llama 4", "LFM2"))
+def test_writing_is_one_pass_per_token(name: str) -> None:
+    """Rows come and go, some are read token by token from their first edit on, all pass windows and switches."""
+    family, plain, model = made(name)
+    prompts = texts_of(PROMPTS)
+    edits, starts, expected = [], [], []
+    for number, prompt in enumerate(prompts):
+        start = (0, len(prompt) - 1, 1, len(prompt) // 2)[(number // 4 + number) % 4]
+        cut, oracle = edited(family, plain, number, start)
+        with oracle:
+            expected.append(oracles.continuation(plain, prompt, NEW))
+        edits.append(cut)
+        starts.append(start)
+    corpus = mechrep.Corpus.from_tokens(prompts, model=model)
+    for size in (3, 7):
+        written = mechrep.generate(
+            model, corpus, max_new_tokens=NEW, interventions=edits, starts=starts, batch_size=size, stop_when=None
+        )
+        assert [written.row(number) for number in range(len(prompts))] == expected
+
+
+def test_where_nothing_can_be_kept_it_is_said_once() -> None:
+    family = families()["RecurrentGemma"]
+    model = mechrep.load_model(build(family))
+    corpus = mechrep.Corpus.from_tokens(texts_of((5,)), model=model)
+    with pytest.warns(UserWarning, match="whole text"):
+        mechrep.generate(model, corpus, max_new_tokens=2)
+    mechrep.generate(model, corpus, max_new_tokens=2)  # a second warning would be an error
+
+
+def test_short_texts_of_dynamic_models_are_written_fast() -> None:
+    family, plain, _ = made("Llama, dynamic NTK")
+    model = mechrep.load_model(build(family))
+    (prompt,) = texts_of((10,))
+    corpus = mechrep.Corpus.from_tokens([prompt], model=model)
+    written = mechrep.generate(model, corpus, max_new_tokens=8, stop_when=None)  # no warning
+    assert written.row(0) == oracles.continuation(plain, prompt, 8)
+
+
+@pytest.mark.parametrize("name", ["Phi-3, longrope"])
+def test_the_reference_view_crosses_the_switch_too(name: str) -> None:
+    _, plain, model = made(name)
+    prompts = texts_of((28, 9))
+    corpus = mechrep.Corpus.from_tokens(prompts, model=model)
+    written = mechrep.generate(model, corpus, max_new_tokens=8, stop_when=None, view="transformer_lens")
+    assert [written.row(i) for i in range(2)] == [oracles.continuation(plain, one, 8) for one in prompts]
+
+
+@pytest.mark.filterwarnings("ignore:.*reads the whole text")
+def test_sampling_does_not_notice_the_switch() -> None:
+    """A text that is left by one decoder and taken up by the next draws on."""
+    *_, model = made("Phi-3, longrope")
+    (prompt,) = texts_of((28,))
+    corpus = mechrep.Corpus.from_tokens([prompt], model=model)
+    settings: dict[str, Any] = {"max_new_tokens": 12, "stop_when": None, "temperature": 1.0, "seed": 3}
+    written = mechrep.generate(model, corpus, **settings).row(0)
+    assert written == mechrep.generate(model, corpus, view="transformer_lens", **settings).row(0)
+    assert len(written) == 40
+
+
+# -- scoring ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", slow_but([*CHANGING, "Mistral", *STATES], *CHANGING, "LFM2", "Falcon-H1"))
+def test_scores_are_those_of_the_text_alone(name: str) -> None:
+    family, plain, model = made(name)
+    texts = [ScoredText(tuple(ids), len(ids) // 2, len(ids) // 2 - 1, n) for n, ids in enumerate(texts_of())]
+    heads = [(family.with_attention[-1], 1)]
+    found = score_tokens(model, texts, [None, mechrep.Heads(heads, "zero", when="all")])
+    for one, scores in zip(texts, found, strict=True):
+        ids = torch.tensor(one.tokens)
+        for row, off in enumerate(([], heads)):
+            with oracles.zero_heads(family, plain, off, start=one.start):
+                right = oracles.logits(plain, list(one.tokens)).log_softmax(-1)
+            right = right[one.first - 1 : -1].gather(1, ids[one.first :, None])[:, 0]
+            assert (scores.log_probability[row] - right).abs().max() < 1e-3
