@@ -41,7 +41,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError, ModelError
 from mechrep.measures.head_targets import HeadTableResult
-from mechrep.models.anatomy import Site
+from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.models.stream import FrozenNorm, Stream, exact, wide
@@ -65,6 +65,7 @@ class HeadCircuits:
     Args:
         model: the model, raw or in compatibility mode: what is worked out from these weights is the same.  Norms are
             remembered, so make new circuits when weights change.
+        readers: which inputs of the heads are needed; fewer for a model whose queries and keys are compressed (MLA).
 
     Attributes:
         model: the model.
@@ -82,18 +83,24 @@ class HeadCircuits:
         (True, True)
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, readers: Sequence[Reader] = ("Q", "K", "V")) -> None:
         anatomy = model.anatomy
-        absent = [site.value for site in (*_SITES.values(), Site.Z, Site.ATTN_OUT) if not anatomy.has(site)]
+        needed = (*(_SITES[reader] for reader in readers), Site.Z, Site.ATTN_OUT)
+        absent = [site for site in needed if not anatomy.has(site)]
         if absent:
             raise ModelError(
-                f"{anatomy.architecture}, without {', '.join(absent)}",
-                "attention with a query, key, value and output of each head",
+                f"{anatomy.architecture}, without {', '.join(site.value for site in absent)}",
+                f"attention with what each head reads and writes ({anatomy.why_not(absent[0])})",
                 "this model has no separate heads; use a score of attention patterns",
             )
         self.model, self.n_heads = model, anatomy.n_heads
-        self.stream = Stream(model)
+        self.stream, self.readers = Stream(model), tuple(readers)
         self._check()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers with heads."""
+        return self.model.anatomy.attention_layers
 
     def norm(self, layer: int) -> FrozenNorm:
         """The norm whose output the heads of a layer read; one that changes nothing where there is none (OLMo 2)."""
@@ -112,14 +119,14 @@ class HeadCircuits:
 
     def reading(self, layer: int, which: Reader) -> Float[Tensor, "head d_model d_head"]:
         """``W_Q``, ``W_K`` or ``W_V`` with the norm before it folded in."""
-        return self._per_head(self.norm(layer).fold(wide(getattr(self._block(layer).attn, f"W_{which}"))))
+        weight, _ = self.stream.head_inputs(layer, _SITES[which])
+        return self._per_head(self.norm(layer).fold(weight))
 
     def reading_bias(self, layer: int, which: Reader) -> Float[Tensor, "head d_head"]:
         """What stands beside :meth:`reading`: the bias of the projection and that of the norm before it."""
-        attention = self._block(layer).attn
-        bias = self.norm(layer).bias @ wide(getattr(attention, f"W_{which}"))
-        own = getattr(attention, f"b_{which}", None)
-        return self._per_head(bias if own is None else bias + wide(own))
+        weight, own = self.stream.head_inputs(layer, _SITES[which])
+        bias = self.norm(layer).bias.to(weight) @ weight
+        return self._per_head(bias if own is None else bias + own)
 
     def writing(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """``W_O``, with what stands behind it folded in: a norm (Gemma 2), a residual multiplier (Granite)."""
@@ -148,27 +155,23 @@ class HeadCircuits:
         moved = exact(z) - exact(self.reading_bias(layer, "V"))
         return torch.einsum("...hd,hdm->...hm", moved, exact(self.writing(layer))) * factor[..., None]
 
-    def _block(self, layer: int) -> Any:
-        return self.model.blocks[layer]
-
     def _per_head(self, weight: Tensor) -> Tensor:
         return weight.repeat_interleave(self.n_heads // weight.shape[0], dim=0)
 
     @torch.no_grad()
     def _check(self) -> None:
         model, seen = self.model, {}
-        layers = range(model.anatomy.n_layers)
 
         def keep(activation: Tensor, site: Site, layer: int) -> None:
             seen[site, layer] = activation.clone()
 
-        sites = (Site.RESID_PRE, *_SITES.values(), Site.Z, Site.ATTN_OUT)
-        wanted = {site: layers for site in sites}
-        for some in (_SITES.values(), (Site.RESID_PRE, Site.Z, Site.ATTN_OUT)):
-            read_activations(model, model.probe_tokens(), {site: wanted[site] for site in some}, keep)
+        read = tuple(_SITES[reader] for reader in self.readers)
+        written = (Site.RESID_PRE, Site.Z, Site.ATTN_OUT)
+        for some in (read, written):
+            read_activations(model, model.probe_tokens(), dict.fromkeys(some, self.layers), keep)
         tolerance = _TOLERANCE.get(model.dtype, _HALF_PRECISION_TOLERANCE)
-        for layer in layers:
-            for what, expected, found in self._promises({site: seen[site, layer] for site in sites}, layer):
+        for layer in self.layers:
+            for what, expected, found in self._promises({s: seen[s, layer] for s in (*read, *written)}, layer):
                 size = expected.abs().max().clamp_min(1e-6)
                 if ((expected - found).abs().max() / size).item() > tolerance:
                     raise ModelError(
@@ -181,7 +184,8 @@ class HeadCircuits:
         """What the model computed, and the same from the pieces given here."""
         stream = seen[Site.RESID_PRE]
         scale = self.norm(layer).scale(stream)[..., None]
-        for which, site in _SITES.items():
+        for which in self.readers:
+            site = _SITES[which]
             read = torch.einsum("bpm,hmd->bphd", exact(stream), exact(self.reading(layer, which))) / scale
             found = self._per_head(exact(seen[site]).movedim(2, 0)).movedim(0, 2)
             yield site.value, found, read + exact(self.reading_bias(layer, which))
@@ -334,17 +338,18 @@ def head_composition(model: Model, *, draws: int = 4, seed: int = 0) -> HeadComp
     if draws < 2:
         raise InputError(f"draws={draws}", "at least 2, to know how far they scatter", "leave it out")
     circuits, generator = HeadCircuits(model), torch.Generator().manual_seed(seed)
-    trained = [_weights(circuits, layer) for layer in range(model.anatomy.n_layers)]
+    there = circuits.layers
+    trained = [_weights(circuits, layer) for layer in there]
     null = torch.stack(
         [
-            _all_scores([_gaussian(circuits, layer, generator) for layer in range(model.anatomy.n_layers)])
+            _spread(_all_scores([_gaussian(circuits, layer, generator) for layer in there]), model.anatomy)
             for _ in range(draws)
         ]
     ).permute(1, 2, 4, 0, 3, 5)  # [mode from_layer to_layer draw from_head to_head]
     null = null.flatten(3)
     return HeadCompositionResult(
         weights_provenance(model, {"draws": draws, "seed": seed}),
-        scores=_all_scores(trained),
+        scores=_spread(_all_scores(trained), model.anatomy),
         null=null.mean(-1),
         null_sd=null.std(-1),
     )
@@ -373,6 +378,17 @@ def _all_scores(
     return scores
 
 
+def _spread(scores: Tensor, anatomy: Anatomy) -> Float[Tensor, "mode from_layer from_head to_layer to_head"]:
+    """Scores of the layers with heads at their own numbers; NaN for the others."""
+    there, n = list(anatomy.attention_layers), anatomy.n_layers
+    if len(there) == n:
+        return scores
+    whole = torch.full((len(MODES), n, anatomy.n_heads, n, anatomy.n_heads), torch.nan)
+    for number, layer in enumerate(there):
+        whole[:, layer][:, :, there] = scores[:, number]
+    return whole
+
+
 def _weights(circuits: HeadCircuits, layer: int) -> Weights:
     readers: tuple[Reader, ...] = ("Q", "K", "V")
     return {which: circuits.reading(layer, which) for which in readers} | {
@@ -382,9 +398,13 @@ def _weights(circuits: HeadCircuits, layer: int) -> Weights:
 
 def _gaussian(circuits: HeadCircuits, layer: int, generator: torch.Generator) -> Weights:
     """Weights of the same shapes, drawn anew and read through the same norms."""
-    attention, drawn = circuits.model.blocks[layer].attn, {}
+    drawn: Weights = {}
     for which in ("Q", "K", "V", "O"):
-        like = wide(getattr(attention, f"W_{which}"))
+        like = (
+            circuits.stream.head_outputs(layer)
+            if which == "O"
+            else circuits.stream.head_inputs(layer, _SITES[which])[0]
+        )
         weight = torch.randn(like.shape, generator=generator).to(like)
         folded = weight if which == "O" else circuits.norm(layer).fold(weight)
         drawn[which] = folded.repeat_interleave(circuits.n_heads // len(folded), dim=0)
@@ -515,7 +535,7 @@ def head_tables(
     """The scores of all heads, by name."""
     shape = (circuits.model.anatomy.n_layers, circuits.n_heads)
     tables = {name: torch.full(shape, torch.nan) for name in OVScoreResult.names}
-    for layer in range(shape[0]):
+    for layer in circuits.layers:
         values, outputs = circuits.reading(layer, "V"), circuits.writing(layer)
         for head in range(shape[1]):
             left, right = _factors(circuits, embedding, values[head], outputs[head])
@@ -530,7 +550,7 @@ def head_tables(
 def embedded_tokens(model: Model, embed: Embedding) -> Float[Tensor, "d_vocab d_model"]:
     """What each token is before a head looks at it, see :func:`ov_scores`."""
     if embed == "token":
-        return wide(model.W_E)
+        return Stream(model).embedding
     rows: list[Tensor] = []
     for tokens in torch.arange(model.anatomy.d_vocab, device=model.device).split(2048):
         read_activations(
@@ -567,7 +587,7 @@ def _null(circuits: HeadCircuits, embedding: Tensor, draws: int, generator: torc
     """``eigen`` of heads with Gaussian weights, read through the norms of the model's layers in turn."""
     anatomy, scores = circuits.model.anatomy, torch.zeros(draws)
     for draw in range(draws):
-        norm = circuits.norm(draw % anatomy.n_layers)
+        norm = circuits.norm(circuits.layers[draw % len(circuits.layers)])
         value, output = (torch.randn(anatomy.d_model, anatomy.d_head, generator=generator) for _ in range(2))
         folded = norm.fold(value.to(norm.gain))
         scores[draw] = _eigen(*_factors(circuits, embedding, folded, output.T.to(norm.gain)))

@@ -285,7 +285,7 @@ class HeadCopying(Analyzer[HeadCopyingResult]):
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN, Site.Z, Site.RESID_POST})
 
     def __init__(self, model: Model) -> None:
-        self.circuits = HeadCircuits(model)
+        self.circuits = HeadCircuits(model, readers=("V",))
         self.direct = DirectLogits(self.circuits.unembed)
         self.state = {}
 
@@ -471,7 +471,7 @@ class CopySuppression(Analyzer[CopySuppressionResult]):
         check_settings(model, embed, k, sample)
         self.m, self.k, self.sample = m, k, sample
         self.embed: Embedding = embed
-        self.circuits = HeadCircuits(model)
+        self.circuits = HeadCircuits(model, readers=("V",))
         self.direct = DirectLogits(self.circuits.unembed)
         self.state = {}
 

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
-from mechrep.errors import InputError, NothingFoundError
+from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.figures import ACCENT, AXIS, DASHES, SEQUENCE, counted, plain, styled, translucent
 from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, text_kinds_of
 from mechrep.measures.head_circuits import HeadCircuits
@@ -232,7 +232,16 @@ class LogitAttribution:
     """
 
     def __init__(self, model: Model) -> None:
-        self.circuits = HeadCircuits(model)
+        roles = () if model.trace is None else model.trace.roles
+        without = sorted(set(range(model.anatomy.n_layers)) - set(model.anatomy.attention_layers))
+        beside = [layer for layer, role in enumerate(roles) if role.beside is not None]
+        if without or beside:
+            raise ModelError(
+                f"{model.anatomy.architecture}, with other mixers than attention in layers {without or beside}",
+                "layers of attention and an MLP: what else writes would be counted as the MLP",
+                "use ablations, or scores of attention patterns",
+            )
+        self.circuits = HeadCircuits(model, readers=())
         self.model = model
 
     @cached_property

@@ -217,7 +217,8 @@ def _probe(model: Model) -> Reading:
     if model.plain is None or model.handles is None:
         return nothing
     tokens, there = model.probe_tokens(), model.anatomy.attention_layers
-    if not _asks_for_attention(model.plain, tokens):
+    known = [model.handles.attentions[layer] for layer in there]
+    if any(part is None for part in known) or _asks_for_attention(model.plain, tokens) not in known:
         return nothing
     length, n_heads = tokens.shape[1], model.anatomy.n_heads
     seen = {layer: torch.zeros(len(tokens), n_heads, length, length, device=tokens.device) for layer in there}
@@ -297,8 +298,8 @@ def _is_read(rows: Tensor, value: Tensor, read: Tensor, dtype: torch.dtype) -> b
     return bool((expected - read.view_as(expected)).abs().max() / scale <= tolerance)
 
 
-def _asks_for_attention(plain: nn.Module, tokens: Tensor) -> bool:
-    """Whether the model's attention is computed by a function that can be chosen; its mask is an ordinary one here."""
+def _asks_for_attention(plain: nn.Module, tokens: Tensor) -> nn.Module | int:
+    """The first module that has its attention computed by a function that can be chosen; 0 where none does."""
     from transformers.masking_utils import eager_mask
 
     asked: list[nn.Module] = []
@@ -309,7 +310,7 @@ def _asks_for_attention(plain: nn.Module, tokens: Tensor) -> bool:
 
     with _attention_function(attention, eager_mask), attention_computed(plain, _NAME), suppress(AllRead):
         plain(input_ids=tokens, use_cache=False)
-    return bool(asked)
+    return asked[0] if asked else 0
 
 
 @contextmanager

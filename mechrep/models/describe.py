@@ -131,6 +131,10 @@ def _absent(handles: PlainHandles, seen: Trace, config: Any, gated: bool) -> Ite
     ):
         for site in (Site.GATE_PRE, Site.GATE_ACT):
             yield site, "its activation function is not a module of its own"
+    output = next(part for part in handles.attention_outputs if part is not None)
+    queries = [int(weight_of(part).shape[1]) for part in handles.queries if part is not None]
+    if any(width != int(weight_of(output).shape[0]) for width in queries) and not getattr(config, "kv_lora_rank", None):
+        yield Site.Q, "queries are made together with a gate on what the heads read"
     if getattr(config, "kv_lora_rank", None):
         for site in (Site.Q, Site.K):
             yield site, "queries and keys are made of compressed ones (MLA)"

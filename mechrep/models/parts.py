@@ -58,6 +58,7 @@ class PlainHandles:
         attention_outputs: module whose *input* is ``Z`` with its heads side by side.
         attentions: module that returns its weights, ``PATTERN``, beside its output where they are computed step by
             step.  Whether they are the pattern is checked by reading.
+        queries: the projection whose output is ``Q``, of families that keep one matrix for it; keys, values: likewise.
         experts: module that holds the routed experts; its MLP's own ``activations`` and ``mlp_outputs`` are those of
             the shared experts, if there are any.
         mixtures: the module around the experts and their router.
@@ -68,11 +69,14 @@ class PlainHandles:
     mlp_outputs: tuple[nn.Module | None, ...]
     attention_outputs: tuple[nn.Module | None, ...]
     attentions: tuple[nn.Module | None, ...]
+    queries: tuple[nn.Module | None, ...] = ()
+    keys: tuple[nn.Module | None, ...] = ()
+    values: tuple[nn.Module | None, ...] = ()
     experts: tuple[nn.Module | None, ...] = ()
     mixtures: tuple[nn.Module | None, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("experts", "mixtures"):
+        for name in ("queries", "keys", "values", "experts", "mixtures"):
             if not getattr(self, name):
                 object.__setattr__(self, name, (None,) * len(self.layers))
 
@@ -102,17 +106,29 @@ def find_handles(module: nn.Module, n_layers: int) -> PlainHandles | None:
         for layer, mixture in zip(layers, mixtures, strict=True)
     )
     outputs = tuple(find_part(layer, _ATTENTION_OUTPUT) for layer in layers)
+    attentions = tuple(None if o is None else _parent(layer, o) for layer, o in zip(layers, outputs, strict=True))
+    projections = [_projections(attentions, name) for name in ("q_proj", "k_proj", "v_proj")]
     return PlainHandles(
-        layers,
-        tuple(None if part is None else find_part(part, _ends(_ACTIVATION, part, layers)) for part in dense),
-        tuple(None if part is None else find_part(part, _ends(_MLP_OUTPUT, part, layers)) for part in dense),
-        outputs,
-        tuple(
-            None if output is None else _parent(layer, output) for layer, output in zip(layers, outputs, strict=True)
+        layers=layers,
+        activations=tuple(
+            None if part is None else find_part(part, _ends(_ACTIVATION, part, layers)) for part in dense
         ),
-        experts,
-        mixtures,
+        mlp_outputs=tuple(
+            None if part is None else find_part(part, _ends(_MLP_OUTPUT, part, layers)) for part in dense
+        ),
+        attention_outputs=outputs,
+        attentions=attentions,
+        queries=projections[0],
+        keys=projections[1],
+        values=projections[2],
+        experts=experts,
+        mixtures=mixtures,
     )
+
+
+def _projections(attentions: tuple[nn.Module | None, ...], name: str) -> tuple[nn.Module | None, ...]:
+    found = (getattr(attention, name, None) for attention in attentions)
+    return tuple(part if isinstance(part, nn.Module) else None for part in found)
 
 
 def find_layers(module: nn.Module, n_layers: int) -> tuple[nn.Module, ...] | None:

@@ -35,14 +35,14 @@ from mechrep.models.attention import (
 )
 from mechrep.models.model import Model
 from mechrep.models.neurons import looking_at
-from mechrep.models.parts import find_handles, first_tensor
+from mechrep.models.parts import find_handles, first_tensor, weight_of
 from mechrep.models.stream import Stream
 
 View = Literal["auto", "plain", "transformer_lens"]
 Receiver = Callable[[Tensor, Site, int], None]
 
-# Where the model has them; PATTERN only where patterns_agree(model), V only where rows_agree(model).
-PLAIN_SITES = frozenset(Site) - {Site.EMBED, Site.Q, Site.K, Site.SCORES}
+# Where the model has them; PATTERN only where patterns_agree(model), Q, K and V where they have a matrix of their own.
+PLAIN_SITES = frozenset(Site) - {Site.EMBED, Site.SCORES}
 _AT_NEURONS = NEURON_SITES | {Site.ROUTER}
 
 _patterns_agree: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
@@ -61,8 +61,10 @@ def choose_view(model: Model, sites: Collection[Site], view: View = "auto") -> L
     lacking = set(Site) if not model.fast else set(Site) - PLAIN_SITES
     if Site.PATTERN in sites and Site.PATTERN not in lacking and not patterns_agree(model):
         lacking.add(Site.PATTERN)
-    if Site.V in sites and Site.V not in lacking and not rows_agree(model):
-        lacking.add(Site.V)
+    for site in (Site.Q, Site.K, Site.V):
+        served = site in lacking or _projected(model, site) or (site is Site.V and rows_agree(model))
+        if site in sites and not served:
+            lacking.add(site)
     if view == "plain" and not lacking.isdisjoint(sites):
         given, served = sorted(lacking & set(sites)), sorted(set(Site) - lacking)
         raise InputError(
@@ -71,6 +73,22 @@ def choose_view(model: Model, sites: Collection[Site], view: View = "auto") -> L
             "use view='auto'",
         )
     return "plain" if lacking.isdisjoint(sites) else "transformer_lens"
+
+
+def _projected(model: Model, site: Site) -> bool:
+    """Whether every layer with attention has a matrix of its own for queries, keys or values."""
+    projections, heads = _projections(model, site)
+    width = heads * model.anatomy.d_head
+    there = (projections[layer] for layer in model.anatomy.attention_layers)
+    return all(part is not None and int(weight_of(part).shape[1]) == width for part in there)
+
+
+def _projections(model: Model, site: Site) -> tuple[tuple[nn.Module | None, ...], int]:
+    """The projections of all layers, and how many heads each makes."""
+    handles, anatomy = model.handles, model.anatomy
+    assert handles is not None
+    parts = {Site.Q: handles.queries, Site.K: handles.keys, Site.V: handles.values}[site]
+    return parts, anatomy.n_heads if site is Site.Q else anatomy.n_kv_heads
 
 
 @torch.no_grad()
@@ -168,7 +186,7 @@ def _read_plain(
 def _hooked(model: Model, pairs: list[tuple[Site, int]], receive: Receiver) -> Iterator[None]:
     """While open, passes of the plain view hand over what is wanted."""
     assert model.plain is not None
-    valued = [layer for site, layer in pairs if site is Site.V]
+    valued = [layer for site, layer in pairs if site is Site.V and not _projected(model, Site.V)]
     patterned = [layer for site, layer in pairs if site is Site.PATTERN]
     with ExitStack() as stack:
         if valued:  # attention is computed here then, and gives patterns too
@@ -187,7 +205,7 @@ def _hooked(model: Model, pairs: list[tuple[Site, int]], receive: Receiver) -> I
         elif patterned:
             stack.enter_context(attention_computed(model.plain, "eager"))
         for site, layer in pairs:
-            if site is not Site.V and not (valued and site is Site.PATTERN):
+            if not (valued and site in (Site.V, Site.PATTERN)):
                 stack.enter_context(_reading(model, site, layer, partial(_hand_over, receive, site, layer)))
         yield
 
@@ -233,6 +251,10 @@ def _reading(model: Model, site: Site, layer: int, receive: Callable[..., None])
 def _place(model: Model, site: Site, layer: int) -> tuple[nn.Module, Literal["input", "output", "weights"]]:
     handles, roles = model.handles, model.trace.roles[layer] if model.trace is not None else None
     assert handles is not None and roles is not None
+    if site in (Site.Q, Site.K, Site.V):
+        module = _projections(model, site)[0][layer]
+        assert module is not None
+        return module, "output"
     places: dict[Site, tuple[nn.Module | None, Literal["input", "output", "weights"]]] = {
         Site.RESID_PRE: (handles.layers[layer], "input"),
         Site.RESID_POST: (handles.layers[layer], "output"),
@@ -252,8 +274,8 @@ def _shaped(model: Model, site: Site, layer: int, value: Any) -> Tensor:
     """What is read, in the shape and size that the site promises."""
     tensor = first_tensor(value)
     assert tensor is not None and model.trace is not None
-    if site is Site.Z:
-        return tensor.unflatten(-1, (model.anatomy.n_heads, model.anatomy.d_head))
+    if site in (Site.Q, Site.K, Site.V, Site.Z):
+        return tensor.unflatten(-1, (-1, model.anatomy.d_head))
     roles = model.trace.roles[layer]
     multiplier = {Site.ATTN_OUT: roles.multiplier, Site.MLP_OUT: roles.mlp_multiplier}.get(site, 1.0)
     return tensor * multiplier if multiplier != 1 else tensor

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.errors import ModelError
+from mechrep.models.anatomy import Site
 from mechrep.models.experts import down_matrix
 from mechrep.models.model import Model
 from mechrep.models.parts import capped, first_tensor, weight_of
@@ -285,6 +286,33 @@ class Stream:
                 "leave it out",
             )
         return wide(weight_of(output)).unflatten(0, (self.model.anatomy.n_heads, self.model.anatomy.d_head))
+
+    def head_inputs(self, layer: int, site: Site) -> tuple[Float[Tensor, "head d_model d_head"], Tensor | None]:
+        """``W_Q``, ``W_K`` or ``W_V``, one matrix per head that has its own, and the bias beside it.
+
+        Args:
+            layer: with softmax attention.
+            site: ``Q``, ``K`` or ``V``.
+        """
+        handles = self.model.handles if self._plain else None
+        parts = (
+            None if handles is None else {Site.Q: handles.queries, Site.K: handles.keys, Site.V: handles.values}[site]
+        )
+        module = None if parts is None else parts[layer]
+        if module is None:  # TransformerLens takes fused matrices apart
+            attention, letter = self.model.tl.blocks[layer].attn, site.value.upper()
+            own = getattr(attention, f"b_{letter}", None)
+            return wide(getattr(attention, f"W_{letter}")), None if own is None else wide(own)
+        weight = wide(weight_of(module)).unflatten(1, (-1, self.model.anatomy.d_head)).transpose(0, 1)
+        bias: Any = getattr(module, "bias", None)
+        return weight, None if bias is None else wide(bias).unflatten(0, (-1, self.model.anatomy.d_head))
+
+    @property
+    def embedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        """``W_E``, before any factor that the family multiplies it with."""
+        if not self._plain:
+            return wide(self.model.tl.W_E)
+        return wide(self.model.plain.get_input_embeddings().weight)  # pyright: ignore
 
     def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """The bias of attention's output matrix."""

@@ -40,7 +40,7 @@ def verdict(capability: Capability, case: Case) -> str:
 
 def because(error: MechrepError, architecture: str) -> str:
     """One sentence out of an error of mechrep's, the same for all models."""
-    said = f"it takes {error.expected}, and what was given is {error.given}"
+    said = f"this needs {error.expected}; here it is {error.given}"
     for name in (f"'{architecture}' ({architecture})", f"{architecture} ({architecture})", f"'{architecture}'"):
         said = said.replace(name, architecture)
     return re.sub(rf"(?<!type )(?<!class ){architecture}", "the model", said)
