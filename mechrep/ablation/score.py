@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.generation.slot_cache import has_states, why_not_kept
+from mechrep.generation.slot_cache import has_states, shares_keys, why_not_kept
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
@@ -272,7 +272,7 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
     end = length - 1
     if any(one is not None and one.holds(model.anatomy) for one in interventions):
         begin = 0  # levels are caught at a text's first token after BOS, which therefore must go by
-    if why_not_kept(model) or has_states(model):
+    if why_not_kept(model) or has_states(model) or shares_keys(model):
         begin = 0
     if model.lengths is not None and length > model.lengths.switch:
         begin, end = 0, length  # keys of the beginning alone have other angles, and so might the text without its end
@@ -288,6 +288,8 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
     starts = torch.tensor([texts[text].start for text, _ in pairs], device=model.device)
     positions = torch.arange(begin, end, device=model.device)[None]
     first_layers = first_edited_layers(table, model.anatomy.n_layers)
+    if why_not_kept(model) or shares_keys(model):
+        first_layers = torch.zeros_like(first_layers)  # layers above look at the rows of layers below
     size = min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.anatomy.d_vocab) // positions.shape[1]
     with table.applied():
         for rows in torch.arange(len(pairs), device=model.device).split(max(1, size)):

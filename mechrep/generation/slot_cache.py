@@ -250,6 +250,19 @@ def has_states(model: Model) -> bool:
     return any(isinstance(kind, LinearAttentionCacheLayerMixin) for kind in kept_by(model))
 
 
+def shares_keys(model: Model) -> bool:
+    """Whether some layers with attention read the keys and values of a layer below them (Gemma 3n, Gemma 4).
+
+    Example:
+        >>> import mechrep
+        >>> shares_keys(mechrep.load_model("mechrep-tiny"))
+        False
+    """
+    config, kinds = model.config, kept_by(model)
+    own = [isinstance(kinds[layer], CacheLayerMixin) for layer in model.anatomy.attention_layers]
+    return bool(getattr(config, "num_kv_shared_layers", 0)) or not all(own)
+
+
 def prefill(model: Model, prefixes: Sequence[Sequence[int]]) -> Cache:
     """What is kept of right-padded prefixes: causal attention leaves the padding out of what is read later.
 

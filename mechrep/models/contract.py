@@ -6,6 +6,8 @@ number into nonsense without a word.  So a model that breaks one of these promis
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def check_contract(model: Model) -> None:
     Checked: no logit is NaN; rows of the attention pattern sum to 1 (to less where a learned sink takes the rest);
     neurons have the stated number, and ``MLP_POST`` is ``GATE_ACT`` times the up-projection in a gated MLP; removing
     all neurons of a layer changes the logits; the last residual stream gives the logits; what comes later changes
-    nothing before it; a text has the same logits alone and in a batch.
+    nothing before it, nor how far away it is; a text has the same logits alone and in a batch.
 
     Raises:
         ModelError: naming the broken promise.
@@ -41,6 +43,7 @@ def check_contract(model: Model) -> None:
     _require(model, not bad, f"logits are numbers ({bad} of {logits.numel()} are not)")
     _check_later_text(model, tokens, logits)
     _check_company(model, tokens, logits)
+    _check_far_text(model, tokens, logits)
     _check_patterns(model, tokens)
     _check_neurons(model, tokens, logits)
     _check_head(model, tokens, logits)
@@ -64,6 +67,19 @@ def _check_company(model: Model, tokens: Tensor, logits: Tensor) -> None:
     _require(
         model, _close(model, alone, logits[1:, :length]), "a text has the same logits alone and beside a longer one"
     )
+
+
+def _check_far_text(model: Model, tokens: Tensor, logits: Tensor) -> None:
+    """A last token at the end of the context, in place of a text that long: positions may not depend on it unseen."""
+    assert model.plain is not None
+    if model.lengths is not None or "position_ids" not in inspect.signature(type(model.plain).forward).parameters:
+        return
+    last = tokens.shape[1] - 1
+    positions = torch.arange(last + 1, device=tokens.device)[None].repeat(len(tokens), 1)
+    positions[:, last] = model.anatomy.n_ctx - 1
+    moved = model.plain(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    same = _close(model, moved[:, :last], logits[:, :last])
+    _require(model, same, "positions of a text do not depend on how long it is, in a way that was not found")
 
 
 def _check_patterns(model: Model, tokens: Tensor) -> None:

@@ -13,6 +13,7 @@ forward pass over a padded batch gives every row the angles that it has alone.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,8 +46,7 @@ class _Call:
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> _Call:
         """Of a call as a hook sees it."""
-        known = list(inspect.signature(module.forward).parameters)
-        return cls(args, named, _POSITIONS if _POSITIONS in named else known.index(_POSITIONS))
+        return cls(args, named, _POSITIONS if _POSITIONS in named else _takes(type(module)).index(_POSITIONS))
 
     @property
     def positions(self) -> Int[Tensor, "*row pos"]:
@@ -214,8 +214,13 @@ def _calls(module: nn.Module, tokens: Tensor) -> list[tuple[nn.Module, _Call]]:
 
 
 def _asks(part: nn.Module) -> bool:
-    known = list(inspect.signature(part.forward).parameters)
-    return _POSITIONS in known[1:] and next(part.parameters(), None) is None
+    return _POSITIONS in _takes(type(part))[1:] and next(part.parameters(), None) is None
+
+
+@functools.cache
+def _takes(kind: type[nn.Module]) -> list[str]:
+    """What modules of a class are given."""
+    return list(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _exact(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

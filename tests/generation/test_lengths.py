@@ -5,6 +5,7 @@ The oracle is the Hugging Face module: one text at a time, the whole of it at ev
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import mechrep
 from mechrep.ablation.score import ScoredText, score_tokens
-from mechrep.errors import InputError
+from mechrep.errors import InputError, ModelError
 from mechrep.interventions.apply import logits
 from mechrep.models.anatomy import Site
 from mechrep.models.attention import read_attention_rows
@@ -103,6 +104,50 @@ def test_both_views_keep_the_positions_of_every_text(name: str) -> None:
     found = mechrep.CorpusCache(model, corpus, view="transformer_lens").get(Site.RESID_POST, layers=[2])[0]
     for number, ids in enumerate(texts):
         assert oracles.gap(found[number, : len(ids)], oracles.look(family, plain, ids).after[2]) < 1e-4
+
+
+def longrope(name: str, **settings: Any) -> Any:
+    """A tiny model of a family with the positions of Phi-3."""
+    import transformers
+
+    from tests.families.dense import GROUPED, rope
+    from tests.families.zoo import liven, quietly
+
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": SWITCH}
+    positions = rope(rope_type="longrope", short_mscale=1.1, long_mscale=1.3, **factors)
+    config = getattr(transformers, f"{name}Config")(**GROUPED, rope_parameters=positions, **settings)
+    module = quietly(lambda: getattr(transformers, f"{name}ForCausalLM")(config)).eval().requires_grad_(False)
+    liven(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["Phimoe", pytest.param("Phi3", marks=pytest.mark.slow)])
+def test_families_with_a_switch_and_windows_of_their_own(name: str) -> None:
+    """PhiMoE scales its angles by another factor in long texts; Phi-3 has windows too."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    settings = experts if name == "Phimoe" else {"original_max_position_embeddings": SWITCH}
+    module = longrope(name, sliding_window=8, **settings)
+    plain, model = copy.deepcopy(module), mechrep.load_model(module)
+    assert model.lengths is not None and model.lengths.switch == SWITCH
+    prompts = texts_of((28, 9, 40))
+    corpus = mechrep.Corpus.from_tokens(prompts, model=model)
+    written = mechrep.generate(model, corpus, max_new_tokens=8, stop_when=None)
+    assert [written.row(i) for i in range(3)] == [oracles.continuation(plain, one, 8) for one in prompts]
+
+
+def test_positions_that_depend_on_length_unseen_are_refused() -> None:
+    """A rotary module that does not name its positions cannot be told lengths: the model is not measured at all."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    class Stretching(LlamaRotaryEmbedding):
+        def forward(self, x: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+            far = given["position_ids"].max() > SWITCH
+            return super().forward(x, given["position_ids"] * (0.5 if far else 1.0))
+
+    module = build(families()["Llama"])
+    module.model.rotary_emb = Stretching(module.config)
+    with pytest.raises(ModelError, match="how long"):
+        mechrep.load_model(module)
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
