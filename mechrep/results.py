@@ -74,7 +74,9 @@ class Result:
         return table.iloc[self._order(self.ranked_by)].reset_index(drop=True)
 
     def ranking(self, by: str = "") -> list[Any]:
-        """All units as tuples of their axes, the largest value first; NaN last, ties in order.
+        """Units as tuples of their axes, the largest value first, ties in order; those without a value are left out.
+
+        Where no unit has a value, all are there, in order.
 
         Args:
             by: a field; by default the one that this kind of result is ranked by.
@@ -87,7 +89,9 @@ class Result:
             names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), Tensor)]
             raise InputError(f"by={by!r}", f"one of {names}", "choose among these")
         shape = value.shape
-        units = [tuple(int(part) for part in _places(place, shape)) for place in self._order(by or self.ranked_by)]
+        known = int((~value.isnan()).sum()) or value.numel()
+        order = self._order(by or self.ranked_by)[:known]
+        units = [tuple(int(part) for part in _places(place, shape)) for place in order]
         return units if len(shape) > 1 else [unit for (unit,) in units]
 
     def _order(self, by: str) -> list[int]:

@@ -12,10 +12,34 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
+from torch import Tensor
 
 from mechrep.errors import InputError
 
 _FEW_DRAWS = 40  # of fewer, no single one lies outside 95 %
+
+
+def known(values: Tensor) -> Tensor:
+    """The values that are there, as one row: what a layer lacks is NaN in its table.
+
+    Example:
+        >>> import torch
+        >>> known(torch.tensor([[0.5, float("nan")], [0.25, -1.0]])).tolist()
+        [0.5, 0.25, -1.0]
+    """
+    return values[~values.isnan()]
+
+
+def largest(values: Tensor) -> float:
+    """The largest of the values that are known; NaN if none is.
+
+    Example:
+        >>> import torch
+        >>> largest(torch.tensor([[0.5, float("nan")], [0.25, -1.0]]))
+        0.5
+    """
+    there = known(values)
+    return float(there.max()) if there.numel() else float("nan")
 
 
 def proportion_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -43,6 +43,7 @@ from mechrep.generation.patched_model import intervened
 from mechrep.interventions.ops import Combined, Heads, Intervention, Neurons, SinkPatch
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
+from mechrep.models.units import units_per_layer
 from mechrep.progress import progress_bar
 from mechrep.run import Run
 from mechrep.stats import discordant, mcnemar
@@ -264,7 +265,7 @@ def same_on_others(
         raise InputError(
             f"controls of {type(intervention).__name__}", "an intervention on neurons or heads", "pass controls=()"
         )
-    width = anatomy.n_heads if isinstance(intervention, Heads) else anatomy.d_mlp
+    width = units_per_layer(anatomy, "heads" if isinstance(intervention, Heads) else "neurons")
     units = list(intervention.units)
     sets = draw_controls(kind, units, layers=anatomy.n_layers, width=width, draws=draws, seed=seed)
     return [_on(intervention, chosen) for chosen in sets]

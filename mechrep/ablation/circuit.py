@@ -15,6 +15,7 @@ from mechrep.errors import InputError, StoreError
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
+from mechrep.models.units import units_per_layer
 from mechrep.provenance import Provenance
 from mechrep.results import check_count
 
@@ -68,12 +69,16 @@ def check_components(name: str, components: Mapping[str, Sequence[Any]], anatomy
     Raises:
         InputError: naming the first of them.
     """
-    for kind, limit in (("neurons", anatomy.d_mlp), ("heads", anatomy.n_heads)):
+    for kind in ("neurons", "heads"):
+        there = units_per_layer(anatomy, kind)
         for layer, number in components[kind]:
-            if layer >= anatomy.n_layers or number >= limit:
+            if layer >= anatomy.n_layers or number >= there[layer]:
+                limit = there[layer] if layer < anatomy.n_layers else max(there)
                 raise InputError(
                     f"{kind.removesuffix('s')} {number} of layer {layer} in circuit {name!r}",
-                    f"layers 0 to {anatomy.n_layers - 1} and {kind} 0 to {limit - 1}",
+                    f"layers 0 to {anatomy.n_layers - 1} and {kind} 0 to {limit - 1}"
+                    if limit
+                    else f"a layer that has {kind}",
                     "use the model it was found in",
                 )
     for part, layer in components["layers"]:

@@ -67,7 +67,7 @@ def draw_controls(
     units: Sequence[Unit],
     *,
     layers: int,
-    width: int,
+    width: int | Sequence[int],
     draws: int,
     seed: int = 0,
     exclude: Collection[Unit] = (),
@@ -79,7 +79,8 @@ def draw_controls(
         kind: a key of :data:`CONTROLS`.
         units: the set under test, never drawn.
         layers: of the model.
-        width: components per layer.
+        width: components per layer, the same number for all or one for each; see
+            :func:`mechrep.models.units.units_per_layer`.
         draws: sets wanted.
         seed: of the draws.
         exclude: never drawn either: named circuits of the same mechanism.  A random set that holds the partner of the
@@ -101,18 +102,21 @@ def draw_controls(
     if draws < 1:
         raise InputError(f"draws={draws}", "at least one draw of each control", "leave the control out instead")
     control, own = CONTROLS[kind], sorted(set(units))
-    if not own or not all(0 <= layer < layers and 0 <= number < width for layer, number in own):
+    widths = [width] * layers if isinstance(width, int) else list(width)
+    if not own or not all(0 <= layer < layers and 0 <= number < widths[layer] for layer, number in own):
         raise InputError(
             f"components {own[:3]} of {layers} layers of {width}", "at least one, of this model", "correct the list"
         )
+    taken, every = {*own, *exclude}, [(layer, number) for layer in range(layers) for number in range(widths[layer])]
+    free = [unit for unit in every if unit not in taken]
     sizes = None if match is None else match.double().abs().numpy()
-    if control.matches and (sizes is None or sizes.shape != (layers, width) or np.isnan(sizes).any()):
+    if control.matches and (
+        sizes is None or sizes.shape != (layers, max(widths)) or any(np.isnan(sizes[unit]) for unit in every)
+    ):
         given = "nothing to match by" if sizes is None else f"a table of {sizes.shape} to match by"
         raise InputError(
             f"control {kind!r} with {given}", f"a number for each of {layers} layers of {width}", "measure this model"
         )
-    taken = {*own, *exclude}
-    free = [unit for unit in product(range(layers), range(width)) if unit not in taken]
     pool = _Pool(own, free, sizes, draws)
     groups = control.groups(pool)
     for members, number in groups:

@@ -6,7 +6,7 @@ Teacher-forced ones read known texts; :class:`Regeneration` has the model write 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -235,7 +235,7 @@ class LoopDecoding:
 
     Attributes:
         preset: of the detector, see :func:`mechrep.text.cycles.detect_cycle`.
-        max_new_tokens: tokens to write; published: 160.
+        max_new_tokens: tokens to write, fewer where the model reads no more; published: 160.
         stop_early: end a text as soon as its question is answered.
         prompt_length: tokens of a loop-free text that are kept; published: 50.
     """
@@ -277,7 +277,9 @@ class Regeneration(_OnTexts):
         when: When = "from_onset",
     ) -> None:
         super().__init__(model, corpus, loop_families(corpus))
-        self.name, self.loops, self.how = name, loops, decoding
+        room = model.anatomy.n_ctx - max(prompts)  # of the longest; all texts get the same
+        self.how = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, max(1, room)))
+        self.name, self.loops = name, loops
         self.prompts = [tuple(corpus.row(i)[:end]) for i, end in enumerate(prompts)]
         self.starts = [0 if when == "all" else end - 1 for end in prompts]
         self.measures = [Measure(name, "share", trials=1)]
@@ -288,8 +290,8 @@ class Regeneration(_OnTexts):
                 Measure("relooped", "share", trials=1),
                 Measure("new_period", "count"),
             ]
-        self.facts |= {"when": when, "prompts": list(prompts), **vars(decoding)}
-        written = decoding.max_new_tokens * len(self.prompts)
+        self.facts |= {"when": when, "prompts": list(prompts), **vars(self.how)}
+        written = self.how.max_new_tokens * len(self.prompts)
         self.cost = Cost(read=sum(map(len, self.prompts)), written=written)
 
     def values(

@@ -31,6 +31,7 @@ from mechrep.ablation.texts import shared_loops, shared_repeats, shared_windows
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Cut, Op, When, op_name
 from mechrep.models.model import Model
+from mechrep.models.units import units_per_layer
 from mechrep.run import Run, one_of
 from mechrep.text.corpus import Corpus
 
@@ -283,7 +284,6 @@ def _draw(
     """Other circuits with as many components of each kind."""
     draws = run.sizes.draws if controls.draws is None else controls.draws
     anatomy, by_kind = model.anatomy, {}
-    width = {"neurons": anatomy.d_mlp, "heads": anatomy.n_heads}
     for of in piece.kinds:
         units = getattr(piece, of)
         exclude = {unit for one in barred for unit in getattr(one, of)}
@@ -296,9 +296,10 @@ def _draw(
             )  # fmt: skip
             by_kind[of] = [[(parts[part], layer) for part, layer in one] for one in drawn]
         else:
+            assert of == "neurons" or of == "heads"
             by_kind[of] = draw_controls(
-                kind, units, layers=anatomy.n_layers, width=width[of], draws=draws, seed=run.seed, exclude=exclude,
-                match=controls.match.get(kind),
+                kind, units, layers=anatomy.n_layers, width=units_per_layer(anatomy, of), draws=draws, seed=run.seed,
+                exclude=exclude, match=controls.match.get(kind),
             )  # fmt: skip
     number = min(map(len, by_kind.values()))
     return [
@@ -352,7 +353,7 @@ def single_head_sweep(
     options, name = run or Run(), op_name(op)
     given = texts if isinstance(texts, StudyTexts) else StudyTexts(loops=texts)
     cells: list[Cell] = [(Condition(), None)]
-    for layer in range(model.anatomy.n_layers):
+    for layer in model.anatomy.attention_layers:
         for head in range(model.anatomy.n_heads):
             one = Circuit(f"L{layer}H{head}", heads=[(layer, head)])
             condition = Condition(one.name, ABLATION, 1, name, components=one.components)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.decode import generate
 from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
 from mechrep.models import tiny
@@ -38,7 +38,7 @@ def shared_loops(model: Model, run: Run, preset: str = "mechrep") -> Corpus:
 
     Raises:
         NothingFoundError: the model wrote no looping text.
-        InputError: fewer than two families of loops.
+        NothingFoundError: too few families of loops.
 
     Example:
         >>> import mechrep
@@ -79,21 +79,22 @@ def with_split(corpus: Corpus, preset: str = "mechrep", seed: int = 0) -> Corpus
     """The corpus with a column ``split``; a family of loops stays on one side.
 
     Raises:
-        InputError: fewer than two families of loops.
+        NothingFoundError: too few families of loops.
     """
     looping = corpus.frame["onset"].notna().to_numpy()
     if preset == "hiraoka2025":
         return corpus.with_columns(split=np.where(looping, "both", "other").tolist())
     texts = corpus.select(looping)
     families = loop_families(texts)
-    if len(set(families)) < 2:
-        raise InputError(
-            f"{len(texts)} looping texts in {len(set(families))} families of loops",
-            "at least 2 families: one to find with, one to test with",
-            "try more prompts",
-        )
     share = min(_FIND_SHARE, (len(texts) - 1) / len(texts))
-    find, _ = texts.split(share, seed=seed, clusters=families)
+    try:
+        find, _ = texts.split(share, seed=seed, clusters=families)
+    except InputError as error:
+        raise NothingFoundError(
+            f"{len(texts)} looping texts in {len(set(families))} families of loops",
+            "families to find with, and others to test with",
+            "try more prompts",
+        ) from error
     found = set(find.frame["id"])
     names = [
         "other" if not loops else "find" if name in found else "test"
@@ -122,7 +123,7 @@ def find_and_test(corpus: Corpus) -> tuple[Corpus, Corpus]:
 
 def loop_share(model: Model, preset: str, run: Run, n: int = 256) -> tuple[float, tuple[float, float], int]:
     """Share of sampled prompts whose greedy continuation loops by the preset's detector, its Wilson interval, and n."""
-    chosen = loop_preset(preset)
+    chosen = loop_preset(preset).within(model.anatomy.n_ctx)
     prompts = sample_prompts(
         model, n, length=chosen.sampled, temperature=chosen.temperature, top_k=chosen.top_k, seed=run.seed + 1_000_003
     )

@@ -93,9 +93,9 @@ class Analyzer(ABC, Generic[R]):
         """Read a result of this analyzer's kind from a store."""
         return self.result_type.load(folder)  # pyright: ignore[reportReturnType] - it is the R of the class
 
-    def layers(self, anatomy: Anatomy, site: Site) -> range:  # noqa: ARG002 - for those that override it
-        """Layers at which ``site`` is observed; all of them unless overridden."""
-        return range(anatomy.n_layers)
+    def layers(self, anatomy: Anatomy, site: Site) -> Sequence[int]:
+        """Layers at which ``site`` is observed; all that have it unless overridden."""
+        return anatomy.layers_with(site)
 
     def merge(self, other: Analyzer) -> None:
         """Add the state of another analyzer with the same settings.
@@ -305,14 +305,16 @@ class CorpusCache:
 
         Args:
             site: where.
-            layers: all by default.
+            layers: all that have the site by default.
             texts: all by default.
             positions: all by default (``query_pos`` for ``SCORES`` and ``PATTERN``).
 
         Raises:
             InputError: more than ``max_gib``, with the size; a site, layer or text that does not exist, none or twice.
         """
-        chosen_layers = list(range(self.model.anatomy.n_layers)) if layers is None else list(layers)
+        if not self.model.anatomy.has(site):
+            self.model.anatomy.check_site(site, 0)  # says why not
+        chosen_layers = list(self.model.anatomy.layers_with(site) if layers is None else layers)
         chosen_texts = list(range(len(self.corpus))) if texts is None else list(texts)
         _check_numbers("texts", chosen_texts, len(self.corpus))
         _check_numbers("layers", chosen_layers, self.model.anatomy.n_layers)

@@ -8,7 +8,7 @@ loops.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,15 @@ class LoopPreset:
     top_k: int = 50
     greedy: int = 200
     min_prefix: int = 50
+
+    def within(self, n_ctx: int) -> LoopPreset:
+        """The same for a model that reads so many positions: fewer tokens are written where they would not fit.
+
+        Example:
+            >>> LoopPreset().within(128).greedy
+            117
+        """
+        return replace(self, greedy=min(self.greedy, n_ctx - 1 - self.sampled))
 
 
 _FEWEST = 16  # prompts tried together
@@ -157,7 +166,7 @@ def collect_loops(
         >>> "looping" in set(corpus.frame["condition"])
         True
     """
-    chosen = loop_preset(preset)
+    chosen = loop_preset(preset).within(model.anatomy.n_ctx)
     n_others = n_loops if n_others is None else n_others
     limit = 20 * (n_loops + n_others) if max_prompts is None else max_prompts
     if n_loops < 1 or n_others < 0 or limit < 1:

@@ -449,8 +449,7 @@ def _check_width(patch: Intervention, handles: PlainHandles) -> None:
         if isinstance(part, Combined):
             _check_width(part, handles)
         elif isinstance(part, SinkPatch):
-            widest = max(columns_of(handles, layer)[1].stop for layer in range(len(handles.layers)))
-            part.check(len(handles.layers), widest)
+            part.check([columns_of(handles, layer)[1].stop for layer in range(len(handles.layers))])
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from mechrep.interventions.hooks import (
 )
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
+from mechrep.models.units import check_number, check_unit, units_per_layer
 
 
 class Intervention(ABC):
@@ -302,13 +303,7 @@ class UnitIntervention(Intervention):
         """One edit of full width per layer that holds one of the units."""
         site, shape = self.where(anatomy)
         for layer, number in self.units:
-            anatomy.check_layer(layer)
-            if not 0 <= number < shape[0]:
-                raise InputError(
-                    f"{self.unit} {number} of layer {layer}",
-                    f"a {self.unit} from 0 to {shape[0] - 1}",
-                    "check which model it is from",
-                )
+            check_unit(anatomy, "heads" if self.unit == "head" else "neurons", layer, number)
         layers, numbers = torch.tensor(self.units, dtype=torch.long).reshape(-1, 2).unbind(-1)
         values = self.op.offsets(layers, numbers, text, (anatomy.n_layers, *shape))
         edits: Edits = {}
@@ -521,24 +516,20 @@ class SinkPatch(Intervention):
         Raises:
             InputError: a layer or a neuron that the model does not have.
         """
-        self.check(anatomy.n_layers, anatomy.d_mlp)
+        self.check(anatomy.neurons)
         return {self.layer: self.neurons}
 
-    def check(self, n_layers: int, d_mlp: int) -> None:
+    def check(self, there: Sequence[int]) -> None:
         """Refuse a model that lacks the layer or a neuron.
+
+        Args:
+            there: how many neurons each layer has.
 
         Raises:
             InputError: it does.
         """
-        if not 0 <= self.layer < n_layers:
-            raise InputError(f"layer {self.layer}", f"a layer from 0 to {n_layers - 1}", "count layers from 0")
         for neuron in self.neurons:
-            if not 0 <= neuron < d_mlp:
-                raise InputError(
-                    f"neuron {neuron} of layer {self.layer}",
-                    f"a neuron from 0 to {d_mlp - 1}",
-                    "check which model it is from",
-                )
+            check_number(there, "neuron", self.layer, neuron)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold."""
@@ -611,8 +602,8 @@ class WholeLayers(Intervention):
 
     def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
         """Edits of all units of these layers."""
-        width = {"mlp": anatomy.d_mlp, "attention": anatomy.n_heads}
-        units = tuple((part, layer, number) for part, layer in self.parts for number in range(width[part]))
+        width = {"mlp": units_per_layer(anatomy, "neurons"), "attention": units_per_layer(anatomy, "heads")}
+        units = tuple((part, layer, number) for part, layer in self.parts for number in range(width[part][layer]))
         edits: Edits = {}
         for operation in self._of(units):
             edits |= operation.edits(anatomy, text)

@@ -30,6 +30,7 @@ from mechrep.figures import add_heads, counted, finished, panel_height, panels, 
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.attention import QUERIES, read_attention_rows, rows_agree
 from mechrep.models.model import Model
+from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
 from mechrep.text.corpus import Corpus, CorpusLike
@@ -109,7 +110,7 @@ class AttentionSinkResult(Result):
     @property
     def sink_share(self) -> float:
         """``Sink_1^epsilon`` of Gu et al. in per cent: mean over texts, layers and heads of ``alpha_0 > epsilon``."""
-        return 100 * float(self.rate.double().mean())
+        return 100 * float(self.rate.double().nanmean())
 
     @property
     def best_other_key(self) -> Float[Tensor, "layer head key_and_importance"]:
@@ -123,7 +124,7 @@ class AttentionSinkResult(Result):
         values = self.key_importance.masked_fill(~rivals, -torch.inf)
         best = values.max(-1)
         found = torch.stack([best.indices.float(), best.values], dim=-1)
-        return found.masked_fill(~rivals.any(), torch.nan)
+        return found.masked_fill(~rivals.any() | best.values.isnan()[..., None], torch.nan)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per head, best first; ``other_key`` and ``other_alpha`` are :attr:`best_other_key`."""
@@ -137,7 +138,7 @@ _HALF_PRECISION_ROUNDING = 1e-2  # of the sum of a row
 
 def _without_rounding(missing: Float[Tensor, "layer head"]) -> Float[Tensor, "layer head"]:
     """Rows sum to 1 but for rounding unless there is a learned sink, which takes something somewhere."""
-    return missing if bool((missing > _HALF_PRECISION_ROUNDING).any()) else torch.zeros_like(missing)
+    return missing if bool((missing > _HALF_PRECISION_ROUNDING).any()) else missing * 0
 
 
 class AttentionSinks(Analyzer[AttentionSinkResult]):
@@ -183,9 +184,8 @@ class AttentionSinks(Analyzer[AttentionSinkResult]):
 
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
         """Empty sums for this model's heads."""
-        heads = (anatomy.n_layers, anatomy.n_heads)
-        self.state = {name: torch.zeros(heads, dtype=torch.float64) for name in _SUMS}
-        self.state["key_sum"] = torch.zeros(*heads, self.keys, dtype=torch.float64)
+        self.state = {name: empty_table(anatomy, "heads") for name in _SUMS}
+        self.state["key_sum"] = empty_table(anatomy, "heads")[..., None].repeat(1, 1, self.keys)
         self.state["key_rows"] = torch.zeros(self.keys, dtype=torch.float64)
         for name in ("texts", "longer_texts", "length_sum", "length_squares", "uniform_sum"):
             self.state[name] = torch.zeros(1, dtype=torch.float64)
@@ -327,7 +327,7 @@ def first_position_attention(
         queries: rows of the pattern that exist at a time.
 
     Returns:
-        ``A[t, 0]`` by query position t, on the CPU; NaN past the end of a text.
+        ``A[t, 0]`` by query position t, on the CPU; NaN past the end of a text, and in layers without attention.
 
     Raises:
         InputError: a corpus of another model, a layer that the model does not have, or a model whose attention cannot
@@ -361,8 +361,9 @@ def first_position_attention(
             values = rows[..., 0].float().cpu().masked_fill(~real, torch.nan)
             column[texts, chosen.index(layer), :, first:end] = values
 
+        there = model.anatomy.attention_layers if layers is None else chosen
         with model.each_alone(batch.lengths):
-            read_attention_rows(model, batch.tokens, keep, layers=chosen, queries=queries)
+            read_attention_rows(model, batch.tokens, keep, layers=there, queries=queries)
     return column
 
 

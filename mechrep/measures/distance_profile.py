@@ -22,6 +22,7 @@ from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
+from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
 from mechrep.results import Result
 from mechrep.text.corpus import Corpus
@@ -103,7 +104,7 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
             raise ModelError(anatomy.architecture, "attention patterns", "this model has no heads to read")
         known = min(self.distances, anatomy.n_ctx)
         self.state = {
-            "sum": torch.zeros(anatomy.n_layers, anatomy.n_heads, known, dtype=torch.float64),
+            "sum": empty_table(anatomy, "heads")[..., None].repeat(1, 1, known),
             "pairs": torch.zeros(known, dtype=torch.float64),
         }
 

@@ -46,6 +46,7 @@ from mechrep.measures.head_targets import HeadTableResult, earlier_copies, one_l
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.models.stream import exact
+from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
 from mechrep.text.stimuli import random_repeats
 
@@ -294,15 +295,15 @@ class HeadCopying(Analyzer[HeadCopyingResult]):
         """The id that is no copy of anything where it begins a text; weights are part of a result's fingerprint."""
         return {"bos_id": self.circuits.model.bos_id}
 
-    def layers(self, anatomy: Anatomy, site: Site) -> range:
-        """All; of the residual stream only the end."""
-        return range(anatomy.n_layers - 1 if site is Site.RESID_POST else 0, anatomy.n_layers)
+    def layers(self, anatomy: Anatomy, site: Site) -> Sequence[int]:
+        """All that have heads; of the residual stream only the end."""
+        return (anatomy.n_layers - 1,) if site is Site.RESID_POST else anatomy.layers_with(site)
 
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any text may have repeats
         """Empty sums for this model's heads."""
-        shape = (anatomy.n_layers, anatomy.n_heads)
         names = ("functional", "prefix", "functional_null", "prefix_null", "functional_spread", "prefix_spread")
-        self.state = {name: torch.zeros(shape, dtype=torch.float64) for name in (*names, "dla", "flat")}
+        self.state = {name: empty_table(anatomy, "heads") for name in (*names, "dla")}
+        self.state["flat"] = torch.zeros(anatomy.n_layers, anatomy.n_heads, dtype=torch.float64)
         self.state |= {name: torch.zeros(1, dtype=torch.float64) for name in ("queries", "texts")}
         self._known: tuple[Batch, list[RepeatQueries]] | None = None
 
@@ -483,10 +484,13 @@ class CopySuppression(Analyzer[CopySuppressionResult]):
 
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any text will do
         """Empty sums for this model's heads."""
-        heads = (anatomy.n_layers, anatomy.n_heads)
-        shapes = {"attention": heads, "correlation": heads, "counted": heads}
-        shapes |= dict.fromkeys(("queries", "chance"), (anatomy.n_layers,))
-        self.state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        self.state = {name: empty_table(anatomy, "heads") for name in ("attention", "correlation", "counted")}
+        for name in ("queries", "chance"):
+            self.state[name] = torch.zeros(anatomy.n_layers, dtype=torch.float64)
+
+    def layers(self, anatomy: Anatomy, site: Site) -> Sequence[int]:  # noqa: ARG002 - the same for all sites
+        """All that have heads."""
+        return anatomy.attention_layers
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
         """Add one layer of one batch; its residual stream comes before its heads."""

@@ -50,6 +50,7 @@ from mechrep.measures.head_targets import (
 )
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
+from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
 from mechrep.results import Result
 from mechrep.run import one_of
@@ -300,13 +301,14 @@ class HeadScores(Analyzer[HeadScoreResult]):
         if not anatomy.has(Site.PATTERN):
             raise ModelError(anatomy.architecture, "attention patterns", "this model has no heads to score")
         self.rules.check_frame(frame)
-        heads, scores, variants = (anatomy.n_layers, anatomy.n_heads), len(SCORES) + 1, len(self.rules.variants)
+        scores, heads = len(SCORES) + 1, empty_table(anatomy, "heads")
         shapes: dict[str, tuple[int, ...]] = {"not_used": (len(NOT_USED),), "observed": (1,)}
         shapes |= dict.fromkeys(("weight", "weight_squares", "texts", "queries", "chance"), (scores,))
-        shapes |= dict.fromkeys(("sum", "squares", "cross"), (scores, *heads))
-        shapes |= dict.fromkeys(("sink_sum", "sink_weight", "sink_dropped"), (scores, *heads))
-        shapes["variants"] = (variants, *heads)
+        shapes["sink_dropped"] = (scores, *heads.shape)
         self.state = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+        for name in ("sum", "squares", "cross", "sink_sum", "sink_weight"):
+            self.state[name] = heads.repeat(scores, 1, 1)
+        self.state["variants"] = heads.repeat(len(self.rules.variants), 1, 1)
         self._known: BatchTargets | None = None
 
     def _known_of(self, batch: Batch) -> BatchTargets:

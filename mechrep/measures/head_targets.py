@@ -523,7 +523,15 @@ class HeadTableResult(Result):
         return getattr(self, score)
 
     def ranking(self, by: str | None = None) -> list[tuple[int, int]]:
-        """All ``(layer, head)`` pairs, highest score first; ties keep the order of layers and heads, NaN comes last."""
+        """``(layer, head)`` pairs, highest score first, ties in the order of layers and heads.
+
+        Heads without a value (of layers without attention, for instance) are left out, unless none has one.
+        """
+        values = self.of(by or self.names[0])
+        return self._sorted(by)[: int((~values.isnan()).sum()) or values.numel()]
+
+    def _sorted(self, by: str | None) -> list[tuple[int, int]]:
+        """All heads, those without a value last."""
         values = self.of(by or self.names[0])
         order = torch.argsort(torch.nan_to_num(values.flatten(), nan=-torch.inf), descending=True, stable=True)
         return [divmod(index, values.shape[1]) for index in order.tolist()]
@@ -544,7 +552,7 @@ class HeadTableResult(Result):
 
     def to_frame(self, score: str | None = None) -> pd.DataFrame:
         """One row per head, highest ``score`` first: rank, layer, head, and :meth:`columns`."""
-        units = self.ranking(score)
+        units = self._sorted(score)
         layers, heads = torch.tensor(units, dtype=torch.long).reshape(-1, 2).T
         values = {name: table[layers, heads].numpy() for name, table in self.columns().items()}
         return pd.DataFrame({"rank": range(len(units)), "layer": layers.numpy(), "head": heads.numpy(), **values})

@@ -104,8 +104,8 @@ def sink_share(model: Model, windows: int = _SINK_WINDOWS) -> Numbers:
         alphas.append(result.alpha.flatten())
     table = torch.stack(alphas)
     return {
-        "sink_heads": (table > 0.3).double().mean(1).tolist(),
-        "sink": table[:, int(table.mean(0).argmax())].tolist(),
+        "sink_heads": ((table > 0.3).sum(1) / (~table.isnan()).sum(1)).tolist(),
+        "sink": table[:, int(table.mean(0).nan_to_num(-1).argmax())].tolist(),
     }
 
 

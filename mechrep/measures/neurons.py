@@ -43,6 +43,7 @@ from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, styled, translucent
 from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
 from mechrep.run import one_of
@@ -135,7 +136,7 @@ class RepetitionNeuronResult(Result):
     @property
     def n_neurons(self) -> int:
         """Neurons in the whole model."""
-        return self.delta.numel()
+        return int((~self.delta.isnan()).sum()) or self.delta.numel()
 
     @property
     def published_k(self) -> int:
@@ -333,10 +334,10 @@ class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
             )
         self._ids = dict.fromkeys(frame["id"][usable])
         self._dropped = set(frame["id"][~usable])
-        shape, columns = (anatomy.n_layers, anatomy.d_mlp), 2 * self.r + 1
+        columns = 2 * self.r + 1
         names = ("normal_sum", "repetition_sum", "published_sum", "clean_sum", "normal_squares", "repetition_squares")
-        self.state = {name: torch.zeros(shape, dtype=torch.float64) for name in (*names, "text_sum", "text_squares")}
-        self.state["profile_sum"] = torch.zeros(anatomy.n_layers, columns, anatomy.d_mlp, dtype=torch.float64)
+        self.state = {name: empty_table(anatomy, "neurons") for name in (*names, "text_sum", "text_squares")}
+        self.state["profile_sum"] = empty_table(anatomy, "neurons")[:, None].repeat(1, columns, 1)
         self.state["profile_count"] = torch.zeros(columns, dtype=torch.float64)
         self.state["counts"] = torch.zeros(4, dtype=torch.float64)  # positions: normal, repetition, published, clean
         self.state["texts"] = torch.zeros(1, dtype=torch.float64)

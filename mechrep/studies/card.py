@@ -41,7 +41,7 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
 from mechrep.run import Run
-from mechrep.stats import paired_bootstrap_interval, proportion_interval
+from mechrep.stats import known, paired_bootstrap_interval, proportion_interval
 from mechrep.store import Journal
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats, repeated_tokens
@@ -346,7 +346,7 @@ class _Card:
         measure = f"share of heads with mean attention to the first position > {SINK_ATTENTION}"
         note = f"layer {layer}, head {head}; a uniform head {attention.uniform_alpha:.2f}"
         return [
-            CardRow("attention sink", measure, above / attention.alpha.numel(), n=n, least=0.25, unit="share",
+            CardRow("attention sink", measure, above / len(known(attention.alpha)), n=n, least=0.25, unit="share",
                     note=f"heads {names}" if above else "no head"),
             CardRow("attention sink", "best head: mean attention to the first position",
                     float(attention.alpha[layer, head]), n=n, least=0.6, note=note),
@@ -362,7 +362,7 @@ class _Card:
         """The norm at the first position, and how much of it few neurons make, beside as many others of the layer."""
         model, anatomy = self.model, self.model.anatomy
         scores = sink_neurons(model, self.windows, self.layer)
-        units, shape = scores.top(_ABLATED), (anatomy.n_layers, anatomy.d_mlp)
+        units, shape = scores.top(_ABLATED), (anatomy.n_layers, anatomy.neurons)
         drawn = draw_controls("layer_matched", units, layers=shape[0], width=shape[1], draws=_DRAWS, seed=self.run.seed)
         zeros = [Neurons(one, "zero", when="all") for one in [units, *drawn]]
         removed, *others = excess_removed(model, self.windows, self.layer, zeros).tolist()

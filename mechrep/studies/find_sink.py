@@ -40,6 +40,7 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import Run
+from mechrep.stats import known, largest
 from mechrep.store import Journal
 from mechrep.text.corpus import Corpus, CorpusLike, windows_of_text
 from mechrep.text.stimuli import repeated_tokens
@@ -138,7 +139,7 @@ class SinkResult(Result):
     @property
     def head_share(self) -> float:
         """Share of all heads that count as sinks."""
-        return len(self.sink_heads) / self.alpha.numel()
+        return len(self.sink_heads) / len(known(self.alpha))
 
     def top(self, k: int) -> list[tuple[int, int]]:
         """The first ``k`` sink neurons, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
@@ -151,7 +152,8 @@ class SinkResult(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer: jumps, ratio at its output, its best head and how many of its heads are sinks."""
-        best, layers = self.alpha.max(1), range(len(self.profile))
+        known, layers = self.alpha.nan_to_num(-1.0), range(len(self.profile))
+        best, there = known.max(1), (known >= 0).any(1)
         return pd.DataFrame(
             {
                 "layer": layers,
@@ -160,8 +162,8 @@ class SinkResult(Result):
                 "jump": self.profile.numpy(),
                 "excess_jump": self.excess_profile.numpy(),
                 "jump_z": self.profile_z.numpy(),
-                "best_head": best.indices.numpy(),
-                "best_alpha": best.values.numpy(),
+                "best_head": pd.Series(best.indices.numpy()).where(there.numpy()),
+                "best_alpha": best.values.masked_fill(~there, float("nan")).numpy(),
                 "sink_heads": [sum(layer == place for place, _ in self.sink_heads) for layer in layers],
             }
         )
@@ -267,7 +269,7 @@ def _find(model: Model, corpus: Corpus, layer: int | None, run: Run) -> SinkResu
     null_ratios = [max(null["ratio"][1:]) if layer is None else null["ratio"][layer + 1] for null in nulls]
     null_alphas = [null["alpha"] for null in nulls]
     needed = _needed(heads)
-    best = float(heads.alpha.max())
+    best = largest(heads.alpha)
     ratio = norms.largest_ratio if layer is None else float(norms.ratio[layer + 1])
     rows = [
         detection(NORM, "norm ratio", ratio, null_ratios, unit="ratio")
@@ -316,7 +318,7 @@ def _nulls(model: Model, corpus: Corpus, provenance: Provenance, run: Run) -> li
             one = None if journal is None else journal.find(number)
             if one is None:
                 norms, heads = _measure(make(), few)
-                one = [{"ratio": norms.ratio.tolist(), "alpha": float(heads.alpha.max())}]
+                one = [{"ratio": norms.ratio.tolist(), "alpha": largest(heads.alpha)}]
                 if journal is not None:
                     journal.keep(number, one)
             kept += one
@@ -357,12 +359,12 @@ def _cause(
     moved, repeats, stimulus = _repeat(model, corpus, norms, layer)
     neurons = sink_neurons(model, corpus if stimulus is None else stimulus, layer)
     few = corpus.select((corpus.lengths > 1).nonzero().flatten()[:_ABLATION_TEXTS])
-    ranking = neurons.top(min(_TOP, model.anatomy.d_mlp // 2))
+    ranking = neurons.top(min(_TOP, model.anatomy.neurons[layer] // 2))
     removed = excess_removed(model, few, layer, [_zero(ranking[:n]) for n in range(1, len(ranking) + 1)])
     count = next((n for n, share in enumerate(removed.tolist(), start=1) if share >= _CARRIED), len(ranking))
     own, share = ranking[:count], float(removed[count - 1])
     sets = draw_controls(
-        "layer_matched", own, layers=model.anatomy.n_layers, width=model.anatomy.d_mlp, draws=run.sizes.draws,
+        "layer_matched", own, layers=model.anatomy.n_layers, width=model.anatomy.neurons, draws=run.sizes.draws,
         seed=run.seed,
     )  # fmt: skip
     draws = excess_removed(model, few, layer, [_zero(one) for one in sets]).tolist()

@@ -46,10 +46,12 @@ from mechrep.measures.head_scores import (
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.models.units import units_per_layer
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import check_same_model
 from mechrep.run import Run
 from mechrep.sections import Section
+from mechrep.stats import largest
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 
@@ -157,7 +159,7 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
 def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, place: str) -> pd.DataFrame:
     result = own.repeats if place == ON_REPEATS else own.loops
     table, errors = result.of(kind), result.standard_errors[result.row(kind)]
-    draws = [float(null.of(kind, place).max()) for null in nulls]
+    draws = [largest(null.of(kind, place)) for null in nulls]
     clear, said, others = set(result.clear(kind)), None, [float("nan")]
     if (kind, place) == ("induction", ON_REPEATS):
         clear, said = set(induction_heads(own.repeats, own.copying)), own.copying.functional
@@ -379,7 +381,7 @@ def run_head_study(
     kinds = head_kinds(own, nulls)
     circuits = planned_circuits(kinds, neurons, model.anatomy.n_heads)
     windows = shared_windows(model, options)
-    n_heads = model.anatomy.n_layers * model.anatomy.n_heads
+    n_heads = sum(units_per_layer(model.anatomy, "heads"))
     chosen = default_head_ks(n_heads) if ks is None else list(ks)
     plan = _Plan(model, texts, test, windows, circuits, preset, options)
     return HeadStudy(

@@ -96,7 +96,7 @@ class RepetitionStudy:
             "model": self.model_name, "preset": self.preset, "loop_share": share[0], "loop_low": share[1][0],
             "loop_high": share[1][1], "prompts": share[2], "found_on": result.n_texts, "tested_on": len(test),
             "families": len(set(test.frame["family"])) if "family" in test.frame else len(test), "searched": len(find),
-            "sampled": preset.sampled, "written": preset.greedy, "listed": most,
+            "sampled": preset.sampled, "written": self.provenance.config["written"], "listed": most,
             "most": max(one.k for one in self.deactivation.conditions),
             "neurons": result.n_neurons, "k": k, "share": k / result.n_neurons, "top": f"L{layer}N{neuron}",
             "before": float(result.normal_mean[layer, neuron]), "after": float(result.repetition_mean[layer, neuron]),
@@ -200,7 +200,8 @@ def run_repetition_study(
     windows = shared_windows(model, options, held_out_text)
     k = min(chosen, key=lambda k: abs(k - max(1, neurons.published_k)))
     losses = {op: loss_sweep(model, windows, ks=[k], op=op, **common) for op in ("zero", "add")}
-    config = {"study": "repetition neurons", "preset": preset, "ks": chosen, "effort": options.effort}
+    config = {"study": "repetition neurons", "preset": preset, "ks": chosen, "effort": options.effort,
+              "written": loop_preset(preset).within(model.anatomy.n_ctx).greedy}  # fmt: skip
     sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
     examples = _examples(model, test, neurons, max(chosen))
     share = loop_share(model, preset, options, min(256, 2 * options.sizes.loops))
@@ -221,7 +222,9 @@ def _examples(model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: i
     onsets, starts = texts.frame["onset"].astype(int).tolist(), texts.frame["start"].astype(int).tolist()
     prompts, chosen = texts.frame["prompt_length"].astype(int).tolist(), range(min(_EXAMPLES, len(texts)))
     ablated = Neurons(neurons.top(k), "zero", when="last")
-    requests = [Request(tuple(texts.row(i)[: onsets[i]]), _EXAMPLE_TOKENS, ablated, onsets[i] - 1, i) for i in chosen]
+    begins = [tuple(texts.row(i)[: onsets[i]]) for i in chosen]
+    most = [min(_EXAMPLE_TOKENS, model.anatomy.n_ctx - len(begin)) for begin in begins]
+    requests = [Request(begins[i], most[i], ablated, onsets[i] - 1, i) for i in chosen]
     answers = run_requests(model, requests, progress=False)
 
     def piece(ids: Sequence[int], begin: int, end: int | None = None) -> str:

@@ -90,7 +90,7 @@ def run_patch_study(
     if patch is None:
         sink = find_sink(model, texts=corpus, run=options) if sink is None else sink
         patch = _patch_of(model, sink)
-    patch.check(model.anatomy.n_layers, model.anatomy.d_mlp)
+    patch.check(model.anatomy.neurons)
     if patch.when != "all":
         raise InputError(f"when={patch.when!r}", "'all'", "study the patch as it is: from the first token after BOS on")
     stimulus = repeated_stimulus(model, corpus, tokens, repeats, options)

@@ -41,7 +41,7 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run
 from mechrep.sections import Section
-from mechrep.stats import cluster_intervals, proportion_interval
+from mechrep.stats import cluster_intervals, known, proportion_interval
 from mechrep.studies.find_sink import NEURONS, SinkResult, find_sink, is_known, matches_known, ordinary_texts
 from mechrep.studies.repeat_behaviour import repeat_behaviour, repeat_behaviour_figure
 from mechrep.studies.sink_ablation import ALL, changed, repeated_stimulus, sink_ablation, sink_conditions
@@ -330,7 +330,7 @@ class SinkStudy:
         return {
             "model": self.model_name, "ratio": sink.bos_ratio, "layer": self.layer, "texts": self.norms.n_texts,
             "null_ratio": max(sink.null_ratios),
-            "nulls": len(sink.null_ratios), "sink_heads": len(sink.sink_heads), "all_heads": sink.alpha.numel(),
+            "nulls": len(sink.null_ratios), "sink_heads": len(sink.sink_heads), "all_heads": len(known(sink.alpha)),
             "best_head": f"L{layer}H{head}", "alpha": float(sink.alpha[layer, head]),
             "null_alpha": max(sink.null_alphas), "uniform": sink.uniform_alpha, "sink_rate": sink.sink_share,
             "length": sink.mean_length,

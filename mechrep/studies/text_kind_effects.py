@@ -32,6 +32,7 @@ from mechrep.measures.text_kind_design import FIRST, SECOND, SWAPS, HeadEffects
 from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.models.units import units_per_layer
 from mechrep.progress import progress_bar
 from mechrep.run import Run, one_of
 from mechrep.text.corpus import Corpus, windows_of_text
@@ -384,7 +385,7 @@ def _alone(model: Model, ops: Mapping[str, Op | str], when: When = "all") -> lis
     """The baseline, and every head ablated alone by each operation."""
     cells: list[Cell] = [(Condition(), None)]
     for name, op in ops.items():
-        for layer in range(model.anatomy.n_layers):
+        for layer in model.anatomy.attention_layers:
             for head in range(model.anatomy.n_heads):
                 facts = {"k": 1, "op": name, "components": {"heads": [[layer, head]]}}
                 cells.append((Condition(f"L{layer}H{head}", ABLATION, **facts), Heads([(layer, head)], op, when)))
@@ -649,8 +650,8 @@ def sets_of_heads(
             one_of("control", kind, ("random", "layer_matched"))
             try:
                 drawn = draw_controls(
-                    kind, top, layers=anatomy.n_layers, width=anatomy.n_heads, draws=run.sizes.draws, seed=run.seed,
-                    exclude=others,
+                    kind, top, layers=anatomy.n_layers, width=units_per_layer(anatomy, "heads"),
+                    draws=run.sizes.draws, seed=run.seed, exclude=others,
                 )  # fmt: skip
             except InputError as error:
                 left_out[f"{kind}, {name}"] = f"{error.given}; there are {error.expected}"

@@ -232,7 +232,7 @@ def matched_texts(
         rows.append(row)
         facts.append((f"{name}/loop", LOOPS, name, int(onset), int(start), int(onset), period))
     lengths = [len(row) for row in rows]
-    others = windows_of_text(model, held_out, length=max(lengths), limit=len(rows))
+    others = _beginning_alike(model, windows_of_text(model, held_out, length=max(lengths), limit=len(rows)), rows)
     may = {
         FREE: (corpus, ~loops & without_counter(model, corpus)),
         HELD_OUT: (others, np.ones(len(others), dtype=bool)),
@@ -249,6 +249,15 @@ def matched_texts(
             left_out[kind] = f"{found} of {len(looping)} looping texts have a control that is as long"
     frame = pd.DataFrame(facts, columns=list(_COLUMNS)).astype({name: "Int64" for name in _COLUMNS[3:]})
     return Corpus.from_tokens(rows, model=model, attention_mask=True, frame=frame, bos_policy=corpus.bos_policy)
+
+
+def _beginning_alike(model: Model, windows: Corpus, rows: Sequence[Sequence[int]]) -> Corpus:
+    """The windows with BOS in front if the loops have it there: by a family's habit windows may have none."""
+    firsts = {row[0] for row in rows} | {windows.row(i)[0] for i in range(len(windows))}
+    if model.bos_id is None or {row[0] for row in rows} != {model.bos_id} or firsts == {model.bos_id}:
+        return windows
+    begun = [[model.bos_id, *windows.row(i)[:-1]] for i in range(len(windows))]
+    return Corpus.from_tokens(begun, model=model, attention_mask=True, frame=windows.frame, bos_policy="prepended")
 
 
 def _donors(available: np.ndarray, lengths: Sequence[int], seed: int) -> list[int | None]:

@@ -15,7 +15,7 @@ import torch
 
 import mechrep
 from mechrep.ablation import texts as shared
-from mechrep.errors import InputError
+from mechrep.errors import InputError, NothingFoundError
 from mechrep.measures.head_copying import HeadCopying
 from mechrep.measures.head_scores import HeadScores
 from mechrep.models.model import Model
@@ -297,7 +297,7 @@ def test_numbers_of_heads_follow_the_size_of_the_model() -> None:
 
 def test_what_cannot_be_studied_is_refused() -> None:
     model = repetition_neurons("llama_gqa").model
-    with pytest.raises(InputError, match="at least 2 families"):
+    with pytest.raises(NothingFoundError, match="families"):
         run_head_study(model, corpus=written().select([0]).with_columns(split=["find"]))
     with pytest.raises(InputError, match="a RepetitionNeuronResult of"):
         run_head_study(model, corpus=written(), neurons=loops.neurons("gpt_neox"))
