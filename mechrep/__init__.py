@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mechrep.generation.text_kinds import control_texts as control_texts
     from mechrep.generation.text_kinds import induced_texts as induced_texts
     from mechrep.generation.text_kinds import natural_texts as natural_texts
+    from mechrep.interventions.ops import Experts as Experts
     from mechrep.interventions.ops import Heads as Heads
     from mechrep.interventions.ops import Neurons as Neurons
     from mechrep.interventions.ops import SinkPatch as SinkPatch
@@ -64,6 +65,7 @@ _HOME = {
     "CorpusCache": "mechrep.cache.corpus_cache",
     "Cycle": "mechrep.text.cycles",
     "Decoding": "mechrep.generation.decode",
+    "Experts": "mechrep.interventions.ops",
     "FirstTokenDetection": "mechrep.measures.first_token",
     "HeadCopying": "mechrep.measures.head_copying",
     "HeadScoreResult": "mechrep.measures.head_scores",

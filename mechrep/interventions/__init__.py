@@ -6,6 +6,7 @@ into the fast path of generation.
 """
 
 from mechrep.interventions.ops import Combined as Combined
+from mechrep.interventions.ops import Experts as Experts
 from mechrep.interventions.ops import Heads as Heads
 from mechrep.interventions.ops import Intervention as Intervention
 from mechrep.interventions.ops import Neurons as Neurons

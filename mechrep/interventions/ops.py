@@ -37,7 +37,7 @@ from mechrep.interventions.hooks import (
 )
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
-from mechrep.models.units import check_number, check_unit, units_per_layer
+from mechrep.models.units import check_number, check_unit, expert_unit, units_per_layer
 
 
 class Intervention(ABC):
@@ -427,6 +427,58 @@ class Heads(UnitIntervention):
         if self.op.moves_attention:
             return Site.PATTERN, (anatomy.n_heads,)
         return Site.Z, (anatomy.n_heads, anatomy.d_head)
+
+
+@dataclass(frozen=True)
+class Experts(Intervention):
+    """Switch off whole routed experts: what they write is gone, and nothing takes its place.
+
+    All neurons of the expert are set to zero at ``MLP_POST``.  The router goes on as it did: tokens are still sent to
+    the expert, and the weights of the other experts of a token are *not* scaled up to make up for it.  Biases of the
+    expert's output stay, as those of ablated neurons do (gpt-oss has them).
+
+    Args:
+        units: ``(layer, expert)`` pairs.
+        when: see :class:`~mechrep.interventions.ops.Intervention`.
+
+    Raises:
+        InputError: duplicate or malformed units; later, experts that the model lacks.
+
+    Limits: an ablated expert is not one that the router does not know: choosing it still costs a token one of its
+    places.
+
+    Example:
+        >>> Experts([(1, 3)]).units
+        ((1, 3),)
+    """
+
+    units: tuple[tuple[int, int], ...]
+    when: When
+
+    def __init__(self, units: Iterable[tuple[int, int]], when: When = "from_onset") -> None:
+        pairs = Heads(units, "zero", when).units  # the same checks
+        for name, value in (("units", pairs), ("when", when)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def differs_by_text(self) -> bool:
+        """False."""
+        return False
+
+    def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
+        """Zero for all neurons of these experts.
+
+        Raises:
+            MissingPartError: a layer without routed experts.
+            InputError: an expert that the layer does not have.
+        """
+        edits: Edits = {}
+        for layer, expert in self.units:
+            _, first = expert_unit(anatomy, layer, expert, 0)
+            if (Site.MLP_POST, layer) not in edits:
+                edits[Site.MLP_POST, layer] = Edit(torch.ones(anatomy.d_mlp), torch.zeros(anatomy.d_mlp))
+            edits[Site.MLP_POST, layer].factor[first : first + anatomy.d_expert] = 0.0
+        return edits
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ Figures of a :class:`~mechrep.measures.neurons.RepetitionNeuronResult`: round th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -75,6 +75,11 @@ class RepetitionNeuronResult(Result):
         n_dropped: texts of the corpus that had no onset or no normal window.
         r: width of the windows.
         texts: ids of the texts used; tests of these neurons must use other texts.
+        normal_routed: in mixtures of experts, the share of the normal window's tokens that each expert is sent.
+        repetition_routed: the same of the repetition window.
+        d_expert: neurons of one routed expert; 0 in dense models.  Neuron ``n`` of expert ``e`` is number
+            ``e * d_expert + n`` of its layer, and 0 where a token is not sent to the expert: all means above are over
+            all tokens.
     """
 
     delta: Float[Tensor, "layer neuron"]
@@ -92,13 +97,22 @@ class RepetitionNeuronResult(Result):
     n_dropped: int
     r: int
     texts: Sequence[str]
+    normal_routed: Float[Tensor, "mixture expert"] = field(default_factory=lambda: torch.zeros(0, 0))
+    repetition_routed: Float[Tensor, "mixture expert"] = field(default_factory=lambda: torch.zeros(0, 0))
+    d_expert: int = 0
 
     component: ClassVar[str] = "neurons"
     ranked_by: ClassVar[str] = "delta"
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Tensor], provenance: Provenance, r: int, texts: Sequence[str], dropped: int
+        cls,
+        state: Mapping[str, Tensor],
+        provenance: Provenance,
+        r: int,
+        texts: Sequence[str],
+        dropped: int,
+        d_expert: int = 0,
     ) -> RepetitionNeuronResult:
         """Turn sums into means; a window without a single position gives NaN."""
         counts = state["counts"]
@@ -130,8 +144,11 @@ class RepetitionNeuronResult(Result):
             "dprime": _ratio(delta, ((variances[0] + variances[1]) / 2).sqrt()),
             "profile": profile,
         }
+        if d_expert:
+            tensors |= {name: state[name] / counts[i] for i, name in enumerate(("normal_routed", "repetition_routed"))}
         floats = {name: value.float() for name, value in tensors.items()}
-        return cls(provenance, **floats, n_texts=int(n), n_dropped=dropped, r=r, texts=list(texts))
+        facts: dict[str, Any] = {"n_texts": int(n), "n_dropped": dropped, "r": r, "texts": list(texts)}
+        return cls(provenance, **floats, **facts, d_expert=d_expert)
 
     @property
     def n_neurons(self) -> int:
@@ -164,6 +181,43 @@ class RepetitionNeuronResult(Result):
         """
         check_count(k, self.n_neurons, "neurons")
         return self.ranking(score)[:k]
+
+    def routed(self, window: Literal["normal", "repetition"]) -> Float[Tensor, "layer neuron"]:
+        """Share of a window's tokens that go through each neuron: 1, less for neurons of routed experts.
+
+        The mean activation over the share is the mean *where routed*: over the tokens that the expert is sent.
+
+        Args:
+            window: which.
+        """
+        share = torch.where(self.delta.isnan(), torch.nan, 1.0)
+        table = self.normal_routed if window == "normal" else self.repetition_routed
+        for layer in range(len(table)):
+            own = table[layer][~table[layer].isnan()].repeat_interleave(self.d_expert)
+            share[layer, : len(own)] = own
+        return share
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per neuron, the one that rises most first.
+
+        In mixtures of experts also ``expert`` (-1 for neurons that every token goes through), ``neuron_of_expert``, and
+        for both windows ``routed``, the share of tokens that the expert is sent, and the mean ``where_routed``.
+        """
+        frame = super().to_frame()
+        frame = frame[frame["delta"].notna()] if frame["delta"].notna().any() else frame
+        if not self.d_expert:
+            return frame.reset_index(drop=True)
+        layers, neurons = frame["layer"].to_numpy(), frame["neuron"].to_numpy()
+        routed = neurons < self.d_expert * (~self.normal_routed.isnan()).sum(1).numpy()[layers]
+        frame["expert"] = np.where(routed, neurons // self.d_expert, -1)
+        frame["neuron_of_expert"] = np.where(routed, neurons % self.d_expert, neurons)
+        for window in ("normal", "repetition"):
+            share = self.routed(window).numpy()[layers, neurons]
+            frame[f"{window}_routed"] = share
+            frame[f"{window}_where_routed"] = np.where(
+                share > 0, frame[f"{window}_mean"] / np.maximum(share, 1e-30), np.nan
+            )
+        return frame.reset_index(drop=True)
 
     def layer_counts(self, k: int | None = None) -> list[int]:
         """How many of the top ``k`` (default: the published share) lie in each layer; those that fall are skipped."""
@@ -341,6 +395,12 @@ class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
         self.state["profile_count"] = torch.zeros(columns, dtype=torch.float64)
         self.state["counts"] = torch.zeros(4, dtype=torch.float64)  # positions: normal, repetition, published, clean
         self.state["texts"] = torch.zeros(1, dtype=torch.float64)
+        self._d_expert = anatomy.d_expert if anatomy.has(Site.ROUTER) else 0
+        if self._d_expert:
+            self.sites = frozenset({self.site, Site.ROUTER})  # pyright: ignore[reportAttributeAccessIssue]
+            absent = torch.arange(max(anatomy.experts)) >= torch.tensor(anatomy.experts)[:, None]
+            for name in ("normal_routed", "repetition_routed"):
+                self.state[name] = torch.zeros(absent.shape, dtype=torch.float64).masked_fill(absent, torch.nan)
         self._positions: tuple[Batch, Tensor, WindowPositions] | None = None
 
     def _windows(self, batch: Batch) -> tuple[Tensor, WindowPositions]:
@@ -356,10 +416,15 @@ class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
             self._positions = (batch, rows, window_positions(onset, first, batch.lengths[rows], self.r, self.window))
         return self._positions[1], self._positions[2]
 
-    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
         """Add one layer of one batch."""
         rows, at = self._windows(batch)
         if not len(rows):
+            return
+        if site is Site.ROUTER:
+            sent = (activation[rows.to(activation.device)[:, None], at.index.to(activation.device)] != 0).double().cpu()
+            for name, weights in (("normal_routed", at.normal), ("repetition_routed", at.repetition)):
+                self.state[name][layer] += torch.einsum("tc,tce->e", weights.double().cpu(), sent)
             return
         device = activation.device  # the layers of a spread model lie on several
         # [text column neuron]: only what the windows need; in float64, so that equal values have no variance (Apple's
@@ -398,7 +463,10 @@ class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
 
     def result(self, provenance: Provenance) -> RepetitionNeuronResult:
         """Means, differences, their errors and the profile round the onset."""
-        return RepetitionNeuronResult.from_state(self.state, provenance, self.r, list(self._ids), len(self._dropped))
+        texts = list(self._ids)
+        return RepetitionNeuronResult.from_state(
+            self.state, provenance, self.r, texts, len(self._dropped), self._d_expert
+        )
 
 
 _DRAWN_POINTS = 20_000  # more make a figure slow without showing more

@@ -28,6 +28,8 @@ from mechrep.studies.natural_vs_induced_study import run_text_kind_study as run_
 from mechrep.studies.neurons import RepetitionStudy as RepetitionStudy
 from mechrep.studies.neurons import run_repetition_study as run_repetition_study
 from mechrep.studies.repeat_behaviour import repeat_behaviour as repeat_behaviour
+from mechrep.studies.router_shift import RouterShiftStudy as RouterShiftStudy
+from mechrep.studies.router_shift import run_router_shift_study as run_router_shift_study
 from mechrep.studies.sink_ablation import sink_ablation as sink_ablation
 from mechrep.studies.sink_ablation import sink_conditions as sink_conditions
 from mechrep.studies.sink_patch import RepairStudy as RepairStudy

@@ -415,7 +415,7 @@ class _Plan:
 
     def on(self, loops: Corpus) -> StudyTexts:
         """These texts; held out already, or the same ones where a preset wants it so."""
-        decoding = LoopDecoding(self.preset)
+        decoding = LoopDecoding(self.preset).within(self.model.anatomy.n_ctx, self.texts)
         return StudyTexts(loops=loops, windows=self.windows, copies=2, decoding=decoding, held_out=False)
 
     def controls(self, draws: int | None = None) -> Controls:

@@ -191,7 +191,7 @@ def run_repetition_study(
     )
     wanted = controls or Controls(("activation_matched",), strict=False)
     common: dict[str, Any] = {"neurons": neurons, "controls": wanted, "run": options}
-    decoding = LoopDecoding(preset)
+    decoding = LoopDecoding(preset).within(model.anatomy.n_ctx, texts)
     sweep = deactivation_sweep(model, test, ks=chosen, decoding=decoding, **common)
     try:
         boosted = activation_sweep(model, texts, ks=chosen, decoding=decoding, **common)

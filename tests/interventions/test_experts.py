@@ -1,0 +1,37 @@
+"""Whole experts switched off: the output is what it is without what they write, and no other expert is scaled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mechrep
+from mechrep.errors import InputError, MissingPartError
+from mechrep.interventions.apply import logits
+from tests.families.words import worded
+from tests.families.zoo import text
+
+TOKENS = torch.tensor([[0, *text(11)]])
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "DeepSeek-V3", "Llama 4"])
+def test_an_expert_without_its_output_matrix(name: str) -> None:
+    model, other = worded(name), worded(name)
+    layer = model.anatomy.layers_with(mechrep.Site.ROUTER)[-1]
+    changed = logits(model, TOKENS, mechrep.Experts([(layer, 1), (layer, 2)], when="all"))
+    experts = other.handles.experts[layer]
+    with torch.no_grad():
+        experts.down_proj[1:3] = 0.0  # as if they had learned to write nothing
+    assert torch.allclose(changed, other.plain_logits(TOKENS), atol=1e-4)
+    assert (changed - model.plain_logits(TOKENS)).abs().max() > 1e-3
+
+
+def test_what_does_not_exist_is_refused() -> None:
+    model = worded("DeepSeek-V3")
+    for wrong, error in (((0, 0), MissingPartError), ((1, 99), InputError)):
+        with pytest.raises(error):
+            logits(model, TOKENS, mechrep.Experts([wrong], when="all"))
+    with pytest.raises(InputError):
+        mechrep.Experts([(1, 0), (1, 0)])
+    both = mechrep.Experts([(1, 0)], when="all") + mechrep.Neurons([(1, 0)], site="mlp_post", when="all")
+    assert torch.isfinite(logits(model, TOKENS, both)).all()
