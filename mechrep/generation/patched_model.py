@@ -42,6 +42,7 @@ from mechrep.interventions.hooks import Place
 from mechrep.interventions.ops import Combined, Intervention, SinkPatch
 from mechrep.models.anatomy import Site
 from mechrep.models.attention import reading_of
+from mechrep.models.lengths import LengthRule, length_rule
 from mechrep.models.model import Model
 from mechrep.models.neurons import columns_of, looking_at, refuse_routed
 from mechrep.models.parts import PlainHandles, find_handles
@@ -232,6 +233,38 @@ def refuse_packed_rows(call: Mapping[str, Any], real: Bool[Tensor, "batch pos"])
         )
 
 
+def refuse_other_angles(rule: LengthRule | None, call: Mapping[str, Any]) -> None:
+    """Refuse a pass of somebody else's in which a text would not have the positions that it has alone.
+
+    Args:
+        rule: of the model, if its positions depend on the length of the text.
+        call: what the model is given.
+
+    Raises:
+        InputError: rows on both sides of the switch, or keys in the cache that were made with other angles.
+    """
+    if rule is None:
+        return
+    rule.forget()
+    ids, cache, mask = call["input_ids"], call.get("past_key_values"), call.get("attention_mask")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    new = real_columns(mask, ids, past).sum(-1)
+    told = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + ids.shape[1]
+    lengths = mask.sum(-1).to(new.device) if isinstance(mask, Tensor) and told else new + past
+    positions = call.get("position_ids")
+    top = int(positions.max()) + 1 if isinstance(positions, Tensor) else past + ids.shape[1]
+    alike = {rule.alike(int(length)) for length in (*lengths, top)}
+    kept = {rule.alike(int(length)) for length in lengths - new if length > 0}
+    if len(alike) > 1 or not kept <= alike:
+        raise InputError(
+            f"rows of {int(lengths.min())} to {int(lengths.max())} tokens"
+            + (", the first of them from a cache" if past else ""),
+            f"rows whose positions are alike: beyond {rule.switch} tokens this model's are other ones"
+            + (" at every length" if rule.every else ""),
+            "run one text at a time, without a cache beyond that length, or use mechrep.generate",
+        )
+
+
 _patched: WeakSet[nn.Module] = WeakSet()
 _owners = itertools.count()  # unlike id(), never the same twice
 
@@ -273,7 +306,8 @@ class PatchedModel:
         InputError: an intervention of another kind, or one that begins later than at the first token after BOS; a
             model without a plain view, or without the layer or neurons.  When the model is called: with
             embeddings in place of ids, with several texts packed into one row, with a mask of a form that does not
-            tell padding, or with a cache that was filled without the patch or whose rows were changed by hand.
+            tell padding, with rows whose positions would be other ones than alone (longrope, dynamic NTK), or with a
+            cache that was filled without the patch or whose rows were changed by hand.
         ModelError: a model whose up-projections are not found.
 
     Source: the patch is that of Yona et al. 2025 (arXiv 2503.08908); the bookkeeping is mechrep's own.
@@ -304,6 +338,7 @@ class PatchedModel:
         self._passes: dict[int, _Pass] = {}  # by thread: a module may serve several
         decoder = _decoder(self.module, handles.layers[0])
         self._signature = inspect.signature(decoder.forward)
+        self._lengths = model.lengths if isinstance(model, Model) else length_rule(self.module)
         _check_width(patch, handles)
         for layer, neurons in self._neurons.items():
             refuse_routed(handles, layer, neurons)
@@ -352,6 +387,7 @@ class PatchedModel:
         ids, cache = call.get("input_ids"), call.get("past_key_values")
         if ids is None:
             raise InputError("embeddings in place of input_ids", "ids, among which BOS can be told", "pass input_ids=")
+        refuse_other_angles(self._lengths, call)
         past = 0 if cache is None else int(cache.get_seq_length())
         real = real_columns(call.get("attention_mask"), ids, past)
         refuse_packed_rows(call, real)
@@ -489,6 +525,9 @@ def intervened(model: Model, intervention: Intervention | None) -> Iterator[nn.M
     patches = tuple(part for part in parts if isinstance(part, SinkPatch))
     others = tuple(part for part in parts if not isinstance(part, SinkPatch))
     with ExitStack() as stack:
+        if model.lengths is not None:
+            look = partial(_look_at_lengths, model.lengths)
+            stack.callback(model.plain.register_forward_pre_hook(look, with_kwargs=True).remove)
         if patches:
             stack.enter_context(PatchedModel(model, Combined(patches)))
         if others:
@@ -496,6 +535,10 @@ def intervened(model: Model, intervention: Intervention | None) -> Iterator[nn.M
             stack.callback(model.plain.register_forward_pre_hook(edits.look, with_kwargs=True).remove)
             stack.enter_context(edits.applied())
         yield model.plain
+
+
+def _look_at_lengths(rule: LengthRule, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    refuse_other_angles(rule, inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
 
 
 def _parts(intervention: Intervention | None) -> tuple[Intervention, ...]:

@@ -54,7 +54,7 @@ def describe_plain(module: nn.Module, handles: PlainHandles, seen: Trace) -> Ana
         d_head=int(weight_of(output).shape[0]) // n_heads,
         d_mlp=max(neurons),
         d_vocab=int(embedding.weight.shape[0]),
-        n_ctx=_context(config),
+        n_ctx=context_of(config),
         gated=gated,
         parallel=any(roles.parallel for roles in seen.roles),
         activation=str(_first(config, "hidden_act", "hidden_activation", "activation_function", usual="gelu")),
@@ -76,7 +76,7 @@ def _first(config: Any, *names: str, usual: Any = None) -> Any:
     return next((value for value in found if value is not None), usual)
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
     """Positions of the model; dynamic rotary angles are made to go on behind the stated ones."""
     stated = int(_first(config, "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", usual=_UNLIMITED))
     rope = getattr(config, "rope_parameters", None) or {}

@@ -26,6 +26,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError
+from mechrep.models.describe import context_of
+from mechrep.models.parts import probe_of, text_config
 
 _FAR = 8  # angles are asked for up to so many times the model's context: dynamic ones change behind its end
 
@@ -252,3 +254,8 @@ def _switch(part: nn.Module, call: _Call, known: int, far: int) -> int:
         middle = (below + above) // 2
         below, above = (middle, above) if usual(middle) else (below, middle)
     return below
+
+
+def length_rule(plain: nn.Module) -> LengthRule | None:
+    """How the positions of a Hugging Face decoder depend on the length of the text; ``None``: not at all."""
+    return LengthRule.of(plain, probe_of(plain), context_of(text_config(plain)))

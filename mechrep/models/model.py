@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from mechrep.errors import InputError, MissingPartError, ModelError
 from mechrep.models.anatomy import RESIDUAL_MID_SUFFIX, Anatomy
 from mechrep.models.describe import describe, describe_plain
-from mechrep.models.lengths import LengthRule
-from mechrep.models.parts import PlainHandles, Trace, find_handles, text_config, trace
+from mechrep.models.lengths import LengthRule, length_rule
+from mechrep.models.parts import PlainHandles, Trace, find_handles, probe, probe_of, text_config, trace
 
 
 def hook_names(tl: Any) -> set[str]:
@@ -201,9 +201,9 @@ class Model:
             self.anatomy: Anatomy = describe(tl)
             return
         assert plain is not None and self.handles is not None
-        self.trace = trace(plain, self.handles, _probe(plain))
+        self.trace = trace(plain, self.handles, probe_of(plain))
         self.anatomy = describe(tl) if tl is not None else describe_plain(plain, self.handles, self.trace)
-        self.lengths = LengthRule.of(plain, _probe(plain), self.anatomy.n_ctx)
+        self.lengths = length_rule(plain)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("anatomy", "handles", "trace", "tokenizer", "name"):
@@ -608,16 +608,6 @@ WITHOUT_BOS = frozenset(
         "starcoder2",
     ]
 )
-
-
-def probe(d_vocab: int, length: int) -> Int[Tensor, "batch pos"]:
-    """Two fixed rows of ordinary ids."""
-    return torch.randint(0, d_vocab, (2, length), generator=torch.Generator().manual_seed(0))
-
-
-def _probe(plain: Any) -> Int[Tensor, "batch pos"]:
-    embedding = plain.get_input_embeddings()
-    return probe(embedding.weight.shape[0], 8).to(embedding.weight.device)
 
 
 def state_of(module: nn.Module | None) -> list[Any]:

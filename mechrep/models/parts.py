@@ -250,6 +250,17 @@ class _Flow:
 
 
 @torch.no_grad()
+def probe(d_vocab: int, length: int) -> Int[Tensor, "batch pos"]:
+    """Two fixed rows of ordinary ids."""
+    return torch.randint(0, d_vocab, (2, length), generator=torch.Generator().manual_seed(0))
+
+
+def probe_of(module: Any) -> Int[Tensor, "batch pos"]:
+    """Two short rows for a Hugging Face decoder."""
+    embedding = module.get_input_embeddings()
+    return probe(embedding.weight.shape[0], 8).to(embedding.weight.device)
+
+
 def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch pos"]) -> Trace:
     """Run a probe and find out what every part does.
 

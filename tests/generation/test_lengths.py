@@ -16,6 +16,7 @@ from torch import Tensor
 import mechrep
 from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.errors import InputError, ModelError
+from mechrep.generation.patched_model import intervened
 from mechrep.interventions.apply import logits
 from mechrep.models.anatomy import Site
 from mechrep.models.attention import read_attention_rows
@@ -256,3 +257,39 @@ def test_scores_are_those_of_the_text_alone(name: str) -> None:
                 right = oracles.logits(plain, list(one.tokens)).log_softmax(-1)
             right = right[one.first - 1 : -1].gather(1, ids[one.first :, None])[:, 0]
             assert (scores.log_probability[row] - right).abs().max() < 1e-3
+
+
+# -- other people's loops -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_patched_model_is_right_or_refuses(name: str) -> None:
+    """transformers' own generate, past the switch and with rows on both sides of it."""
+    family, plain, model = made(name)
+    held = (3, 8, 20)
+    for lengths in ((28,), (40,), (28, 9), (40, 9), (9, 5)):
+        prompts = texts_of(lengths)
+        ids = torch.tensor([[2] * (max(lengths) - len(row)) + row for row in prompts])
+        settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+        try:
+            with mechrep.PatchedModel(model, mechrep.SinkPatch(0, held)) as patched:
+                written = patched.generate(ids, attention_mask=(ids != 2).long(), **settings).tolist()
+        except InputError:
+            assert len(lengths) == 2 or name == "Llama, dynamic NTK"
+            assert max(lengths) + 6 > SWITCH
+            continue
+        for row, prompt in zip(written, prompts, strict=True):
+            with oracles.holding_up(family, plain, 0, held, 1):
+                assert row[max(lengths) - len(prompt) :] == oracles.continuation(plain, prompt, 6)
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_harness_is_refused_rows_on_both_sides(name: str) -> None:
+    _, plain, model = made(name)
+    long, short = texts_of((40, 9))
+    rows = torch.tensor([long, short + [2] * 31])
+    with intervened(model, None) as module:
+        for ids in (long, short):
+            assert oracles.gap(module(torch.tensor([ids])).logits[0], alone(plain, ids)) < 1e-5
+        with pytest.raises(InputError, match="alike"):
+            module(rows, attention_mask=(rows != 2).long())
