@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechrep.generation.decode import Continuation, Decoding, Request, check_requests, edits_of, push_next
+from mechrep.generation.requests import Continuation, Decoding, Request, check_requests, edits_of, push_next
 from mechrep.generation.slot_cache import why_not_kept
 from mechrep.interventions.apply import EditTable
 from mechrep.models.model import Model

@@ -91,7 +91,7 @@ def looking_at(module: nn.Module, handles: PlainHandles, site: Site, layer: int,
         shape[:] = given.shape[:2]
 
     def laid_out(values: Tensor, columns: slice) -> Tensor | None:
-        texts = values if values.ndim == 3 else values.reshape(*shape, values.shape[-1])
+        texts = values if values.ndim == 3 else values.reshape(-1, shape[1], values.shape[-1])  # rows may have branched
         seen = look(texts, columns)
         return None if seen is None else seen.view_as(values)
 

@@ -301,8 +301,15 @@ class Stream:
         module = None if parts is None else parts[layer]
         if module is None:  # TransformerLens takes fused matrices apart
             attention, letter = self.model.tl.blocks[layer].attn, site.value.upper()
-            own = getattr(attention, f"b_{letter}", None)
-            return wide(getattr(attention, f"W_{letter}")), None if own is None else wide(own)
+            try:
+                own, weight = getattr(attention, f"b_{letter}", None), getattr(attention, f"W_{letter}")
+            except NotImplementedError as error:
+                raise ModelError(
+                    f"{self.model.name!r}, with compressed keys and values (MLA)",
+                    f"a matrix {letter} of every head",
+                    "use scores of attention patterns, or ablations",
+                ) from error
+            return wide(weight), None if own is None else wide(own)
         weight = wide(weight_of(module)).unflatten(1, (-1, self.model.anatomy.d_head)).transpose(0, 1)
         bias: Any = getattr(module, "bias", None)
         return weight, None if bias is None else wide(bias).unflatten(0, (-1, self.model.anatomy.d_head))

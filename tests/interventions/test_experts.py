@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mechrep
+from mechrep.ablation.score import token_losses
 from mechrep.errors import InputError, MissingPartError
 from mechrep.interventions.apply import logits
 from tests.families.words import worded
@@ -35,3 +36,12 @@ def test_what_does_not_exist_is_refused() -> None:
         mechrep.Experts([(1, 0), (1, 0)])
     both = mechrep.Experts([(1, 0)], when="all") + mechrep.Neurons([(1, 0)], site="mlp_post", when="all")
     assert torch.isfinite(logits(model, TOKENS, both)).all()
+
+
+def test_many_conditions_of_one_text_are_those_computed_alone() -> None:
+    model = worded("DeepSeek-V3")
+    corpus = mechrep.Corpus.from_tokens([[0, *text(31, seed=seed)] for seed in range(2)], model=model)
+    cuts = [None, *(mechrep.Neurons([(1, number), (2, number)], when="all") for number in range(3))]
+    together = token_losses(model, corpus, cuts)
+    for place, cut in enumerate(cuts):
+        assert torch.allclose(token_losses(model, corpus, [cut]), together[place : place + 1], atol=1e-5)
