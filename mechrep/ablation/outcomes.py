@@ -22,7 +22,7 @@ from mechrep.interventions.ops import Intervention, When
 from mechrep.measures.neurons import check_onsets
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
-from mechrep.text.cycles import repeats_after_prompt
+from mechrep.text.cycles import exact_loop
 from mechrep.text.families import loop_families
 
 
@@ -349,7 +349,7 @@ def outcome_of(
     Args:
         ids: prompt and continuation.
         prompt_length: tokens of the prompt.
-        preset: see :func:`mechrep.text.cycles.repeats_after_prompt`.
+        preset: see :func:`mechrep.text.cycles.exact_loop`.
         old: the loop before; ``None`` for a text that had none.
         eos_id: end the text there (default detector).
         special_ids: no cycle on their own.
@@ -358,7 +358,7 @@ def outcome_of(
         ``repeating``; ``escaped_at`` (tokens after the onset, ``None`` while in the loop); ``relooped`` (in a loop that
         reaches beyond its escape, or was free before); ``new_period`` of that loop; ``new_tokens``.
     """
-    cycle = repeats_after_prompt(ids, prompt_length, preset, eos_id=eos_id, special_ids=special_ids)
+    cycle = exact_loop(ids, prompt_length, preset, eos_id=eos_id, special_ids=special_ids)
     escaped_at = None if old is None else old.escape(ids)
     # A loop that ends before the escape is the old one.
     relooped = cycle is not None and (old is None or (escaped_at is not None and cycle.end > old.onset + escaped_at))

@@ -205,3 +205,52 @@ def counting_loop(
     last = token_at(masked.real(end) - 1)
     block = tuple(ids[first:onset])
     return Cycle(first, max(1, onset - first), (end - start) / period, last + 1, block, "counting")
+
+
+FRAME = 0.75  # share of a copy that is the same in three copies in a row
+FEWEST = 8  # tokens of it
+
+
+def frame_loop(
+    tokens: Sequence[int],
+    prompt_length: int = 0,
+    *,
+    eos_id: int | Collection[int] | None = None,
+) -> Cycle | None:
+    """Copies that are equal but for a few tokens, told by ids alone: the first three in a row, or ``None``.
+
+    Positions ``t`` of a copy of length ``p`` belong to its frame where ``x[t] = x[t + p] = x[t + 2 p]``.  Three copies
+    whose frame has at least 8 tokens and three quarters of the copy are a loop with something that changes: a counter,
+    mostly, whose tokens ids cannot tell.  Exact loops are found too.
+
+    Args:
+        tokens: prompt and continuation.
+        prompt_length: tokens of the prompt; two copies may lie in it, the third stands behind it.
+        eos_id: the continuation ends at its first one.
+
+    Limits:
+        Copies of different length are not seen (9 and 10 written with one token and two); :func:`counting_loop` reads
+        the text and sees them.  Refrains and tables with three equal frames are taken for loops.
+
+    Example:
+        >>> copies = [[*range(10, 20), number] for number in (3, 4, 5)]
+        >>> loop = frame_loop([7, 8, *copies[0], *copies[1], *copies[2]])
+        >>> loop.start, loop.period, loop.onset
+        (2, 11, 13)
+    """
+    ids = up_to_eos(token_ids(tokens), eos_set(eos_id), prompt_length)
+    x = np.asarray(ids)
+    found: tuple[int, int, int] | None = None
+    for period in range(FEWEST, len(x) // COPIES + 1):
+        kept = (x[: -2 * period] == x[period:-period]) & (x[period:-period] == x[2 * period :])
+        frame = np.convolve(kept, np.ones(period, dtype=int), "valid")  # tokens of the frame of copies that begin there
+        starts = np.nonzero(frame >= max(FEWEST, FRAME * period))[0]
+        starts = starts[starts + (COPIES - 1) * period >= prompt_length]
+        if len(starts) and (found is None or (int(starts[0]), period) < (found[0], found[1])):
+            near = starts[starts < starts[0] + period]  # the same copies, begun elsewhere: where most of them is frame
+            found = int(starts[0]), period, int(near[frame[near].argmax()])
+    if found is None:
+        return None
+    _, period, start = found
+    end = start + COPIES * period
+    return Cycle(start, period, float(COPIES), end, tuple(ids[start : start + period]), "frame")

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mechrep.errors import InputError
-from mechrep.text.counters import Decode, counting_loop
+from mechrep.text.counters import Decode, counting_loop, frame_loop
 from mechrep.text.watch import Cycle, NgramTripleWatch, TailWatch, TokenSequence, eos_set, token_ids, up_to_eos
 
 
@@ -359,7 +359,8 @@ def repeats_after_prompt(
         eos_id: the continuation ends at its first one (default preset).
         special_ids: no cycle on their own (default preset).
         decode: from ids to text, such as ``model.decode``.  With it a loop whose copies differ in a counter is one too,
-            whatever the preset (:func:`mechrep.text.counters.counting_loop`); ids alone cannot say what counts.
+            whatever the preset (:func:`mechrep.text.counters.counting_loop`).  Ids cannot say what counts: without it
+            copies that are equal but for a few tokens are a loop (:func:`mechrep.text.counters.frame_loop`).
 
     Raises:
         InputError: an unknown preset.
@@ -370,19 +371,35 @@ def repeats_after_prompt(
         >>> repeats_after_prompt([1, 2, 3] * 20 + [7, 8, 9, 10], 60) is None
         True
     """
-    found = _exact_loop(tokens, prompt_length, preset, eos_id, special_ids)
-    if found is None and decode is not None:
-        return counting_loop(tokens, decode, prompt_length, eos_id=eos_id, special_ids=special_ids)
-    return found
+    found = exact_loop(tokens, prompt_length, preset, eos_id=eos_id, special_ids=special_ids)
+    if found is not None:
+        return found
+    if decode is None:
+        return frame_loop(tokens, prompt_length, eos_id=eos_id)
+    return counting_loop(tokens, decode, prompt_length, eos_id=eos_id, special_ids=special_ids)
 
 
-def _exact_loop(
+def exact_loop(
     tokens: Sequence[int],
     prompt_length: int,
-    preset: str,
-    eos_id: int | Collection[int] | None,
-    special_ids: Collection[int],
+    preset: str = "mechrep",
+    *,
+    eos_id: int | Collection[int] | None = None,
+    special_ids: Collection[int] = (),
 ) -> Cycle | None:
+    """The loop of equal copies that a text falls into after its prompt, or ``None``: what outcomes of ablations count.
+
+    Args:
+        tokens: prompt and continuation.
+        prompt_length: tokens of the prompt.
+        preset: of :func:`mechrep.detect_cycle`.
+        eos_id: the continuation ends at its first one (default preset).
+        special_ids: no cycle on their own (default preset).
+
+    Example:
+        >>> exact_loop([5, 1, 2, 3, 1, 2, 3, 1, 2, 3], 4).period
+        3
+    """
     if preset != "mechrep":
         return detect_cycle(tokens, preset, prompt_length=prompt_length, eos_id=eos_id, special_ids=special_ids)
     ids = up_to_eos(list(tokens), eos_set(eos_id), prompt_length)

@@ -22,7 +22,7 @@ from mechrep.measures.neurons import RepetitionNeurons
 from mechrep.models.load import load_model
 from mechrep.run import Run
 from mechrep.text.corpus import Corpus
-from mechrep.text.cycles import repeats_after_prompt
+from mechrep.text.cycles import exact_loop
 from mechrep.text.families import loop_families
 from tests.studies.loops import NEW, free, looping, model, module, neurons
 from tests.studies.obvious import continued, losses, published_detector
@@ -106,7 +106,7 @@ def test_the_default_detector_judges_what_was_written() -> None:
     onsets = corpus.frame["onset"].tolist()
     special = sorted(model("gpt_neox").special_ids)
     answers = [
-        [repeats_after_prompt(ids, end, eos_id=1, special_ids=special) is not None for ids, end in zip(row, onsets)]  # noqa: B905
+        [exact_loop(ids, end, eos_id=1, special_ids=special) is not None for ids, end in zip(row, onsets)]  # noqa: B905
         for row in written("gpt_neox", corpus, sweep, onsets, None)
     ]
     assert sweep.of().tolist() == answers and 0 < np.sum(answers) < np.size(answers)

@@ -34,6 +34,7 @@ def sinks(n_layers: int = 6, n_heads: int = 4, *, alone: bool = False, name: str
         key_rows=torch.zeros(3) if alone else torch.tensor([30.0, 29.0, 2.0]),
         row_entropy=torch.rand(heads, generator=generator),
         column_entropy=torch.rand(heads, generator=generator),
+        learned_sink=torch.zeros(heads),
         uniform_alpha=float("nan") if alone else 0.07,
         epsilon=0.3,
         mean_length=1.0 if alone else 64.0,

@@ -16,8 +16,8 @@ from mechrep.generation.loops import without_counter
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.text import Corpus
-from mechrep.text.counters import MASK, Masked, counting_loop
-from mechrep.text.cycles import detect_cycle, repeats_after_prompt
+from mechrep.text.counters import COPIES, FEWEST, FRAME, MASK, Masked, counting_loop, frame_loop
+from mechrep.text.cycles import detect_cycle, exact_loop, repeats_after_prompt
 
 TEMPLATE = "The man went to the door and said no, {}. "
 
@@ -122,7 +122,7 @@ def test_what_counts_is_found_whatever_its_tokens(text: str, model: Model) -> No
     for ids, decode in ((letters(start + text), read), pairs(start + text), (model.encode(start + text), model.decode)):
         loop = repeats_after_prompt(ids, 1, decode=decode)
         assert loop is not None and loop.detector == "counting"
-        assert repeats_after_prompt(ids, 1) is None, "ids alone do not show it"
+        assert exact_loop(ids, 1) is None, "ids alone do not show it"
         assert detect_cycle(ids, "counting", decode=decode) == loop
         assert loop.start < loop.onset < loop.end == len(ids)
         assert abs(len(decode(ids[: loop.start])) - len(start)) <= 2 * max(len(decode([i])) for i in ids)
@@ -215,3 +215,49 @@ def test_masking_keeps_places(text: str) -> None:
             assert text[masked.real(place)] == sign and masked.place(masked.real(place)) == place
     assert len(masked.values) == len(masked.places) == masked.text.count(MASK)
     assert masked.place(len(text)) == len(masked.text)
+
+
+# --- by ids alone ---------------------------------------------------------------------------------------------------
+
+
+def frames_by_hand(ids: list[int], prompt: int) -> tuple[int, int] | None:
+    """Every start and length, counted out."""
+    found = []
+    for start in range(len(ids)):
+        for period in range(FEWEST, (len(ids) - start) // COPIES + 1):
+            copies = [ids[start + n * period : start + (n + 1) * period] for n in range(COPIES)]
+            frame = sum(a == b == c for a, b, c in zip(*copies, strict=True))
+            if frame >= max(FEWEST, FRAME * period) and start + (COPIES - 1) * period >= prompt:
+                found.append((start, period, frame))
+    if not found:
+        return None
+    first, period, _ = min(found)
+    same = [(-frame, start) for start, length, frame in found if length == period and start < first + period]
+    return min(same)[1], period
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=8),
+    st.lists(st.integers(0, 5), min_size=9, max_size=14),
+    st.lists(st.integers(0, 9), min_size=2, max_size=5),
+    st.integers(0, 40),
+)
+@settings(max_examples=80, deadline=None)
+def test_frames_are_found_as_counted_out(before: list[int], copy: list[int], slots: list[int], prompt: int) -> None:
+    ids = [*before, *(token for slot in slots for token in (*copy, 100 + slot)), *before]
+    found = frame_loop(ids, min(prompt, len(ids)))
+    assert (None if found is None else (found.start, found.period)) == frames_by_hand(ids, min(prompt, len(ids)))
+    if len(slots) >= COPIES and prompt == 0:
+        assert found is not None
+
+
+def test_a_counting_loop_is_not_loop_free_by_ids_alone_and_prose_stays_so() -> None:
+    model = mechrep.load_model("mechrep-tiny")
+    text = "".join(f"The man went to the door and said no, {n}. " for n in range(11, 41))
+    tokens = model.encode(text, prepend_bos=True)
+    assert exact_loop(tokens, 1) is None
+    assert repeats_after_prompt(tokens, 1) is not None
+    prose = model.encode(tiny.held_out_text(), prepend_bos=False)
+    windows = [prose[i : i + 200] for i in range(0, min(len(prose), 20_000) - 200, 200)]
+    taken = [window for window in windows if exact_loop(window, 1) is None and frame_loop(window, 1) is not None]
+    assert len(taken) <= 0.02 * len(windows)
