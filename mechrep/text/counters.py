@@ -247,8 +247,10 @@ def frame_loop(
         starts = np.nonzero(frame >= max(FEWEST, FRAME * period))[0]
         starts = starts[starts + (COPIES - 1) * period >= prompt_length]
         if len(starts) and (found is None or (int(starts[0]), period) < (found[0], found[1])):
-            near = starts[starts < starts[0] + period]  # the same copies, begun elsewhere: where most of them is frame
-            found = int(starts[0]), period, int(near[frame[near].argmax()])
+            near = starts[
+                starts < starts[0] + period
+            ]  # the same copies, begun elsewhere: where most is frame, and so is the first token
+            found = int(starts[0]), period, int(near[(2 * frame + kept[: len(frame)])[near].argmax()])
     if found is None:
         return None
     _, period, start = found

@@ -232,7 +232,11 @@ def frames_by_hand(ids: list[int], prompt: int) -> tuple[int, int] | None:
     if not found:
         return None
     first, period, _ = min(found)
-    same = [(-frame, start) for start, length, frame in found if length == period and start < first + period]
+    same = [
+        (-2 * frame - (ids[start] == ids[start + length] == ids[start + 2 * length]), start)
+        for start, length, frame in found
+        if length == period and start < first + period
+    ]
     return min(same)[1], period
 
 
