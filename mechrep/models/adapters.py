@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mechrep.errors import ModelError
-from mechrep.models.model import quiet_boot
 from mechrep.models.sources import Options, Reading, Source, listening, locate, read_model
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
+from mechrep.models.wrapped import quiet_boot
 
 
 def read(source: Source, options: Options, *, tokenizer: bool = True) -> Reading:

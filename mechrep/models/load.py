@@ -14,9 +14,10 @@ from mechrep.models import tiny
 from mechrep.models.adapters import is_adapted, merged_copy, read
 from mechrep.models.checks import check_causal, check_finite
 from mechrep.models.contract import check_contract
-from mechrep.models.model import Model, quiet_boot
+from mechrep.models.model import Model
 from mechrep.models.sources import Options, Reading, locate
 from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
+from mechrep.models.wrapped import quiet_boot
 
 
 def load_model(

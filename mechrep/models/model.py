@@ -6,22 +6,15 @@ of the copy is the original's own tensor, and only the copy is wrapped.  Where a
 one matrix and TransformerLens splits it (GPT-2, GPT-NeoX, BLOOM), the wrapped view holds its own copy of that matrix;
 when the original's weights have changed since, the view is built anew.
 
-Two traps of TransformerLens 4 are closed here.  A list of names drops a name that does not exist without a word;
-and on a ``TransformerBridge`` a tensor *returned* by a hook at ``hook_resid_mid`` reaches the MLP only, while the
-residual stream keeps the old value (``HookedTransformer`` changed both).
+What becomes of weights and hooks after loading is watched: see :mod:`mechrep.models.state`.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import difflib
-import functools
 import hashlib
 import json
-import logging
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,115 +24,51 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError, MissingPartError, ModelError
-from mechrep.models.anatomy import RESIDUAL_MID_SUFFIX, Anatomy
+from mechrep.models.anatomy import Anatomy
 from mechrep.models.describe import describe, describe_plain
 from mechrep.models.lengths import LengthRule, length_rule
 from mechrep.models.parts import PlainHandles, Trace, find_handles, probe, probe_of, text_config, trace
+from mechrep.models.state import active_hooks, byte_sums, own_hooks, state_of
+from mechrep.models.wrapped import (
+    bridge,
+    check_filter,
+    edits_count,
+    honest_hooks,
+    hook_names,
+    quiet_boot,
+    twin_sharing_parameters,
+    unshare_parameters,
+)
 
 
-def hook_names(tl: Any) -> set[str]:
-    """Every hook name, aliases included, of a TransformerBridge or a HookedTransformer."""
-    return set(tl.hook_dict)
+@torch.no_grad()
+def check_views(model: Model, logits: Tensor) -> None:
+    """Refuse a TransformerLens view that gives other logits than the plain one.
 
-
-def check_name(name: str, known: set[str]) -> None:
-    """Refuse a hook name that does not exist, and say which ones are close."""
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or sorted(known)[:3]
-        raise InputError(f"hook name {name!r}", "a hook of this model", f"did you mean {', '.join(near)}?")
-
-
-def check_filter(names_filter: Any, known: set[str]) -> None:
-    """Check every name of a ``names_filter``; callables and ``None`` pass."""
-    if isinstance(names_filter, str):
-        check_name(names_filter, known)
-    elif isinstance(names_filter, (list, tuple, set, frozenset)):
-        for name in names_filter:
-            check_name(name, known)
-
-
-def honest_hooks(
-    hooks: Sequence[tuple[Any, Callable]], known: set[str], *, in_place: bool
-) -> list[tuple[Any, Callable]]:
-    """The same hooks with checked names and, on a bridge, edits at ``hook_resid_mid`` that reach the stream.
+    Args:
+        model: the model.
+        logits: of the probe, on the TransformerLens view.
 
     Raises:
-        InputError: an unknown name, or a callable that selects ``hook_resid_mid`` on a bridge.
+        ModelError: the two differ.
     """
-    checked: list[tuple[Any, Callable]] = []
-    for name, hook in hooks:
-        if isinstance(name, str):
-            check_name(name, known)
-            hook = _writes_back(hook) if in_place and name.endswith(RESIDUAL_MID_SUFFIX) else hook
-        elif in_place and any(name(known_name) for known_name in known if known_name.endswith(RESIDUAL_MID_SUFFIX)):
-            raise InputError(
-                "a function that selects hook_resid_mid",
-                "explicit names there: TransformerLens would apply a returned edit to the MLP's input only",
-                "pass (name, hook) pairs, one per layer",
-            )
-        checked.append((name, hook))
-    return checked
-
-
-def _writes_back(hook: Callable) -> Callable:
-    """Copy what the hook returns into the tensor it was given, which is the residual stream itself."""
-
-    @functools.wraps(hook)
-    def wrapped(activation: Tensor, hook_point: Any = None, **kwargs: Any) -> None:
-        returned = hook(activation, hook=kwargs.get("hook", hook_point))
-        if returned is not None:
-            activation.copy_(returned)
-
-    return wrapped
-
-
-def twin_sharing_parameters(module: nn.Module, parts: Sequence[nn.Module] = ()) -> nn.Module:
-    """A second module tree over the very same parameter and buffer tensors, and the very same modules ``parts``."""
-    shared = [*module.parameters(), *module.buffers(), *parts]
-    return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-
-
-def unshare_parameters(module: nn.Module) -> None:
-    """Give ``module`` its own copies of all parameters, so that changing them leaves the other view alone."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.data = parameter.data.clone()
-
-
-@contextmanager
-def quiet_boot() -> Iterator[None]:
-    """Keep the libraries' start-up chatter off the user's screen; errors still come through."""
-    logger = logging.getLogger()
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def bridge(module: nn.Module, tokenizer: Any, name: str, dtype: torch.dtype) -> Any:
-    """Wrap ``module`` (and consume it) as a TransformerLens ``TransformerBridge``."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    config: Any = module.config
-    config._attn_implementation = "eager"  # the wrappers compute attention themselves; eager gives them the right masks
-    with quiet_boot():
-        made = build_bridge_from_module(
-            module, type(module).__name__, hf_config=config, tokenizer=None, model_name=name, dtype=dtype
+    plain, other = model.plain_logits(model.probe_tokens()).float(), logits.float()
+    scale = plain.abs().max().clamp_min(1.0)
+    off = ((plain - other).abs().max() / scale).item() if plain.shape == other.shape else float("inf")
+    if not off <= _VIEWS_AGREE.get(model.dtype, 2e-4):
+        tl, model._tl = model._tl, None
+        raise ModelError(
+            f"{model.name!r} ({type(tl).__name__}), whose TransformerLens view gives logits that are off by {off:.2g}",
+            "two views that give the same logits",
+            "use what the plain view gives (view='auto'); TransformerLens computes something else for this family",
         )
-    if tokenizer is not None:  # not through TransformerLens, which would read it from disk once more
-        if tokenizer.bos_token_id is None or tokenizer.pad_token_id is None:
-            tokenizer = copy.deepcopy(tokenizer)  # the user's own stays as it is
-            tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
-            tokenizer.pad_token = tokenizer.pad_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
-        made.tokenizer = tokenizer
-        plain, ends = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-        made.cfg.tokenizer_prepends_bos = len(plain) > len(ends) and plain[0] == tokenizer.bos_token_id
-        made.cfg.tokenizer_appends_eos = len(plain) > len(ends) and plain[-1] == tokenizer.eos_token_id
-    return made
+
+
+# What TransformerLens raises for a family that it does not know, or half knows.
+_WRAPPING_FAILED = (
+    ValueError, KeyError, IndexError, NotImplementedError, AttributeError, TypeError, RuntimeError, ImportError,
+)  # fmt: skip
+_VIEWS_AGREE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 
 
 class Model:
@@ -608,93 +537,3 @@ WITHOUT_BOS = frozenset(
         "starcoder2",
     ]
 )
-
-
-def state_of(module: nn.Module | None) -> list[Any]:
-    """Where each parameter lies and how often torch has written to it, and the user's own hooks."""
-    if module is None:
-        return []
-    return [*((p.data_ptr(), p._version) for p in module.parameters()), *(id(hook) for _, hook in own_hooks(module))]
-
-
-def byte_sums(parameter: Tensor) -> bytes:
-    """Sums over the bytes of a tensor, by place: other bytes, or the same ones elsewhere, give others."""
-    raw = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
-    whole = raw[: len(raw) // 8 * 8].view(torch.int64)
-    rest = raw[len(raw) // 8 * 8 :].cpu().numpy().tobytes()
-    rows = whole[: len(whole) // _BLOCK * _BLOCK].view(-1, _BLOCK)
-    parts = (rows.sum(0), rows.sum(1), whole[len(whole) // _BLOCK * _BLOCK :])
-    return b"".join(part.cpu().numpy().tobytes() for part in parts) + rest
-
-
-_BLOCK = 512
-
-
-@contextmanager
-def edits_count(name: str) -> Iterator[None]:
-    """Refuse an edit that TransformerLens says it has thrown away, which it does with a warning only.
-
-    Raises:
-        ModelError: an edit at a place that the family computes elsewhere.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*edit is discarded.*")
-        try:
-            yield
-        except UserWarning as discarded:
-            raise ModelError(
-                f"an edit on the TransformerLens view of {name!r}",
-                "a place where TransformerLens computes what the model uses",
-                f"edit on the plain view (view='auto'); TransformerLens said: {discarded}",
-            ) from discarded
-
-
-def active_hooks(tl: Any) -> list[str]:
-    """Names of TransformerLens' hook points with something on them."""
-    return [name for name, point in tl.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
-
-
-_LIBRARIES = ("mechrep", "torch", "transformers", "transformer_lens", "accelerate", "peft")
-
-
-def own_hooks(module: nn.Module) -> list[tuple[str, Any]]:
-    """Hooks that neither mechrep nor a library below it has put on a part, with the part's name."""
-    found = []
-    for name, part in module.named_modules():
-        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
-            source = hook
-            while isinstance(source, functools.partial):
-                source = source.func
-            if (getattr(source, "__module__", None) or "").split(".")[0] not in _LIBRARIES:
-                found.append((name, hook))
-    return found
-
-
-@torch.no_grad()
-def check_views(model: Model, logits: Tensor) -> None:
-    """Refuse a TransformerLens view that gives other logits than the plain one.
-
-    Args:
-        model: the model.
-        logits: of the probe, on the TransformerLens view.
-
-    Raises:
-        ModelError: the two differ.
-    """
-    plain, other = model.plain_logits(model.probe_tokens()).float(), logits.float()
-    scale = plain.abs().max().clamp_min(1.0)
-    off = ((plain - other).abs().max() / scale).item() if plain.shape == other.shape else float("inf")
-    if not off <= _VIEWS_AGREE.get(model.dtype, 2e-4):
-        tl, model._tl = model._tl, None
-        raise ModelError(
-            f"{model.name!r} ({type(tl).__name__}), whose TransformerLens view gives logits that are off by {off:.2g}",
-            "two views that give the same logits",
-            "use what the plain view gives (view='auto'); TransformerLens computes something else for this family",
-        )
-
-
-# What TransformerLens raises for a family that it does not know, or half knows.
-_WRAPPING_FAILED = (
-    ValueError, KeyError, IndexError, NotImplementedError, AttributeError, TypeError, RuntimeError, ImportError,
-)  # fmt: skip
-_VIEWS_AGREE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from mechrep.errors import ModelError
 from mechrep.models import tiny
 from mechrep.models.checks import check_causal, check_report, is_wrapper
-from mechrep.models.model import quiet_boot
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
+from mechrep.models.wrapped import quiet_boot
 
 _EXTRAS = {"gguf": "gguf", "bitsandbytes": "bnb"}  # package: extra of mechrep
 

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mechrep.models.load import load_model
-from mechrep.models.model import Model, quiet_boot
+from mechrep.models.model import Model
+from mechrep.models.wrapped import quiet_boot
 from tests.families.zoo import D_VOCAB, build, families, quietly
 
 LETTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,123"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mechrep.errors import ModelError
 from mechrep.models.load import load_model
-from mechrep.models.model import bridge
 from mechrep.models.neurons import find_up_projections
 from mechrep.models.parts import find_handles
+from mechrep.models.wrapped import bridge
 from tests.tiny_models import PARTS, fresh, random_tokens
 
 pytestmark = pytest.mark.contract
