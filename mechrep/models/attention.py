@@ -82,7 +82,10 @@ def reading_of(model: Model) -> Reading:
         Reading(rows=True, plain=True, sinks=False)
     """
     if model not in _readings:
-        _readings[model] = _probe(model)
+        try:
+            _readings[model] = _probe(model)
+        except _WholeMaskNeeded:
+            _readings[model] = Reading(rows=False, plain=False)
     return _readings[model]
 
 
@@ -328,11 +331,19 @@ def _attention_function(attention: Callable[..., Any], mask: Callable[..., Any])
         del ALL_ATTENTION_FUNCTIONS[_NAME]
 
 
+class _WholeMaskNeeded(Exception):
+    """Raised where a family takes the mask for a tensor."""
+
+
 class _MaskRule:
     """transformers' rule for who may look at whom, to be asked about some rows at a time."""
 
     def __init__(self, allowed: Callable[..., Tensor]) -> None:
         self.allowed = allowed
+
+    def __getitem__(self, _place: Any) -> Tensor:
+        """Some families cut the mask themselves: they are not read row by row."""
+        raise _WholeMaskNeeded
 
     def rows(self, batch: int, queries: range, keys: int, device: torch.device) -> Bool[Tensor, "batch 1 query key"]:
         texts = torch.arange(batch, device=device)[:, None, None, None]

@@ -1,7 +1,7 @@
 """TransformerLens' view of a module: how it is made, and two of its traps closed.
 
-A list of hook names drops a name that does not exist without a word; and on a ``TransformerBridge`` a tensor that a hook
-at ``hook_resid_mid`` *returns* reaches the MLP only, while the residual stream keeps the old value
+A list of hook names drops a name that does not exist without a word; and on a ``TransformerBridge`` a tensor that a
+hook at ``hook_resid_mid`` *returns* reaches the MLP only, while the residual stream keeps the old value
 (``HookedTransformer`` changed both).
 """
 
