@@ -418,7 +418,7 @@ class PatchedModel:
                 "a part of a patched model, run on its own", "the whole decoder", "call the model, or remove the patch"
             )
         index = torch.tensor(self._neurons[layer], device=up.device) - columns.start
-        if int(index.min()) < 0:  # the routed experts, whose neurons are not held
+        if int(index.min()) < 0 or int(index.max()) >= up.shape[-1]:  # the routed experts, whose neurons are not held
             return None
         values = up[..., index]
         level = now.rows.catch(layer, values, now.anchor_here.to(up.device))

@@ -109,7 +109,7 @@ class HeldLevels:
     ) -> Float[Tensor, "batch pos column"] | None:
         """Catch the levels of anchors in this pass; hold what is to be held, if it is among these columns."""
         index, rows = self.neurons[layer].to(up.device) - columns.start, self._rows
-        if not len(index) or int(index.min()) < 0:
+        if not len(index) or int(index.min()) < 0 or int(index.max()) >= up.shape[-1]:
             return None
         values, here = up[..., index], self._here.to(up.device)
         caught = here.any(1)

@@ -95,6 +95,8 @@ def looking_at(module: nn.Module, handles: PlainHandles, site: Site, layer: int,
         seen = look(texts, columns)
         return None if seen is None else seen.view_as(values)
 
+    if site is Site.UP_PROJ and dense.stop > dense.start:
+        find_up_projections(module, handles)  # runs the module, which nobody looks at yet
     with ExitStack() as stack:
         stack.callback(handles.layers[layer].register_forward_pre_hook(note, with_kwargs=True).remove)
         experts = handles.experts[layer]

@@ -29,7 +29,7 @@ from mechrep.ablation.study import (
 )
 from mechrep.ablation.texts import find_and_test, null_models, shared_loops, shared_windows, with_split
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.errors import NothingFoundError
+from mechrep.errors import ModelError, NothingFoundError
 from mechrep.figures import attention_maps_figure, counted
 from mechrep.generation.loops import without_counter
 from mechrep.interventions.ops import When
@@ -51,7 +51,7 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import check_same_model
 from mechrep.run import Run
 from mechrep.sections import Section
-from mechrep.stats import largest
+from mechrep.stats import known, largest
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 
@@ -90,12 +90,12 @@ class HeadReadings:
 
     Attributes:
         repeats: scores on random repeats.
-        copying: what the heads say there.
+        copying: what the heads say there; ``None`` where what single heads write cannot be told apart.
         loops: scores on natural loops, for queries after the onset (``hiraoka2025``).
     """
 
     repeats: HeadScoreResult
-    copying: HeadCopyingResult
+    copying: HeadCopyingResult | None
     loops: HeadScoreResult
 
     def of(self, kind: str, measured_on: str) -> Float[Tensor, "layer head"]:
@@ -107,10 +107,14 @@ def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadRe
     """Score all heads on both kinds of text, a pass over each."""
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])  # small: patterns are as large as texts squared
     cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
-    scores, copying = cache.run(HeadScores(bos_id=model.bos_id), HeadCopying(model))
+    try:
+        writing = [HeadCopying(model)]
+    except ModelError:  # compressed values, gates behind the heads, ...: what they look at is measured all the same
+        writing = []
+    scores, *copying = cache.run(HeadScores(bos_id=model.bos_id), *writing)
     cache = CorpusCache(model, loops, store=run.store, progress=run.progress)
     (natural,) = cache.run(HeadScores("hiraoka2025", bos_id=model.bos_id))
-    return HeadReadings(scores, copying, natural)
+    return HeadReadings(scores, copying[0] if copying else None, natural)
 
 
 def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame:
@@ -118,8 +122,8 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
 
     A draw is the highest of all heads of one null model, so having looked at all heads is part of the p-value (the
     largest statistic of Westfall & Young): with 19 null models a head above all of them has p = 0.05.  An induction
-    head on random repeats must stand out in what it looks at (prefix matching) *and* in what it says (``functional``):
-    its p-value is the larger of the two.
+    head on random repeats must stand out in what it looks at (prefix matching) *and* in what it says (``functional``),
+    where a model lets that be measured: its p-value is the larger of the two.
 
     Args:
         own: of the model.
@@ -161,9 +165,9 @@ def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, pla
     table, errors = result.of(kind), result.standard_errors[result.row(kind)]
     draws = [largest(null.of(kind, place)) for null in nulls]
     clear, said, others = set(result.clear(kind)), None, [float("nan")]
-    if (kind, place) == ("induction", ON_REPEATS):
+    if (kind, place) == ("induction", ON_REPEATS) and own.copying is not None:
         clear, said = set(induction_heads(own.repeats, own.copying)), own.copying.functional
-        others = [float(null.copying.functional.nan_to_num(-1.0).max()) for null in nulls]
+        others = [_says_most(null) for null in nulls]
     elif place == ON_LOOPS:
         clear &= set(result.above(PUBLISHED_THRESHOLD, kind))
     published = result.above(PUBLISHED_THRESHOLD, kind) if place == ON_LOOPS else []
@@ -179,6 +183,11 @@ def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, pla
         conventions = {"clear": unit in clear, "published": unit in published}
         rows.append(facts | row | conventions | {"null_says": max(others, default=float("nan"))})
     return pd.DataFrame(rows)
+
+
+def _says_most(null: HeadReadings) -> float:
+    """What the head of a null model says that says most."""
+    return float("nan") if null.copying is None else float(null.copying.functional.nan_to_num(-1.0).max())
 
 
 def heads_of(kinds: pd.DataFrame, kind: str, measured_on: str | None = None) -> list[Unit]:
@@ -507,9 +516,9 @@ def _heads_section(study: HeadStudy) -> Section:
     best = heads_of(kinds, "induction", ON_REPEATS)[:1] or scores.top(1)
     row = first.loc[("induction", ON_REPEATS)]
     fields = {
-        "model": study.model_name, "n_heads": scores.unexplained.numel(), "nulls": study.nulls, "clear": CLEAR,
+        "model": study.model_name, "n_heads": len(known(scores.unexplained)), "nulls": study.nulls, "clear": CLEAR,
         "best": name_of(best[0]), "prefix": scores.induction[best[0]], "uniform": scores.chance[0],
-        "null_prefix": row["control_high"] + row["baseline"], "says": own.copying.functional[best[0]],
+        "null_prefix": row["control_high"] + row["baseline"], 
         "null_says": row["null_says"],
         "in_loops": own.loops.induction[best[0]], "uniform_in_loops": own.loops.chance[0],
         **{kind: _listed(study.heads_of(kind)) for kind in scores.names if kind != "current_token"},
@@ -519,18 +528,23 @@ def _heads_section(study: HeadStudy) -> Section:
     profile = None if study.profiles is None else study.profiles.iloc[0]
     for name in ("overlap", "null", "null_low", "null_high", "p"):
         fields["overlap_p" if name == "p" else name] = None if profile is None else profile[name]
+    fields["says"] = None if own.copying is None else own.copying.functional[best[0]]
     claims = first[first["value"].notna()].reset_index()  # loops of period 1 say nothing about heads
     figures = {
         "repeats": head_scores_figure(scores), "loops": head_scores_figure(own.loops),
         "attention": attention_maps_figure(study.example.patterns, study.example.tokens, name=study.model_name),
     }  # fmt: skip
     tables = {"kinds": _kinds_frame(study), "scores": _scores_frame(study)}
-    claims = claims.assign(claim=[_claim(row) for row in claims.to_dict("records")])
-    return Section("heads", study.provenance, fields, claims, tables, figures)
+    silent = own.copying is None
+    claims = claims.assign(claim=[_claim(row, silent) for row in claims.to_dict("records")])
+    variant = "attention_only" if silent else ""
+    return Section("heads", study.provenance, fields, claims, tables, figures, variant)
 
 
-def _claim(row: Mapping[Any, Any]) -> str:
-    """The wording of a claim: what stands out by little has its own."""
+def _claim(row: Mapping[Any, Any], silent: bool) -> str:
+    """The wording of a claim: what stands out by little has its own, and so has what was only looked at."""
+    if silent and (row["kind"], row["measured_on"]) == ("induction", ON_REPEATS):
+        return "induction_attention"
     where = "" if row["measured_on"] == ON_REPEATS else "_in_loops"
     weak = "_weak" if row["verdict"] == SUPPORTED and not row["clear"] else ""
     return f"{row['kind']}{where}{weak}"
@@ -557,8 +571,9 @@ def _scores_frame(study: HeadStudy) -> pd.DataFrame:
         "induction": scores.induction, "induction_in_loops": own.loops.induction,
         "duplicate_token": scores.duplicate_token, "duplicate_token_in_loops": own.loops.duplicate_token,
         "previous_token": scores.previous_token, "first_token": scores.first_token,
-        "logits_of_the_next_token": own.copying.functional,
     }  # fmt: skip
+    if own.copying is not None:
+        columns["logits_of_the_next_token"] = own.copying.functional
     values = {name: [round(float(table[unit]), 3) for unit in units] for name, table in columns.items()}
     return pd.DataFrame({"head": [name_of(unit) for unit in units], **values})
 

@@ -17,6 +17,7 @@ from mechrep.generation.patched_model import PatchedModel
 from mechrep.interventions.ops import SinkPatch
 from mechrep.measures.first_token import detector_layer
 from mechrep.measures.head_circuits import HeadCircuits
+from mechrep.measures.natural_vs_induced import LogitAttribution
 from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -92,8 +93,12 @@ def _reads_text(model: Model) -> None:
 
 
 def _heads_write(model: Model) -> Sequence[int]:
-    HeadCircuits(model)
+    HeadCircuits(model, readers=("V",))
     return model.anatomy.attention_layers
+
+
+def _attributes(model: Model) -> None:
+    LogitAttribution(model)
 
 
 def _lens(model: Model) -> None:
@@ -137,7 +142,8 @@ STREAM = _readable("a residual stream", Site.RESID_POST)
 ATTENTION_WRITES = _readable("attention outputs", Site.ATTN_OUT)
 MLP_WRITES = _readable("MLP outputs", Site.MLP_OUT)
 ROUTER = _readable("a router", Site.ROUTER)
-CIRCUITS = Requirement("weights of every single head", _heads_write)
+CIRCUITS = Requirement("what every single head writes", _heads_write)
+ATTRIBUTION = Requirement("logits that are a sum of what its parts write", _attributes)
 LENS = Requirement("logit lens", _lens)
 HOLDING = Requirement("neurons that can be held", _holds)
 DETECTORS = Requirement("a first layer whose attention a later MLP reads", _detectors)
@@ -152,7 +158,7 @@ REQUIREMENTS: Mapping[str, Sequence[Requirement]] = {
     "sinks/neurons": (PRODUCTS, MLP_WRITES),
     "first-layer": (TEXT, PATTERNS, VALUES, OUTPUTS, DETECTORS),
     "patch": (TEXT, STREAM, PRODUCTS, HOLDING),
-    "text-kinds": (LOOPS, TEXT, OUTPUTS, STREAM, LENS, CIRCUITS),
+    "text-kinds": (LOOPS, TEXT, OUTPUTS, STREAM, LENS, ATTRIBUTION),
     "information": (LOOPS, TEXT, PATTERNS),
     "training": (CHECKPOINTS,),
     "ablate/neurons": (NEURONS,),

@@ -45,3 +45,13 @@ def test_many_conditions_of_one_text_are_those_computed_alone() -> None:
     together = token_losses(model, corpus, cuts)
     for place, cut in enumerate(cuts):
         assert torch.allclose(token_losses(model, corpus, [cut]), together[place : place + 1], atol=1e-5)
+
+
+def test_neurons_of_a_shared_expert_are_held() -> None:
+    model = worded("Qwen2-MoE")
+    layer = model.anatomy.layers_with(mechrep.Site.ROUTER)[0]
+    patch = mechrep.SinkPatch(layer, [model.anatomy.neurons[layer] - 1])
+    with mechrep.PatchedModel(model, patch) as patched, torch.no_grad():
+        held = patched(input_ids=TOKENS).logits
+    assert torch.allclose(held, logits(model, TOKENS, patch), atol=1e-5)
+    assert (held - model.plain_logits(TOKENS)).abs().max() > 1e-6

@@ -54,7 +54,7 @@ def test_all_parts_have_their_requirements() -> None:
         what_can_be_measured(load_model("mechrep-tiny"), ["hands"])
 
 
-@pytest.mark.parametrize("name", ["LFM2", "MiniCPM3", "OPT"])
+@pytest.mark.parametrize("name", ["LFM2", "Falcon-H1", "OPT"])
 def test_parts_that_cannot_be_measured_say_so(name: str, tmp_path: Path) -> None:
     model = worded(name)
     lacking = {row.part: row.reason for row in what_can_be_measured(model, list(PARTS)) if not row.measured}
@@ -68,11 +68,11 @@ def test_parts_that_cannot_be_measured_say_so(name: str, tmp_path: Path) -> None
 
 
 def test_explained_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = save("MiniCPM3", tmp_path / "model")
+    folder = save("OPT", tmp_path / "model")
     capsys.readouterr()
     assert main(["models", str(folder), "--explain", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    expected = [dataclasses.asdict(row) for row in what_can_be_measured(worded("MiniCPM3"))]
+    expected = [dataclasses.asdict(row) for row in what_can_be_measured(worded("OPT"))]
     for said, row in zip(record["measurable"], expected, strict=True):
         assert (said["part"], said["measured"]) == (row["part"], row["measured"])
     assert record["anatomy"]["n_layers"] == 3
