@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.generation.patched_model import is_patched
 from mechrep.generation.requests import Continuation as Continuation
 from mechrep.generation.requests import Decoding as Decoding
 from mechrep.generation.requests import Request as Request
@@ -31,6 +30,7 @@ from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, step, why
 from mechrep.generation.whole_texts import decode_reference, write_whole
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
+from mechrep.models.state import is_patched
 from mechrep.progress import progress_bar
 from mechrep.text.corpus import Corpus, CorpusLike
 

@@ -30,7 +30,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,6 +45,7 @@ from mechrep.models.lengths import LengthRule, length_rule
 from mechrep.models.model import Model
 from mechrep.models.neurons import columns_of, looking_at, refuse_routed
 from mechrep.models.parts import PlainHandles, find_handles
+from mechrep.models.state import mark_patched
 
 NOT_YET = torch.iinfo(torch.long).max
 
@@ -265,13 +265,7 @@ def refuse_other_angles(rule: LengthRule | None, call: Mapping[str, Any]) -> Non
         )
 
 
-_patched: WeakSet[nn.Module] = WeakSet()
 _owners = itertools.count()  # unlike id(), never the same twice
-
-
-def is_patched(module: nn.Module | None) -> bool:
-    """Whether a :class:`PatchedModel` is at work in this module."""
-    return module in _patched
 
 
 @dataclass
@@ -349,7 +343,7 @@ class PatchedModel:
             look = partial(self._hold, layer=layer)
             self._hooks.enter_context(looking_at(self.module, handles, Site.UP_PROJ, layer, look))
         self._active = True
-        _patched.add(self.module)
+        mark_patched(self.module, True)
 
     def __getattr__(self, name: str) -> Any:
         if name == "module":  # not set yet: a copy or a failed constructor
@@ -375,7 +369,7 @@ class PatchedModel:
         """Take the patch out of the model; calling it again does nothing."""
         self._hooks.close()
         if self._active:
-            _patched.discard(self.module)
+            mark_patched(self.module, False)
         self._active, self._passes = False, {}
 
     def _begin(self, _decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from mechrep.models.anatomy import Anatomy
 from mechrep.models.describe import describe, describe_plain
 from mechrep.models.lengths import LengthRule, length_rule
 from mechrep.models.parts import PlainHandles, Trace, find_handles, probe, probe_of, text_config, trace
-from mechrep.models.state import active_hooks, byte_sums, own_hooks, state_of
+from mechrep.models.state import active_hooks, buffers_of, byte_sums, is_patched, own_hooks, settings_of, state_of
 from mechrep.models.wrapped import (
     bridge,
     check_filter,
@@ -109,9 +110,10 @@ class Model:
         self._tl, self._tl_made_here = tl, tl is None
         self._tl_state: list[Any] = []
         self._tl_has_copies = False
-        self._tl_hooks: list[str] = []  # some families' wrappers bring hooks of their own
+        self._tl_hooks: list[Any] = []  # some families' wrappers bring hooks of their own
         self._copied_sums = b""
         self._plain: nn.Module | None = None
+        self._parts: list[nn.Module] = []
         self._fingerprint: tuple[bytes, str] | None = None
         self._vocabulary: tuple[int, str] | None = None
         self.trace: Trace | None = None
@@ -133,6 +135,7 @@ class Model:
         self.trace = trace(plain, self.handles, probe_of(plain))
         self.anatomy = describe(tl) if tl is not None else describe_plain(plain, self.handles, self.trace)
         self.lengths = length_rule(plain)
+        self._parts = list(plain.modules())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("anatomy", "handles", "trace", "tokenizer", "name"):
@@ -144,9 +147,12 @@ class Model:
         """The Hugging Face module; ``None`` where there is none.
 
         Raises:
-            InputError: it, or a part of it, is in training mode: dropout would make every number a draw.
+            InputError: it, or a part of it, is in training mode: dropout would make every number a draw; or parts of it
+                are others than when it was loaded, which mechrep would not look at.
         """
-        if self._plain is not None and any(part.training for part in self._plain.modules()):
+        if self._plain is None:
+            return None
+        if any(part.training for part in self._same_parts()):
             raise InputError(
                 f"{self.name!r} in training mode",
                 "a model in evaluation mode: dropout would make every number a random draw",
@@ -156,12 +162,25 @@ class Model:
             self.lengths.forget()
         return self._plain
 
+    def _same_parts(self) -> list[nn.Module]:
+        """The parts of the plain view, which are those that were there when it was loaded."""
+        assert self._plain is not None
+        parts = list(self._plain.modules())
+        if len(parts) != len(self._parts) or any(map(operator.is_not, parts, self._parts)):
+            raise InputError(
+                f"{self.name!r}, of which parts were added, taken away or replaced since it was loaded",
+                "the parts that were there: what is where was found out then",
+                "load the changed object: mechrep.load_model(module)",
+            )
+        return parts
+
     @plain.setter
     def plain(self, module: nn.Module | None) -> None:
         if module is None:
             _ = self.tl  # what is left then
             self._tl_made_here = False
         self._plain = module
+        self._parts = [] if module is None else list(module.modules())
 
     @property
     def tl(self) -> Any:
@@ -170,7 +189,7 @@ class Model:
         Raises:
             ModelError: TransformerLens does not know the architecture, or computes something else for it.
         """
-        if self._tl_made_here and (self._tl is None or self._tl_state != state_of(self._plain)):
+        if self._tl_made_here and (self._tl is None or self._tl_state != self._state()):
             self._build_tl()
         if self.lengths is not None:
             self.lengths.forget()
@@ -180,12 +199,25 @@ class Model:
         """The TransformerLens view, with the bytes of all weights compared that it holds copies of.
 
         For whoever runs it: such weights may have been written without torch knowing (``parameter.data``).
+
+        Raises:
+            InputError: a ``PatchedModel`` is at work in the plain view, which this one would not see.
         """
+        if is_patched(self._plain):
+            raise InputError(
+                f"the TransformerLens view of {self.name!r} inside a PatchedModel, which patches the other view",
+                "the plain view (view='auto')",
+                "remove the patch, or pass it as an intervention",
+            )
         tl = self.tl
         if self._tl_made_here and self._copied_sums != self._sums_of_copied():
             self._build_tl()
             tl = self._tl
         return tl
+
+    def _state(self) -> list[Any]:
+        """What the plain view computes with now; parts that remember the last call are shared by both views."""
+        return state_of(self._plain, () if self.lengths is None else self.lengths.modules)
 
     def _sums_of_copied(self) -> bytes:
         """Sums over all weights, if TransformerLens has split some into pieces of its own; nothing if it shares all."""
@@ -207,6 +239,7 @@ class Model:
             )
         plain = self._plain
         assert plain is not None
+        self._same_parts()
         try:
             dtype = next(plain.parameters()).dtype
             parts = () if self.lengths is None else self.lengths.modules
@@ -220,7 +253,7 @@ class Model:
                 "an architecture that TransformerLens can wrap and run",
                 f"use what the plain view gives (view='auto'); TransformerLens said: {error!r}",
             ) from error
-        self._tl_state, self._tl_hooks = state_of(plain), active_hooks(self._tl)
+        self._tl_state, self._tl_hooks = self._state(), active_hooks(self._tl)
         own = {parameter.data_ptr() for parameter in plain.parameters()}
         self._tl_has_copies = any(parameter.data_ptr() not in own for parameter in self._tl.parameters())
         self._copied_sums = self._sums_of_copied()
@@ -389,29 +422,32 @@ class Model:
         if self.steered:
             return f"steered {uuid.uuid4().hex[:16]}"
         source: Any = self._plain if self._plain is not None and not self.processed else self._tl
-        sums = hashlib.sha256()
-        for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
-            sums.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            sums.update(byte_sums(parameter))
+        if self.lengths is not None:
+            self.lengths.forget()
         facts = dataclasses.asdict(self.anatomy) | {"missing": sorted(self.anatomy.missing), "reasons": ()}
-        sums.update(repr((facts, self.processed, self._settings())).encode())
+        tensors = sorted([*source.named_parameters(), *buffers_of(source)], key=lambda pair: pair[0])
+        names = [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in tensors]
+        known = repr((facts, self.processed, self._settings(), names)).encode()
+        sums = hashlib.sha256(known)
+        for _, tensor in tensors:
+            sums.update(byte_sums(tensor))
         if self._fingerprint is None or self._fingerprint[0] != sums.digest():
-            digest = hashlib.sha256(repr((facts, self.processed, self._settings())).encode())
-            for name, parameter in sorted(source.named_parameters(), key=lambda pair: pair[0]):
-                raw = parameter.detach().cpu().contiguous().reshape(-1)
-                digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-                digest.update(raw.view(torch.uint8).numpy().data)
+            digest = hashlib.sha256(known)
+            for _, tensor in tensors:
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             self._fingerprint = (sums.digest(), digest.hexdigest()[:16])
         return self._fingerprint[1]
 
     def _settings(self) -> str:
-        """The configuration without names and versions: what is no weight yet decides logits (rope, windows, ...)."""
-        config = getattr(self._plain if self._plain is not None else None, "config", None)
-        if config is None:
-            return ""
+        """What is no weight yet decides logits (rope, windows, epsilons, autocast), without names and versions."""
+        device = self.device.type
+        cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+        config = getattr(self._plain, "config", None)
+        if self._plain is None or config is None:
+            return cast
         about = {"name_or_path", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
         settings = {key: value for key, value in config.to_dict().items() if key not in about}
-        return json.dumps(settings, sort_keys=True, default=str)
+        return json.dumps([settings, settings_of(self._plain), cast], sort_keys=True, default=str)
 
     def probe_tokens(self, length: int = 16) -> Int[Tensor, "batch pos"]:
         """Two fixed rows of ordinary ids, for checking the model against itself."""
@@ -461,7 +497,7 @@ class Model:
         if self._plain is None or self.processed:
             return False
         hooked = self._tl_is_hooked
-        if hooked and own_hooks(self._plain):
+        if hooked and (own_hooks(self._plain) or is_patched(self._plain)):
             raise InputError(
                 f"hooks on the Hugging Face module and on the TransformerLens view of {self.name!r}",
                 "hooks on one of the two: neither view would see all of them",
@@ -471,9 +507,9 @@ class Model:
 
     @property
     def steered(self) -> bool:
-        """Whether hooks of the user's own stand on one of the views: no fingerprint knows what they do."""
+        """Whether hooks of the user's own or a ``PatchedModel`` stand on one of the views, unknown to a fingerprint."""
         on_plain = self._plain is not None and bool(own_hooks(self._plain))
-        return on_plain or self._tl_is_hooked
+        return on_plain or is_patched(self._plain) or self._tl_is_hooked
 
     @property
     def _tl_is_hooked(self) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mechrep.errors import InputError, ModelError
 from mechrep.models.anatomy import RESIDUAL_MID_SUFFIX
+from mechrep.models.state import own_hooks
 
 
 def hook_names(tl: Any) -> set[str]:
@@ -81,7 +82,7 @@ def _writes_back(hook: Callable) -> Callable:
 
 def twin_sharing_parameters(module: nn.Module, parts: Sequence[nn.Module] = ()) -> nn.Module:
     """A second module tree over the very same parameter and buffer tensors, and the very same modules ``parts``."""
-    shared = [*module.parameters(), *module.buffers(), *parts]
+    shared: list[Any] = [*module.parameters(), *module.buffers(), *parts, *(hook for _, hook in own_hooks(module))]
     return copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
 
 

@@ -48,23 +48,25 @@ def _hooks(family: str, target: torch.nn.Module, ran: list[tuple[int, int]]) -> 
         states = args[0] if args else kwargs["hidden_states"]
         ran.append((layer, len(states)))
 
-    # Not by hooks: a model with hooks of somebody's own is another one for a store.
+    # Not by hooks or another `forward`: a model with something of somebody's own is another one for a store.
     layers: list[Any] = [PARTS[family].of(target, "layer", layer) for layer in range(target.config.num_hidden_layers)]  # pyright: ignore
+    kind = type(layers[0])
+    call, inherited = kind.__call__, "__call__" not in vars(kind)
 
-    def counting(number: int, forward: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            count(number, args, kwargs)
-            return forward(*args, **kwargs)
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for number, layer in enumerate(layers):
+            if layer is self:
+                count(number, args, kwargs)
+        return call(self, *args, **kwargs)
 
-        return run
-
-    for number, layer in enumerate(layers):
-        layer.forward = counting(number, layer.forward)
+    kind.__call__ = counting
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        if inherited:
+            del kind.__call__
+        else:
+            kind.__call__ = call
 
 
 @dataclass(frozen=True, eq=False)

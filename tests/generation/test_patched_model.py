@@ -15,9 +15,10 @@ from transformers import DynamicCache
 
 from mechrep.errors import InputError
 from mechrep.generation.decode import generate
-from mechrep.generation.patched_model import PatchedModel, is_patched
+from mechrep.generation.patched_model import PatchedModel
 from mechrep.interventions import Neurons, SinkPatch
 from mechrep.models.load import load_model
+from mechrep.models.state import is_patched
 from mechrep.text.corpus import Corpus
 from tests.generation.patch_by_hand import BOS, LAYER, NEURONS, held, logits_by_hand, text_by_hand
 from tests.tiny_models import families, random_tokens, tiny

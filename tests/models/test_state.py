@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import mechrep
 from mechrep.cache.corpus_cache import CorpusCache
@@ -181,3 +182,112 @@ def test_interventions_go_with_a_hook_of_the_users_own() -> None:
     hook = down.register_forward_pre_hook(without)
     torch.testing.assert_close(found, module(TOKENS).logits, atol=1e-5, rtol=1e-5)
     hook.remove()
+
+
+# --- everything else that decides what the object computes ------------------------------------------------------------
+
+
+def _epsilon(module: Any) -> None:
+    module.model.layers[1].input_layernorm.variance_epsilon = 1.0
+
+
+def _scale(module: Any) -> None:
+    module.model.layers[1].self_attn.scaling *= 3
+
+
+def _rotary(module: Any) -> None:
+    module.model.rotary_emb.inv_freq.mul_(0.5)
+
+
+def _other_rotary(module: Any) -> None:
+    module.model.rotary_emb.inv_freq = module.model.rotary_emb.inv_freq * 0.5
+
+
+def _forward(module: Any) -> None:
+    mlp = module.model.layers[0].mlp
+    usual = mlp.forward
+    mlp.forward = lambda x: 3 * usual(x)
+
+
+def _pruned(module: Any) -> None:
+    prune.l1_unstructured(module.model.layers[1].mlp.down_proj, "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [_epsilon, _scale, _rotary, _other_rotary, _forward, _pruned])
+def test_settings_buffers_and_another_forward_are_seen_by_both_views_and_the_store(change: Any, tmp_path: Path) -> None:
+    module = copy.deepcopy(tiny("llama_gqa"))
+    model = load_model(module)
+    before, _ = ratios(model, tmp_path), model.tl
+    change(module)
+    wanted = module(TOKENS, use_cache=False).logits
+    assert not torch.equal(ratios(model), before)
+    assert torch.equal(ratios(model, tmp_path), ratios(model))
+    assert torch.equal(logits(model, TOKENS), wanted)
+    assert torch.allclose(model(TOKENS), wanted, atol=1e-4)
+
+
+def test_a_hook_for_all_modules_is_one_of_the_users_own(tmp_path: Path) -> None:
+    module = copy.deepcopy(tiny("llama_gqa"))
+    model = load_model(module)
+    before = ratios(model, tmp_path)
+    mlp = module.model.layers[0].mlp
+    hook = nn.modules.module.register_module_forward_hook(lambda part, _args, out: 2 * out if part is mlp else None)
+    try:
+        assert model.steered and not torch.equal(ratios(model, tmp_path), before)
+    finally:
+        hook.remove()
+    assert torch.equal(ratios(model, tmp_path), before)
+
+
+def test_torchs_own_hooks_on_the_transformer_lens_view_are_honoured() -> None:
+    module = copy.deepcopy(tiny("llama_gqa"))
+    model = load_model(module)
+    hook = module.model.layers[0].register_forward_hook(push)
+    wanted = module(TOKENS, use_cache=False).logits
+    hook.remove()
+    hook = model.tl.blocks[0].register_forward_hook(push)
+    assert torch.allclose(logits(model, TOKENS), wanted, atol=1e-4) and model.steered
+    hook.remove()
+    assert model.fast and not model.steered
+
+
+@pytest.mark.parametrize("place", ["layers.1.mlp", "layers.1.mlp.act_fn", "layers.2", "embed_tokens"])
+def test_other_parts_than_those_that_were_loaded_are_refused_until_it_is_loaded_again(place: str) -> None:
+    module = copy.deepcopy(tiny("llama_gqa"))
+    model = load_model(module)
+    parent, _, name = place.rpartition(".")
+    setattr(module.model.get_submodule(parent), name, copy.deepcopy(module.model.get_submodule(place)))
+    for path in (lambda: ratios(model), lambda: logits(model, TOKENS), lambda: model.tl, lambda: model(TOKENS)):
+        with pytest.raises(InputError, match="parts"):
+            path()
+    assert torch.equal(logits(load_model(module), TOKENS), module(TOKENS, use_cache=False).logits)
+
+
+def test_what_was_read_inside_a_patched_model_is_not_filed_as_the_model(tmp_path: Path) -> None:
+    module = copy.deepcopy(tiny("llama_gqa"))
+    model, other = load_model(module), load_model(module)
+    before, _ = ratios(model, tmp_path), other.tl
+    with mechrep.PatchedModel(module, mechrep.SinkPatch(0, [3])):
+        assert torch.equal(ratios(other, tmp_path), ratios(other)) and other.steered
+        with pytest.raises(InputError, match="PatchedModel"):
+            other(TOKENS)
+    assert torch.equal(ratios(other, tmp_path), before)
+
+
+def test_what_was_read_under_autocast_is_not_filed_as_the_model(tmp_path: Path) -> None:
+    model = load_model(copy.deepcopy(tiny("llama_gqa")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = ratios(model, tmp_path)
+        assert torch.equal(ratios(model, tmp_path), rounded)
+    assert not torch.equal(ratios(model, tmp_path), rounded)
+
+
+def test_a_fingerprint_stays_as_it_is_while_the_model_is_used() -> None:
+    model = load_model(copy.deepcopy(tiny("llama_gqa")))
+    before = model.fingerprint()
+    mechrep.generate(model, corpus(model), max_new_tokens=3)
+    CorpusCache(model, corpus(model)).get(Site.PATTERN)
+    view = model.tl
+    model(TOKENS)
+    assert model.fingerprint() == before and model.tl is view
+    assert load_model(copy.deepcopy(tiny("llama_gqa"))).fingerprint() == before
