@@ -215,7 +215,7 @@ def _pruned(module: Any) -> None:
 
 @pytest.mark.parametrize("change", [_epsilon, _scale, _rotary, _other_rotary, _forward, _pruned])
 def test_settings_buffers_and_another_forward_are_seen_by_both_views_and_the_store(change: Any, tmp_path: Path) -> None:
-    module = copy.deepcopy(tiny("llama_gqa"))
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
     model = load_model(module)
     before, _ = ratios(model, tmp_path), model.tl
     change(module)
@@ -227,7 +227,7 @@ def test_settings_buffers_and_another_forward_are_seen_by_both_views_and_the_sto
 
 
 def test_a_hook_for_all_modules_is_one_of_the_users_own(tmp_path: Path) -> None:
-    module = copy.deepcopy(tiny("llama_gqa"))
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
     model = load_model(module)
     before = ratios(model, tmp_path)
     mlp = module.model.layers[0].mlp
@@ -240,7 +240,7 @@ def test_a_hook_for_all_modules_is_one_of_the_users_own(tmp_path: Path) -> None:
 
 
 def test_torchs_own_hooks_on_the_transformer_lens_view_are_honoured() -> None:
-    module = copy.deepcopy(tiny("llama_gqa"))
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
     model = load_model(module)
     hook = module.model.layers[0].register_forward_hook(push)
     wanted = module(TOKENS, use_cache=False).logits
@@ -253,7 +253,7 @@ def test_torchs_own_hooks_on_the_transformer_lens_view_are_honoured() -> None:
 
 @pytest.mark.parametrize("place", ["layers.1.mlp", "layers.1.mlp.act_fn", "layers.2", "embed_tokens"])
 def test_other_parts_than_those_that_were_loaded_are_refused_until_it_is_loaded_again(place: str) -> None:
-    module = copy.deepcopy(tiny("llama_gqa"))
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
     model = load_model(module)
     parent, _, name = place.rpartition(".")
     setattr(module.model.get_submodule(parent), name, copy.deepcopy(module.model.get_submodule(place)))
@@ -264,7 +264,7 @@ def test_other_parts_than_those_that_were_loaded_are_refused_until_it_is_loaded_
 
 
 def test_what_was_read_inside_a_patched_model_is_not_filed_as_the_model(tmp_path: Path) -> None:
-    module = copy.deepcopy(tiny("llama_gqa"))
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
     model, other = load_model(module), load_model(module)
     before, _ = ratios(model, tmp_path), other.tl
     with mechrep.PatchedModel(module, mechrep.SinkPatch(0, [3])):
