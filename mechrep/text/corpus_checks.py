@@ -232,6 +232,7 @@ to do: drop it, for instance with series.dropna()
         if isinstance(text, str):
             if not text:
                 raise InputError(f"text {i} is empty", "texts of at least one token", "leave it out")
+            _check_unicode(text, f"text {i}")
         elif is_missing(text):
             raise InputError(
                 f"text {i} is missing ({text})", "a text in every row", "drop it, for instance with series.dropna()"
@@ -241,6 +242,18 @@ to do: drop it, for instance with series.dropna()
     if not listed:
         raise InputError("an empty list of texts", "at least one text", "pass texts, or check what was filtered out")
     return [str(text) for text in listed]
+
+
+def _check_unicode(text: str, name: str) -> None:
+    """Refuse halves of characters, which no tokenizer reads: what bytes become that were not the encoding named."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name}, whose character {error.start} is no Unicode ({text[error.start]!a}, half of a character)",
+            "texts in Unicode",
+            "read the file again with errors='replace', or take the character out",
+        ) from error
 
 
 def is_missing(value: object) -> bool:

@@ -3,10 +3,10 @@
 No rule on ids sees them, and ids alone cannot tell what counts: a number is one token or several, and 9 and 10 may be
 of different length.  So the text itself is looked at, with everything masked that counts:
 
-* runs of digits, of any script;
+* runs of digits, of any script, and of other numerals (circled, raised, Roman in one sign, Chinese);
 * letters and Roman numerals that mark items: behind a blank, a bracket or the beginning of a line, and in front of
   ``)``, ``]``, ``.`` or ``:``;
-* English names that have an order: months, weekdays, number words up to twelve.
+* English names that have an order, in capitals or not: months, weekdays, number words.
 
 Of the masked text the same is asked as the default detector asks of ids: does it, at some point after the prompt, end
 in 4 copies and 64 characters, or does it end in 3 copies and 16 characters?  A copy in which fewer than 8 letters are
@@ -17,6 +17,7 @@ table of numbers is no loop, nor are names such as ``w12 w5 w33``.
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -33,13 +34,20 @@ COPIES, SPAN = 3, 16  # at the end of a text; copies and characters
 CERTAIN_COPIES, CERTAIN_SPAN = 4, 64  # anywhere in it
 LETTERS = 8  # in a copy: enough that equal copies are no accident of numbers
 _NAMES = (
-    "January February March April May June July August September October November December "
-    "Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec "
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Mon Tue Wed Thu Fri Sat Sun "
-    "[Oo]ne [Tt]wo [Tt]hree [Ff]our [Ff]ive [Ss]ix [Ss]even [Ee]ight [Nn]ine [Tt]en [Ee]leven [Tt]welve "
-    "[Ff]irst [Ss]econd [Tt]hird [Ff]ourth [Ff]ifth [Ss]ixth [Ss]eventh [Ee]ighth [Nn]inth [Tt]enth"
+    "january february march april may june july august september october november december "
+    "jan feb mar apr jun jul aug sep sept oct nov dec "
+    "monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun "
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
+    "sixteenth seventeenth eighteenth nineteenth twentieth"
 )
-_COUNTS = re.compile(rf"\d+|(?<![^\s(\[])(?:[ivxlc]+|[IVXLC]+|[A-Za-z])(?=[).:\]])|\b(?:{'|'.join(_NAMES.split())})\b")
+_NUMERALS = (
+    "\u00b2\u00b3\u00b9\u2070-\u2089\u2160-\u2188\u2460-\u249b\u24ea-\u24ff\u2776-\u2793\u3007一二三四五六七八九十百千"
+)
+_COUNTS = re.compile(
+    rf"\d+|[{_NUMERALS}]+|(?<![^\s(\[])(?:[ivxlc]+|[IVXLC]+|[A-Za-z])(?=[).:\]])|\b(?i:{'|'.join(_NAMES.split())})\b"
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def _goes_on(values: Sequence[int | None]) -> bool:
 def _value(text: str) -> int | None:
     if text.isdecimal():
         return int(text) if len(text) <= 18 else None
-    return ord(text) if len(text) == 1 else None
+    return int(unicodedata.numeric(text, ord(text))) if len(text) == 1 else None
 
 
 def counting_loop(
@@ -194,7 +202,7 @@ def counting_loop(
     start, period, end = found
 
     def token_at(character: int) -> int:
-        """The token that writes a character of the text."""
+        """The first token that writes a character of the text."""
         low, high = 0, len(words) - 1
         while low < high:
             middle = (low + high) // 2
@@ -203,6 +211,9 @@ def counting_loop(
 
     first, onset = token_at(masked.real(start)), token_at(masked.real(start + period))
     last = token_at(masked.real(end) - 1)
+    # A character may be written by several tokens.
+    behind = kept.index(token_at(masked.real(end))) if end < len(masked.text) else len(kept)
+    last = max(last, kept[behind - 1])
     block = tuple(ids[first:onset])
     return Cycle(first, max(1, onset - first), (end - start) / period, last + 1, block, "counting")
 

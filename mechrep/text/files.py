@@ -163,9 +163,16 @@ def _table(file: Path, kind: str) -> pd.DataFrame:
         options: dict[str, Any] = {"sep": "," if kind == ".csv" else "\t", "lineterminator": "\n", "dtype": object}
         try:
             # Empty cells are missing; words such as "NA" or "null" are texts.
-            return pd.read_csv(lines, keep_default_na=False, na_values=[""], **options)
+            table = pd.read_csv(lines, keep_default_na=False, na_values=[""], **options)
         except (ValueError, pd.errors.ParserError) as error:
             raise InputError(f"{file} ({error})", "a CSV table with a line of names", "save it again") from error
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes the cells in front for names of rows
+            raise InputError(
+                f"{file}, whose rows have more cells than its first line has names ({', '.join(map(str, table))})",
+                "as many cells in each row as names in the first",
+                "write texts with a comma in them in double quotes, or name all columns",
+            )
+        return table
     rows = _whole(text, file) if kind == ".json" else _lines(text, file)
     if all(not isinstance(row, dict) for row in rows):
         rows = [{"text": row} for row in rows]
@@ -207,9 +214,9 @@ def _column(table: pd.DataFrame, column: str | None, file: Path) -> list[str]:
     """
     names = [str(name) for name in table.columns]
     strings = [name for name in names if any(isinstance(value, str) for value in table[name])]
+    usual = [name for name in _USUAL if name in strings]
     if len(strings) > 1:  # in a CSV table every number is a string
         strings = [name for name in strings if pd.to_numeric(table[name], errors="coerce").isna().any()]
-    usual = [name for name in _USUAL if name in strings]
     chosen = column
     if column is None and (usual or len(strings) == 1):
         chosen = (usual or strings)[0]

@@ -137,6 +137,8 @@ def token_array(tokens: object, name: str = "tokens") -> Int64[np.ndarray, " pos
         [5, 6, 5]
     """
     if isinstance(tokens, Tensor):
+        if tokens.is_floating_point():  # numpy does not have all of these types
+            tokens = tokens.double()
         tokens = tokens.detach().cpu().numpy()
     if isinstance(tokens, str | bytes) or not isinstance(tokens, Sequence | np.ndarray):
         raise _not_ids(f"{name} is a {type(tokens).__name__}")

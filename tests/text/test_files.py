@@ -153,3 +153,22 @@ def test_commands_and_reports_read_files_in_this_way(file, tmp_path: Path) -> No
     for path in (file("p.txt", "the sea\nthe king"), tmp_path / "texts.parquet", tmp_path / "corpus.parquet"):
         corpus = commands._read_corpus(path, model)
         assert [corpus.row(i) for i in range(2)] == [want.row(i) for i in range(2)]
+
+
+def test_a_column_named_text_is_meant_also_where_all_its_texts_are_numbers(file) -> None:
+    assert read_texts(file("a.csv", "label,text\nx,1984\ny,2001\n")) == ["1984", "2001"]
+    assert read_texts(file("b.csv", "id,words\n1,1984 or so\n2,2001\n")) == ["1984 or so", "2001"]
+
+
+@pytest.mark.parametrize("name", ["text,n", "n,text", "text"])
+def test_commas_that_nobody_quoted_are_no_columns(file, name: str) -> None:
+    cells = {"text,n": "the sea, the king,1", "n,text": "1,the sea, the king", "text": "the sea, the king"}[name]
+    with pytest.raises(InputError, match="cells"):
+        read_texts(file("a.csv", f"{name}\n{cells}\n{cells}\n"))
+
+
+def test_half_a_character_is_no_text(file) -> None:
+    model = load_model("mechrep-tiny")
+    texts = read_texts(file("a.jsonl", '{"text": "the sea"}\n{"text": "a\\ud800b"}\n'))
+    with pytest.raises(InputError, match=r"text 1.*character 1"):
+        Corpus.from_texts(texts, model=model)

@@ -180,3 +180,9 @@ def test_a_study_says_what_corpus_it_needs(model: Model) -> None:
     for given in (TEXTS, Corpus.from_texts(TEXTS, model=model)):
         with pytest.raises(InputError, match="split"):
             inspect.unwrap(find_and_test)(given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_of_floats_are_no_ids(dtype: torch.dtype, model: Model) -> None:
+    with pytest.raises(InputError, match=r"1\.0 at position 0"):
+        Corpus.from_tokens(torch.ones(2, 3, dtype=dtype), model=model)
