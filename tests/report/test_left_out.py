@@ -90,4 +90,4 @@ def test_whole_reports(name: str, tmp_path: Path) -> None:
     for row in what_can_be_measured(model, list(PARTS)):
         assert row.measured or made[row.part].variant == LEFT_OUT, row.part
         assert not row.measured or made[row.part].variant != LEFT_OUT, made[row.part].fields
-    assert sum(one.variant not in (MISSING, LEFT_OUT) for one in made.values()) >= 3
+    assert any(one.variant not in (MISSING, LEFT_OUT) for one in made.values())
