@@ -22,6 +22,9 @@ def neurons(model: mechrep.Model) -> mechrep.RepetitionNeuronResult:
     return result
 
 
+_OF_EXPERTS = ("normal_routed", "repetition_routed", "d_expert")  # these models have none
+
+
 @golden()
 def repetition_neurons(model: mechrep.Model) -> Record:
     """Both presets, a window and a site of one's own."""
@@ -33,7 +36,8 @@ def repetition_neurons(model: mechrep.Model) -> Record:
     record: Record = {}
     results = mechrep.CorpusCache(model, loops(model), progress=False).run(*makers.values())
     for name, result in zip(makers, results, strict=True):
-        record |= of_result(result, name) | of_frame(f"{name} table", result.to_frame())
+        known = of_result(result, name, ("provenance", *_OF_EXPERTS))
+        record |= known | of_frame(f"{name} table", result.to_frame())
         for score in ("delta", "t", "dprime"):
             record |= of_value(f"{name} top by {score}", result.top(8, score))
         record |= of_value(f"{name} layer counts", result.layer_counts(20))
