@@ -77,7 +77,7 @@ def _written(model: mechrep.Model) -> Record:
     """The sets whose texts are written anew."""
     texts, loops = api.looping_texts(halves(model)[1])
     prompts = [loop.onset for loop in loops]
-    others = api.loop_free_texts(free(model), 30)
+    others = api.loop_free_texts(model, free(model), 30)
     names = {
         "still_looping": "still_looping",
         "newly_looping": "newly_looping",
