@@ -9,6 +9,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_args, overload
 
@@ -314,10 +315,11 @@ class CorpusCache:
         """
         if not self.model.anatomy.has(site):
             self.model.anatomy.check_site(site, 0)  # says why not
-        chosen_layers = list(self.model.anatomy.layers_with(site) if layers is None else layers)
-        chosen_texts = list(range(len(self.corpus))) if texts is None else list(texts)
-        _check_numbers("texts", chosen_texts, len(self.corpus))
-        _check_numbers("layers", chosen_layers, self.model.anatomy.n_layers)
+        every_layer = self.model.anatomy.layers_with(site)
+        chosen_layers = _numbers("layers", every_layer if layers is None else layers, self.model.anatomy.n_layers)
+        chosen_texts = _numbers("texts", range(len(self.corpus)) if texts is None else texts, len(self.corpus))
+        if not isinstance(positions, slice | None):
+            raise InputError(f"positions={positions!r}", "a slice", "pass for instance slice(3, 4) for position 3")
         full = int(self.corpus.lengths[chosen_texts].max())
         span = range(*(positions or slice(None)).indices(full))
         self._check_size(site, len(chosen_layers) * len(chosen_texts) * len(span), full)
@@ -361,11 +363,20 @@ class CorpusCache:
             )
 
 
-def _check_numbers(what: str, chosen: Sequence[int], available: int) -> None:
-    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= number < available for number in chosen):
-        raise InputError(
-            f"{what} {list(chosen)[:5]}", f"numbers from 0 to {available - 1}, at least one, none twice", "correct them"
-        )
+def _numbers(what: str, given: Iterable[int], available: int) -> list[int]:
+    """The layers or texts that are asked for.
+
+    Raises:
+        InputError: none, one twice, or what is no number of one.
+    """
+    expected = f"numbers from 0 to {available - 1}, at least one, none twice"
+    if not isinstance(given, Iterable):
+        raise InputError(f"{what}={given!r}", expected, f"pass a list: [{given!r}]")
+    chosen = list(given)
+    whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in chosen)
+    if not (chosen and whole) or len(set(chosen)) < len(chosen) or not all(0 <= n < available for n in chosen):
+        raise InputError(f"{what} {chosen[:5]}", expected, "correct them")
+    return [int(number) for number in chosen]
 
 
 def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Tensor:

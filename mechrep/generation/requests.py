@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal, Protocol
 
 import numpy as np
@@ -88,6 +89,8 @@ class Decoding:
             )
         if self.view not in ("auto", "plain", "transformer_lens"):
             raise InputError(f"view={self.view!r}", "'auto', 'plain' or 'transformer_lens'", "choose one")
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise InputError(f"seed={self.seed!r}", "a whole number from 0", "correct it")
         for rule in self.rules:
             if isinstance(rule, str) and rule != "eos":
                 watch_for(rule)  # refuses an unknown preset before any work is done
@@ -182,8 +185,8 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
                 "ids of this model",
                 "encode it again",
             )
-        if request.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={request.max_new_tokens}", "at least 1", "ask for more")
+        if not isinstance(request.max_new_tokens, Integral) or request.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={request.max_new_tokens}", "a whole number from 1", "ask for more")
         if len(request.prompt) + request.max_new_tokens > model.anatomy.n_ctx:
             raise InputError(
                 f"prompt {number} of {len(request.prompt)} tokens and {request.max_new_tokens} new ones",

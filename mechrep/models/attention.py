@@ -224,7 +224,8 @@ def _probe(model: Model) -> Reading:
     if any(part is None for part in known) or _asks_for_attention(model.plain, tokens) not in known:
         return nothing
     length, n_heads = tokens.shape[1], model.anatomy.n_heads
-    seen = {layer: torch.zeros(len(tokens), n_heads, length, length, device=tokens.device) for layer in there}
+    like: dict[str, Any] = {"device": tokens.device, "dtype": torch.float32}
+    seen = {layer: torch.zeros(len(tokens), n_heads, length, length, **like) for layer in there}
     values: dict[int, Tensor] = {}
     read: dict[int, Tensor] = {}
     left = set(there)

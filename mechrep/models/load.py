@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mechrep.errors import InputError, ModelError
 from mechrep.models import tiny
@@ -16,6 +16,7 @@ from mechrep.models.checks import check_causal, check_finite
 from mechrep.models.contract import check_contract
 from mechrep.models.model import Model
 from mechrep.models.sources import Options, Reading, locate
+from mechrep.models.state import is_compiled
 from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 from mechrep.models.wrapped import quiet_boot
 
@@ -190,6 +191,12 @@ def _check_vocabulary(name: str, module: nn.Module) -> int:
     model: Any = module
     stated, rows = model.config.get_text_config().vocab_size, model.get_input_embeddings().weight.shape[0]
     output = model.get_output_embeddings()
+    if output is not None and not isinstance(output.weight, Tensor):
+        raise ModelError(
+            f"{name!r}, whose unembedding ({type(output).__module__}.{type(output).__name__}) has no matrix of weights",
+            "weights that can be read",
+            "give the model before torch quantised it",
+        )
     heads = rows if output is None else output.weight.shape[0]
     if not stated == rows == heads:
         raise ModelError(
@@ -270,9 +277,7 @@ def _check_place(name: str, module: nn.Module) -> None:
         complaint = "weights that are not loaded (on the device 'meta')"
     elif len(devices) > 1:
         complaint = f"weights on several devices ({', '.join(devices)})"
-    elif any(hasattr(part, "_orig_mod") for part in parts) or any(
-        getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
-    ):
+    elif any(is_compiled(part) for part in module.modules()):
         complaint = "compiled parts, in which hooks can be passed over"
     elif any(hasattr(part, "lora_A") or hasattr(part, "base_layer") for part in parts):
         complaint = "an adapter that is not merged"

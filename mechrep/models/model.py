@@ -29,7 +29,16 @@ from mechrep.models.anatomy import Anatomy
 from mechrep.models.describe import describe, describe_plain
 from mechrep.models.lengths import LengthRule, length_rule
 from mechrep.models.parts import PlainHandles, Trace, find_handles, probe, probe_of, text_config, trace
-from mechrep.models.state import active_hooks, buffers_of, byte_sums, is_patched, own_hooks, settings_of, state_of
+from mechrep.models.state import (
+    active_hooks,
+    buffers_of,
+    byte_sums,
+    is_compiled,
+    is_patched,
+    own_hooks,
+    settings_of,
+    state_of,
+)
 from mechrep.models.wrapped import (
     bridge,
     check_filter,
@@ -115,7 +124,7 @@ class Model:
         self._plain: nn.Module | None = None
         self._parts: list[nn.Module] = []
         self._fingerprint: tuple[bytes, str] | None = None
-        self._vocabulary: tuple[int, str] | None = None
+        self._vocabulary: tuple[Any, int, str] | None = None
         self.trace: Trace | None = None
         self.lengths: LengthRule | None = None
         self.handles: PlainHandles | None = None
@@ -171,6 +180,12 @@ class Model:
                 f"{self.name!r}, of which parts were added, taken away or replaced since it was loaded",
                 "the parts that were there: what is where was found out then",
                 "load the changed object: mechrep.load_model(module)",
+            )
+        if any(map(is_compiled, parts)):
+            raise InputError(
+                f"{self.name!r}, of which parts were compiled since it was loaded: hooks can be passed over there",
+                "a module that runs as it is written",
+                "compile another object beside it, with torch.compile(module)",
             )
         return parts
 
@@ -406,10 +421,11 @@ class Model:
         if self.tokenizer is None:
             return None
         known = self._vocabulary
-        if known is None or known[0] != len(self.tokenizer):
+        if known is None or known[0] is not self.tokenizer or known[1] != len(self.tokenizer):
             vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=True)
-            known = self._vocabulary = (len(self.tokenizer), hashlib.sha256(vocabulary.encode()).hexdigest()[:16])
-        return known[1]
+            digest = hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+            known = self._vocabulary = (self.tokenizer, len(self.tokenizer), digest)
+        return known[2]
 
     def fingerprint(self) -> str:
         """Identity of the model as it computes now; of a steered one another at every call, which no store has.

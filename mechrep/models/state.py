@@ -33,6 +33,13 @@ def is_patched(module: nn.Module | None) -> bool:
     return module in _patched
 
 
+def is_compiled(part: nn.Module) -> bool:
+    """Whether a part runs as compiled code, in which hooks can be passed over."""
+    own = vars(part)
+    compiled = own.get("_compiled_call_impl") is not None or hasattr(part, "_orig_mod")
+    return compiled or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+
+
 def state_of(module: nn.Module | None, without: Collection[nn.Module] = ()) -> list[Any]:
     """Everything that decides what a module computes, by identity: cheap to compare, of this process only.
 

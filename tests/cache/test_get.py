@@ -136,3 +136,9 @@ def test_a_corpus_of_another_vocabulary_or_a_bad_batch_size_is_refused() -> None
     for batch_size in (0, "all"):
         with pytest.raises(InputError, match="batch_size"):
             CorpusCache(model("llama_gqa"), texts_of(LENGTHS), batch_size=batch_size)
+
+
+def test_marks_are_no_numbers_of_texts() -> None:
+    cache = CorpusCache(model("llama_gqa"), texts_of((5, 3)))
+    with pytest.raises(InputError, match="texts"):
+        cache.get(Site.RESID_POST, texts=[True, False])

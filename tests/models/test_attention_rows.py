@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.models.attention import read_attention_rows, rows_agree
+from mechrep.models.attention import read_attention_rows, reading_of, rows_agree
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.tiny_models import FAMILIES, N_HEADS, N_LAYERS, SLIDING_WINDOW, fresh, random_tokens, tiny
@@ -100,3 +100,14 @@ def test_bad_questions_are_refused() -> None:
         read_attention_rows(model, tokens, lambda *_: None, queries=0)
     with pytest.raises(InputError, match="layer 3"):
         read_attention_rows(model, tokens, lambda *_: None, layers=[3])
+
+
+def test_another_default_type_of_torch_changes_nothing() -> None:
+    module = copy.deepcopy(tiny("llama_gqa"))
+    wanted = reading_of(load_model(module))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = reading_of(load_model(copy.deepcopy(module)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (found.rows, found.plain, found.sinks) == (wanted.rows, wanted.plain, wanted.sinks)

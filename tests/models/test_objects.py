@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mechrep.errors import ModelError
 from mechrep.generation.decode import Decoding, generate
 from mechrep.interventions import Neurons, add
 from mechrep.models.anatomy import Site
@@ -136,3 +137,12 @@ def changed(activation: Callable[[Tensor], Tensor], neurons: list[int], op: str)
         return out
 
     return wrapped
+
+
+def test_an_unembedding_that_torch_has_quantised_is_named() -> None:
+    head: Any = nn.Module()
+    head.weight = lambda: None  # a method, as in torch.ao
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
+    module.lm_head = head.eval()
+    with pytest.raises(ModelError, match="unembedding"):
+        load_model(module)

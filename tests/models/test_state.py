@@ -291,3 +291,16 @@ def test_a_fingerprint_stays_as_it_is_while_the_model_is_used() -> None:
     model(TOKENS)
     assert model.fingerprint() == before and model.tl is view
     assert load_model(copy.deepcopy(tiny("llama_gqa"))).fingerprint() == before
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_compiled_later_is_refused_because_hooks_can_be_passed_over(whole: bool) -> None:
+    module: Any = copy.deepcopy(tiny("llama_gqa"))
+    model = load_model(module)
+    if whole:
+        module.compile(backend="eager")
+    else:
+        module.model.layers[0].forward = torch.compile(module.model.layers[0].forward, backend="eager")
+    for path in (lambda: ratios(model), lambda: logits(model, TOKENS)):
+        with pytest.raises(InputError, match="compiled"):
+            path()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 
 from mechrep.errors import InputError, ModelError
 from mechrep.models.load import load_model
+from mechrep.text.corpus import Corpus
 from tests.tiny_models import D_VOCAB, fresh, tiny, tiny_tokenizer
 
 
@@ -137,3 +139,19 @@ def test_a_second_tokenizer_beside_an_objects_own_is_refused(tmp_path: Path) -> 
             load_model(own, tokenizer=tokenizer)
     with pytest.raises(InputError, match="its own tokenizer"):
         load_model("mechrep-tiny", tokenizer=tokenizer)
+
+
+def test_another_tokenizer_set_later_is_another_one_though_it_is_as_large() -> None:
+    model = load_model("mechrep-tiny")
+    before, corpus = model.tokenizer_fingerprint, Corpus.from_texts(["the sea"], model=model)
+    state = json.loads(model.tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    one, two = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    model.tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(state))
+    )
+    assert len(model.tokenizer) == len(load_model("mechrep-tiny").tokenizer)
+    assert model.tokenizer_fingerprint != before
+    with pytest.raises(InputError, match="tokenizer"):
+        corpus.check_model(model)
