@@ -323,6 +323,7 @@ def _attention_function(attention: Callable[..., Any], mask: Callable[..., Any])
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    outside = ALL_ATTENTION_FUNCTIONS.get(_NAME), ALL_MASK_ATTENTION_FUNCTIONS.get(_NAME)  # of a read around this one
     # A name without a mask function would get no mask at all, whatever the model asks for.
     ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, mask)
     ALL_ATTENTION_FUNCTIONS[_NAME] = attention
@@ -330,6 +331,9 @@ def _attention_function(attention: Callable[..., Any], mask: Callable[..., Any])
         yield
     finally:
         del ALL_ATTENTION_FUNCTIONS[_NAME]
+        if outside[0] is not None and outside[1] is not None:
+            ALL_ATTENTION_FUNCTIONS[_NAME] = outside[0]
+            ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, outside[1])
 
 
 class _WholeMaskNeeded(Exception):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
+from mechrep.models.state import is_replaced
 
 Tap = Callable[[Tensor], Tensor]  # [token expert*neuron] in, the same or an edited one out
 
@@ -71,9 +72,11 @@ class Taps:
 
     Attributes:
         taps: by site, in the order in which they were added.
+        before: ``forward`` that a library had put on these experts, if one had.
     """
 
     taps: dict[Site, list[Tap]] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, site: Site, values: Tensor) -> Tensor:
         """Pass values through the taps of a site."""
@@ -91,11 +94,13 @@ def tapped(module: nn.Module, site: Site, tap: Tap) -> Iterator[None]:
         site: ``GATE_PRE``, ``GATE_ACT``, ``UP_PROJ``, ``MLP_POST`` or ``ROUTER``; ``GATE_PRE`` and ``ROUTER`` are
             read only.
         tap: gets ``[token expert*neuron]`` (``[token expert]`` at the router).
+
+    Raises:
+        ModelError: experts whose ``forward`` a user has replaced.
     """
     taps: Taps | None = module.__dict__.get(_TAPS)
     if taps is None:
-        taps = module.__dict__[_TAPS] = Taps()
-        module.__dict__["forward"] = partial(_forward, module, taps)
+        taps = module.__dict__[_TAPS] = _installed(module)
     taps.taps.setdefault(site, []).append(tap)
     try:
         yield
@@ -103,6 +108,20 @@ def tapped(module: nn.Module, site: Site, tap: Tap) -> Iterator[None]:
         taps.taps[site].remove(tap)
         if not any(taps.taps.values()):
             del module.__dict__[_TAPS], module.__dict__["forward"]
+            module.__dict__.update(taps.before)
+
+
+def _installed(module: nn.Module) -> Taps:
+    """Let the experts be run by the function here."""
+    if is_replaced(module):
+        raise ModelError(
+            f"experts of class {type(module).__name__} with a forward of your own",
+            "experts that compute what their class says: mechrep runs them itself to see their neurons",
+            "change what they give in a hook (register_forward_hook), or give back their forward",
+        )
+    taps = Taps(before={name: module.__dict__[name] for name in ("forward",) if name in module.__dict__})
+    module.__dict__["forward"] = partial(_forward, module, taps)
+    return taps
 
 
 def _forward(module: nn.Module, taps: Taps, hidden_states: Tensor, *routing: Tensor, **named: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ where the sum does not come out has no such site instead of a wrong one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,8 +43,9 @@ _ACTIVATION = (*(f"{mlp}.{end}" for mlp in _MLP for end in _ACTIVATION_ENDS), "a
 _SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 _LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|h|blocks))\.(?P<layer>\d+)$")
 
-_PROBE_LENGTH = 8
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_ROUNDINGS = 2  # of the stream, while a layer adds to it
+_AS_GOOD = 1.5  # times what the best fit leaves over: but for rounding the same
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,6 @@ class _Flow:
     same: set[nn.Module] = field(default_factory=set)  # parts that were given that very tensor
 
 
-@torch.no_grad()
 def probe(d_vocab: int, length: int) -> Int[Tensor, "batch pos"]:
     """Two fixed rows of ordinary ids."""
     return torch.randint(0, d_vocab, (2, length), generator=torch.Generator().manual_seed(0))
@@ -261,6 +261,7 @@ def probe_of(module: Any) -> Int[Tensor, "batch pos"]:
     return probe(embedding.weight.shape[0], 8).to(embedding.weight.device)
 
 
+@torch.no_grad()
 def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch pos"]) -> Trace:
     """Run a probe and find out what every part does.
 
@@ -278,6 +279,7 @@ def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch p
     """
     roles: list[Roles] = []
     flow, whole = _Flow(), _Flow()
+    named = _named_factors(text_config(module))
 
     def note(part: nn.Module, args: Any, kwargs: Any, output: Any, into: _Flow) -> None:
         given, made = first_tensor((args, kwargs)), first_tensor(output)
@@ -288,7 +290,7 @@ def trace(module: nn.Module, handles: PlainHandles, tokens: Int[Tensor, "batch p
 
     def end_of_layer(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         number = len(roles)
-        roles.append(_roles_of(handles, number, flow, first_tensor(output)))
+        roles.append(_roles_of(handles, number, flow, first_tensor(output), named))
         for table in (flow.inputs, flow.outputs, flow.same):
             table.clear()
 
@@ -320,7 +322,7 @@ def _around(module: nn.Module, handles: PlainHandles) -> Iterator[nn.Module]:
     yield from (part for part in module.modules() if id(part) not in inside and part is not module)
 
 
-def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | None) -> Roles:
+def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | None, named: Sequence[float]) -> Roles:
     layer, attention = handles.layers[number], handles.attentions[number]
     before = flow.inputs[layer]
     output, down = handles.attention_outputs[number], handles.mlp_outputs[number]
@@ -338,7 +340,7 @@ def _roles_of(handles: PlainHandles, number: int, flow: _Flow, after: Tensor | N
     for wrote in _seen(flow, behind_attention, mixer, output):
         for added in _seen(flow, behind_mlp, mlp, down):
             for beside in (None, *_beside(layer, flow, wrote, added, mixer)):
-                found = _factors(flow, before, after, [p for p in (wrote, added, beside) if p is not None])
+                found = _factors(flow, before, after, [p for p in (wrote, added, beside) if p is not None], named)
                 if found is None:
                     continue
                 middle = before + found[0] * _like(flow.outputs[wrote], before)
@@ -368,17 +370,37 @@ def _beside(
     return [p for p in others if given is not None and (_ratio(given, flow.inputs[p]) is not None)]
 
 
-def _factors(flow: _Flow, before: Tensor, after: Tensor, parts: list[nn.Module]) -> list[float] | None:
-    """What each part's output is multiplied with so that, added to the stream, they give what comes out."""
-    columns = torch.stack([_like(flow.outputs[part], before).double().flatten() for part in parts], 1)
-    change = (after.double() - before.double()).flatten()
+def _factors(
+    flow: _Flow, before: Tensor, after: Tensor, parts: list[nn.Module], named: Sequence[float]
+) -> list[float] | None:
+    """What each part's output is multiplied with so that, added to the stream, they give what comes out.
+
+    Of several explanations that are as good as the best one but for rounding, the first: what the configuration names,
+    nothing, a fit.  What is left over is compared with what the layer adds, which may be little beside the stream.
+    """
+    columns = torch.stack([_like(flow.outputs[part], before).flatten() for part in parts], 1).cpu().double()
+    start, end = before.flatten().cpu().double(), after.flatten().cpu().double()
+    change = end - start
     if not bool(torch.isfinite(columns).all() and torch.isfinite(change).all()):
         return None
-    for found in ([1.0] * len(parts), torch.linalg.lstsq(columns, change[:, None]).solution[:, 0].tolist()):
-        made = before.double() + (columns @ columns.new_tensor(found)).view_as(before)
-        if _close(made.to(after), after):
-            return [float(f"{factor:.6g}") for factor in found]
-    return None
+    # Rounding grows with the stream, which in trained models is huge in a few directions: these count less.
+    trust = 1 / (start.abs() + end.abs() + 1e-3 * change.abs().max() + 1e-30)
+    fit = torch.linalg.lstsq(columns * trust[:, None], (change * trust)[:, None]).solution[:, 0]
+    tried = [*(columns.new_full((len(parts),), factor) for factor in (*named, 1.0)), fit]
+    left = [change - columns @ factors for factors in tried]
+    best = next(n for n, rest in enumerate(left) if (rest * trust).norm() <= _AS_GOOD * (left[-1] * trust).norm())
+    sizes = torch.stack([start.abs(), end.abs(), (columns * tried[best]).abs().amax(1)]).amax(0)
+    allowed = 1e-4 * change.abs().max() + _ROUNDINGS * torch.finfo(after.dtype).eps * sizes
+    if bool((left[best].abs() > allowed.clamp_min(1e-30)).any()):
+        return None
+    return [float(f"{factor:.6g}") for factor in tried[best].tolist()]
+
+
+def _named_factors(config: Any) -> list[float]:
+    """What configurations say that outputs are multiplied with before they are added."""
+    depth = getattr(config, "scale_depth", None)  # MiniCPM
+    named = (getattr(config, "residual_multiplier", None), depth and depth / config.num_hidden_layers**0.5)
+    return [float(factor) for factor in named if factor]
 
 
 def _is_norm(part: nn.Module) -> bool:
@@ -445,8 +467,9 @@ def _with_head(module: nn.Module, handles: PlainHandles, roles: tuple[Roles, ...
         ((part, found) for part in norms if (found := _ratio(whole.outputs[part], given)) is not None), (None, 1.0)
     )
     raw, logits = whole.outputs[head], whole.outputs[module]
-    tried = _finishes(text_config(module))
-    finish = next((f for f in tried if _close(capped(raw.float() * f[0], f[1]), logits.float())), None)
+    made = {f: capped(raw.float() * f[0], f[1]) for f in _finishes(text_config(module))}
+    finish = min(made, key=lambda f: float((made[f] - logits.float()).abs().max()))  # small logits show no cap
+    finish = finish if _close(made[finish].to(logits), logits) else None
     if finish is not None and before_head != 1.0:  # MiniCPM divides what the unembedding reads
         finish = (finish[0] * before_head, finish[1]) if getattr(head, "bias", None) is None else None
     return Trace(roles, norm, head, finish)
@@ -456,7 +479,7 @@ def _ratio(one: Tensor, other: Tensor) -> float | None:
     """The number that makes one tensor the other; ``None`` where there is none."""
     if one.numel() != other.numel():
         return None
-    first, second = one.flatten().double(), other.flatten().double()
+    first, second = (tensor.flatten().cpu().double() for tensor in (one, other))
     factor = float((first @ second) / (first @ first).clamp_min(1e-30))
     factor = 1.0 if abs(factor - 1) < 1e-5 else float(f"{factor:.6g}")
     return factor if _close(one.reshape(other.shape) * factor, other) else None

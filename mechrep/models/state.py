@@ -88,6 +88,7 @@ def _numbers(part: nn.Module) -> Iterator[tuple[str, Any]]:
 def byte_sums(parameter: Tensor) -> bytes:
     """Sums over the bytes of a tensor, by place: other bytes, or the same ones elsewhere, give others."""
     raw = parameter.detach().contiguous().reshape(-1).view(torch.uint8)
+    raw = raw if raw.data_ptr() % 8 == raw.storage_offset() % 8 == 0 else raw.clone()  # a piece of a longer tensor
     whole = raw[: len(raw) // 8 * 8].view(torch.int64)
     rest = raw[len(raw) // 8 * 8 :].cpu().numpy().tobytes()
     rows = whole[: len(whole) // _BLOCK * _BLOCK].view(-1, _BLOCK)
@@ -116,9 +117,14 @@ def own_hooks(module: nn.Module, *, everywhere: bool = True) -> list[tuple[str, 
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
             if _is_foreign(hook):
                 found.append((name, hook))
-        if _is_foreign(part.forward, type(part).__module__):
+        if is_replaced(part):
             found.append((name, vars(part).get("forward", type(part).forward)))
     return found
+
+
+def is_replaced(part: nn.Module) -> bool:
+    """Whether a part's ``forward`` is neither its class's own nor one that a library has put there."""
+    return _is_foreign(part.forward, type(part).__module__)
 
 
 def _is_foreign(function: Callable, home: str = "") -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.models.attention import read_attention_rows, reading_of, rows_agree
+from mechrep.models.attention import computed_here, read_attention_rows, reading_of, rows_agree
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.tiny_models import FAMILIES, N_HEADS, N_LAYERS, SLIDING_WINDOW, fresh, random_tokens, tiny
@@ -111,3 +111,14 @@ def test_another_default_type_of_torch_changes_nothing() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert (found.rows, found.plain, found.sinks) == (wanted.rows, wanted.plain, wanted.sinks)
+
+
+def test_a_read_within_a_read_leaves_the_outer_one_as_it_was() -> None:
+    model, tokens = loaded("llama_gqa"), random_tokens(2, 5)
+    outer: list[int] = []
+    inner: list[int] = []
+    assert model.plain is not None
+    with computed_here(model, lambda _rows, layer, _first: outer.append(layer), layers=[0]):
+        read_attention_rows(model, tokens, lambda _rows, layer, _first: inner.append(layer), layers=[1])
+        model.plain(input_ids=tokens, use_cache=False)
+    assert (outer, inner) == ([0], [1])

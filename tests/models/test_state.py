@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from mechrep.measures.sink_norms import SinkNorms
 from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.reading import read_activations
+from mechrep.models.state import byte_sums
 from mechrep.text.corpus import Corpus
+from tests.families import zoo
 from tests.tiny_models import D_MODEL, fresh, random_tokens, tiny
 
 TOKENS = random_tokens(2, 9)
@@ -304,3 +308,27 @@ def test_what_is_compiled_later_is_refused_because_hooks_can_be_passed_over(whol
     for path in (lambda: ratios(model), lambda: logits(model, TOKENS)):
         with pytest.raises(InputError, match="compiled"):
             path()
+
+
+def test_bytes_are_summed_of_pieces_of_longer_tensors_too() -> None:
+    for whole in (torch.arange(20, dtype=torch.bfloat16), torch.arange(20.0), torch.arange(20) > 3):
+        for begin in range(4):
+            piece = whole[begin:]
+            assert byte_sums(piece) == byte_sums(piece.clone())
+            assert byte_sums(piece) != byte_sums(piece.flip(0))
+
+
+def test_a_forward_of_the_users_own_on_experts_is_neither_passed_over_nor_lost() -> None:
+    model = load_model(zoo.build(zoo.families()["Mixtral"]))
+    assert model.handles is not None
+    experts: Any = model.handles.experts[0]
+    usual = experts.forward
+    own = experts.forward = lambda *args, **named: 2 * usual(*args, **named)
+    with pytest.raises(ModelError, match="forward"):
+        read_activations(model, model.probe_tokens(), {Site.MLP_POST: [0]}, lambda *_: None)
+    assert experts.forward is own
+    del experts.forward
+    experts.forward = functools.partial(type(experts).forward, experts)  # as accelerate leaves it
+    left = experts.forward
+    read_activations(model, model.probe_tokens(), {Site.MLP_POST: [0]}, lambda *_: None)
+    assert experts.forward is left

@@ -97,3 +97,27 @@ def _constant(stream: Stream) -> Tensor:
     bias = stream.final_norm.bias.double() @ stream.unembedding.double()
     own = stream.unembedding_bias
     return bias if own is None else bias + own.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "wanted"), [("Granite", (0.4, 0.4)), ("Falcon-H1", (0.9, 1.0)), ("Gemma 2", (1, 1))])
+def test_what_a_layer_adds_is_found_where_it_is_little_beside_the_stream(
+    name: str, wanted: tuple[float, float], dtype: torch.dtype
+) -> None:
+    family = zoo.families()[name]
+    module = zoo.build(family)
+    module.get_input_embeddings().weight[:, 5] = 1000.0  # one direction is huge, as in trained models
+    trace = Model(None, module.to(dtype), tokenizer=None, name=name, revision=None).trace
+    assert trace is not None
+    for layer, role in enumerate(trace.roles):
+        assert (role.multiplier, role.mlp_multiplier) == pytest.approx(wanted, rel=2e-2)
+        assert role.attention_writes is family.part(module, layer, family.post_attention or family.attention)
+        assert (role.beside is None) == (family.beside is None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_soft_cap_is_found_by_logits_that_it_hardly_touches(dtype: torch.dtype) -> None:
+    module = zoo.build(zoo.families()["Gemma 2"])
+    module.model.norm.weight.mul_(0.0).sub_(0.99 if dtype == torch.float32 else 0.0)
+    trace = Model(None, module.to(dtype), tokenizer=None, name="", revision=None).trace
+    assert trace is not None and trace.finish == (1.0, zoo.families()["Gemma 2"].softcap)
