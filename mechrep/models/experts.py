@@ -186,6 +186,8 @@ def _factors(module: Any, raw: Tensor, gated: bool) -> tuple[Tensor, Tensor, Ten
     gate, up = _halves(module, raw)
     if not hasattr(module, "_apply_gate"):
         return gate, module.act_fn(gate), up
+    dtype, raw = raw.dtype, raw.float() if raw.itemsize < 4 else raw  # rounding is no other function
+    gate, up = _halves(module, raw)
 
     def joined(gate: Tensor, up: Tensor) -> Tensor:
         if getattr(module, "is_concatenated", True):
@@ -197,13 +199,13 @@ def _factors(module: Any, raw: Tensor, gated: bool) -> tuple[Tensor, Tensor, Ten
     act = joined(gate, neutral.expand_as(gate))
     factor = joined(one.expand_as(up), up) / joined(one, neutral)
     whole = module._apply_gate(raw)
-    if not torch.allclose(act * factor, whole, rtol=1e-2, atol=1e-4 * float(whole.abs().max())):
+    if not torch.allclose(act * factor, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
         raise ModelError(
             f"experts of class {type(module).__name__}",
             "neurons that are a product of something of the gate and something of the up-projection",
             "mechrep cannot tell their activations apart; measure attention and the residual stream",
         )
-    return gate, act, factor
+    return gate.to(dtype), act.to(dtype), factor.to(dtype)
 
 
 def _halves(module: Any, raw: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ import mechrep
 from mechrep.ablation.score import token_losses
 from mechrep.errors import InputError, MissingPartError
 from mechrep.interventions.apply import logits
+from mechrep.models.experts import ExpertShape, _factors
 from tests.families.words import worded
 from tests.families.zoo import text
 
@@ -55,3 +58,14 @@ def test_neurons_of_a_shared_expert_are_held() -> None:
         held = patched(input_ids=TOKENS).logits
     assert torch.allclose(held, logits(model, TOKENS, patch), atol=1e-5)
     assert (held - model.plain_logits(TOKENS)).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clamped_experts_are_taken_apart_in_the_type_that_they_come_in(dtype: torch.dtype) -> None:
+    experts: Any = worded("gpt-oss").handles.experts[0]
+    draw = torch.Generator().manual_seed(0)
+    raw = (3 * torch.randn(4000, 2 * ExpertShape.of(experts).neurons, generator=draw)).to(dtype)
+    gate, act, up = _factors(experts, raw, gated=True)
+    assert torch.equal(gate, raw[:, ::2])
+    wanted = experts._apply_gate(raw.double())
+    torch.testing.assert_close((act * up).double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
