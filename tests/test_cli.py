@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -213,3 +214,10 @@ def test_texts_come_from_a_file_of_texts_or_a_saved_corpus(tmp_path: Path) -> No
     assert [model.decode(corpus.row(i)[1:]) for i in range(2)] == ["one two", "three"]
     corpus.save(tmp_path / "texts.parquet")
     assert isinstance(commands._read_corpus(tmp_path / "texts.parquet", model), Corpus)
+
+
+def test_the_command_line_is_the_package_run_as_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "main", lambda: 7)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("mechrep", run_name="__main__")
+    assert left.value.code == 7

@@ -1,0 +1,5 @@
+"""``python -m mechrep``: the command line."""
+
+from mechrep import cli
+
+cli.run()
