@@ -96,14 +96,7 @@ class Options:
             InputError: a device that does not exist.
             ModelError: a model that cannot be loaded.
         """
-        import torch
-
-        try:
-            place = None if self.device is None else torch.device(self.device)
-        except RuntimeError as error:
-            raise InputError(f"--device {self.device}", "cpu, cuda, cuda:1 or mps", "choose one") from error
-        kind = None if self.dtype is None else getattr(torch, self.dtype)
-        return load_model(model, revision=self.revision, device=place, dtype=kind)
+        return load_model(model, revision=self.revision, device=self.device, dtype=self.dtype)
 
 
 @Parameter(name="*")

@@ -336,7 +336,7 @@ def _from(prefixes: Any, rows: Sequence[Int[Tensor, " _"]]) -> dict[str, Any]:
         return {"use_cache": False}
     cache = DynamicCache()
     for number, (layer, some) in enumerate(zip(prefixes.layers, rows, strict=True)):
-        cache.update(layer.keys[some], layer.values[some], number)
+        cache.update(_pick(layer.keys, some), _pick(layer.values, some), number)
     return {"past_key_values": cache, "use_cache": True}
 
 

@@ -588,6 +588,7 @@ class _WholePassEdits(EditTable):
     def _edit(self, activation: Float[Tensor, "batch pos unit"], columns: slice, place: Place) -> Tensor:
         if place[0] is not Site.PATTERN or self._mask is None:
             return super()._edit(activation, columns, place)
-        factor, offset = (table[self._condition][:, None] for table in self.tables[place])
-        first = activation[torch.arange(len(activation), device=activation.device), self._first][:, None]
-        return torch.where(self._mask[..., None], activation * factor + offset * first, activation)
+        there = activation.device
+        factor, offset = (table[self._condition][:, None].to(there) for table in self.tables[place])
+        first = activation[torch.arange(len(activation), device=there), self._first.to(there)][:, None]
+        return torch.where(self._mask.to(there)[..., None], activation * factor + offset * first, activation)

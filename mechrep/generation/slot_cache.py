@@ -201,7 +201,8 @@ class SlotCache:
         for layer in self.layers:
             if layer.is_initialized:
                 assert layer.keys is not None and layer.values is not None
-                layer.keys, layer.values = layer.keys[index], layer.values[index]
+                here = index.to(layer.keys.device)
+                layer.keys, layer.values = layer.keys[here], layer.values[here]
 
     def _shift(self, by: int) -> None:
         """Move all rows ``by`` columns to the right (left if negative)."""

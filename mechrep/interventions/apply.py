@@ -235,7 +235,9 @@ class EditTable:
             if not seen.sinks:
                 kept[layer].append(z[:, 0].clone())
                 return z  # at position 0 attention is where it is moved to
-            factor, offset = (table[self._condition][:, None] for table in self.tables[Site.PATTERN, layer])
+            factor, offset = (
+                table[self._condition][:, None].to(z.device) for table in self.tables[Site.PATTERN, layer]
+            )
             return z * factor + offset * kept[layer][-1][:, None]
 
         def keep_value(value: Tensor, layer: int) -> None:
@@ -294,10 +296,12 @@ class EditTable:
         """The edit of these columns of a place."""
         if self._mask is None:
             return activation
-        factor, offset = (table[self._condition][:, None, columns] for table in self.tables[place])
+        there = activation.device  # layers of a model may lie on several
+        factor, offset = (table[self._condition][:, None, columns].to(there) for table in self.tables[place])
         if place[0] is Site.PATTERN:
-            offset = offset * self._first_values[place[1]][self._first][:, None]
-        return torch.where(self._mask[..., None], activation * factor + offset, activation)
+            first = self._first_values[place[1]]
+            offset = offset * first[self._first.to(first.device)][:, None]
+        return torch.where(self._mask.to(there)[..., None], activation * factor + offset, activation)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -190,7 +190,8 @@ def sink_neurons(model: Model, corpus: CorpusLike, layer: int) -> SinkNeuronResu
         lengths = corpus.lengths[rows]
         last = (lengths - 1) if repeated else torch.zeros_like(lengths)
         width = int(last.max()) + 1  # without repeats only the first position is needed, and nothing before it exists
-        seen = _read_neurons(model, stream, corpus.tokens[rows, :width].to(model.device), layer)
+        with model.each_alone(lengths):
+            seen = _read_neurons(model, stream, corpus.tokens[rows, :width].to(model.device), layer)
         for place, positions in enumerate((torch.zeros_like(last), last)):
             here = {name: values[torch.arange(len(values)), positions] for name, values in seen.items()}
             post = here["post"]

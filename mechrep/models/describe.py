@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from mechrep.errors import ModelError
-from mechrep.models.anatomy import _GATE_PRE, _HOOKS, ATTENTION_SITES, NEURON_SITES, Anatomy, Site
+from mechrep.models.anatomy import _GATE_PRE, _HOOKS, Anatomy, Site
 from mechrep.models.experts import ExpertShape
 from mechrep.models.parts import PlainHandles, Trace, find_part, text_config, weight_of
 
@@ -129,7 +129,7 @@ def _absent(handles: PlainHandles, seen: Trace, config: Any, gated: bool) -> Ite
     if any(
         down is not None and act is None for down, act in zip(handles.mlp_outputs, handles.activations, strict=True)
     ):
-        for site in (Site.GATE_PRE, Site.GATE_ACT):
+        for site in (Site.GATE_PRE, Site.GATE_ACT, *([Site.UP_PROJ] if gated else [])):
             yield site, "its activation function is not a module of its own"
     output = next(part for part in handles.attention_outputs if part is not None)
     queries = [int(weight_of(part).shape[1]) for part in handles.queries if part is not None]
@@ -193,9 +193,3 @@ def _missing(names: set[str], n_layers: int) -> Iterable[Site]:
     for site, pattern in _HOOKS.items():
         if any(pattern.format(layer=layer) not in names for layer in range(n_layers)):
             yield site
-
-
-def sites_of_layers(anatomy: Anatomy) -> Sequence[tuple[str, tuple[int, ...]]]:
-    """Which layers have attention and neurons, in words: what ``mechrep models NAME --explain`` prints first."""
-    kinds = (("attention", ATTENTION_SITES), ("neurons", NEURON_SITES), ("experts", {Site.ROUTER}))
-    return [(name, tuple(sorted({n for s in sites for n in anatomy.layers_with(s)}))) for name, sites in kinds]

@@ -132,7 +132,8 @@ def _refuse_changes(loaded: Model, asked: Options, device: torch.device | None) 
     unmet = {
         "revision": asked.revision is not None and asked.revision != loaded.revision,
         "dtype": asked.dtype not in ("auto", loaded.dtype),
-        "device": device is not None and (device.type, device.index or own.index) != (own.type, own.index),
+        "device": device is not None
+        and (device.type, own.index if device.index is None else device.index) != (own.type, own.index),
         "device_map": asked.device_map is not None,
     }
     if any(unmet.values()):

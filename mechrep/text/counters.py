@@ -254,7 +254,8 @@ def frame_loop(
     found: tuple[int, int, int] | None = None
     for period in range(FEWEST, len(x) // COPIES + 1):
         kept = (x[: -2 * period] == x[period:-period]) & (x[period:-period] == x[2 * period :])
-        frame = np.convolve(kept, np.ones(period, dtype=int), "valid")  # tokens of the frame of copies that begin there
+        upto = np.concatenate([[0], kept.cumsum()])
+        frame = upto[period:] - upto[:-period]  # tokens of the frame of copies that begin there
         starts = np.nonzero(frame >= max(FEWEST, FRAME * period))[0]
         starts = starts[starts + (COPIES - 1) * period >= prompt_length]
         if len(starts) and (found is None or (int(starts[0]), period) < (found[0], found[1])):

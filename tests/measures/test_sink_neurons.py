@@ -26,6 +26,7 @@ from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import repeated_tokens
 from tests.analyzers.sinks_by_hand import check_equal
+from tests.families import zoo
 from tests.planted.sinks import SinkModel, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS, SINK_MINUS, SINK_PLUS
@@ -169,3 +170,12 @@ def test_a_spike_is_a_huge_input_and_a_huge_output_of_one_matrix(tmp_path: Path)
     assert spike(1, 1) == [] and spike(1000, 1e-6) == []
     ((found_layer, row, neuron),) = spike(1000, 1e-3)
     assert (found_layer, neuron) == (layer, sink) and row in (SINK_PLUS, SINK_MINUS)
+
+
+@pytest.mark.parametrize("name", ["Phi-3, longrope", "Llama, dynamic NTK"])
+def test_texts_beyond_the_switch_of_positions_are_scored_as_alone(name: str) -> None:
+    model = load_model(zoo.build(zoo.families()[name]))
+    corpus = repeated_tokens(model, [5, 6, 7], zoo.SWITCH + 8)
+    found = sink_neurons(model, corpus, 1).contribution
+    alone = [sink_neurons(model, corpus.select([text]), 1).contribution for text in range(len(corpus))]
+    torch.testing.assert_close(found, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-4)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from mechrep.errors import InputError, ModelError
+from mechrep.models.anatomy import NEURON_SITES
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.reading import read_activations
+from tests.families import zoo
 from tests.tiny_models import D_MODEL, FAMILIES, NAMES, families, fresh, random_tokens, tiny
 
 TOKENS = random_tokens(2, 16)
@@ -176,3 +179,13 @@ def test_shapes_that_would_be_folded_wrongly_are_refused_untouched(family: str, 
         model.enable_compatibility_mode()
     assert not model.processed
     assert torch.equal(model(tokens), raw)
+
+
+@pytest.mark.parametrize("name", ["LFM2", "Mixtral", "DeepSeek-V3", "OPT", "Gemma 2"])
+def test_neuron_sites_that_a_model_has_can_be_read(name: str) -> None:
+    model = load_model(zoo.build(zoo.families()[name]))
+    for site in sorted(NEURON_SITES):
+        seen: list[int] = []
+        layers = model.anatomy.layers_with(site)
+        read_activations(model, model.probe_tokens(), {site: layers}, lambda _a, _s, layer: seen.append(layer))  # noqa: B023
+        assert tuple(seen) == layers

@@ -15,7 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mechrep.errors import InputError, ModelError
-from mechrep.models.load import load_model
+from mechrep.models.load import _refuse_changes, load_model
+from mechrep.models.model import Model
+from mechrep.models.sources import Options
 from mechrep.models.tiny import held_out_text
 from tests.tiny_models import D_VOCAB, PARTS, fresh, random_tokens, tiny, tiny_tokenizer
 
@@ -231,3 +233,18 @@ def test_probe_tokens_fit_the_model() -> None:
     assert tokens.shape == (2, 8)
     assert 0 <= int(tokens.min()) <= int(tokens.max()) < D_VOCAB
     assert torch.equal(tokens, model.probe_tokens())
+
+
+def test_the_first_of_several_devices_is_another_one_than_the_second() -> None:
+    class OnTheSecond(Model):
+        device, dtype, revision = torch.device("cuda:1"), torch.float32, None  # pyright: ignore
+
+        def __init__(self) -> None:
+            pass
+
+    model = OnTheSecond()
+    for device in ("cuda", "cuda:1"):
+        _refuse_changes(model, Options(), torch.device(device))
+    for device in ("cuda:0", "cpu"):
+        with pytest.raises(ModelError, match="device"):
+            _refuse_changes(model, Options(), torch.device(device))
