@@ -121,3 +121,10 @@ def test_a_soft_cap_is_found_by_logits_that_it_hardly_touches(dtype: torch.dtype
     module.model.norm.weight.mul_(0.0).sub_(0.99 if dtype == torch.float32 else 0.0)
     trace = Model(None, module.to(dtype), tokenizer=None, name="", revision=None).trace
     assert trace is not None and trace.finish == (1.0, zoo.families()["Gemma 2"].softcap)
+
+
+def test_a_second_mlp_is_not_taken_for_what_writes_beside_attention() -> None:
+    module = zoo.build(zoo.families()["GraniteMoE hybrid"])
+    module.get_input_embeddings().weight[:, 5] = 1000.0
+    trace = Model(None, module.to(torch.bfloat16), tokenizer=None, name="", revision=None).trace
+    assert trace is not None and all(role.beside is None for role in trace.roles)
