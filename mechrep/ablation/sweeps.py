@@ -133,7 +133,8 @@ def activation_sweep(
     Example:
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> story = "It was a fine day, and the sun stood high over the little town, where nobody slept. " * 3
+        >>> story = "It was a fine day, and the sun stood high over the little town, where nobody slept. "
+        >>> story += "Then the old king went down to the harbour with his two sons, to see the ships come home."
         >>> texts = mechrep.Corpus.from_texts([story], model=model)
         >>> sweep = activation_sweep(model, texts, neurons=[(3, 1)], ks=[1], controls=())
         >>> sweep.wide()["k"].tolist()
