@@ -96,7 +96,7 @@ def _edited_copy(
     again = into is not None and apart and _holds_the_same(model, into)
     if again:
         module: Any = into.plain  # pyright: ignore
-        for weight, learned in zip(module.parameters(), model.plain.parameters(), strict=True):  # pyright: ignore
+        for weight, learned in zip(_learned(module), _learned(model.plain), strict=True):  # pyright: ignore
             weight.copy_(learned)
     else:
         module = copy.deepcopy(model.plain if apart else model.tl)
@@ -126,8 +126,17 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
         if "norm" in type(part).__name__.lower():
             seen.update(id(parameter) for parameter in part.parameters())
+    for weight in _learned(module):
+        if id(weight) not in seen:
+            seen.add(id(weight))
+            yield weight.data
+
+
+_LEARNED_BUFFERS = ("e_score_correction_bias",)  # by which training balances DeepSeek's experts: it knows about routing
+
+
+def _learned(module: nn.Module) -> Iterator[Tensor]:
+    """All that training changes: parameters, and the buffers that are no settings, in the module's order."""
     for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield parameter.data
+        yield from part.parameters(recurse=False)
+        yield from (buffer for name, buffer in part.named_buffers(recurse=False) if name in _LEARNED_BUFFERS)

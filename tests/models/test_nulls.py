@@ -12,6 +12,7 @@ from torch import nn
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.models.nulls import reinitialised, shuffled
+from tests.families import zoo
 from tests.tiny_models import NAMES, families, fresh, random_tokens, tiny, tiny_tokenizer
 
 
@@ -111,3 +112,19 @@ def test_a_bridge_is_copied_whole() -> None:
     with torch.no_grad():
         torch.testing.assert_close(null.tl(tokens), null.plain_logits(tokens), atol=2e-4, rtol=2e-4)
         assert (null.tl(tokens) - bridged.tl(tokens)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("null_of", [shuffled, reinitialised])
+def test_what_training_learned_about_routing_is_gone_too(null_of: Any) -> None:
+    """DeepSeek balances its experts by a buffer, which is no parameter."""
+    model = load_model(zoo.build(zoo.families()["DeepSeek-V3"]))
+
+    def biases(one: Model) -> list[torch.Tensor]:
+        return [b for name, b in one.plain.named_buffers() if name.endswith("e_score_correction_bias")]  # pyright: ignore
+
+    for bias in biases(model):
+        bias.copy_(torch.arange(1.0, 1.0 + len(bias)))
+    null = null_of(model, seed=1)
+    again = null_of(model, seed=1, into=null_of(model, seed=2))
+    assert biases(model) and all(not torch.equal(a, b) for a, b in zip(biases(null), biases(model), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(biases(null), biases(again), strict=True))
