@@ -271,12 +271,13 @@ def prefill(model: Model, prefixes: Sequence[Sequence[int]]) -> Cache:
         model: the model.
         prefixes: ids, at least one each; of one length where layers keep states, which padding would go into.
     """
-    assert model.plain is not None
+    plain = model.plain  # once: each time it is asked for, its parts are looked at
+    assert plain is not None
     tokens = torch.zeros(len(prefixes), max(map(len, prefixes)), dtype=torch.long)
     for row, prefix in enumerate(prefixes):
         tokens[row, : len(prefix)] = torch.tensor(prefix)
     cache = Cache(layers=[_whole_layer(kind) for kind in kept_by(model)])
-    model.plain(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    plain(input_ids=tokens.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
 
 
@@ -291,12 +292,13 @@ def step(
         tokens: one per slot.
         positions: of these tokens in their texts.
     """
-    assert model.plain is not None
+    plain = model.plain  # once: each time it is asked for, its parts are looked at
+    assert plain is not None
     mask = cache.before_step()
     options: dict[str, Any] = {}
-    if _takes_positions(type(model.plain)):
+    if _takes_positions(type(plain)):
         options["position_ids"] = torch.tensor(positions, device=model.device)[:, None]
-    logits = model.plain(
+    logits = plain(
         input_ids=torch.tensor(tokens, device=model.device)[:, None],
         attention_mask=mask.long(),
         past_key_values=cache.hf,
@@ -346,8 +348,9 @@ def _try(model: Model) -> str:
     if longest < _PROBE:
         return ""
     tokens = model.probe_tokens(_PROBE)
-    assert model.plain is not None
-    whole = model.plain(input_ids=tokens, use_cache=False).logits
+    plain = model.plain  # once: each time it is asked for, its parts are looked at
+    assert plain is not None
+    whole = plain(input_ids=tokens, use_cache=False).logits
     try:
         found = _from_slots(model, tokens.tolist())
     except _UNLIKE as error:
