@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mechrep.errors import InputError
 
@@ -48,6 +48,22 @@ EFFORTS = {
     "standard": Effort(100, 20, 24, 12, 99, 19, 19, 24, 3, 192, 24),
     "full": Effort(400, 100, 100, 48, 199, 39, 39, 64, 8, 512, 200),
 }
+# The same for models in which one text costs as much as a hundred do in a model of a million weights.
+LARGE_WEIGHTS = 20_000_000  # in the layers
+EFFORTS_OF_LARGE = {
+    "quick": Effort(20, 6, 8, 6, 99, 19, 19, 8, 1, 96, 8),
+    "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24),
+    "full": Effort(200, 50, 64, 48, 199, 39, 39, 32, 4, 512, 200),
+}
+
+
+class HasWeights(Protocol):
+    """A model, as far as sizes depend on it."""
+
+    @property
+    def n_weights(self) -> int:
+        """Weights in its layers; embeddings left out."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +82,9 @@ class Run:
         InputError: an unknown effort or engine, a seed that is no whole number from 0 on.
 
     Example:
-        >>> Run(effort="standard").sizes.draws
-        99
+        >>> import mechrep
+        >>> Run(effort="standard").sizes_on(mechrep.load_model("mechrep-tiny")).loops
+        100
         >>> Run(effort="hasty")
         Traceback (most recent call last):
         mechrep.errors.InputError: given: effort='hasty'; expected: one of quick, standard, full; to do: choose one
@@ -89,10 +106,12 @@ class Run:
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size}", "at least 1 row", "leave it out to take what fits")
 
-    @property
-    def sizes(self) -> Effort:
-        """How many texts, draws and null models this effort means."""
-        return EFFORTS[self.effort]
+    def sizes_on(self, model: HasWeights) -> Effort:
+        """How many texts, draws and null models this effort means; fewer texts in models of over 20 million weights.
+
+        Draws and null models stay: with fewer of them no verdict could be reached.
+        """
+        return (EFFORTS if model.n_weights <= LARGE_WEIGHTS else EFFORTS_OF_LARGE)[self.effort]
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What was made under this key in this run, made now if it was not: loops, windows, null models.

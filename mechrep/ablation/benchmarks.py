@@ -191,7 +191,7 @@ def benchmark_study(
     outcomes = [
         BenchmarkAnswers(model, task, read_documents(task, asked.data, asked.limit), batch_size) for task in tasks
     ]
-    draws = options.sizes.regenerated_draws
+    draws = options.sizes_on(model).regenerated_draws
     cells = benchmark_cells(interventions, model.anatomy, controls=controls, draws=draws, seed=options.seed)
     notes = {
         one.task.name: {"title": one.task.title, "questions": len(one.units), "chance": one.chance} for one in outcomes

@@ -90,7 +90,7 @@ def information_masking(
         ['baseline', 'ablation', 'nearest other tokens']
     """
     options = run or Run()
-    number = options.sizes.draws if draws is None else draws
+    number = options.sizes_on(model).draws if draws is None else draws
     one_of("way", way, ("mask", "swap"))
     if number < 1 or facts.source.shape != corpus.tokens.shape:
         raise InputError(

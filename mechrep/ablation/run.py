@@ -79,11 +79,16 @@ def measure_effects(
     provenance = provenance_of(model, _Units(model, outcomes), settings)
     journal = None if options.store is None else Journal(Path(options.store), provenance)
     if journal is None or journal.find(0) is None:
-        say_forecast(model, cost_of(cells, outcomes, options), str(config.get("study", "a table")), options.progress)
+        say_forecast(
+            model,
+            cost_of(cells, outcomes, options.sizes_on(model).regenerated_draws),
+            str(config.get("study", "a table")),
+            options.progress,
+        )
     tables, shard = [], 0
     for outcome in outcomes:
         table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)
-        asked = _asked(conditions, options.sizes.regenerated_draws if outcome.regenerates else None)
+        asked = _asked(conditions, options.sizes_on(model).regenerated_draws if outcome.regenerates else None)
         per_shard = max(1, _ROWS_PER_SHARD // len(outcome.units))
         for first in range(0, len(asked), per_shard):
             some = asked[first : first + per_shard]
@@ -126,11 +131,11 @@ def _values(
     return torch.stack([known[key] for key in keys], 1)
 
 
-def cost_of(cells: Sequence[Cell], outcomes: Sequence[Outcome], run: Run | None = None) -> Cost:
+def cost_of(cells: Sequence[Cell], outcomes: Sequence[Outcome], regenerated_draws: int) -> Cost:
     """Tokens that :func:`measure_effects` would read and write, at most."""
     conditions, total = [condition for condition, _ in cells], Cost()
     for outcome in outcomes:
-        draws = (run or Run()).sizes.regenerated_draws if outcome.regenerates else None
+        draws = regenerated_draws if outcome.regenerates else None
         total += outcome.cost.times(len(_asked(conditions, draws)))
     return total
 

@@ -282,7 +282,7 @@ def _draw(
     model: Model, piece: Circuit, kind: str, barred: Sequence[Circuit], controls: Controls, run: Run
 ) -> list[Circuit]:
     """Other circuits with as many components of each kind."""
-    draws = run.sizes.draws if controls.draws is None else controls.draws
+    draws = run.sizes_on(model).draws if controls.draws is None else controls.draws
     anatomy, by_kind = model.anatomy, {}
     for of in piece.kinds:
         units = getattr(piece, of)

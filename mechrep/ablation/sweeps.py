@@ -232,7 +232,7 @@ def _sweep(
         wanted = replace(wanted, match={**matched, **wanted.match})
     circuits = rankings(NAME, ks, neurons=as_ranking(neurons))
     if wanted.draws is None and outcome.regenerates:  # the engine measures no more of them
-        wanted = replace(wanted, draws=options.sizes.regenerated_draws)
+        wanted = replace(wanted, draws=options.sizes_on(model).regenerated_draws)
     if not circuits:
         wanted = replace(wanted, kinds=())
     cells, notes = ablation_cells(model, circuits, ops=[op], controls=wanted, when=when, run=options)

@@ -48,7 +48,7 @@ def shared_loops(model: Model, run: Run, preset: str = "mechrep") -> Corpus:
         >>> corpus is shared_loops(model, run), sorted(set(corpus.frame["split"]))
         (True, ['find', 'other', 'test'])
     """
-    sizes, weights = run.sizes, model.fingerprint()
+    sizes, weights = run.sizes_on(model), model.fingerprint()
     name = f"loops-{weights}-{preset}-{sizes.loops}-{sizes.others}-{run.seed}"
 
     def make() -> Corpus:
@@ -134,11 +134,11 @@ def loop_share(model: Model, preset: str, run: Run, n: int = 256) -> tuple[float
 
 def shared_windows(model: Model, run: Run, text: str | None = None, length: int = _WINDOW) -> Corpus:
     """Windows of held-out text, English by default (public-domain books), once per run."""
-    key = ("windows", model.fingerprint(), text, length, run.sizes.windows)
+    key = ("windows", model.fingerprint(), text, length, run.sizes_on(model).windows)
 
     def make() -> Corpus:
         size = min(model.anatomy.n_ctx, length)
-        return windows_of_text(model, text or tiny.held_out_text(), length=size, limit=run.sizes.windows)
+        return windows_of_text(model, text or tiny.held_out_text(), length=size, limit=run.sizes_on(model).windows)
 
     return run.once(key, make)
 
@@ -146,8 +146,10 @@ def shared_windows(model: Model, run: Run, text: str | None = None, length: int 
 def shared_repeats(model: Model, run: Run) -> Corpus:
     """Random repeats on which no head was scored, once per run."""
     n = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
-    key = ("repeats", model.fingerprint(), n, run.sizes.sequences)
-    return run.once(key, lambda: random_repeats(model, n=n, sequences=run.sizes.sequences, seed=_REPEATS_SEED))
+    key = ("repeats", model.fingerprint(), n, run.sizes_on(model).sequences)
+    return run.once(
+        key, lambda: random_repeats(model, n=n, sequences=run.sizes_on(model).sequences, seed=_REPEATS_SEED)
+    )
 
 
 def null_models(model: Model, run: Run) -> list[Callable[[], Model]]:
@@ -162,4 +164,4 @@ def null_models(model: Model, run: Run) -> list[Callable[[], Model]]:
         last.append(null)
         return null
 
-    return [functools.partial(make, number) for number in range(run.sizes.nulls)]
+    return [functools.partial(make, number) for number in range(run.sizes_on(model).nulls)]

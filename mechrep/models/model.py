@@ -274,6 +274,12 @@ class Model:
         self._copied_sums = self._sums_of_copied()
         check_views(self, logits)
 
+    @property
+    def n_weights(self) -> int:
+        """Weights in the layers; embeddings and the unembedding are left out."""
+        layers = self.tl.blocks if self.handles is None else self.handles.layers
+        return sum(weight.numel() for layer in layers for weight in layer.parameters())
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.current_tl()(*args, **kwargs)
 

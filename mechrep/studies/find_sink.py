@@ -260,8 +260,8 @@ def _find(model: Model, corpus: Corpus, layer: int | None, run: Run) -> SinkResu
     config = {
         "study": "find sink",
         "seed": run.seed,
-        "nulls": run.sizes.nulls,
-        "draws": run.sizes.draws,
+        "nulls": run.sizes_on(model).nulls,
+        "draws": run.sizes_on(model).draws,
         "layer": layer,
     }
     provenance = provenance_of(model, corpus, config)
@@ -364,7 +364,8 @@ def _cause(
     count = next((n for n, share in enumerate(removed.tolist(), start=1) if share >= _CARRIED), len(ranking))
     own, share = ranking[:count], float(removed[count - 1])
     sets = draw_controls(
-        "layer_matched", own, layers=model.anatomy.n_layers, width=model.anatomy.neurons, draws=run.sizes.draws,
+        "layer_matched", own, layers=model.anatomy.n_layers, width=model.anatomy.neurons, 
+        draws=run.sizes_on(model).draws,
         seed=run.seed,
     )  # fmt: skip
     draws = excess_removed(model, few, layer, [_zero(one) for one in sets]).tolist()

@@ -166,7 +166,13 @@ def _measure(model: Model, corpus: Corpus, layer: int | None, triples: int, run:
         model, corpus, layer=layer, triples=triples, k=min(10, model.anatomy.d_mlp), seed=run.seed
     )
     heads = first_layer_heads(model, corpus, layer=layer, triples=triples, run=run)
-    config = {"study": "first token", "layer": layer, "triples": triples, "seed": run.seed, "nulls": run.sizes.nulls}
+    config = {
+        "study": "first token",
+        "layer": layer,
+        "triples": triples,
+        "seed": run.seed,
+        "nulls": run.sizes_on(model).nulls,
+    }
     provenance = provenance_of(model, corpus, config)
     nulls = _nulls(model, corpus, text, layer, triples, provenance, run)
     table = losses(heads)

@@ -385,7 +385,13 @@ def run_head_study(
     on = _repeats(model, options) if repeats is None else repeats
     own = read_heads(model, on, find, options)
     quiet = replace(options, progress=False)
-    key = ("heads of null models", model.fingerprint(), on.fingerprint(), find.fingerprint(), options.sizes.nulls)
+    key = (
+        "heads of null models",
+        model.fingerprint(),
+        on.fingerprint(),
+        find.fingerprint(),
+        options.sizes_on(model).nulls,
+    )
     nulls = options.once(key, lambda: [read_heads(make(), on, find, quiet) for make in null_models(model, options)])
     kinds = head_kinds(own, nulls)
     circuits = planned_circuits(kinds, neurons, model.anatomy.n_heads)
@@ -407,7 +413,7 @@ def run_head_study(
 
 def _repeats(model: Model, run: Run) -> Corpus:
     n = min(_PERIOD, (model.anatomy.n_ctx - 1) // 2)
-    return random_repeats(model, n=n, sequences=run.sizes.sequences, seed=run.seed)
+    return random_repeats(model, n=n, sequences=run.sizes_on(model).sequences, seed=run.seed)
 
 
 @dataclass(frozen=True)
@@ -459,7 +465,7 @@ class _Plan:
     def ranking(self, scores: HeadScoreResult, ks: Sequence[int]) -> Effects:
         """The heads that score highest on induction, ``ks`` of them."""
         circuits = [Circuit.from_heads(scores, k) for k in ks]
-        controls = Controls(("layer_matched",), self.run.sizes.regenerated_draws, strict=False)
+        controls = Controls(("layer_matched",), self.run.sizes_on(self.model).regenerated_draws, strict=False)
         return ablation_study(self.model, circuits, texts=self.on(self.test), controls=controls, run=self.run)
 
 

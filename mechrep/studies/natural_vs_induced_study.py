@@ -256,7 +256,9 @@ def run_text_kind_study(
     options, listed = run or Run(), prompts
     if listed is None:
         begin = 1 if model.default_prepend_bos and model.bos_id is not None else 0
-        listed = windows_of_text(model, tiny.held_out_text(), length=_LENGTH + begin, limit=options.sizes.loops)
+        listed = windows_of_text(
+            model, tiny.held_out_text(), length=_LENGTH + begin, limit=options.sizes_on(model).loops
+        )
     common: dict[str, Any] = {"preset": preset, "max_new_tokens": max_new_tokens, "progress": options.progress}
     natural = natural_texts(model, listed, **common)
     left_out: dict[str, str] = {}
@@ -328,7 +330,7 @@ def _patched(
     if control is None:
         left_out["patching"] = "no text without repetition to patch from"
         return None
-    few = [corpus.select(range(min(run.sizes.windows, len(corpus)))) for corpus in texts]
+    few = [corpus.select(range(min(run.sizes_on(model).windows, len(corpus)))) for corpus in texts]
     found = _unless_nothing(lambda: patching_contrast(model, few, control, run=run), "patching", left_out)
     if found is None:
         return None

@@ -187,7 +187,9 @@ def run_repetition_study(
     cache = CorpusCache(model, find, store=options.store, progress=options.progress)
     (neurons,) = cache.run(RepetitionNeurons(preset))
     chosen = (
-        default_ks(model.anatomy.n_neurons, options.sizes.curve) if ks is None else sorted({int(k) for k in ks} - {0})
+        default_ks(model.anatomy.n_neurons, options.sizes_on(model).curve)
+        if ks is None
+        else sorted({int(k) for k in ks} - {0})
     )
     wanted = controls or Controls(("activation_matched",), strict=False)
     common: dict[str, Any] = {"neurons": neurons, "controls": wanted, "run": options}
@@ -204,7 +206,7 @@ def run_repetition_study(
               "written": loop_preset(preset).within(model.anatomy.n_ctx).greedy}  # fmt: skip
     sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
     examples = _examples(model, test, neurons, max(chosen))
-    share = loop_share(model, preset, options, min(256, 2 * options.sizes.loops))
+    share = loop_share(model, preset, options, min(256, 2 * options.sizes_on(model).loops))
     return RepetitionStudy(
         model.name, preset, texts, neurons, sweep, boosted, losses, share, examples,
         provenance_of(model, texts, config),

@@ -256,8 +256,10 @@ def _prefix(model: Model, token: int, prompt: str, bos: bool) -> list[int]:
 def _counts(model: Model, ns: Sequence[int] | None, prefix: int, new_tokens: int, run: Run) -> list[int]:
     room = model.anatomy.n_ctx - prefix - new_tokens
     if ns is None and room >= 1:
-        grid = repeat_grid(min(room, run.sizes.repeats))
-        return sorted({grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(run.sizes.curve, len(grid)))})
+        grid = repeat_grid(min(room, run.sizes_on(model).repeats))
+        return sorted(
+            {grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(run.sizes_on(model).curve, len(grid)))}
+        )
     counts = [] if ns is None else sorted(set(ns))
     if not counts or not 1 <= counts[0] <= counts[-1] <= room or new_tokens < 1:
         raise InputError(

@@ -47,10 +47,10 @@ def repeated_stimulus(
         InputError: fewer than two repeats or no tokens, and what ``repeated_tokens`` refuses.
     """
     bos = begins_with_bos(model, corpus)
-    n = min(model.anatomy.n_ctx - bos, run.sizes.repeats) if repeats is None else repeats
+    n = min(model.anatomy.n_ctx - bos, run.sizes_on(model).repeats) if repeats is None else repeats
     if n < 2:
         raise InputError(f"repeats={n}", "at least 2", "raise it")
-    chosen = frequent_tokens(model, corpus, run.sizes.tokens) if tokens is None else tokens
+    chosen = frequent_tokens(model, corpus, run.sizes_on(model).tokens) if tokens is None else tokens
     if not chosen:
         raise InputError("no token to repeat", "at least one", "pass tokens=, or texts that are not all special tokens")
     return repeated_tokens(model, chosen, n, bos)

@@ -95,7 +95,9 @@ def run_patch_study(
         raise InputError(f"when={patch.when!r}", "'all'", "study the patch as it is: from the first token after BOS on")
     stimulus = repeated_stimulus(model, corpus, tokens, repeats, options)
     head = _best_head(model, corpus) if sink is None else sink.best_head
-    cells = benchmark_cells(patch, model.anatomy, controls=controls, draws=options.sizes.draws, seed=options.seed)
+    cells = benchmark_cells(
+        patch, model.anatomy, controls=controls, draws=options.sizes_on(model).draws, seed=options.seed
+    )
     outcomes = [SinkOnTexts(model, corpus, patch.layer, head), SinkOnRepeats(model, stimulus, patch.layer, options)]
     config = {"study": "sink patch", "patch": patch.to_dict(), "head": list(head)}
     effects = with_drift(measure_effects(model, cells, outcomes, config=config, run=options))
@@ -271,11 +273,11 @@ def run_repair_study(
         lambda: find_sink(model, texts=corpus, layer=layer, run=options),
     )
     found = _patch_of(model, sink)
-    few = corpus.select(range(min(len(corpus), options.sizes.windows)))
+    few = corpus.select(range(min(len(corpus), options.sizes_on(model).windows)))
     patch = run_patch_study(model, found, texts=few, repeats=repeats, sink=sink, run=options)
     why, benchmarks = _unasked(model, tasks), None
     if not why:
-        asked = Questions(tasks, data, options.sizes.questions if limit is None else limit)
+        asked = Questions(tasks, data, options.sizes_on(model).questions if limit is None else limit)
         benchmarks = benchmark_study(model, found, questions=asked, run=options)
     config = {
         "study": "patch",

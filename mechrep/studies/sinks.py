@@ -469,12 +469,12 @@ def run_sink_study(
         stimulus = repeated_stimulus(model, texts, _draw(model, tokens, options.seed), often, options)
         (moved,) = CorpusCache(model, stimulus, progress=False).run(RepeatNorms())
         where = norms.ranking()[0] if sink.layer is None else sink.layer
-        chosen = _spread(moved.token_ids, options.sizes.tokens)
+        chosen = _spread(moved.token_ids, options.sizes_on(model).tokens)
         bar.update()
         ablation = None
         if sink.layer is not None:
-            few = texts.select(range(min(len(texts), options.sizes.windows)))
-            times = min(moved.repeats[-1], options.sizes.repeats)
+            few = texts.select(range(min(len(texts), options.sizes_on(model).windows)))
+            times = min(moved.repeats[-1], options.sizes_on(model).repeats)
             ablation = sink_ablation(model, sink, texts=few, tokens=chosen, repeats=times, run=options)
         bar.update()
         said = _behaviour(model, sink, chosen, moved.bos, options) if behaviour else None

@@ -651,7 +651,7 @@ def sets_of_heads(
             try:
                 drawn = draw_controls(
                     kind, top, layers=anatomy.n_layers, width=units_per_layer(anatomy, "heads"),
-                    draws=run.sizes.draws, seed=run.seed, exclude=others,
+                    draws=run.sizes_on(model).draws, seed=run.seed, exclude=others,
                 )  # fmt: skip
             except InputError as error:
                 left_out[f"{kind}, {name}"] = f"{error.given}; there are {error.expected}"

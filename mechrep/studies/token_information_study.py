@@ -182,7 +182,7 @@ def run_information_study(
     given = shared_loops(model, options, preset) if corpus is None else corpus
     left_out: dict[str, str] = {}
     known = held_out_text or tiny.held_out_text()
-    texts = matched_texts(model, given, options.sizes.windows, known, options.seed, left_out)
+    texts = matched_texts(model, given, options.sizes_on(model).windows, known, options.seed, left_out)
     reference = None if held_out_text is None else _reference(model, held_out_text)
     common: dict[str, Any] = {"reference": reference, "store": options.store, "progress": options.progress}
     attention, published = (

@@ -25,7 +25,7 @@ from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.models.revisions import Revisions
 from mechrep.provenance import Provenance
-from mechrep.run import Run, one_of
+from mechrep.run import EFFORTS, Run, one_of
 from mechrep.sections import Section
 from mechrep.studies.checkpoints import (
     MEASURES,
@@ -254,7 +254,7 @@ def run_training_study(
         (1, [])
     """
     options, name = run or Run(), str(model)
-    prompts = 2 * options.sizes.sequences if prompts is None else prompts
+    prompts = 2 * EFFORTS[options.effort].sequences if prompts is None else prompts
     if isinstance(model, Model):
         name, dtype, device = model.name, model.dtype, model.device
     if revisions is None and name not in tiny.NAMES:  # a dozen models to fetch: not without being asked
@@ -300,7 +300,7 @@ def study_of_checkpoints(whole: Effects, *, prompts: int, seed: int = 0) -> Trai
 
 def _measure(name: str, prompts: int, run: Run) -> ModelMeasure:
     one_of("measure", name, TRAINING_MEASURES)
-    repeats = {"sequences": run.sizes.sequences, "seed": run.seed}
+    repeats = {"sequences": EFFORTS[run.effort].sequences, "seed": run.seed}
     if name == HEAD_EFFECTS:
         return head_effects_measure(prompts, **repeats)
     return measure_named(name, **{"heads": repeats, "loops": {"prompts": prompts}}.get(name, {}))

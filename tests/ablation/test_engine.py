@@ -118,7 +118,7 @@ def test_expensive_outcomes_are_measured_under_the_first_draws_alone(
     assert effects.values[0].isnan().sum() == 0
     assert effects.values[1].isnan().any(-1).tolist() == [False] * 4 + [True] * 4
     assert effects.draws().set_index("measure")["m"].to_dict() == {"size": 6, "written": 2}
-    assert cost_of(cells(), [cheap, expensive], run) == Cost(read=10 * (8 + 4), written=2 * (8 + 4))
+    assert cost_of(cells(), [cheap, expensive], 2) == Cost(read=10 * (8 + 4), written=2 * (8 + 4))
 
 
 def test_a_killed_run_goes_on_and_computes_nothing_twice(

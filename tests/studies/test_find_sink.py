@@ -45,8 +45,16 @@ def test_a_planted_sink_is_found_with_its_layer_neuron_and_head(builder: Any, fa
     assert result.removed["neurons"] > 0.9 and result.removed["random"] < 0.1
     assert len(result.null_ratios) == len(result.null_alphas) == 19 and result.mean_length == 31
     claims = result.claims.set_index("name")
-    assert claims["verdict"].tolist() == ["supported"] * 3 and claims["m"].tolist() == [19, 19, QUICK.sizes.draws]
-    assert claims["p"].tolist() == [0.05, 0.05, 1 / (1 + QUICK.sizes.draws)] == claims["q"].tolist()
+    assert claims["verdict"].tolist() == ["supported"] * 3 and claims["m"].tolist() == [
+        19,
+        19,
+        QUICK.sizes_on(load_model("mechrep-tiny")).draws,
+    ]
+    assert (
+        claims["p"].tolist()
+        == [0.05, 0.05, 1 / (1 + QUICK.sizes_on(load_model("mechrep-tiny")).draws)]
+        == claims["q"].tolist()
+    )
     assert claims.loc["norm sink", "value"] == result.bos_ratio > max(result.null_ratios)
     assert result.agreement["bos_only at first"] == 1.0
     table = result.to_frame()

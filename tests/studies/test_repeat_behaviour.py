@@ -118,9 +118,11 @@ def test_texts_are_written_under_the_first_draws_only() -> None:
     cells = sink_conditions(model, [(1, 3), (1, 7)], first_alone=False, controls=Controls(draws=25), run=run)
     effects = repeat_behaviour(model, [5, 17, 20], [1, 4], cells, new_tokens=2, run=run)
     assert effects.of("p_next", 4).shape == (27, 3) and not np.isnan(effects.of("p_next", 4)).any()
-    assert np.isnan(effects.of("run", 4)).all(1).sum() == 25 - run.sizes.regenerated_draws
+    assert np.isnan(effects.of("run", 4)).all(1).sum() == 25 - run.sizes_on(model).regenerated_draws
     summary = effects.summary().set_index(["measure", "copy"])
-    assert summary.loc[("p_next", 4), "m"] == 25 and summary.loc[("run", 4), "m"] == run.sizes.regenerated_draws
+    assert (
+        summary.loc[("p_next", 4), "m"] == 25 and summary.loc[("run", 4), "m"] == run.sizes_on(model).regenerated_draws
+    )
     figure = repeat_behaviour_figure(effects)
     assert len(figure.data) == 6 and json.loads(figure.to_json())
     for line, measure in zip((figure.data[0], figure.data[3]), ("p_next", "abandoned"), strict=True):
