@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mechrep.errors import InputError
 
@@ -57,6 +57,7 @@ EFFORTS_OF_LARGE = {
 }
 
 
+@runtime_checkable
 class HasWeights(Protocol):
     """A model, as far as sizes depend on it."""
 
