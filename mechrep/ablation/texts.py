@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mechrep.generation.decode import generate
 from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.models.nulls import reinitialised, shuffled
+from mechrep.models.nulls import NullKind, as_null
 from mechrep.run import Run
 from mechrep.stats import proportion_interval
 from mechrep.store import Store
@@ -152,16 +153,12 @@ def shared_repeats(model: Model, run: Run) -> Corpus:
     )
 
 
-def null_models(model: Model, run: Run) -> list[Callable[[], Model]]:
+def null_models(model: Model, run: Run) -> list[Callable[[], AbstractContextManager[Model]]]:
     """Makers of null models: shuffled and re-initialised weights by turns, ``run.sizes.nulls`` of them.
 
-    One at a time: making the next one takes the last one's place in memory.
+    ``with make() as null:``: meanwhile the model itself computes so, see :func:`~mechrep.models.nulls.as_null`; only
+    activations can be asked for.
     """
-    kinds, last = (shuffled, reinitialised), list[Model]()
-
-    def make(number: int) -> Model:
-        null = kinds[number % 2](model, run.seed + number // 2, last.pop() if last else None)
-        last.append(null)
-        return null
-
-    return [functools.partial(make, number) for number in range(run.sizes_on(model).nulls)]
+    kinds: tuple[NullKind, NullKind] = ("shuffled", "reinitialised")
+    numbers, own = range(run.sizes_on(model).nulls), model.fingerprint()
+    return [functools.partial(as_null, model, kinds[number % 2], run.seed + number // 2, own) for number in numbers]

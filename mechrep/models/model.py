@@ -116,6 +116,7 @@ class Model:
         self.tokenizer, self.name, self.revision = tokenizer, name, revision
         self.processed = False
         self.prepends_bos: bool | None = None
+        self._stands_for: tuple[str, str] | None = None
         self._tl, self._tl_made_here = tl, tl is None
         self._tl_state: list[Any] = []
         self._tl_has_copies = False
@@ -203,7 +204,14 @@ class Model:
 
         Raises:
             ModelError: TransformerLens does not know the architecture, or computes something else for it.
+            InputError: the plain view computes as another model for a while, which this one would not.
         """
+        if self._stands_for is not None:
+            raise InputError(
+                f"the TransformerLens view of {self.name!r}",
+                "the plain view",
+                "use shuffled(model) or reinitialised(model)",
+            )
         if self._tl_made_here and (self._tl is None or self._tl_state != self._state()):
             self._build_tl()
         if self.lengths is not None:
@@ -443,6 +451,8 @@ class Model:
         """
         if self.steered:
             return f"steered {uuid.uuid4().hex[:16]}"
+        if self._stands_for is not None:
+            return self._stands_for[1]
         source: Any = self._plain if self._plain is not None and not self.processed else self._tl
         if self.lengths is not None:
             self.lengths.forget()
@@ -537,6 +547,15 @@ class Model:
     def _tl_is_hooked(self) -> bool:
         """Whether the TransformerLens view has hooks that were not there when it was built."""
         return self._tl is not None and active_hooks(self._tl) != self._tl_hooks
+
+    @contextmanager
+    def standing_for(self, name: str, fingerprint: str) -> Iterator[None]:
+        """While open, this object goes by another name and fingerprint: whoever calls makes it compute so."""
+        before, self.name, self._stands_for = self.name, name, (name, fingerprint)
+        try:
+            yield
+        finally:
+            self.name, self._stands_for = before, None
 
     @contextmanager
     def each_alone(self, lengths: Int[Tensor, " row"]) -> Iterator[None]:

@@ -13,8 +13,9 @@ import dataclasses
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -229,7 +230,7 @@ def measure_card(
         "norms": card.norms,
         "repeated tokens": card.repeated_tokens,
     }
-    steps |= {f"null model {i}": lambda make=make: _Card(make(), held_out_text, sink_layer, options).beside()
+    steps |= {f"null model {i}": partial(_null_card, make, held_out_text, sink_layer, options)
               for i, make in enumerate(makers)}  # fmt: skip
     found: dict[str, list[CardRow]] = {}
     with progress_bar(len(steps), f"card of {model.name}", "part", options.progress) as bar:
@@ -241,6 +242,13 @@ def measure_card(
     rows = [_beside(row, others) for rows in found.values() for row in rows]
     facts = {"study": "card", "prompts": prompts, "seed": options.seed, "nulls": len(others)}
     return CardResult(provenance_of(model, card.windows, facts), rows)
+
+
+def _null_card(
+    make: Callable[[], AbstractContextManager[Model]], text: str | None, layer: int | None, run: Run
+) -> list[CardRow]:
+    with make() as null:
+        return _Card(null, text, layer, run).beside()
 
 
 def _kept(card: _Card, name: str, make: Callable[[], list[CardRow]]) -> list[CardRow]:
@@ -296,7 +304,7 @@ class _Card:
 
     def beside(self) -> list[CardRow]:
         """The rows that a null model has too: those that only read."""
-        return [*self.copying(), *self.sinks(), self._norm_ratio()]
+        return [*self.heads(), *self.sinks(), self._norm_ratio()]
 
     def language(self) -> list[CardRow]:
         """Loss on held-out text, and beside that of a 5-gram where it is known."""
@@ -319,21 +327,35 @@ class _Card:
         facts: dict[str, Any] = {"n": f"{prompts} prompts", "unit": "share", "texts": prompts}
         return [CardRow("greedy loops", measure, share, *ends, least=0.25, most=0.85, **facts)]
 
-    def copying(self) -> list[CardRow]:
-        """Induction and previous-token heads, and what repetition does to the loss, on random repeated tokens."""
+    def random_repeats(self) -> tuple[Corpus, int, str]:
+        """Random repeated tokens, their period, and how they are called."""
         period = min(_PERIOD, (self.model.anatomy.n_ctx - 1) // 2)
         corpus = random_repeats(self.model, n=period, sequences=_SEQUENCES, seed=self.run.seed)
+        return corpus, period, f"{_SEQUENCES} texts of 2 x {period} random tokens"
+
+    def heads(self) -> list[CardRow]:
+        """Induction and previous-token heads on random repeated tokens."""
+        corpus, _, n = self.random_repeats()
         (heads,) = CorpusCache(self.model, corpus, progress=False).run(HeadScores(bos_id=self.model.bos_id))
+        return [
+            _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n),
+            _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n),
+        ]
+
+    def copying(self) -> list[CardRow]:
+        """Induction and previous-token heads, and what repetition does to the loss, on random repeated tokens."""
+        induction, previous = self.heads()
+        corpus, period, n = self.random_repeats()
         losses = token_surprisal(self.model, corpus)[:, 1:]
         losses = losses[:, -2 * period :] if self.model.bos_id is not None else losses
         # The first token of the second repetition cannot be foreseen, so it belongs to neither.
         gain = (losses[:, :-period].mean(1) - losses[:, -period + 1 :].mean(1)).double().numpy()
-        ends, n = paired_bootstrap_interval(gain), f"{_SEQUENCES} texts of 2 x {period} random tokens"
+        ends = paired_bootstrap_interval(gain)
         return [
-            _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n),
+            induction,
             CardRow("induction", "loss on the first copy minus the second, nats", float(gain.mean()), *ends, n,
                     least=2.0, unit="nats", texts=_SEQUENCES),
-            _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n),
+            previous,
         ]  # fmt: skip
 
     def sinks(self) -> list[CardRow]:

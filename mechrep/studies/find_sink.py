@@ -317,7 +317,8 @@ def _nulls(model: Model, corpus: Corpus, provenance: Provenance, run: Run) -> li
         for number, make in enumerate(makers):
             one = None if journal is None else journal.find(number)
             if one is None:
-                norms, heads = _measure(make(), few)
+                with make() as null:
+                    norms, heads = _measure(null, few)
                 one = [{"ratio": norms.ratio.tolist(), "alpha": largest(heads.alpha)}]
                 if journal is not None:
                     journal.keep(number, one)

@@ -252,10 +252,10 @@ def _nulls(
         for number, make in enumerate(makers):
             one = None if journal is None else journal.find(number)
             if one is None:
-                null = make()
-                (mass,) = CorpusCache(null, text, progress=False).run(FirstTokenDetection())
-                mark = FirstTokenMark(null, corpus, layer=layer, triples=triples, seed=run.seed)
-                one = [{MASS: float(mass.mass.max())} | _marked(mark)]
+                with make() as null:
+                    (mass,) = CorpusCache(null, text, progress=False).run(FirstTokenDetection())
+                    mark = FirstTokenMark(null, corpus, layer=layer, triples=triples, seed=run.seed)
+                    one = [{MASS: float(mass.mass.max())} | _marked(mark)]
                 if journal is not None:
                     journal.keep(number, one)
             kept += one

@@ -6,19 +6,21 @@ circuits that they make are ablated in other looping texts, beside controls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.controls import Unit
 from mechrep.ablation.effect_plots import single_head_frame, single_heads_figure
-from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_p_value
+from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge
 from mechrep.ablation.outcomes import LoopDecoding
 from mechrep.ablation.study import (
     READ_OUTCOMES,
@@ -103,12 +105,12 @@ class HeadReadings:
         return (self.repeats if measured_on == ON_REPEATS else self.loops).of(kind)
 
 
-def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadReadings:
-    """Score all heads on both kinds of text, a pass over each."""
+def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run, *, writes: bool = True) -> HeadReadings:
+    """Score all heads on both kinds of text, a pass over each; of null models what heads look at alone."""
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])  # small: patterns are as large as texts squared
     cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
     try:
-        writing = [HeadCopying(model)]
+        writing = [HeadCopying(model)] if writes else []
     except ModelError:  # compressed values, gates behind the heads, ...: what they look at is measured all the same
         writing = []
     scores, *copying = cache.run(HeadScores(bos_id=model.bos_id), *writing)
@@ -123,7 +125,8 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
     A draw is the highest of all heads of one null model, so having looked at all heads is part of the p-value (the
     largest statistic of Westfall & Young): with 19 null models a head above all of them has p = 0.05.  An induction
     head on random repeats must stand out in what it looks at (prefix matching) *and* in what it says (``functional``),
-    where a model lets that be measured: its p-value is the larger of the two.
+    where a model lets that be measured: its p-value is the larger of the two.  What a head says is compared with what
+    it says where queries swap their targets (``functional_null``), times the number of heads that were looked at.
 
     Args:
         own: of the model.
@@ -134,7 +137,7 @@ def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame
         the columns of :func:`mechrep.ablation.effects.judge`, and two conventions beside the verdict: ``clear`` (at
         least 0.3 above uniform attention; for induction as :func:`mechrep.measures.head_scores.induction_heads` says;
         in loops above the published 0.5, too), and ``published`` (more than 0.5 in loops, the published rule);
-        ``null_says``, the highest ``functional`` of a null model, where it counts.
+        ``null_says``, the highest upper end of a head's 99 % band of ``functional`` by chance, where it counts.
 
     Source: self-finding in loops: Hiraoka & Inui 2025 (arXiv 2410.13497); tests by the largest statistic: Westfall &
     Young 1993 (*Resampling-Based Multiple Testing*).
@@ -164,10 +167,10 @@ def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, pla
     result = own.repeats if place == ON_REPEATS else own.loops
     table, errors = result.of(kind), result.standard_errors[result.row(kind)]
     draws = [largest(null.of(kind, place)) for null in nulls]
-    clear, said, others = set(result.clear(kind)), None, [float("nan")]
+    clear, said, by_chance = set(result.clear(kind)), None, float("nan")
     if (kind, place) == ("induction", ON_REPEATS) and own.copying is not None:
-        clear, said = set(induction_heads(own.repeats, own.copying)), own.copying.functional
-        others = [_says_most(null) for null in nulls]
+        clear, said = set(induction_heads(own.repeats, own.copying)), _p_of_saying(own.copying)
+        by_chance = largest(own.copying.functional_band[1])
     elif place == ON_LOOPS:
         clear &= set(result.above(PUBLISHED_THRESHOLD, kind))
     published = result.above(PUBLISHED_THRESHOLD, kind) if place == ON_LOOPS else []
@@ -178,16 +181,18 @@ def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, pla
             name_of(unit), kind, value, draws, interval=(value - half, value + half), n=result.n_texts[kind]
         )
         if said is not None:
-            row["p"] = max(row["p"], rank_p_value(float(said[unit]), others, direction=1))
+            row["p"] = max(row["p"], float(said[unit]))
         facts = {"kind": kind, "measured_on": place, "layer": unit[0], "head": unit[1]}
         conventions = {"clear": unit in clear, "published": unit in published}
-        rows.append(facts | row | conventions | {"null_says": max(others, default=float("nan"))})
+        rows.append(facts | row | conventions | {"null_says": by_chance})
     return pd.DataFrame(rows)
 
 
-def _says_most(null: HeadReadings) -> float:
-    """What the head of a null model says that says most."""
-    return float("nan") if null.copying is None else float(null.copying.functional.nan_to_num(-1.0).max())
+def _p_of_saying(copying: HeadCopyingResult) -> Float[Tensor, "layer head"]:
+    """How often a head would say the next token so clearly if its queries had each other's targets, for all heads."""
+    z = (copying.functional - copying.functional_null).double() / copying.functional_null_sd.double()
+    p = torch.special.ndtr(-z) * len(known(copying.functional))
+    return p.clamp_max(1.0).masked_fill(copying.functional.isnan(), 1.0).float()
 
 
 def heads_of(kinds: pd.DataFrame, kind: str, measured_on: str | None = None) -> list[Unit]:
@@ -392,7 +397,7 @@ def run_head_study(
         find.fingerprint(),
         options.sizes_on(model).nulls,
     )
-    nulls = options.once(key, lambda: [read_heads(make(), on, find, quiet) for make in null_models(model, options)])
+    nulls = options.once(key, lambda: [_null_heads(make, on, find, quiet) for make in null_models(model, options)])
     kinds = head_kinds(own, nulls)
     circuits = planned_circuits(kinds, neurons, model.anatomy.n_heads)
     windows = shared_windows(model, options)
@@ -409,6 +414,11 @@ def run_head_study(
                            "effort": options.effort, "regenerate": regenerate},
         ),
     )  # fmt: skip
+
+
+def _null_heads(make: Callable[[], AbstractContextManager[Model]], on: Corpus, find: Corpus, run: Run) -> HeadReadings:
+    with make() as null:
+        return read_heads(null, on, find, run, writes=False)
 
 
 def _repeats(model: Model, run: Run) -> Corpus:
