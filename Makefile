@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 VENV_39 := .venv-3.9
 BIN_39 := $(VENV_39)/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check
+REAL := real-models
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 
@@ -15,7 +16,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report test test-full contract contract-3.9 families lint format notebooks notebooks-sync docs benchmarks clean
+.PHONY: help setup report real-models report-real gallery test test-real test-full contract contract-3.9 families lint format \
+    notebooks notebooks-sync docs benchmarks clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
@@ -25,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing mechrep into $(VENV); the first time this takes a few minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[evals]"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[evals,gguf]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -47,10 +49,26 @@ report: $(VENV)/.installed ## the first thing to try: a report on the embedded m
 	@$(BIN)/mechrep report mechrep-tiny --out report
 	@echo "$(CURDIR)/report/report.html"
 
+real-models: $(VENV)/.installed ## two pretrained models, SmolLM2-135M and Gemma 3 270M (Gemma's terms), into real-models/
+	@$(BIN)/python .ci/real_models.py --out $(REAL)
+
+report-real: real-models ## a report on each of the two, at effort quick, into report-real/
+	@for pair in smollm2-135m:SMALL gemma3-270m:GEMMA; do \
+	    $(BIN)/mechrep report $(REAL)/$${pair%%:*} --effort quick --out report-real/$${pair##*:} || exit 1; \
+	done
+
+gallery: real-models ## docs/real-models.md anew: what the two pretrained models show
+	@$(BIN)/python docs/make_gallery.py
+
 test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstrings
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
 
-test-full: $(VENV)/.installed-dev ## all tests, the slow ones too
+# One process with all cores: the model is loaded once.
+test-real: $(VENV)/.installed-dev ## independent checks on SmolLM2-135M; skipped where real-models/ has it not
+	OMP_NUM_THREADS=$(WORKERS) MKL_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest -q -m "real and not slow" tests/real
+
+test-full: $(VENV)/.installed-dev ## all tests, the slow ones and those on pretrained models too
+	-@$(BIN)/python .ci/real_models.py --out $(REAL)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m ""
 
 contract: $(VENV)/.installed-dev ## every architecture x every capability, against plain Hugging Face models
@@ -88,6 +106,6 @@ docs: $(VENV)/.installed-dev ## the documentation, in docs/_build/html
 benchmarks: $(VENV)/.installed-dev ## what it costs: every benchmarks/bench_*.py, one after the other
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python $$script; done
 
-clean: ## remove what was made here, except the virtual environments
-	rm -rf report docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove what was made here, except virtual environments and real-models/
+	rm -rf report report-real docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find mechrep tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
