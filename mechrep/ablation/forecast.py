@@ -57,7 +57,8 @@ def forecast(model: Model, cost: Cost) -> Forecast:
     if model not in _speeds:
         _speeds[model] = (_seconds(model, _PROBE[1]), _seconds(model, 1))
     per_read, per_written = _speeds[model]
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.tl.parameters())
+    weights = (model.tl if model.plain is None else model.plain).parameters()
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
     batch = 2048 * model.anatomy.d_vocab * 4
     minutes = (cost.read * per_read + cost.written * per_written) / 60
     return Forecast(cost.read, cost.written, minutes, (size + batch) / 2**30)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mechrep.errors import InputError, ModelError, NothingFoundError, StoreError
+from mechrep.models.meter import metered
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
@@ -170,7 +171,9 @@ def build_report(
             for name in chosen:
                 bar.set_postfix_str(name)
                 before = listed["parts"].pop(name, {"sections": []})["sections"]
-                after = _keep(target, name, _made(name, known[name], model, run, settings), listed, command)
+                with metered(model) as meter:
+                    made = _made(name, known[name], model, run, settings)
+                after = _keep(target, name, made, listed, {"command": command, "cost": meter.facts()})
                 listed["parts"] = {
                     one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
                 }
@@ -204,9 +207,10 @@ def write_page(out: str | Path, *, texts: Path | None = None) -> Path:
     sections = load_sections(target)
     name = listed["model"]["name"]
     command = "\n".join(dict.fromkeys(part["command"] for part in listed["parts"].values() if part["command"]))
-    record = report_json(name, sections, command=command, texts=texts)
+    costs = {part: one["cost"] for part, one in listed["parts"].items() if one["cost"]}
+    record = report_json(name, sections, command=command, costs=costs, texts=texts)
     _write(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    _write(target / "report.html", render_page(name, sections, command=command, texts=texts))
+    _write(target / "report.html", render_page(name, sections, command=command, costs=costs, texts=texts))
     return target / "report.html"
 
 
@@ -223,15 +227,17 @@ def load_sections(out: str | Path) -> list[Section]:
     return [Section.load(target / "sections" / name) for name in names]
 
 
-def _keep(target: Path, part: str, made: Sequence[Section], listed: dict[str, Any], command: str) -> list[str]:
-    """Write the sections of a part, and put them into the list of the report."""
+def _keep(
+    target: Path, part: str, made: Sequence[Section], listed: dict[str, Any], facts: Mapping[str, Any]
+) -> list[str]:
+    """Write the sections of a part, and put them into the list of the report, with its command and what it cost."""
     names = [section.name for section in made]
     taken = {name for other in listed["parts"].values() for name in other["sections"]}
     if taken & set(names) or len(set(names)) < len(names):
         raise InputError(f"part {part!r} with sections {names}", "names that no other section has", "rename")
     for section in made:
         section.save(target / "sections" / section.name)
-    listed["parts"][part] = {"sections": names, "command": command}
+    listed["parts"][part] = {"sections": names, **facts}
     return names
 
 
@@ -270,7 +276,8 @@ def _listed(target: Path) -> dict[str, Any]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         parts = {
-            name: {"sections": part["sections"], "command": part["command"]} for name, part in listed["parts"].items()
+            name: {"sections": part["sections"], "command": part["command"], "cost": dict(part.get("cost", {}))}
+            for name, part in listed["parts"].items()
         }
         return {"model": listed["model"], "parts": parts}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

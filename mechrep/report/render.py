@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,17 @@ SHOWN = 12  # rows of a table before "show all"
 _WIDE, _HIGH, _MARGIN = 112, 24, 6  # pixels of the little drawing of an effect beside its controls
 
 
-def render_page(model_name: str, sections: Sequence[Section], *, command: str = "", texts: Path | None = None) -> str:
+Costs = Mapping[str, Mapping[str, float]]  # what each part read, wrote and took
+
+
+def render_page(
+    model_name: str,
+    sections: Sequence[Section],
+    *,
+    command: str = "",
+    costs: Costs | None = None,
+    texts: Path | None = None,
+) -> str:
     """One self-contained HTML page: a table of all claims with their verdicts, then a section for each question.
 
     It opens from disk, loads nothing, prints, and is light or dark by the reader's setting (or ``#light``, ``#dark``).
@@ -34,6 +44,7 @@ def render_page(model_name: str, sections: Sequence[Section], *, command: str = 
         model_name: as the page shows it.
         sections: in the order of the page.
         command: that makes this page again.
+        costs: of each part, see :class:`mechrep.models.meter.Meter`.
         texts: folder of the words; by default mechrep's own.
 
     Raises:
@@ -56,7 +67,7 @@ def render_page(model_name: str, sections: Sequence[Section], *, command: str = 
         folded=_folded(claims),
         tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
         glossary=glossary(texts),
-        facts=_facts(views),
+        facts=[*_facts(views), *_cost_rows(costs or {})],
         command=command,
         provenance=_provenance(views),
         shown=SHOWN,
@@ -69,7 +80,12 @@ def render_page(model_name: str, sections: Sequence[Section], *, command: str = 
 
 
 def report_json(
-    model_name: str, sections: Sequence[Section], *, command: str = "", texts: Path | None = None
+    model_name: str,
+    sections: Sequence[Section],
+    *,
+    command: str = "",
+    costs: Costs | None = None,
+    texts: Path | None = None,
 ) -> dict[str, Any]:
     """Everything on the page as data: words, fields, claims, the rows of its tables, captions, provenance.
 
@@ -79,6 +95,7 @@ def report_json(
         model_name: as the page shows it.
         sections: in the order of the page.
         command: that makes this report again.
+        costs: as there.
         texts: folder of the words; by default mechrep's own.
 
     Raises:
@@ -89,6 +106,7 @@ def report_json(
         "model": model_name,
         "command": command,
         "facts": dict(_facts(views)),
+        "costs": {part: dict(cost) for part, cost in (costs or {}).items()},
         "counts": _counts(model_name, views),
         "claims": [claim_json(claim) for claim in ordered_claims(views)],
         "sections": [section_json(view) for view in views],
@@ -143,6 +161,30 @@ def _facts(views: Sequence[SectionView]) -> list[tuple[str, str]]:
         "Made": provenance.made.replace("T", " ").replace("+00:00", " UTC"),
     }
     return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
+    """What each part cost, in words, and all of them together."""
+    names = ("seconds", "read", "written")
+    whole = {"all parts": {name: sum(cost[name] for cost in costs.values()) for name in names}} if costs else {}
+    return [
+        (
+            f"Cost of {part}",
+            f"{in_time(cost['seconds'])}; {cost['read']:,.0f} tokens read, {cost['written']:,.0f} written",
+        )
+        for part, cost in {**costs, **whole}.items()
+    ]
+
+
+def in_time(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> in_time(42.4), in_time(130.0)
+        ('42 s', '2 min 10 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _provenance(views: Sequence[SectionView]) -> str:
