@@ -278,7 +278,7 @@ def _check_place(name: str, module: nn.Module) -> None:
         complaint = "weights that are not loaded (on the device 'meta')"
     elif len(devices) > 1:
         complaint = f"weights on several devices ({', '.join(devices)})"
-    elif any(is_compiled(part) for part in module.modules()):
+    elif is_compiled(module.modules()):
         complaint = "compiled parts, in which hooks can be passed over"
     elif any(hasattr(part, "lora_A") or hasattr(part, "base_layer") for part in parts):
         complaint = "an adapter that is not merged"

@@ -182,7 +182,7 @@ class Model:
                 "the parts that were there: what is where was found out then",
                 "load the changed object: mechrep.load_model(module)",
             )
-        if any(map(is_compiled, parts)):
+        if is_compiled(parts):
             raise InputError(
                 f"{self.name!r}, of which parts were compiled since it was loaded: hooks can be passed over there",
                 "a module that runs as it is written",

@@ -7,7 +7,8 @@ handles) is compared with what the object is now, each time it is used.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from types import FunctionType
 from typing import Any
 from weakref import WeakSet
 
@@ -33,11 +34,15 @@ def is_patched(module: nn.Module | None) -> bool:
     return module in _patched
 
 
-def is_compiled(part: nn.Module) -> bool:
-    """Whether a part runs as compiled code, in which hooks can be passed over."""
-    own = vars(part)
-    compiled = own.get("_compiled_call_impl") is not None or hasattr(part, "_orig_mod")
-    return compiled or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+def is_compiled(parts: Iterable[nn.Module]) -> bool:
+    """Whether one of the parts runs as compiled code, in which hooks can be passed over."""
+    for part in parts:  # no function for each: this runs before every pass, over every part
+        own = vars(part)
+        if own.get("_compiled_call_impl") is not None or hasattr(part, "_orig_mod"):
+            return True
+        if "forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable"):
+            return True
+    return False
 
 
 def state_of(module: nn.Module | None, without: Collection[nn.Module] = ()) -> list[Any]:
@@ -117,7 +122,9 @@ def own_hooks(module: nn.Module, *, everywhere: bool = True) -> list[tuple[str, 
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
             if _is_foreign(hook):
                 found.append((name, hook))
-        if is_replaced(part):
+        kind = type(part)
+        shared = "forward" not in vars(part) and isinstance(kind.forward, FunctionType)
+        if _is_foreign_to(kind.__module__, kind.forward) if shared else is_replaced(part):
             found.append((name, vars(part).get("forward", type(part).forward)))
     return found
 
@@ -125,6 +132,12 @@ def own_hooks(module: nn.Module, *, everywhere: bool = True) -> list[tuple[str, 
 def is_replaced(part: nn.Module) -> bool:
     """Whether a part's ``forward`` is neither its class's own nor one that a library has put there."""
     return _is_foreign(part.forward, type(part).__module__)
+
+
+@functools.cache
+def _is_foreign_to(home: str, function: FunctionType) -> bool:
+    """The same of a class's function, remembered: it stays what it is, and there are few classes for many parts."""
+    return _is_foreign(function, home)
 
 
 def _is_foreign(function: Callable, home: str = "") -> bool:
