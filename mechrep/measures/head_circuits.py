@@ -48,7 +48,7 @@ from mechrep.models.stream import FrozenNorm, Stream, exact, wide
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.stats import percentile_interval
-from mechrep.text.stimuli import ordinary_ids
+from mechrep.text.token_kinds import ordinary_ids
 
 Reader = Literal["Q", "K", "V"]
 

@@ -33,7 +33,8 @@ from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
 from mechrep.stats import percentile_interval
 from mechrep.text.corpus import Corpus
-from mechrep.text.stimuli import ordinary_ids, single_token_id
+from mechrep.text.stimuli import single_token_id
+from mechrep.text.token_kinds import ordinary_ids
 
 KINDS = ("cluster", "random", "repeat")
 

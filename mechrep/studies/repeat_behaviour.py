@@ -34,7 +34,8 @@ from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.model import Model
 from mechrep.run import Run
 from mechrep.text.corpus import Corpus
-from mechrep.text.stimuli import RepeatedToken, ordinary_ids, single_token_id
+from mechrep.text.stimuli import RepeatedToken, single_token_id
+from mechrep.text.token_kinds import ordinary_ids
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

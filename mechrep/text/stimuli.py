@@ -19,6 +19,7 @@ from mechrep.errors import InputError
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.corpus_io import TokenizingModel
+from mechrep.text.token_kinds import ordinary_ids
 
 _PROBE_COPIES = 3  # the first word of a text, and two after a blank
 
@@ -171,9 +172,8 @@ def random_repeats(
     """Texts ``[BOS] + r * copies``, where ``r`` is ``n`` different ids drawn uniformly from the ordinary tokens.
 
     The texts are ids from the start: to decode random ids and encode them again can break the repeat.  Drawing
-    *without replacement* leaves no repeated token but the planned ones.  Ordinary tokens are all ids of the
-    tokenizer's vocabulary (of the whole vocabulary, for a model without tokenizer) except ``model.special_ids``; rows
-    of the embedding that belong to no token are never drawn.
+    *without replacement* leaves no repeated token but the planned ones.  Ordinary tokens are
+    those of :func:`mechrep.text.token_kinds.ordinary_ids`: neither marks nor bytes nor slots without training.
 
     Args:
         model: the model that will read the texts.
@@ -236,10 +236,3 @@ def random_repeats(
     return Corpus.from_tokens(
         texts, model=model, attention_mask=True, source="random_repeats", frame=frame, bos_policy=policy
     )
-
-
-def ordinary_ids(model: Model) -> np.ndarray:
-    """Ids that stand for a piece of text, ascending."""
-    d_vocab = model.anatomy.d_vocab
-    known = range(d_vocab) if model.tokenizer is None else model.tokenizer.get_vocab().values()
-    return np.array(sorted({token for token in known if token < d_vocab} - model.special_ids), dtype=np.int64)
