@@ -61,7 +61,7 @@ gallery: real-models ## docs/real-models.md anew: what the two pretrained models
 	@$(BIN)/python docs/make_gallery.py
 
 test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstrings
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 # One process with all cores: the model is loaded once.
 test-real: $(VENV)/.installed-dev ## independent checks on SmolLM2-135M; skipped where real-models/ has it not
@@ -69,7 +69,7 @@ test-real: $(VENV)/.installed-dev ## independent checks on SmolLM2-135M; skipped
 
 test-full: $(VENV)/.installed-dev ## all tests, the slow ones and those on pretrained models too
 	-@$(BIN)/python .ci/real_models.py --out $(REAL)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) -m ""
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "" --hypothesis-profile=thorough
 
 contract: $(VENV)/.installed-dev ## every architecture x every capability, against plain Hugging Face models
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m tests.families.table

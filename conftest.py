@@ -6,8 +6,21 @@ Nothing here imports mechrep when it is loaded: pytest turns on the checking of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+SLOW = Path(__file__).parent / "tests" / "slow.txt"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what ``tests/slow.txt`` names: tests and examples of docstrings, which no decorator can mark."""
+    lines = SLOW.read_text(encoding="utf-8").splitlines() if SLOW.is_file() else []
+    slow = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    for item in items:
+        if slow and item.nodeid.startswith(slow):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,7 +24,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
-hypothesis.settings.register_profile("mechrep", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("mechrep", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("thorough", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("mechrep")
 
 

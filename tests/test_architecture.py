@@ -57,3 +57,13 @@ def test_no_function_takes_more_than_eight_parameters() -> None:
     taken = dict(one for module, tree in SOURCES.items() for one in functions(tree, module))
     assert taken["mechrep.interventions.ops.Intervention.hooks"] == 4
     assert {name: count for name, count in taken.items() if count > 8} == {}
+
+
+def test_every_slow_test_is_still_there() -> None:
+    root = Path(__file__).parents[1]
+    lines = (root / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    named = [line.split("::") for line in lines if line and not line.startswith("#")]
+    assert len(named) > 20
+    for file, what in named:
+        name = what.partition("[")[0].rpartition(".")[2]
+        assert (root / file).is_file() and f" {name}(" in (root / file).read_text(encoding="utf-8"), f"{file}: {name}"

@@ -77,17 +77,16 @@ def settings_of(module: nn.Module, without: Collection[nn.Module] = ()) -> list[
         >>> settings_of(nn.LayerNorm(2, eps=0.5))[0][1:]
         ('LayerNorm', [('elementwise_affine', True), ('eps', 0.5)])
     """
-    return [
-        (name, type(part).__name__, sorted(_numbers(part)))
-        for name, part in module.named_modules()
-        if part not in without
-    ]
-
-
-def _numbers(part: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(part).items():
-        if type(value) in (bool, int, float, str) and not name.startswith("_") and name not in _NO_SETTINGS:
-            yield name, value
+    found = []
+    for name, part in module.named_modules():  # no function for each: this runs before every pass, over every part
+        if part not in without:
+            own = [
+                (key, value)
+                for key, value in vars(part).items()
+                if type(value) in (bool, int, float, str) and not key.startswith("_") and key not in _NO_SETTINGS
+            ]
+            found.append((name, type(part).__name__, sorted(own)))
+    return found
 
 
 def byte_sums(parameter: Tensor) -> bytes:
