@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,6 +35,7 @@ from mechrep.progress import progress_bar
 from mechrep.text.corpus import Corpus, CorpusLike
 
 _USUAL = Decoding()
+_TOKENS_PER_PREFILL = 4096
 _SPARE_COLUMNS = 1.5  # room to move before the cache must be shifted, over the longest text
 
 
@@ -117,10 +118,9 @@ class _SlotRun:
         self.edits = edits_of(model, answers)
         # Taken from the end, so longest prefixes first: later rows then always fit to the left of the current column.
         # Equal prefixes are neighbours, so that those entering together are computed once.
-        self.prefixes = [
-            answer.ids[: min(_prefix_length(answer), self.edits.caught_at(row))] for row, answer in enumerate(answers)
-        ]
-        self.waiting = sorted(range(len(answers)), key=lambda row: (len(self.prefixes[row]), self.prefixes[row]))
+        self.prefixes = [answer.ids[: _prefix_length(answer)] for answer in answers]
+        self.kinds = [self._kind(row) for row in range(len(answers))]
+        self.waiting = sorted(range(len(answers)), key=lambda row: (len(self.prefixes[row]), *self.kinds[row]))
         longest = min(upto, max(len(one.request.prompt) + one.request.max_new_tokens for one in answers))
         capacity, kinds = int(longest * _SPARE_COLUMNS), kept_by(model)
         self.cache = SlotCache(model.anatomy.n_layers, slots, capacity, model.device, kinds)
@@ -186,22 +186,79 @@ class _SlotRun:
         together: dict[int, list[tuple[int, int]]] = {}
         for slot, row in places:  # a state is what the last token left: only texts of one length are read together
             together.setdefault(len(self.prefixes[row]) if self.cache.states else 0, []).append((slot, row))
-        self.edits.rest()
         for some in together.values():
-            prefixes = [tuple(self.prefixes[row]) for _, row in some]
-            distinct = {prefix: number for number, prefix in enumerate(dict.fromkeys(p for p in prefixes if p))}
-            with self._angles(len(distinct)):
-                computed = prefill(self.model, list(distinct)) if distinct else None
-            numbers = [distinct.get(prefix, 0) for prefix in prefixes]
-            self.cache.enter([slot for slot, _ in some], computed, numbers, [len(prefix) for prefix in prefixes])
+            for part in _split_by_prefix(some, self.kinds):
+                self._read_prefixes(part)
         for slot, row in places:
             self.rows[slot] = row
 
+    def _kind(self, row: int) -> _Kind:
+        """Rows that agree in this have equal prefixes under equal edits."""
+        prefix, start = tuple(self.prefixes[row]), self.answers[row].request.start
+        edited = self.edits.changes(row) and start < len(prefix)
+        alone = row if self.edits.holds(row) else -1  # its own level is caught while its prefix is read
+        return prefix, int(self.edits.conditions[row]) if edited else 0, start if edited else 0, alone
+
+    def _read_prefixes(self, places: Sequence[tuple[int, int]]) -> None:
+        """Read what stands before the last token of some rows, each under its edits, and lay it into their slots."""
+        distinct: dict[_Kind, int] = {}
+        readers: list[int] = []
+        for _, row in places:
+            if self.prefixes[row] and self.kinds[row] not in distinct:
+                distinct[self.kinds[row]] = len(readers)
+                readers.append(row)
+        computed = None
+        if readers:
+            device, longest = self.model.device, max(len(self.prefixes[row]) for row in readers)
+            lengths, starts = (
+                torch.tensor(numbers, device=device)[:, None]
+                for numbers in (
+                    [len(self.prefixes[row]) for row in readers],
+                    [self.answers[row].request.start for row in readers],
+                )
+            )
+            positions = torch.arange(longest, device=device)[None]
+            inside = positions < lengths
+            self.edits.aim(
+                torch.tensor(readers, device=device), inside & (positions >= starts), positions.where(inside, -1)
+            )
+            with self._angles(len(readers)):
+                computed = prefill(self.model, [self.prefixes[row] for row in readers])
+        numbers = [distinct.get(self.kinds[row], 0) for _, row in places]
+        self.cache.enter(
+            [slot for slot, _ in places], computed, numbers, [len(self.prefixes[row]) for _, row in places]
+        )
+
 
 def _prefix_length(answer: Continuation) -> int:
-    """Tokens that no edit touches and that are not the last: they can be computed in one go, and shared."""
+    """Tokens that are read in one go: all but the last; or, where most of them stand before the edit, these alone.
+
+    What stands before every edit is shared by all rows that have it, and a few edited tokens more are soon fed one by
+    one; what is edited must be read for every row.
+    """
     last, request = answer.length - 1, answer.request
-    return last if request.intervention is None else min(last, max(0, request.start))
+    start = last if request.intervention is None else min(last, max(0, request.start))
+    return last if last - start > start else start
+
+
+_Kind = tuple[tuple[int, ...], int, int, int]
+
+
+def _split_by_prefix(places: Sequence[tuple[int, int]], kinds: Sequence[_Kind]) -> Iterator[list[tuple[int, int]]]:
+    """Slots and rows, in parts whose different prefixes make no larger a pass than memory is counted on for."""
+    part: list[tuple[int, int]] = []
+    seen: set[_Kind] = set()
+    longest = 0
+    for slot, row in places:
+        longer = max(longest, len(kinds[row][0]))
+        if part and len(seen | {kinds[row]}) * longer > _TOKENS_PER_PREFILL:
+            yield part
+            part, seen, longer = [], set(), len(kinds[row][0])
+        part.append((slot, row))
+        seen.add(kinds[row])
+        longest = longer
+    if part:
+        yield part
 
 
 def generate(

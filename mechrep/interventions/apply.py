@@ -12,7 +12,6 @@ So ``z(t) <- z(0)`` of the same text.  Position 0 depends on nothing but the fir
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -280,10 +279,13 @@ class EditTable:
         self._condition, self._first, self._mask = self.conditions[rows], self._first_numbers[rows], mask
         self.held.aim(rows, mask, positions)
 
-    def caught_at(self, row: int) -> int:
-        """The position whose pass must be aimed, because the row's level is caught there; no position: infinite."""
-        holds = bool(self.held.layers) and bool(self.held.holding[self.conditions[row]])
-        return int(self.held.anchors[row]) if holds else sys.maxsize
+    def changes(self, row: int) -> bool:
+        """Whether anything is edited or held in this row."""
+        return int(self.conditions[row]) > 0
+
+    def holds(self, row: int) -> bool:
+        """Whether neurons are held in this row: then the pass over its first token after BOS must be aimed."""
+        return bool(self.held.layers) and bool(self.held.holding[self.conditions[row]])
 
     def rest(self) -> None:
         """Edit nothing until :meth:`aim` is called again."""

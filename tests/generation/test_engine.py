@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mechrep.generation import decode
 from mechrep.generation.decode import Decoding, generate
-from mechrep.generation.slot_cache import SlotCache
-from mechrep.interventions import Intervention, Neurons, add, scale
+from mechrep.generation.slot_cache import SlotCache, step
+from mechrep.interventions import Intervention, Neurons, SinkPatch, add, scale
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from tests.generation.obvious import Edit, attach, obvious_text
@@ -151,7 +152,24 @@ def test_one_row_at_a_time_and_rows_with_a_common_prefix(moves: list[str]) -> No
         )  # fmt: skip
         assert [texts.row(i) for i in range(len(kinds))] == expected
     handle.remove()
-    assert (3, 14) in shapes, "prefixes of 14 (three rows), 10 and 3 tokens, each once; 0 needs none"
+    assert (4, 14) in shapes, "14 tokens, unedited for three rows, edited for two; 10 before a late edit; each once"
+
+
+@pytest.mark.parametrize("family", families("llama_gqa", "gpt2", "gemma2"))
+def test_held_neurons_and_edits_of_everything_read_a_prompt_in_one_go(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long prompts under ``when="all"``: as many passes as tokens are written, and the text of the reference view."""
+    model = loaded(family)
+    held = [SinkPatch(1, [3, 7]), SinkPatch(1, [4]), None, Neurons([(0, 1)], "zero", when="all")]
+    corpus = Corpus.from_tokens([row for row in random_tokens(2, 16).tolist() for _ in held], model=model)
+    steps: list[int] = []
+    monkeypatch.setattr(decode, "step", lambda *args: steps.append(1) or step(*args))
+    options: dict[str, Any] = {"max_new_tokens": 6, "interventions": held * 2, "stop_when": None}
+    fast = generate(model, corpus, view="plain", **options)
+    assert len(steps) == 6
+    slow = generate(model, corpus, view="transformer_lens", **options)
+    assert [fast.row(i) for i in range(len(fast))] == [slow.row(i) for i in range(len(slow))]
 
 
 @settings(max_examples=15)
