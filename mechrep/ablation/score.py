@@ -83,6 +83,18 @@ class Branches:
             below, places = here, torch.tensor([here[key] for key in keys])
         return cls(rows, sources, origins, places)
 
+    def places(self, layer: int) -> Int[Tensor, " row"]:
+        """Where each row that was asked for lies among those of a layer.
+
+        Example:
+            >>> Branches.of([0, 0, 0], first_layers=[2, 0, 1], n_layers=2).places(0).tolist()
+            [0, 1, 0]
+        """
+        found = self.result
+        for above in range(len(self.rows) - 1, layer, -1):
+            found = self.sources[above][found]
+        return found
+
     @contextmanager
     def applied(self, model: Model, entering: Callable[[Int[Tensor, " row"]], None]) -> Iterator[None]:
         """While open, a forward pass of the plain view that is given ``rows[0]`` computes and returns ``rows[-1]``.
