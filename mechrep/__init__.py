@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from mechrep.models.load import load_model as load_model
     from mechrep.models.model import Model as Model
     from mechrep.studies.find_sink import find_sink as find_sink
-    from mechrep.studies.find_sink import known_sinks as known_sinks
     from mechrep.studies.first_layer import find_first_token as find_first_token
+    from mechrep.studies.known_sinks import known_sinks as known_sinks
     from mechrep.text.corpus import Corpus as Corpus
     from mechrep.text.cycles import detect_cycle as detect_cycle
     from mechrep.text.watch import Cycle as Cycle
@@ -92,7 +92,7 @@ _HOME = {
     "head_composition": "mechrep.measures.head_circuits",
     "induced_texts": "mechrep.generation.text_kinds",
     "induction_heads": "mechrep.measures.head_scores",
-    "known_sinks": "mechrep.studies.find_sink",
+    "known_sinks": "mechrep.studies.known_sinks",
     "load_model": "mechrep.models.load",
     "natural_texts": "mechrep.generation.text_kinds",
     "ov_cluster": "mechrep.measures.ov_cluster",

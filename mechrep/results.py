@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Result")
 
 
+def _made(kind: type, record: Mapping[str, Any]) -> Any:
+    """A small dataclass from its fields; one that holds others says itself how it is read."""
+    read = getattr(kind, "from_record", None)
+    return kind(**record) if read is None else read(record)
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """Base of the results; subclasses add tensors and plain values as fields.
@@ -153,7 +159,7 @@ class Result:
                 )
             values = record["values"]
             for name, kind in cls.nested.items():
-                values[name] = [kind(**one) for one in values[name]]
+                values[name] = [_made(kind, one) for one in values[name]]
             return cls(**(values | tensors), provenance=Provenance(**record["provenance"]))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StoreError(

@@ -28,7 +28,6 @@ class Effort:
         curve: numbers of components of a curve over k.
         repeats: how often a repeated token stands in a row under ablations, at most.
         questions: of each benchmark.
-        brief: tokens of a text that are scored under an ablation, at most; ``None``: all.
     """
 
     loops: int
@@ -42,7 +41,6 @@ class Effort:
     curve: int
     repeats: int
     questions: int
-    brief: int | None = None
 
 
 EFFORTS = {
@@ -53,8 +51,8 @@ EFFORTS = {
 # The same for models in which one text costs as much as a hundred do in a model of a million weights.
 LARGE_WEIGHTS = 20_000_000  # in the layers
 EFFORTS_OF_LARGE = {
-    "quick": Effort(20, 6, 8, 6, 99, 19, 19, 8, 1, 96, 8, 8),
-    "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24, 24),
+    "quick": Effort(20, 6, 8, 6, 99, 19, 19, 8, 1, 96, 8),
+    "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24),
     "full": Effort(200, 50, 64, 48, 199, 39, 39, 32, 4, 512, 200),
 }
 

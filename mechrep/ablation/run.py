@@ -25,10 +25,10 @@ from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
-from mechrep.run import LARGE_WEIGHTS, Run
+from mechrep.run import Run
 from mechrep.store import Journal
 
-_ROWS_PER_SHARD, _EXPENSIVE_ROWS_PER_SHARD = 4096, 512  # kept at once; where each row costs a hundred times as much
+_ROWS_PER_SHARD = 4096
 
 Cell = tuple[Condition, Intervention | None]
 
@@ -89,8 +89,7 @@ def measure_effects(
     for outcome in outcomes:
         table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)
         asked = _asked(conditions, options.sizes_on(model).regenerated_draws if outcome.regenerates else None)
-        rows = _ROWS_PER_SHARD if model.n_weights <= LARGE_WEIGHTS else _EXPENSIVE_ROWS_PER_SHARD
-        per_shard = max(1, rows // len(outcome.units))
+        per_shard = max(1, _ROWS_PER_SHARD // len(outcome.units))
         for first in range(0, len(asked), per_shard):
             some = asked[first : first + per_shard]
             kept = None if journal is None else journal.find(shard)

@@ -26,7 +26,7 @@ from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.families import loop_families
 from mechrep.text.stimuli import random_repeats
 
-_FIND_SHARE, _TESTED = 0.8, 10  # of the looping texts are searched; of few, half, so that so many can be tested
+_FIND_SHARE = 0.8  # of the looping texts are searched, the others tested
 _PERIOD, _REPEATS_SEED = 50, 1_000_003  # random repeats on which no head was scored
 _WINDOW = 128  # tokens
 
@@ -87,7 +87,7 @@ def with_split(corpus: Corpus, preset: str = "mechrep", seed: int = 0) -> Corpus
         return corpus.with_columns(split=np.where(looping, "both", "other").tolist())
     texts = corpus.select(looping)
     families = loop_families(texts)
-    share = min(_FIND_SHARE, max(0.5, 1 - _TESTED / len(texts)), (len(texts) - 1) / len(texts))
+    share = min(_FIND_SHARE, (len(texts) - 1) / len(texts))
     try:
         find, _ = texts.split(share, seed=seed, clusters=families)
     except InputError as error:

@@ -143,10 +143,11 @@ def sink_ablation(
     Example:
         >>> import dataclasses, mechrep
         >>> from mechrep.models.nulls import reinitialised
+        >>> from mechrep.studies.sink_cause import SinkStage
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> texts = ["The sea was calm that day.", "It rained, and it rained."]
         >>> sink = mechrep.find_sink(reinitialised(model), texts=texts)
-        >>> sink = dataclasses.replace(sink, layer=0, neurons=[[0, 3]])  # any neuron will do for an example
+        >>> sink = dataclasses.replace(sink, stages=[SinkStage.made_by([(0, 3)])])  # any neuron will do for an example
         >>> effects = sink_ablation(model, sink, texts=texts, tokens=[300], repeats=9, controls=Controls(draws=2))
         >>> effects.wide()["selection"].tolist(), effects.measures[0].name
         (['baseline', 'ablation', 'layer_matched', 'layer_matched'], 'first_norm')

@@ -107,13 +107,13 @@ def run_patch_study(
 
 
 def _patch_of(model: Model, sink: SinkResult) -> SinkPatch:
-    if sink.layer is None or not sink.neurons:
+    if sink.patch is None:
         raise NothingFoundError(
             f"{model.name}, in which no norm sink was found",
             "a norm sink, whose neurons could be patched",
             "there is nothing to patch here; to see what holding other neurons does, pass patch=SinkPatch(...)",
         )
-    return SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])
+    return SinkPatch(*sink.patch)
 
 
 def _best_head(model: Model, corpus: Corpus) -> tuple[int, int]:

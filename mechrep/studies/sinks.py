@@ -14,10 +14,9 @@ from torch import Tensor
 
 from mechrep.ablation.effects import ABLATION, Effects, detection, judge
 from mechrep.ablation.sink_outcomes import SinkOnTexts
-from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import counted, finished, panels, place_of, shown_token, tick_step
-from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, sink_heads_figure
+from mechrep.measures.attention_sinks import AttentionSinkResult, sink_heads_figure
 from mechrep.measures.ov_cluster import OVClusterResult, ov_cluster
 from mechrep.measures.sink_neurons import (
     SinkNeuronResult,
@@ -28,9 +27,7 @@ from mechrep.measures.sink_neurons import (
 )
 from mechrep.measures.sink_norms import (
     RepeatNormResult,
-    RepeatNorms,
     SinkNormResult,
-    SinkNorms,
     norms_by_layer_figure,
     norms_vs_repeats_figure,
 )
@@ -42,9 +39,19 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.stats import cluster_intervals, known, proportion_interval
-from mechrep.studies.find_sink import NEURONS, SinkResult, find_sink, is_known, matches_known, ordinary_texts
+from mechrep.studies.find_sink import (
+    SinkReading,
+    SinkResult,
+    find_sink,
+    ordinary_texts,
+    read_moved,
+    read_sink,
+    sink_windows,
+)
+from mechrep.studies.known_sinks import is_known, matches_known
 from mechrep.studies.repeat_behaviour import repeat_behaviour, repeat_behaviour_figure
-from mechrep.studies.sink_ablation import ALL, changed, repeated_stimulus, sink_ablation, sink_conditions
+from mechrep.studies.sink_ablation import ALL, changed, sink_ablation, sink_conditions
+from mechrep.studies.sink_repeats import RepeatedTokens
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import ordinary_ids, repeated_tokens
 
@@ -53,8 +60,7 @@ if TYPE_CHECKING:
 
 Known = Literal["unknown", "met", "not met"]
 _PUBLISHED_LAYERS = 15  # that the released code looks at
-_TOKENS = 32  # repeated tokens; ablations and generation, which are expensive, are tried on fewer
-_REPEATS, _NEW_TOKENS = 512, 32
+_NEW_TOKENS = 32
 _CLUSTER, _SETS, _ORDERS = 4, 19, 4
 _SHOWN = 24  # positions of a drawn pattern
 _TESTED = ["attention", "loss", "repeat_norm", "p_next"]  # by the ablation; the neurons were chosen by the norm
@@ -219,9 +225,8 @@ class SinkStudy:
         model_name: how the model was named.
         sink: whether there is one, beside null models; layer, neurons, heads.
         published: the published rule for the layer.
-        norms: of ordinary text.
-        heads: attention to the first position in ordinary text.
-        repeats: norms of repeated tokens.
+        reading: norms of ordinary text, and attention to its first position, with BOS and without.
+        read: norms of repeated tokens, after BOS and without.
         neurons: scores of the sink layer's neurons; ``None`` where there is no sink layer.
         shown: attention of the best head on a text, and on the token whose norm grows most, repeated.
         names: the repeated tokens as text, by id.
@@ -237,9 +242,8 @@ class SinkStudy:
     model_name: str
     sink: SinkResult
     published: PublishedLayer
-    norms: SinkNormResult
-    heads: AttentionSinkResult
-    repeats: RepeatNormResult
+    reading: SinkReading
+    read: RepeatedTokens
     neurons: SinkNeuronResult | None
     shown: Sequence[ShownPattern]
     names: dict[int, str]
@@ -251,9 +255,25 @@ class SinkStudy:
     provenance: Provenance
 
     @property
+    def norms(self) -> SinkNormResult:
+        """Norms of the ordinary texts."""
+        return self.reading.norms[self.reading.bos]
+
+    @property
+    def heads(self) -> AttentionSinkResult:
+        """Attention to the first position of the ordinary texts."""
+        return self.reading.heads[self.reading.bos]
+
+    @property
+    def repeats(self) -> RepeatNormResult:
+        """Norms of repeated tokens, after BOS where there is one."""
+        return self.read.main
+
+    @property
     def layer(self) -> int:
-        """The sink layer, or where there is none that of the largest excess jump."""
-        return self.norms.ranking()[0] if self.sink.layer is None else self.sink.layer
+        """The layer after which the main stage peaks; without one, that of the largest ratio."""
+        main = self.sink.main
+        return int(self.norms.ratio[1:].nan_to_num(0.0).argmax()) if main is None else main.layer
 
     def crossings(self) -> pd.DataFrame:
         """One row per share tau of the BOS norm: how many tokens reach it after the sink layer, after how many repeats.
@@ -271,32 +291,14 @@ class SinkStudy:
             rows.append(row | {"low": low, "high": high} | dict(zip(("median", "fewest", "most"), ends, strict=True)))
         return pd.DataFrame(rows)
 
-    def moved(self) -> tuple[int, float, float]:
-        """How many repeated tokens end at least half-way (log scale) to BOS, and Wilson's interval of their share.
-
-        Without a norm sink, and where BOS is not large, there is nowhere to move to: 0 and NaN.
-        """
-        move = self.repeats.moved(self.layer, self.norms.other_norm)
-        if not self.sink.norm_found or move.reason:
-            return 0, float("nan"), float("nan")
-        count = round(move.share * len(move.values))
-        return count, *proportion_interval(count, len(move.values))
-
-    def moved_most(self) -> tuple[int | None, int]:
-        """The layer after which most repeated tokens are half-way to BOS, and how many; no layer where none can be."""
-        moves = [self.repeats.moved(layer, self.norms.other_norm) for layer in range(len(self.norms.jump))]
-        counts = [-1 if move.reason else round(move.share * len(move.values)) for move in moves]
-        most = max(counts)
-        return (None, 0) if most < 0 else (counts.index(most), most)
-
     def claims(self) -> pd.DataFrame:
         """Every claim with its verdict: the search's, the ablation's (one family), the behaviour's, the cluster's.
 
-        That the sink neurons make the norm is none of them: they were chosen for it, in the same texts.  Nor is
-        anything that neither the ablation nor a draw of its controls has changed: nothing was tested there.
+        Nothing is claimed about what neither the ablation nor a draw of its controls has changed: nothing was tested
+        there.
         """
-        found = self.sink.claims[self.sink.claims["name"] != NEURONS]
-        tables = [found.assign(claim=found["name"].str.replace(" ", "_"))]
+        found = self.sink.claims
+        tables = [found.assign(claim=found["name"].str.replace(", ", "_").str.replace(" ", "_"))]
         if self.ablation is not None:
             rows = _about(self.ablation, "without the sink neurons", _TESTED)
             tables.append(rows.assign(claim="without_" + rows["measure"]))
@@ -317,7 +319,7 @@ class SinkStudy:
 
     def section(self) -> Section:
         """What the report shows."""
-        sink, variant = self.sink, ""
+        sink, variant = self.sink, "" if self.sink.neurons else "no_neurons"
         if not sink.norm_found:
             variant = "heads_only" if sink.heads_found else "not_found"
         return Section(
@@ -325,24 +327,28 @@ class SinkStudy:
         )
 
     def _fields(self) -> dict[str, Any]:
-        sink, (count, low, high), (most_layer, most) = self.sink, self.moved(), self.moved_most()
+        sink, main = self.sink, self.sink.main
         (layer, head), last = sink.best_head, self.repeats.norm[:, 1:, -1].double()
-        return {
-            "model": self.model_name, "ratio": sink.bos_ratio, "layer": self.layer, "texts": self.norms.n_texts,
-            "null_ratio": max(sink.null_ratios),
-            "nulls": len(sink.null_ratios), "sink_heads": len(sink.sink_heads), "all_heads": len(known(sink.alpha)),
+        times = last / self.norms.other_norm[1:].double()
+        told = {} if main is None else {
+            "rise": main.norm.rise, "tried": len(main.neurons), "removed_at_peak": main.removed_at_peak,
+            "removed": main.removed, "removed_by_random": main.removed_by_random,
+            "tried_neurons": ", ".join(f"L{x}N{y}" for x, y in main.neurons),
+        }  # fmt: skip
+        return told | {
+            "model": self.model_name, "ratio": sink.largest_ratio, "layer": self.layer, "texts": self.norms.n_texts,
+            "null_rise": max(sink.null_rises), "stages": len(sink.stages),
+            "nulls": len(sink.null_rises), "sink_heads": len(sink.sink_heads), "all_heads": len(known(sink.alpha)),
             "best_head": f"L{layer}H{head}", "alpha": float(sink.alpha[layer, head]),
             "null_alpha": max(sink.null_alphas), "uniform": sink.uniform_alpha, "sink_rate": sink.sink_share,
-            "length": sink.mean_length,
-            "first": "BOS" if sink.first_is_bos else "the first token",
+            "length": sink.mean_length, "first": sink.first,
+            "without": float(sink.ratio_without[1:].max()), "heads_without": int((sink.alpha_without > 0.3).sum()),
+            "heads_with": int((sink.alpha > 0.3).sum()), "other": "without BOS" if sink.first_is_bos else "with BOS",
             "neurons": ", ".join(f"L{x}N{y}" for x, y in sink.neurons) or "none", "n_neurons": len(sink.neurons),
             "rule_layer": self.published.layer, "known": _KNOWN[self.known],
-            "moved": None if np.isnan(low) else count, "moved_low": low, "moved_high": high,
             "tokens": len(self.repeats.token_ids), "repeats": self.repeats.repeats[-1],
-            "without_bos": sink.ratio_without_bos,
-            "largest_repeat": float((last / self.norms.other_norm[1:].double()).max()),
-            "stimulus_length": self.on_stimuli.length, "moved_most": None if most_layer is None else most,
-            "largest_layer": int((last / self.norms.other_norm[1:].double()).amax(0).argmax()),
+            "largest_repeat": float(times.max()), "largest_layer": int(times.amax(0).argmax()),
+            "stimulus_length": self.on_stimuli.length,
         } | self._fields_of_ablations()  # fmt: skip
 
     def _fields_of_ablations(self) -> dict[str, Any]:
@@ -360,9 +366,11 @@ class SinkStudy:
         }  # fmt: skip
 
     def _tables(self) -> dict[str, pd.DataFrame]:
-        layers, ruled = self.by_layer().drop(columns="excess_jump"), self.published.layer is not None
+        layers, ruled = self.by_layer(), self.published.layer is not None
         layers = (layers if ruled else layers.drop(columns="mlp_at_bos")).rename(columns=_LAYER_COLUMNS)
         tables = {"layers and rule" if ruled else "layers": layers}
+        if self.sink.stages:
+            tables = {"stages": _stage_rows(self.sink), "moved": _moved_rows(self.sink)} | tables
         if self.neurons is not None:
             frame = self.neurons.to_frame().head(_TOP)
             names = {"contribution_first": "adds at the first position", "authors_first": "score of Yona et al."}
@@ -390,7 +398,6 @@ class SinkStudy:
                 "first": self.norms.first_norm[1:].numpy(),
                 "typical": self.norms.other_norm[1:].numpy(),
                 "ratio": self.norms.ratio[1:].numpy(),
-                "excess_jump": self.norms.excess_jump.numpy(),
                 "mlp_at_bos": written,
                 "repeat_median": last.quantile(0.5, dim=0).numpy(),
                 "repeat_largest": last.amax(0).numpy(),
@@ -412,6 +419,34 @@ class SinkStudy:
         return figures
 
 
+def _stage_rows(sink: SinkResult) -> pd.DataFrame:
+    """The stages as the page shows them."""
+    table = sink.stage_frame()
+    shares = ["removed_at_peak", "removed_later", "removed_by_random", "attention", "attention_without"]
+    table[shares] = (100 * table[shares]).round(1)
+    names = {
+        "rises_in": "rises in layers", "peak_after": "peak after layer", "stands_until": "stands until layer",
+        "neurons": "neurons tried", "removed_at_peak": "removed at the peak (%)",
+        "removed_later": "removed at worst later (%)", "removed_by_random": "random neurons, most (%)",
+        "heads": "heads resting on it", "attention": "their attention (%)",
+        "attention_without": "without the neurons (%)",
+    }  # fmt: skip
+    table[["ratio", "rise"]] = table[["ratio", "rise"]].round(2)
+    return table.drop(columns="carried").rename(columns=names)
+
+
+def _moved_rows(sink: SinkResult) -> pd.DataFrame:
+    """Shares of repeated tokens as the page shows them, in per cent."""
+    table = sink.moved_frame().drop(columns="peak")
+    table["bos"] = table["bos"].map({True: "after BOS", False: "without BOS"})
+    shares = ["moved", "low", "high"]
+    table[shares] = (100 * table[shares]).round(0)
+    names = {
+        "kind": "kind of token", "bos": "repeated", "moved": "half-way (%)", "repeats": "repetitions it took, median",
+    }  # fmt: skip
+    return table.rename(columns=names)
+
+
 def _about(effects: Effects, family: str, measures: Sequence[str], copy: int | None = None) -> pd.DataFrame:
     """Some measures of all sink neurons together, judged as one family, where anything was changed."""
     rows = effects.summary()
@@ -423,7 +458,7 @@ def run_sink_study(
     model: Model,
     *,
     layer: int | None = None,
-    tokens: int = _TOKENS,
+    tokens: int | None = None,
     repeats: int | None = None,
     held_out_text: str | None = None,
     behaviour: bool = True,
@@ -433,10 +468,10 @@ def run_sink_study(
 
     Args:
         model: the model.
-        layer: a layer to take as the sink layer, see :func:`mechrep.find_sink`.
-        tokens: how many ordinary tokens are repeated, drawn at random (all where there are fewer); ablations and
-            generation are tried on fewer of them, and after fewer repetitions, as the effort says.
-        repeats: how often; by default 512 times, or as often as the context holds.
+        layer: take the stage that this layer writes as the only one, see :func:`mechrep.find_sink`.
+        tokens: how many tokens of each kind (frequent, rare, punctuation, pieces of words) are repeated, drawn at
+            random; ablations and generation are tried on some of them, and after fewer repetitions.
+        repeats: how often; by default 512 times (large models: 192), or as often as the context holds.
         held_out_text: English by default.
         behaviour: let the model go on writing after repeated tokens (expensive).
         run: options.
@@ -459,20 +494,18 @@ def run_sink_study(
         (False, True, 'not_found')
     """
     options = run or Run()
-    texts = ordinary_texts(model, None, held_out_text)
+    texts = ordinary_texts(model, None, held_out_text, windows=sink_windows(model))
     config = {"study": "sinks", "layer": layer, "tokens": tokens, "repeats": repeats, "seed": options.seed}
     with progress_bar(5, "sinks", "step", options.progress) as bar:
-        sink = find_sink(model, texts=texts, layer=layer, run=options)
+        read = read_moved(model, options, tokens, repeats)
         bar.update()
-        norms, heads = CorpusCache(model, texts, progress=False).run(SinkNorms(), AttentionSinks())
-        often = min(model.anatomy.n_ctx - begins_with_bos(model, texts), _REPEATS) if repeats is None else repeats
-        stimulus = repeated_stimulus(model, texts, _draw(model, tokens, options.seed), often, options)
-        (moved,) = CorpusCache(model, stimulus, progress=False).run(RepeatNorms())
-        where = norms.ranking()[0] if sink.layer is None else sink.layer
+        sink = find_sink(model, texts=texts, layer=layer, run=options)
+        reading = read_sink(model, texts, options)
+        moved, main = read.main, sink.main
         chosen = _spread(moved.token_ids, options.sizes_on(model).tokens)
         bar.update()
         ablation = None
-        if sink.layer is not None:
+        if sink.neurons:
             few = texts.select(range(min(len(texts), options.sizes_on(model).windows)))
             times = min(moved.repeats[-1], options.sizes_on(model).repeats)
             ablation = sink_ablation(model, sink, texts=few, tokens=chosen, repeats=times, run=options)
@@ -481,29 +514,37 @@ def run_sink_study(
         bar.update()
         cluster = _cluster(model, chosen[0], moved.bos, options.seed)
         bar.update()
-    largest = moved.token_ids.index(moved.top(1, where)[0])
+    where = int(reading.norms[reading.bos].ratio[1:].nan_to_num(0.0).argmax()) if main is None else main.layer
+    largest = moved.top(1, where)[0]
+    stimulus = repeated_tokens(model, [largest], moved.repeats[-1], moved.bos)
     return SinkStudy(
         model_name=model.name,
         sink=sink,
         published=published_layer(model),
-        norms=norms,
-        heads=heads,
-        repeats=moved,
-        neurons=None if sink.layer is None else sink_neurons(model, texts.select(range(min(len(texts), 16))), where),
-        shown=[shown_pattern(model, ids, sink.best_head) for ids in (texts.row(0), stimulus.row(largest))],
+        reading=reading,
+        read=read,
+        neurons=None
+        if main is None
+        else sink_neurons(model, texts.select(range(min(len(texts), 16))), main.norm.layer),
+        shown=[shown_pattern(model, ids, sink.best_head) for ids in (texts.row(0), stimulus.row(0))],
         names={token: model.decode([token]) for token in moved.token_ids},
         on_stimuli=head_on_stimuli(model, sink.best_head, texts, moved.token_ids, options.seed),
         ablation=ablation,
         behaviour=said,
         cluster=cluster,
-        known="unknown" if not is_known(model.name) else "met" if matches_known(model.name, sink) else "not met",
+        known="unknown"
+        if not is_known(model.name)
+        else "met"
+        if matches_known(model.name, sink.found_neurons)
+        else "not met",
         provenance=provenance_of(model, texts, config),
     )
 
 
-def _draw(model: Model, tokens: int, seed: int) -> list[int]:
-    ordinary = ordinary_ids(model)
-    return sorted(np.random.default_rng(seed).choice(ordinary, min(tokens, len(ordinary)), replace=False).tolist())
+def _met(name: str, sink: SinkResult) -> Known:
+    if not is_known(name):
+        return "unknown"
+    return "met" if matches_known(name, sink.found_neurons) else "not met"
 
 
 def _spread(tokens: Sequence[int], most: int) -> list[int]:

@@ -26,6 +26,7 @@ from mechrep.report.view import view_of
 from mechrep.run import EFFORTS, Run
 from mechrep.studies.find_sink import SinkResult, find_sink
 from mechrep.studies.sink_ablation import ALL, FIRST, changed, sink_ablation, sink_conditions
+from mechrep.studies.sink_cause import SinkStage
 from mechrep.studies.sinks import (
     ShownPattern,
     SinkStudy,
@@ -64,7 +65,9 @@ def sink(planted: SinkModel) -> SinkResult:
 def with_more(sink: SinkResult, more: int = 1) -> SinkResult:
     """With so many neurons that do nothing."""
     assert sink.layer is not None
-    return dataclasses.replace(sink, neurons=[*sink.neurons, *([sink.layer, unit] for unit in range(more))])
+    return dataclasses.replace(
+        sink, stages=[SinkStage.made_by([*sink.neurons, *((sink.layer, n) for n in range(more))])]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def test_conditions_are_shared_and_refused(planted: SinkModel, sink: SinkResult)
         with pytest.raises(InputError):
             sink_conditions(model, **bad)
     with pytest.raises(NothingFoundError):
-        sink_ablation(model, dataclasses.replace(sink, layer=None, neurons=[]), texts=texts_of(model))
+        sink_ablation(model, dataclasses.replace(sink, stages=[]), texts=texts_of(model))
     with pytest.raises(InputError, match="one token"):
         SinkOnTexts(model, Corpus.from_tokens([[BOS]], model=model), 0)
     with pytest.raises(InputError, match="repeats"):
@@ -244,7 +247,7 @@ def untrained() -> SinkStudy:
 
 def test_a_model_that_knows_nothing_is_reported_without_a_cause(untrained: SinkStudy) -> None:
     assert not untrained.sink.found and untrained.ablation is None and untrained.neurons is None
-    assert untrained.moved()[0] == 0 and np.isnan(untrained.moved()[1]) and untrained.known == "unknown"
+    assert not untrained.sink.moved and untrained.known == "unknown"
     assert untrained.behaviour is not None and [one.name for one in untrained.behaviour.conditions] == ["baseline"]
     section = untrained.section()
     assert section.variant == "not_found" and "ablation" not in section.tables and "ablation" not in section.figures
@@ -275,14 +278,17 @@ def test_a_sink_is_told_with_its_neurons_its_ablation_and_its_repeats(
     assert study.sink.norm_found and study.ablation is not None and study.behaviour is not None and not section.variant
     claims = section.claims.set_index("claim")["verdict"]
     assert (claims[["norm_sink", "sink_heads", "without_attention"]] == "supported").all()
-    assert (study.sink.claims["verdict"] == "supported").all() and "sink_neurons" not in claims, "chosen for the norm"
+    assert (study.sink.claims["verdict"] == "supported").all()
     assert {"without_loss", "without_repeat_norm", "without_p_next"} <= set(claims.index)
-    assert {"layers", "neurons", "stimuli"} <= set(section.tables) and len(section.tables["neurons"]) == 5
+    assert {"stages", "moved", "layers", "neurons", "stimuli"} <= set(section.tables) and len(
+        section.tables["neurons"]
+    ) == 5
     assert {"norms", "heads", "repeats", "attention", "ablation", "behaviour"} == set(section.figures)
     assert section.fields["norm_without"] < 2 < 10 < section.fields["norm_with"]
-    count, low, high = study.moved()
     reached = study.crossings()
-    assert low <= count / 6 <= high and (reached["low"] <= reached["share"]).all()
-    assert reached.loc[reached["reached"] == 0, "median"].isna().all() and (reached["high"] > 0.2).all()
+    assert (reached["low"] <= reached["share"]).all()
+    assert reached.loc[reached["reached"] == 0, "median"].isna().all() and (reached["high"] > 0.1).all()
+    moved = study.sink.moved_frame()
+    assert (moved["low"] <= moved["moved"]).where(moved["moved"].notna(), True).all()
     check_page(study)
-    check_page(dataclasses.replace(study, sink=dataclasses.replace(study.sink, norm_found=False, layer=None)))
+    check_page(dataclasses.replace(study, sink=dataclasses.replace(study.sink, norm_found=False, stages=[])))

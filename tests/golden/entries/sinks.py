@@ -11,6 +11,7 @@ import torch
 
 import mechrep
 from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts
+from mechrep.studies.sink_cause import SinkStage
 from tests.golden import api
 from tests.golden.entries.heads import read
 from tests.golden.entries.texts import windows
@@ -24,7 +25,7 @@ TOKENS = [300, 301, 320]
 def sink(model: mechrep.Model) -> Any:
     """The sink of mechrep-tiny; in the others a neuron that stands for one."""
     found = mechrep.find_sink(model, texts=windows(model))
-    return found if known(model) == TINY else dataclasses.replace(found, layer=0, neurons=[[0, 3]])
+    return found if known(model) == TINY else dataclasses.replace(found, stages=[SinkStage.made_by([(0, 3)])])
 
 
 @golden()
@@ -63,11 +64,11 @@ def find_sink(model: mechrep.Model) -> Record:
     """What a model's sink is, by the rules of the search."""
     result = mechrep.find_sink(model, texts=windows(model))
     forced = mechrep.find_sink(model, texts=windows(model).select([0, 1]), layer=1)
-    drawn = ("null_ratios", "null_alphas", "removed")  # beside null models and draws, of which there are others now
-    verdicts = ("norm_found", "heads_found", "rows", "moved_reason")
+    drawn = ("null_rises", "null_alphas", "stages", "moved")  # beside null models and draws; tables of their own
+    verdicts = ("norm_found", "heads_found", "rows")
     record = of_result(result, leave_out=("provenance", *drawn, *verdicts))
-    record |= {f"frames/{name}": getattr(result, name) for name in ("norm_found", "heads_found", "moved_reason")}
-    record |= of_value("removed neurons", result.removed["neurons"]) if result.removed else {}
+    record |= {f"frames/{name}": getattr(result, name) for name in ("norm_found", "heads_found")}
+    record |= of_frame("stages", result.stage_frame()) | of_frame("moved", result.moved_frame())
     return record | of_frame("table", result.to_frame()) | of_frame("with a layer given", forced.to_frame())
 
 
