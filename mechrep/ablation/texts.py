@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.decode import generate
-from mechrep.generation.loops import collect_loops, loop_preset, sample_prompts
+from mechrep.generation.loops import PromptTexts, collect_loops
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.models.nulls import NullKind, as_null
@@ -35,7 +34,8 @@ def shared_loops(model: Model, run: Run, preset: str = "mechrep") -> Corpus:
     """Looping and loop-free texts that the model writes itself, with ``family`` and ``split``, once per run.
 
     ``split`` is ``"find"`` or ``"test"`` for looping texts (by whole families; under ``"hiraoka2025"``, which searches
-    and tests on the same texts, ``"both"``) and ``"other"`` for loop-free ones.  ``prompts_tried`` counts prompts.
+    and tests on the same texts, ``"both"``) and ``"other"`` for loop-free ones.  ``prompts_tried`` counts prompts, and
+    ``prompts_looped`` those whose texts loop; with a store every block of prompts is kept when it is written.
 
     Raises:
         NothingFoundError: the model wrote no looping text.
@@ -50,17 +50,22 @@ def shared_loops(model: Model, run: Run, preset: str = "mechrep") -> Corpus:
         (True, ['find', 'other', 'test'])
     """
     sizes, weights = run.sizes_on(model), model.fingerprint()
-    name = f"loops-{weights}-{preset}-{sizes.loops}-{sizes.others}-{run.seed}"
+    name = f"own-loops-{weights}-{preset}-{sizes.loops}-{sizes.others}-{run.seed}"
 
     def make() -> Corpus:
-        corpus = collect_loops(
-            model, sizes.loops, n_others=sizes.others, preset=preset, seed=run.seed, progress=run.progress
-        )
-        tried = int(corpus.frame.attrs["prompts"])
-        corpus = corpus.with_columns(prompts_tried=tried, family=loop_families(corpus))
+        written = _written(model, run, preset)
+        corpus = collect_loops(model, sizes.loops, n_others=sizes.others, texts=written, progress=run.progress)
+        tried, looped = (int(corpus.frame.attrs[name]) for name in ("prompts", "looped"))
+        corpus = corpus.with_columns(prompts_tried=tried, prompts_looped=looped, family=loop_families(corpus))
         return with_split(corpus, preset, run.seed)
 
     return run.once(name, lambda: _kept(run, name, make))
+
+
+def _written(model: Model, run: Run, preset: str) -> PromptTexts:
+    """Texts from sampled prompts, which all parts of a run share."""
+    key = ("texts from prompts", model.fingerprint(), preset)
+    return run.once(key, lambda: PromptTexts(model, preset, run.seed, run.store, run.batch_size or 256))
 
 
 def _kept(run: Run, name: str, make: Callable[[], Corpus]) -> Corpus:
@@ -122,15 +127,30 @@ def find_and_test(corpus: Corpus) -> tuple[Corpus, Corpus]:
     return corpus.where(split="find"), corpus.where(split="test")
 
 
-def loop_share(model: Model, preset: str, run: Run, n: int = 256) -> tuple[float, tuple[float, float], int]:
-    """Share of sampled prompts whose greedy continuation loops by the preset's detector, its Wilson interval, and n."""
-    chosen = loop_preset(preset).within(model.anatomy.n_ctx)
-    prompts = sample_prompts(
-        model, n, length=chosen.sampled, temperature=chosen.temperature, top_k=chosen.top_k, seed=run.seed + 1_000_003
-    )
-    texts = generate(model, prompts, max_new_tokens=chosen.greedy, progress=False)
-    found = texts.with_cycles(chosen.detector, eos_id=model.eos_ids).frame["onset"].notna()
-    return float(np.mean(found)), proportion_interval(int(found.sum()), n), n
+Share = tuple[float, tuple[float, float], int]
+
+
+def loop_share(model: Model, preset: str, run: Run, n: int) -> Share:
+    """Share of the first ``n`` sampled prompts whose greedy continuation loops, its Wilson interval, and n.
+
+    The prompts are those of :func:`shared_loops`: in one run each is written once.
+    """
+    written = _written(model, run, preset)
+    return _share(int(written.loops(written.between(0, n)).sum()), n)
+
+
+def share_found(corpus: Corpus) -> Share | None:
+    """The same of all prompts that were tried for a corpus of :func:`shared_loops`; ``None`` for other corpora.
+
+    They were tried in rounds whose size was fixed beforehand, and those of the last round count too.
+    """
+    if not {"prompts_tried", "prompts_looped"} <= set(corpus.frame):
+        return None
+    return _share(int(corpus.frame["prompts_looped"].iloc[0]), int(corpus.frame["prompts_tried"].iloc[0]))
+
+
+def _share(looped: int, n: int) -> Share:
+    return looped / n, proportion_interval(looped, n), n
 
 
 def shared_windows(model: Model, run: Run, text: str | None = None, length: int = _WINDOW) -> Corpus:

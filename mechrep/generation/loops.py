@@ -3,24 +3,31 @@
 A text in a loop with a counter (:mod:`mechrep.text.counters`) is neither: it is never handed out as loop-free.
 
 The recipe of the published work: BOS, ten sampled tokens, then greedy decoding; a detector says whether the text
-loops.
+loops.  A text ends as soon as that is settled and what studies look at has been written.  Prompts are tried in their
+order, in rounds whose size is fixed beforehand; all that were tried count for the share that loops.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
 from mechrep.errors import InputError, MissingPartError, NothingFoundError
-from mechrep.generation.decode import generate
+from mechrep.generation.decode import Decoding, Request, answers_to_corpus, generate, run_requests
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
+from mechrep.provenance import provenance_of
+from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 from mechrep.text.counters import counting_loop
 from mechrep.text.cycles import MIN_COPIES, repeats_after_prompt
+from mechrep.text.watch import NgramTripleWatch, TailWatch
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,9 @@ class LoopPreset:
         sampled: tokens sampled after BOS.
         temperature: of the sampled tokens.
         top_k: of the sampled tokens.
-        greedy: tokens then decoded greedily.
+        greedy: tokens then decoded greedily, at most.
         min_prefix: the onset must be later than this position.
+        after: tokens that a looping text has from its onset on, where ``greedy`` leaves room for them.
     """
 
     detector: str = "hiraoka2025"
@@ -44,6 +52,7 @@ class LoopPreset:
     top_k: int = 50
     greedy: int = 200
     min_prefix: int = 50
+    after: int = 32
 
     def within(self, n_ctx: int) -> LoopPreset:
         """The same for a model that reads so many positions: fewer tokens are written where they would not fit.
@@ -55,13 +64,13 @@ class LoopPreset:
         return replace(self, greedy=min(self.greedy, n_ctx - 1 - self.sampled))
 
 
-_FEWEST = 16  # prompts tried together
+_BLOCK = 32  # prompts written and kept together
 
 PRESETS = {
     "hiraoka2025": LoopPreset(),
-    # The canonical detector sees loops of any period, and two copies at a text's end are no loop yet: like the
-    # published detector, ask for a third.
-    "mechrep": LoopPreset(detector="mechrep", min_copies=float(MIN_COPIES)),
+    # The canonical detector sees loops of any period, and two copies are no loop yet: like the published detector, ask
+    # for a third.  Three copies of a long period need room: pretrained models come to many of them after 200 tokens.
+    "mechrep": LoopPreset(detector="mechrep", min_copies=float(MIN_COPIES), greedy=320),
 }
 
 
@@ -111,8 +120,6 @@ def sample_prompts(
         >>> [len(prompts.row(i)) for i in range(3)]
         [5, 5, 5]
     """
-    from mechrep.generation.decode import Decoding, Request, answers_to_corpus, run_requests
-
     if model.bos_id is None:
         raise MissingPartError(
             f"{model.name}, which has no BOS and no EOS id", "an id that starts a text", "make prompts yourself"
@@ -126,6 +133,139 @@ def sample_prompts(
     return answers_to_corpus(model, starts, run_requests(model, requests, decoding, progress=False))
 
 
+class LoopWatch:
+    """Says when a text that may fall into a loop has shown what is asked of it.
+
+    It may end once the preset's detector has fired and the text is ``after`` tokens past the onset, or when the onset
+    is too early to be of use.  The published detector stays with its first loop however the text goes on, so nothing is
+    decided otherwise than by the finished text.  For the default one a text loops that has come to end in so many
+    copies as the preset asks for, in 32 tokens or more.
+
+    Args:
+        preset: see :class:`LoopPreset`.
+        prompt: ids of the prompt.
+        special_ids: no loop on their own, for the default detector.
+    """
+
+    def __init__(self, preset: LoopPreset, prompt: Sequence[int], special_ids: Collection[int] = ()) -> None:
+        whole = preset.detector == "hiraoka2025"  # the published detector looks at the prompt too
+        self.preset, self.special = preset, frozenset[int]() if whole else frozenset(special_ids)
+        self.length, self.first = len(prompt), 0 if whole else len(prompt)
+        self.inner = NgramTripleWatch(prompt) if whole else TailWatch(copies=math.ceil(preset.min_copies))
+
+    def push(self, token: int) -> bool:
+        """Take the next token; true once the text may end."""
+        self.length += 1
+        if not self.inner.push(token):
+            return False
+        cycle = self.inner.cycle
+        if cycle is None or set(cycle.tokens) <= self.special:
+            return False
+        onset = cycle.onset + self.first
+        return onset <= self.preset.min_prefix or self.length >= onset + self.preset.after
+
+
+@dataclass(frozen=True)
+class _UntilLoop:
+    """The rule that ends a text by a :class:`LoopWatch`."""
+
+    preset: LoopPreset
+    special_ids: frozenset[int]
+
+    def watch(self, prompt: Sequence[int]) -> LoopWatch:
+        return LoopWatch(self.preset, prompt, self.special_ids)
+
+
+@dataclass(eq=False)
+class PromptTexts:
+    """Texts that a model writes from its own prompts, number by number: written once, kept, the same however asked for.
+
+    Args:
+        model: the model.
+        preset: of :data:`PRESETS`.
+        seed: of the prompts.
+        store: folder that keeps written texts, in blocks; a stopped run goes on where it was.
+        batch_size: rows computed together.
+
+    Raises:
+        InputError: an unknown preset.
+        StoreError: a store that cannot be written.
+
+    Example:
+        >>> import mechrep
+        >>> texts = PromptTexts(mechrep.load_model("mechrep-tiny"))
+        >>> few, more = texts.between(1, 2), texts.between(0, 3)
+        >>> few.row(0) == more.row(1), texts.loops(more).shape
+        (True, (3,))
+    """
+
+    model: Model
+    preset: str = "mechrep"
+    seed: int = 0
+    store: str | Path | None = None
+    batch_size: int = 256
+    written: dict[int, Corpus] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.rules = loop_preset(self.preset).within(self.model.anatomy.n_ctx)
+        config = {"study": "texts from sampled prompts", "seed": self.seed, **asdict(self.rules)}
+        self.journal = Journal(Path(self.store), provenance_of(self.model, None, config)) if self.store else None
+
+    def between(self, first: int, end: int) -> Corpus:
+        """The texts of prompts ``first`` to ``end - 1`` with their cycles; what is missing is written now."""
+        begin = first // _BLOCK
+        sizes = {number: min(_BLOCK, end - number * _BLOCK) for number in range(begin, math.ceil(end / _BLOCK))}
+        for number, size in sizes.items():
+            if self.journal is not None and len(self.written.get(number, ())) < size:
+                self._read(number)
+        missing = [number for number, size in sizes.items() if len(self.written.get(number, ())) < size]
+        if missing:
+            self._write(missing[0], [sizes[number] for number in range(missing[0], missing[-1] + 1)])
+        whole = Corpus.concatenate(*(self.written[number].select(range(size)) for number, size in sizes.items()))
+        return whole.select(range(first - begin * _BLOCK, len(whole)))
+
+    def loops(self, texts: Corpus) -> Bool[np.ndarray, " text"]:
+        """Whether each text falls into a loop, wherever it begins."""
+        found = texts.frame["onset"].notna() & (texts.frame["copies"] >= self.rules.min_copies)
+        return found.fillna(False).to_numpy(dtype=bool)
+
+    def _write(self, block: int, sizes: Sequence[int]) -> None:
+        rules, model = self.rules, self.model
+        prompts = sample_prompts(
+            model, sum(sizes), length=rules.sampled, temperature=rules.temperature, top_k=rules.top_k, seed=self.seed,
+            first=block * _BLOCK,
+        )  # fmt: skip
+        decoding = Decoding(["eos", _UntilLoop(rules, frozenset(model.special_ids))])
+        texts = generate(
+            model, prompts, max_new_tokens=rules.greedy, decoding=decoding, batch_size=self.batch_size, progress=False
+        )
+        for number in range(len(sizes)):
+            some = texts.select(range(number * _BLOCK, number * _BLOCK + sizes[number]))
+            self._take(block + number, some)
+            if self.journal is not None:
+                reasons = some.frame["stop_reason"].tolist()
+                records = [{"ids": some.row(i), "stop_reason": reason} for i, reason in enumerate(reasons)]
+                self.journal.keep(block + number, records)
+
+    def _read(self, block: int) -> None:
+        records = None if self.journal is None else self.journal.find(block)
+        if records is not None:
+            facts = {
+                "id": [f"sample-{self.seed}-{block * _BLOCK + i}" for i in range(len(records))],
+                "source": "sampled by the model",
+                "prompt_length": 1 + self.rules.sampled,
+                "stop_reason": [record["stop_reason"] for record in records],
+            }
+            rows = [record["ids"] for record in records]
+            self._take(block, Corpus.from_tokens(
+                rows, model=self.model, attention_mask=True, frame=pd.DataFrame(facts), bos_policy="prepended"
+            ))  # fmt: skip
+
+    def _take(self, block: int, texts: Corpus) -> None:
+        # Special ids are kept: an EOS ends the greedy part, and the detectors are told about it.
+        self.written[block] = texts.with_cycles(self.rules.detector, eos_id=self.model.eos_ids)
+
+
 def collect_loops(
     model: Model,
     n_loops: int,
@@ -134,7 +274,7 @@ def collect_loops(
     preset: str = "mechrep",
     seed: int = 0,
     max_prompts: int | None = None,
-    batch_size: int = 256,
+    texts: PromptTexts | None = None,
     progress: bool | None = None,
 ) -> Corpus:
     """Let the model write until ``n_loops`` of its texts loop, and keep some that do not.
@@ -146,12 +286,13 @@ def collect_loops(
         preset: ``"hiraoka2025"`` or ``"mechrep"``: which detector decides, see :data:`PRESETS`.
         seed: of the prompts.
         max_prompts: give up after so many prompts; by default 20 for each text wanted.
-        batch_size: rows computed together.
+        texts: where the texts come from, in place of ``preset`` and ``seed``: to keep what is written, or to share it.
         progress: show a progress bar.
 
     Returns:
-        A corpus with ``condition``, ``onset``, ``period`` and ``copies``.  ``frame.attrs["prompts"]`` is the number of
-        prompts that were tried.  Fewer texts than wanted are returned when ``max_prompts`` ran out.
+        A corpus with ``condition``, ``onset``, ``period`` and ``copies``; the first texts in the order of the prompts.
+        ``frame.attrs["prompts"]`` is the number of prompts that were tried, ``frame.attrs["looped"]`` how many of
+        their texts loop.  Fewer texts than wanted are returned when ``max_prompts`` ran out.
 
     Raises:
         NothingFoundError: not one text looped.
@@ -166,27 +307,28 @@ def collect_loops(
         >>> "looping" in set(corpus.frame["condition"])
         True
     """
-    chosen = loop_preset(preset).within(model.anatomy.n_ctx)
     n_others = n_loops if n_others is None else n_others
     limit = 20 * (n_loops + n_others) if max_prompts is None else max_prompts
     if n_loops < 1 or n_others < 0 or limit < 1:
         raise InputError(
             f"n_loops={n_loops}, n_others={n_others}, max_prompts={max_prompts}", "at least 1, 0 and 1", "correct them"
         )
+    source = texts or PromptTexts(model, preset, seed)
     found: dict[str, list[Corpus]] = {"looping": [], "loop_free": []}
-    tried = 0
+    tried, looped, at_once = 0, 0, _BLOCK * math.ceil((n_loops + n_others) / (2 * _BLOCK))
     with progress_bar(n_loops, "collecting loops", "loop", progress) as bar:
         while tried < limit and (_count(found["looping"]) < n_loops or _count(found["loop_free"]) < n_others):
-            n = min(_next_batch(n_loops, n_others, found, tried, batch_size), limit - tried)
-            texts = _write(model, chosen, n, seed, tried, batch_size)
-            tried += n
-            for condition, kept in _sort_out(texts, chosen, model).items():
+            before, tried = tried, min(tried + at_once, limit)
+            new = source.between(before, tried)
+            looped += int(source.loops(new).sum())
+            for condition, kept in _sort_out(new, source.rules, model).items():
                 found[condition] += [kept] if kept is not None else []
             bar.update(min(n_loops, _count(found["looping"])) - bar.n)
     if not found["looping"]:
         raise NothingFoundError(
             f"{tried} prompts to {model.name}",
-            f"a text that {chosen.detector!r} calls a loop, with its onset after position {chosen.min_prefix}",
+            f"a text that {source.rules.detector!r} calls a loop, with its onset after position "
+            f"{source.rules.min_prefix}",
             "try more prompts (max_prompts), another preset, or another model",
         )
     parts = [
@@ -195,7 +337,7 @@ def collect_loops(
         if group and wanted
     ]
     corpus = Corpus.concatenate(*parts)
-    corpus.frame.attrs["prompts"] = tried
+    corpus.frame.attrs["prompts"], corpus.frame.attrs["looped"] = tried, looped
     return corpus
 
 
@@ -223,27 +365,8 @@ def without_counter(model: Model, corpus: Corpus) -> Bool[np.ndarray, " text"]:
     return np.array([loop is None for loop in found])
 
 
-def _next_batch(n_loops: int, n_others: int, found: dict[str, list[Corpus]], tried: int, most: int) -> int:
-    """Prompts to try next: what is missing, and where half of the texts loop, twice that.
-
-    Prompts have their own random numbers, so that the texts do not depend on how they were batched; how many are tried
-    does.
-    """
-    missing = max(n_loops - _count(found["looping"]), 0) + max(n_others - _count(found["loop_free"]), 0)
-    return min(max(2 * missing, _FEWEST, tried), max(most, _FEWEST))
-
-
 def _count(parts: list[Corpus]) -> int:
     return sum(map(len, parts))
-
-
-def _write(model: Model, preset: LoopPreset, n: int, seed: int, first: int, batch_size: int) -> Corpus:
-    prompts = sample_prompts(
-        model, n, length=preset.sampled, temperature=preset.temperature, top_k=preset.top_k, seed=seed, first=first
-    )
-    texts = generate(model, prompts, max_new_tokens=preset.greedy, batch_size=batch_size, progress=False)
-    # Special ids are kept: an EOS ends the greedy part, and the detectors are told about it.
-    return texts.with_cycles(preset.detector, eos_id=model.eos_ids)
 
 
 def _sort_out(texts: Corpus, preset: LoopPreset, model: Model) -> dict[str, Corpus | None]:

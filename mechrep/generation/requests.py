@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,15 +19,27 @@ from mechrep.models.model import Model
 from mechrep.text.watch import watch_for
 
 StopReason = Literal["eos", "stopped", "length"]
-StopRule = str | Callable[[list[int]], bool]
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Looks at one text as it grows; says when to stop."""
 
     def push(self, token: int) -> bool:
         """Take the next token; true once the text may end here."""
         ...
+
+
+@runtime_checkable
+class WatchMaker(Protocol):
+    """A rule that remembers: it gives every text a watch of its own."""
+
+    def watch(self, prompt: Sequence[int]) -> Watch:
+        """A watch over the text that begins so."""
+        ...
+
+
+StopRule = str | WatchMaker | Callable[[list[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,8 @@ class Decoding:
 
     Attributes:
         stop_when: ``"eos"``; the name of a detector preset (``"hiraoka2025"``, ``"mechrep"``), which stops a text
-            when the detector has fired on prompt and continuation; a function of the ids so far; or several of these.
+            when the detector has fired on prompt and continuation; a function of the ids so far; a
+            :class:`WatchMaker`; or several of these.
             ``None`` always continues to the end.
         temperature: 0 is greedy; sampling gives the same text whatever batch it is in.
         top_k: sample among so many most probable tokens (all by default).
@@ -101,7 +114,7 @@ class Decoding:
         given = self.stop_when
         if given is None:
             return ()
-        return (given,) if isinstance(given, str) or callable(given) else tuple(given)
+        return (given,) if isinstance(given, str | WatchMaker) or callable(given) else tuple(given)
 
     @property
     def stops_at_eos(self) -> bool:
@@ -124,9 +137,12 @@ class Continuation:
     reason: StopReason | None = None
 
     def __post_init__(self) -> None:
-        detectors = [rule for rule in self.decoding.rules if isinstance(rule, str) and rule != "eos"]
-        self._watches: list[Watch] = [watch_for(rule)(self.request.prompt) for rule in detectors]
-        self._functions = [rule for rule in self.decoding.rules if not isinstance(rule, str)]
+        prompt, rules = self.request.prompt, self.decoding.rules
+        self._watches: list[Watch] = [
+            watch_for(rule)(prompt) for rule in rules if isinstance(rule, str) and rule != "eos"
+        ]
+        self._watches += [rule.watch(prompt) for rule in rules if isinstance(rule, WatchMaker)]
+        self._functions = [rule for rule in rules if not isinstance(rule, str | WatchMaker)]
         self._uniforms = self.decoding.uniforms(self.request) if self.decoding.temperature > 0 else np.empty(0)
 
     @property

@@ -29,6 +29,7 @@ from mechrep.ablation.texts import loop_share, null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
+from mechrep.generation.loops import loop_preset
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, attention_sinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
@@ -323,7 +324,8 @@ class _Card:
     def loops(self, prompts: int) -> list[CardRow]:
         """How often it loops."""
         share, ends, _ = loop_share(self.model, "mechrep", self.run, n=prompts)
-        measure = "share of sampled prompts that loop within 200 greedy tokens"
+        written = loop_preset("mechrep").within(self.model.anatomy.n_ctx).greedy
+        measure = f"share of sampled prompts that loop within {written} greedy tokens"
         facts: dict[str, Any] = {"n": f"{prompts} prompts", "unit": "share", "texts": prompts}
         return [CardRow("greedy loops", measure, share, *ends, least=0.25, most=0.85, **facts)]
 

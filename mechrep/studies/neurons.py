@@ -12,7 +12,7 @@ from mechrep.ablation.effects import ABLATION, Effects, judge
 from mechrep.ablation.outcomes import LoopDecoding
 from mechrep.ablation.study import Controls
 from mechrep.ablation.sweeps import activation_sweep, deactivation_sweep, loss_sweep
-from mechrep.ablation.texts import find_and_test, loop_share, shared_loops, shared_windows
+from mechrep.ablation.texts import find_and_test, loop_share, share_found, shared_loops, shared_windows
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.generation.decode import Request, run_requests
@@ -206,7 +206,7 @@ def run_repetition_study(
               "written": loop_preset(preset).within(model.anatomy.n_ctx).greedy}  # fmt: skip
     sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
     examples = _examples(model, test, neurons, max(chosen))
-    share = loop_share(model, preset, options, min(256, 2 * options.sizes_on(model).loops))
+    share = share_found(texts) or loop_share(model, preset, options, 2 * options.sizes_on(model).loops)
     return RepetitionStudy(
         model.name, preset, texts, neurons, sweep, boosted, losses, share, examples,
         provenance_of(model, texts, config),

@@ -250,7 +250,7 @@ class NgramTripleWatch:
 
 
 class TailWatch:
-    """True while the newest tokens form a cycle that is all but certain: span >= max(4 * period, 32).
+    """True while the newest tokens form a cycle that is all but certain: span >= max(copies * period, 32).
 
     For every period p it counts ``run[p]``, the newest tokens x[t] with x[t] == x[t - p]; the longest p-periodic
     suffix has p + run[p] tokens.  All periods are updated at once, so a push costs O(t) in numpy, and periods
@@ -258,6 +258,7 @@ class TailWatch:
 
     Args:
         tokens: ids to begin with, as if each had been pushed.
+        copies: copies asked for; of fewer than 4 it is not certain that the text goes on so.
 
     Source:
         The rule ``certain`` for the default detector; a heuristic of ours for stopping generation early.
@@ -273,9 +274,10 @@ class TailWatch:
         (5, 0, False)
     """
 
-    _COPIES, _SPAN = 4, 32
+    _SPAN = 32
 
-    def __init__(self, tokens: TokenSequence = ()) -> None:
+    def __init__(self, tokens: TokenSequence = (), copies: int = 4) -> None:
+        self._copies = copies
         self._length = 0
         self._tokens = np.zeros(64, dtype=np.int64)
         self._runs = np.zeros(64, dtype=np.int64)  # at index p - 1: run[p]
@@ -297,13 +299,13 @@ class TailWatch:
         runs *= self._tokens[:length][::-1] == value
         self._tokens[length] = value
         self._length = length + 1
-        periods = self._length // self._COPIES
+        periods = self._length // self._copies
         return bool((self._runs[:periods] >= self._needed[:periods]).any())
 
     @property
     def cycle(self) -> Cycle | None:
         """The certain cycle that the text ends in, longest span first, or None."""
-        periods = self._length // self._COPIES
+        periods = self._length // self._copies
         runs = self._runs[:periods]
         spans = np.where(runs >= self._needed[:periods], runs + np.arange(1, periods + 1), 0)
         if not spans.any():
@@ -314,7 +316,7 @@ class TailWatch:
 
     def _run_needed(self, capacity: int) -> np.ndarray:
         periods = np.arange(1, capacity + 1)
-        return np.maximum(self._COPIES * periods, self._SPAN) - periods
+        return np.maximum(self._copies * periods, self._SPAN) - periods
 
     def _grow(self) -> None:
         # Doubling keeps the copying at a constant share of the work.

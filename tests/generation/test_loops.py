@@ -8,14 +8,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation import loops
 from mechrep.generation.decode import generate
-from mechrep.generation.loops import LoopPreset, collect_loops, loop_preset, sample_prompts
+from mechrep.generation.loops import LoopPreset, PromptTexts, collect_loops, loop_preset, sample_prompts
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text import detect_cycle
@@ -91,7 +94,7 @@ def test_a_model_that_cannot_begin_a_text_is_refused() -> None:
 
 @functools.cache
 def collected(preset: str) -> Corpus:
-    return collect_loops(embedded(), 3, n_others=2, preset=preset, seed=1, max_prompts=64, batch_size=64)
+    return collect_loops(embedded(), 3, n_others=2, preset=preset, seed=1, max_prompts=64)
 
 
 @pytest.mark.parametrize("preset", ["hiraoka2025", "mechrep"])
@@ -121,7 +124,7 @@ def test_looping_texts_are_greedy_from_their_prompts() -> None:
     looping = collected("mechrep").where(condition="looping")
     prompts = Corpus.from_tokens([row[:11] for row in rows(looping)], model=embedded())
     again = generate(embedded(), prompts, max_new_tokens=200, batch_size=1)
-    assert rows(again) == rows(looping)
+    assert all(row == longer[: len(row)] for row, longer in zip(rows(looping), rows(again), strict=True))
     sampled = [int(name.rsplit("-", 1)[1]) for name in looping.frame["id"]]
     everything = rows(sample_prompts(embedded(), max(sampled) + 1, seed=1))
     assert [everything[number] for number in sampled] == rows(prompts)
@@ -130,7 +133,7 @@ def test_looping_texts_are_greedy_from_their_prompts() -> None:
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(("n_loops", "n_others"), [(5, 3), (2, 0), (4, None)])
 def test_as_many_texts_as_asked_for(n_loops: int, n_others: int | None) -> None:
-    corpus = collect_loops(looping_sometimes(), n_loops, n_others=n_others, seed=2, max_prompts=300, batch_size=64)
+    corpus = collect_loops(looping_sometimes(), n_loops, n_others=n_others, seed=2, max_prompts=300)
     counts = corpus.frame["condition"].value_counts().to_dict()
     others = n_loops if n_others is None else n_others
     assert counts == {"looping": n_loops, **({"loop_free": others} if others else {})}
@@ -141,9 +144,71 @@ def test_as_many_texts_as_asked_for(n_loops: int, n_others: int | None) -> None:
 @pytest.mark.usefixtures("short")
 def test_the_texts_do_not_depend_on_how_they_were_batched() -> None:
     model = looping_sometimes()
-    one, other = (collect_loops(model, 3, n_others=3, seed=2, max_prompts=200, batch_size=size) for size in (64, 90))
+    sources = [PromptTexts(model, seed=2, batch_size=size) for size in (24, 90)]
+    one, other = (collect_loops(model, 3, n_others=3, max_prompts=200, texts=source) for source in sources)
     assert rows(one) == rows(other)
     assert one.frame["id"].tolist() == other.frame["id"].tolist()
+    assert one.frame.attrs == other.frame.attrs
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("model", [looping_sometimes, embedded])
+def test_ending_early_finds_what_the_finished_texts_hold(model) -> None:
+    rule = loop_preset("hiraoka2025").within(model().anatomy.n_ctx)
+    source = PromptTexts(model(), "hiraoka2025", seed=2)
+    found = collect_loops(model(), 6, n_others=3, max_prompts=32, texts=source)
+    tried, eos = found.frame.attrs["prompts"], model().eos_ids
+    finished = generate(model(), sample_prompts(model(), tried, seed=2), max_new_tokens=rule.greedy)
+    cycles = [detect_cycle(row, "hiraoka2025", prompt_length=11, eos_id=eos) for row in rows(finished)]
+    assert found.frame.attrs["looped"] == sum(cycle is not None for cycle in cycles)
+    late = [number for number, cycle in enumerate(cycles) if cycle is not None and cycle.onset > rule.min_prefix]
+    looping = found.where(condition="looping")
+    assert looping.frame["id"].tolist() == [f"sample-2-{number}" for number in late[:6]]
+    for number, row, facts in zip(late, rows(looping), looping.frame.to_dict("records"), strict=False):
+        cycle = cycles[number]
+        assert (facts["start"], facts["onset"], facts["period"], facts["copies"]) == (
+            cycle.start, cycle.onset, cycle.period, cycle.copies,
+        )  # fmt: skip
+        assert row == finished.row(number)[: len(row)]
+        assert len(row) == min(len(finished.row(number)), max(cycle.end, cycle.onset + rule.after))
+    free = found.where(condition="loop_free").frame["id"] if (found.frame["condition"] == "loop_free").any() else []
+    for name in free:
+        number = int(name.rsplit("-", 1)[1])
+        assert found.row(found.frame["id"].tolist().index(name)) == finished.row(number) and cycles[number] is None
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("preset", ["hiraoka2025", "mechrep"])
+def test_a_stopped_collection_goes_on_and_gives_the_same(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = looping_sometimes()
+    monkeypatch.setattr(loops, "_BLOCK", 4)
+    whole = collect_loops(model, 5, n_others=0, preset=preset, seed=2, max_prompts=16)
+    written: list[int] = []
+
+    def stops(*args: Any, **options: Any) -> Any:
+        written.append(len(args[1]))
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(loops, "generate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        collect_loops(model, 5, n_others=0, max_prompts=16, texts=PromptTexts(model, preset, 2, tmp_path))
+    again = collect_loops(model, 5, n_others=0, max_prompts=16, texts=PromptTexts(model, preset, 2, tmp_path))
+    assert rows(again) == rows(whole) and again.frame.attrs == whole.frame.attrs
+    pd.testing.assert_frame_equal(again.frame, whole.frame)
+    assert sum(written) == whole.frame.attrs["prompts"] + written[1], "what was finished is not written again"
+
+
+@pytest.mark.usefixtures("short")
+def test_texts_of_prompts_are_the_same_however_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = looping_sometimes()
+    monkeypatch.setattr(loops, "_BLOCK", 4)
+    at_once, parts = PromptTexts(model, seed=5), PromptTexts(model, seed=5)
+    pieces = [row for first, end in ((6, 10), (0, 6), (10, 11)) for row in rows(parts.between(first, end))]
+    assert pieces[4:10] + pieces[:4] + pieces[10:] == rows(at_once.between(0, 11))
 
 
 @pytest.mark.usefixtures("short")
