@@ -37,7 +37,7 @@ from mechrep.report.build import PARTS, Part, Settings, build_report, load_secti
 from mechrep.report.terminal import described_texts, frame_text, print_section
 from mechrep.run import EFFORTS, Run
 from mechrep.sections import Section
-from mechrep.studies.card import card_history, measure_card
+from mechrep.studies.card import CardRow, card_history, measure_card
 from mechrep.studies.first_layer import run_first_layer_study
 from mechrep.studies.heads import run_head_study
 from mechrep.studies.natural_vs_induced_study import run_text_kind_study
@@ -414,7 +414,7 @@ def card(
     model: MODEL,
     *,
     revisions: Annotated[str | None, Parameter(help="Checkpoints too: step0,step512 or, if embedded, all.")] = None,
-    prompts: Annotated[int, Parameter(help="Sampled prompts for the share that loops.")] = 256,
+    prompts: Annotated[int | None, Parameter(help="Sampled prompts for the share that loops.")] = None,
     nulls: Annotated[int | None, Parameter(help="Null models to compare with; 0: none.")] = None,
     sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
     held_out: Annotated[Path | None, Parameter(help=f"Text for losses and sinks: {_FILE}.")] = None,
@@ -428,11 +428,19 @@ def card(
     text, folder = None if held_out is None else _read(held_out), options.folder("card")
     wanted = None if revisions is None else tiny.revisions(model) if revisions == "all" else _read_words(revisions)
     loaded, run = options.load(model), options.run("card")
-    result = measure_card(loaded, held_out_text=text, prompts=prompts, sink_layer=sink_layer, nulls=nulls, run=run)
+    result = measure_card(
+        loaded,
+        held_out_text=text,
+        prompts=prompts,
+        sink_layer=sink_layer,
+        nulls=nulls,
+        run=run,
+        show=None if options.json else _show_row,
+    )
     result.save(folder / "card")
     tables = [result.to_frame()]
     if wanted is not None:
-        history = card_history(model, wanted, prompts=prompts, sink_layer=sink_layer, run=run)
+        history = card_history(model, wanted, prompts=prompts or 256, sink_layer=sink_layer, run=run)
         history.to_parquet(folder / "history.parquet")
         tables.append(history)
     if options.json:
@@ -442,6 +450,11 @@ def card(
     for table in tables:
         sys.stdout.write(frame_text(table) + "\n")
     sys.stdout.write(f"{folder}\n")
+
+
+def _show_row(row: CardRow) -> None:
+    sys.stdout.write(row.line + "\n")
+    sys.stdout.flush()
 
 
 # --- texts and models -----------------------------------------------------------------------------------------------

@@ -297,6 +297,27 @@ def other_token_mass(
     return (pattern * (own[:, None] != ids[None, :])).sum(-1)
 
 
+@torch.no_grad()
+def largest_mass(model: Model, tokens: Int[Tensor, "text pos"]) -> float:
+    """The largest :attr:`OtherTokenResult.mass` of any head, from the pattern alone: all that a null model is asked.
+
+    Args:
+        model: the model.
+        tokens: texts of one length, without padding.
+    """
+    total = torch.zeros(model.anatomy.n_heads, dtype=torch.float64)
+
+    def add(pattern: Tensor, _site: Site, _layer: int) -> None:
+        differs = (batch[:, :, None] != batch[:, None])[:, None]
+        total.add_((pattern * differs)[:, :, 1:].double().sum((0, 2, 3)).cpu())
+
+    for some in tokens.split(_TEXTS_PER_BATCH):
+        batch = some.to(model.device)
+        with model.each_alone(torch.full((len(batch),), batch.shape[1])):
+            read_activations(model, batch, {Site.PATTERN: [LAYER]}, add)
+    return float(total.max() / (len(tokens) * (tokens.shape[1] - 1)))
+
+
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 _TEXTS_PER_BATCH = 512
@@ -454,8 +475,13 @@ def triples_of(model: Model, corpus: Corpus, *, limit: int = _LIMIT, seed: int =
 _LENGTH, _WINDOWS = 64, 64
 
 
-def windows(model: Model, corpus: Corpus) -> Int[Tensor, "text pos"]:
-    """At most 64 windows of at most 64 ordinary tokens, spread over the corpus; special tokens are left out.
+def windows(model: Model, corpus: Corpus, limit: int = _WINDOWS) -> Int[Tensor, "text pos"]:
+    """Windows of at most 64 ordinary tokens, spread over the corpus; special tokens are left out.
+
+    Args:
+        model: whose special tokens.
+        corpus: the texts.
+        limit: at most so many windows.
 
     Raises:
         InputError: texts of a token or two.
@@ -466,7 +492,7 @@ def windows(model: Model, corpus: Corpus) -> Int[Tensor, "text pos"]:
     if length < 2:
         raise InputError("texts of a single token", "texts with other positions to compare with", "use longer texts")
     rows = [body[start : start + length] for body in bodies for start in range(0, len(body) - length + 1, length)]
-    picks = np.unique(np.linspace(0, len(rows) - 1, min(_WINDOWS, len(rows))).astype(int))
+    picks = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))
     return torch.tensor([rows[pick] for pick in picks])
 
 

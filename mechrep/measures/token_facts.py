@@ -21,7 +21,10 @@ from torch import Tensor
 from mechrep.cache.corpus_cache import Batch
 from mechrep.errors import InputError
 from mechrep.models import tiny
+from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.models.reading import read_activations
+from mechrep.models.stream import Stream
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.token_classes import CLASSES, token_classes
 
@@ -29,6 +32,7 @@ QUANTITIES = ("surprisal", "unigram")
 GROUPS = (*CLASSES, "low_surprisal", "low_unigram")
 LOWEST = 0.25  # the quartile
 _TOKENS_PER_BATCH = 4096
+_LOGITS = 2**24  # at a time: of a large vocabulary a few positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,9 @@ def reference_text(model: Model) -> Corpus:
 def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
     """``-log p(x_j | x_<j)`` in nats; NaN for the first token and the padding.
 
+    Logits are made of a few positions at a time.  Only of a model without a logit lens, whose logits are more than its
+    unembedding's output, are those of a whole text in memory.
+
     Args:
         model: the model.
         corpus: the texts.
@@ -117,14 +124,32 @@ def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
     corpus.check_model(model)
     found = torch.full(corpus.tokens.shape, torch.nan)
     width = corpus.tokens.shape[1]
-    for texts in torch.arange(len(corpus)).split(max(1, _TOKENS_PER_BATCH // width)):
+    trace = model.trace if model.fast else None
+    lens = trace is not None and trace.head is not None and trace.finish is not None
+    size = _TOKENS_PER_BATCH if lens else min(_TOKENS_PER_BATCH, _LOGITS // model.anatomy.d_vocab)
+    for texts in torch.arange(len(corpus)).split(max(1, size // width)):
         tokens = corpus.tokens[texts].to(model.device)
         with model.each_alone(corpus.lengths[texts]):
-            logits = model.plain_logits(tokens) if model.fast else model.tl(tokens)
-        targets = tokens[:, 1:].to(logits.device)
-        losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
-        found[texts, 1:] = losses.cpu()
+            if lens:
+                found[texts, 1:] = _losses_by_parts(model, tokens)
+            else:
+                logits = model.plain_logits(tokens) if model.fast else model.tl(tokens)
+                found[texts, 1:] = _losses(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).view(len(texts), -1)
     return found.masked_fill(torch.arange(width) >= corpus.lengths[:, None], torch.nan)
+
+
+def _losses(logits: Float[Tensor, "token d_vocab"], targets: Int64[Tensor, " token"]) -> Float[Tensor, " token"]:
+    return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none").cpu()
+
+
+def _losses_by_parts(model: Model, tokens: Int64[Tensor, "batch pos"]) -> Float[Tensor, "batch target"]:
+    """Losses from the last residual stream, whose logits are made of a few positions at a time."""
+    stream, seen, targets = Stream(model), list[Tensor](), tokens[:, 1:].flatten()
+    last = {Site.RESID_POST: [model.anatomy.n_layers - 1]}
+    read_activations(model, tokens, last, lambda states, *_: seen.append(states[:, :-1].flatten(0, 1)), view="plain")
+    step = max(1, _LOGITS // model.anatomy.d_vocab)
+    pairs = zip(seen[0].split(step), targets.split(step), strict=True)
+    return torch.cat([_losses(stream.logits(states), some) for states, some in pairs]).view(len(tokens), -1)
 
 
 def unigram_information(corpus: Corpus, reference: Corpus, d_vocab: int) -> Float[Tensor, "text pos"]:

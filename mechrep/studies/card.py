@@ -1,8 +1,9 @@
 """The card of a model: which phenomena of repetition it shows, each as one number beside the bar it is held to.
 
 Every row is measured by the analyzer of its phenomenon, so the card also says at a glance what mechrep has to work with
-in a model: without an induction head there is no induction to study.  Bars are conventions; a *verdict* says whether a
-number exceeds what null models (shuffled and re-initialised weights) or random neurons give, where that was measured.
+in a model: without an induction head there is no induction to study.  Bars are conventions: they are what mechrep-tiny
+is held to, so the number comes first; a *verdict* says whether it exceeds what null models (shuffled and re-initialised
+weights) or random neurons give, where that was measured.
 
 A row is kept as soon as it is measured, so an interrupted card goes on where it was; so does a card over training.
 """
@@ -31,10 +32,10 @@ from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
 from mechrep.generation.loops import loop_preset
 from mechrep.interventions.ops import Neurons
-from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks, attention_sinks
+from mechrep.measures.attention_sinks import WHOLE, AttentionSinkResult, AttentionSinks, attention_sinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.measures.sink_neurons import sink_neurons
-from mechrep.measures.sink_norms import RepeatNorms, SinkNormResult, SinkNorms
+from mechrep.measures.sink_norms import RepeatNormResult, RepeatNorms, SinkNormResult, SinkNorms
 from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.load import load_model
@@ -42,11 +43,12 @@ from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.stats import known, paired_bootstrap_interval, proportion_interval
 from mechrep.store import Journal
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats, repeated_tokens
+from mechrep.text.token_kinds import ordinary_ids
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -60,6 +62,10 @@ _DRAWS = 19  # of as many other neurons
 _PERIOD, _SEQUENCES = 50, 32  # of the random repeats
 _REPEATED_TOKENS = 96
 _LONGEST = 1024  # positions, where the context would allow more
+_PROMPTS = 256
+# The same for models in which one text costs as much as a hundred do in a model of a million weights.
+_LONGEST_OF_LARGE = 512
+_NULL_TEXTS_OF_LARGE = 3  # of windows and of random repeats, which a null model reads
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,22 @@ class CardRow:
     texts: int = 0
     draws: Sequence[float] = ()
     controls: str = ""
+
+    @property
+    def line(self) -> str:
+        """The row in one line."""
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        bar = f"; by convention {self.bar}: {self.judgement}" if self.bar else ""
+        return f"{self.phenomenon}: {self.measure}: {self.value:.2f}{interval}{bar}"
+
+    @property
+    def judgement(self) -> str:
+        """The value against its bars, in words; nothing where there are none."""
+        if self.shown is None:
+            return ""
+        if self.shown or math.isnan(self.value):
+            return "reached" if self.shown else "not measured"
+        return f"more than {self.most:g}" if self.value > self.most else f"less than {self.least:g}"
 
     @property
     def bar(self) -> str:
@@ -166,13 +188,13 @@ class CardResult(Result):
         return merged.assign(m=merged["m"].fillna(0).astype(int), verdict=merged["verdict"].fillna(""))
 
     def to_markdown(self) -> str:
-        """The table of a model card, one line per row."""
-        lines = ["| phenomenon | measure | value | bar | shown | verdict |", "|---|---|---|---|---|---|"]
+        """The table of a model card, one line per row: the number, then the bar by convention, and the verdict."""
+        lines = ["| phenomenon | measure | value | bar (convention) | verdict |", "|---|---|---|---|---|"]
         for row, verdict in zip(self.rows, self.to_frame()["verdict"], strict=True):
             interval = "" if math.isnan(row.low) else f" [{row.low:.2f}, {row.high:.2f}]"
             measure = row.measure + (f" ({row.note})" if row.note else "")
-            shown = {None: "", True: "yes", False: "**no**"}[row.shown]
-            cells = [row.phenomenon, measure, f"{row.value:.2f}{interval}", row.bar, shown, verdict]
+            bar = f"{row.bar}: {row.judgement}" if row.bar else ""
+            cells = [row.phenomenon, measure, f"{row.value:.2f}{interval}", bar, verdict]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -181,10 +203,11 @@ def measure_card(
     model: Model,
     *,
     held_out_text: str | None = None,
-    prompts: int = 256,
+    prompts: int | None = None,
     sink_layer: int | None = None,
     nulls: int | None = None,
     run: Run | None = None,
+    show: Callable[[CardRow], None] | None = None,
 ) -> CardResult:
     """Measure every phenomenon that mechrep studies on one model.
 
@@ -193,11 +216,13 @@ def measure_card(
     Args:
         model: the model.
         held_out_text: English by default (public-domain books that mechrep-tiny was not trained on).
-        prompts: sampled prompts for the share that loops.
+        prompts: sampled prompts for the share that loops; by default 256, and in large models as many as the run's
+            effort has loops.
         sink_layer: where norms are compared, for a model whose sink more than one layer makes; that of the largest jump
             by default.
         nulls: null models beside it; by default what the run's effort says; 0: no verdicts, bars only.
         run: options.
+        show: called with every row as soon as it is measured, before there are null models to judge it by.
 
     Returns:
         Rows in the order of the table of docs/mechrep-tiny.md.
@@ -207,7 +232,9 @@ def measure_card(
             model without a BOS.
         StoreError: a store that cannot be read or written.
 
-    Limits: the bars are those that mechrep-tiny is held to; they are conventions, and for large models low ones.
+    Limits: the bars are those that mechrep-tiny is held to; they are conventions, and for large models low ones.  Of
+    models of over 20 million weights fewer and shorter texts are read, and null models read a few of them: their best
+    head is then the best of noisier numbers, which makes verdicts stricter.
 
     Example:
         >>> import mechrep
@@ -220,7 +247,9 @@ def measure_card(
         raise InputError(
             f"layer {sink_layer}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count layers from 0"
         )
-    card = _Card(model, held_out_text, sink_layer, options)
+    sizes = CardSizes.of(model, options)
+    prompts = sizes.prompts if prompts is None else prompts
+    card = _Card(model, held_out_text, sink_layer, options, sizes)
     makers = null_models(model, options)
     makers = makers[: len(makers) if nulls is None else nulls]
     steps: dict[str, Callable[[], list[CardRow]]] = {
@@ -238,6 +267,8 @@ def measure_card(
         for name, make in steps.items():
             bar.set_postfix_str(name)
             found[name] = _kept(card, name, make)
+            for row in found[name] if show is not None and not name.startswith("null model") else ():
+                show(row)
             bar.update()
     others = [found.pop(name) for name in list(found) if name.startswith("null model")]
     rows = [_beside(row, others) for rows in found.values() for row in rows]
@@ -249,14 +280,17 @@ def _null_card(
     make: Callable[[], AbstractContextManager[Model]], text: str | None, layer: int | None, run: Run
 ) -> list[CardRow]:
     with make() as null:
-        return _Card(null, text, layer, run).beside()
+        sizes = CardSizes.of(null, run)
+        few = {name: min(getattr(sizes, name), sizes.null_texts) for name in ("sink_windows", "sequences")}
+        return _Card(null, text, layer, run, dataclasses.replace(sizes, **few)).beside()
 
 
 def _kept(card: _Card, name: str, make: Callable[[], list[CardRow]]) -> list[CardRow]:
     """The rows of one part from the run's store, or measured now and filed there."""
     if card.run.store is None:
         return make()
-    settings = {"study": "card", "part": name, "sink_layer": card.sink_layer, "seed": card.run.seed}
+    settings: dict[str, Any] = {"study": "card", "part": name, "sink_layer": card.sink_layer, "seed": card.run.seed}
+    settings |= {"sizes": dataclasses.asdict(card.sizes)}
     journal = Journal(Path(card.run.store), provenance_of(card.model, card.windows, settings))
     kept = journal.find(0)
     if kept is None:
@@ -271,9 +305,45 @@ def _beside(row: CardRow, others: Sequence[Sequence[CardRow]]) -> CardRow:
     return dataclasses.replace(row, draws=draws, controls="null models") if draws else row
 
 
-def loss_windows(model: Model, text: str) -> Corpus:
-    """The windows that the card's held-out loss is measured on."""
-    return windows_of_text(model, text, length=min(model.anatomy.n_ctx, _LONGEST), limit=LOSS_WINDOWS)
+@dataclass(frozen=True)
+class CardSizes:
+    """How much the card reads and writes.
+
+    Attributes:
+        prompts: sampled prompts.
+        loss_windows: windows of held-out text for the loss.
+        longest: tokens of these windows.
+        sink_windows: short windows, for sinks and norms.
+        sequences: random repeats.
+        repeated: tokens that are repeated, a text each.
+        copies: how often, at most.
+        null_texts: of windows and random repeats, which a null model reads.
+    """
+
+    prompts: int
+    loss_windows: int
+    longest: int
+    sink_windows: int
+    sequences: int
+    repeated: int
+    copies: int
+    null_texts: int
+
+    @classmethod
+    def of(cls, model: Model, run: Run) -> CardSizes:
+        """Sizes for this model; those of large models depend on the effort."""
+        if model.n_weights <= LARGE_WEIGHTS:
+            most = max(_SINK_WINDOWS, _SEQUENCES)
+            return cls(_PROMPTS, LOSS_WINDOWS, _LONGEST, _SINK_WINDOWS, _SEQUENCES, _REPEATED_TOKENS, _LONGEST, most)
+        sizes = run.sizes_on(model)
+        return cls(sizes.loops, sizes.windows, _LONGEST_OF_LARGE, sizes.windows, sizes.sequences, 4 * sizes.tokens,
+                   sizes.repeats, _NULL_TEXTS_OF_LARGE)  # fmt: skip
+
+
+def loss_windows(model: Model, text: str, sizes: CardSizes | None = None) -> Corpus:
+    """The windows that the card's held-out loss is measured on, as many and as long as for a small model."""
+    longest, limit = (_LONGEST, LOSS_WINDOWS) if sizes is None else (sizes.longest, sizes.loss_windows)
+    return windows_of_text(model, text, length=min(model.anatomy.n_ctx, longest), limit=limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,6 +354,7 @@ class _Card:
     held_out_text: str | None
     sink_layer: int | None
     run: Run
+    sizes: CardSizes
 
     @property
     def text(self) -> str:
@@ -291,7 +362,7 @@ class _Card:
 
     @cached_property
     def windows(self) -> Corpus:
-        return windows_of_text(self.model, self.text, length=SINK_LENGTH, limit=_SINK_WINDOWS)
+        return windows_of_text(self.model, self.text, length=SINK_LENGTH, limit=self.sizes.sink_windows)
 
     @cached_property
     def read(self) -> tuple[AttentionSinkResult, SinkNormResult]:
@@ -309,13 +380,14 @@ class _Card:
 
     def language(self) -> list[CardRow]:
         """Loss on held-out text, and beside that of a 5-gram where it is known."""
-        windows = loss_windows(self.model, self.text)
+        windows = loss_windows(self.model, self.text, self.sizes)
         losses = token_surprisal(self.model, windows)[:, 1:].double().mean(1).numpy()
         n = f"{len(losses)} windows of {windows.tokens.shape[1]} tokens"
         facts: dict[str, Any] = {"n": n, "unit": "nats", "texts": len(losses)}
         ends = paired_bootstrap_interval(losses)
         rows = [CardRow("language", "held-out loss, nats per token", float(losses.mean()), *ends, **facts)]
-        if self.held_out_text is None and self.model.name in tiny.NAMES:
+        known_losses = self.held_out_text is None and self.model.name in tiny.NAMES
+        if known_losses and len(losses) == len(tiny.ngram_losses()):
             gains = np.array(tiny.ngram_losses()) - losses
             measure, ends = "5-gram's loss on the same windows minus the model's", paired_bootstrap_interval(gains)
             rows.append(CardRow("language", measure, float(gains.mean()), *ends, least=0.0, **facts))
@@ -332,17 +404,18 @@ class _Card:
     def random_repeats(self) -> tuple[Corpus, int, str]:
         """Random repeated tokens, their period, and how they are called."""
         period = min(_PERIOD, (self.model.anatomy.n_ctx - 1) // 2)
-        corpus = random_repeats(self.model, n=period, sequences=_SEQUENCES, seed=self.run.seed)
-        return corpus, period, f"{_SEQUENCES} texts of 2 x {period} random tokens"
+        corpus = random_repeats(self.model, n=period, sequences=self.sizes.sequences, seed=self.run.seed)
+        return corpus, period, f"{len(corpus)} texts of 2 x {period} random tokens"
 
     def heads(self) -> list[CardRow]:
         """Induction and previous-token heads on random repeated tokens."""
         corpus, _, n = self.random_repeats()
         (heads,) = CorpusCache(self.model, corpus, progress=False).run(HeadScores(bos_id=self.model.bos_id))
         return [
-            _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n),
-            _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n),
-        ]
+            _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n, len(corpus)),
+            _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n,
+                       len(corpus)),
+        ]  # fmt: skip
 
     def copying(self) -> list[CardRow]:
         """Induction and previous-token heads, and what repetition does to the loss, on random repeated tokens."""
@@ -356,7 +429,7 @@ class _Card:
         return [
             induction,
             CardRow("induction", "loss on the first copy minus the second, nats", float(gain.mean()), *ends, n,
-                    least=2.0, unit="nats", texts=_SEQUENCES),
+                    least=2.0, unit="nats", texts=len(corpus)),
             previous,
         ]  # fmt: skip
 
@@ -397,18 +470,25 @@ class _Card:
         own = CardRow("BOS norm", measure, removed, least=0.5, draws=others, controls="random neurons", **facts)
         return [self._norm_ratio(), own]
 
+    def _norms_and_attention(self, corpus: Corpus) -> tuple[RepeatNormResult, AttentionSinkResult]:
+        """Of repeated tokens; of long texts the pattern is read by rows, as a whole one would be too large."""
+        cache = CorpusCache(self.model, corpus, progress=False)
+        if int(corpus.lengths.max()) <= WHOLE:
+            return cache.run(RepeatNorms(), AttentionSinks(SINK_ATTENTION))
+        return cache.run(RepeatNorms())[0], attention_sinks(self.model, corpus, epsilon=SINK_ATTENTION)
+
     def repeated_tokens(self) -> list[CardRow]:
         """One token over and over: does its norm move to that of BOS, does the sink spread?"""
         model, (attention, norms) = self.model, self.read
-        length = min(model.anatomy.n_ctx, _LONGEST)
-        ordinary = sorted(set(range(model.anatomy.d_vocab)) - set(model.special_ids))
-        generator = np.random.default_rng(self.run.seed)
-        chosen = generator.choice(ordinary, min(_REPEATED_TOKENS, len(ordinary)), replace=False)
+        length = min(model.anatomy.n_ctx, self.sizes.copies)
+        ordinary, generator = ordinary_ids(model), np.random.default_rng(self.run.seed)
+        chosen = generator.choice(ordinary, min(self.sizes.repeated, len(ordinary)), replace=False)
         corpus = repeated_tokens(model, sorted(chosen.tolist()), length - 1, bos=True)
-        (repeats,) = CorpusCache(model, corpus, progress=False).run(RepeatNorms())
-        # By rows of the pattern where texts are long: whole patterns would be positions x positions numbers per head.
-        on_repeats = attention_sinks(model, corpus, epsilon=SINK_ATTENTION)
-        on_text = attention_sinks(model, loss_windows(model, self.text), epsilon=SINK_ATTENTION)
+        repeats, on_repeats = self._norms_and_attention(corpus)
+        limit = self.sizes.loss_windows
+        on_text = attention_sinks(
+            model, windows_of_text(model, self.text, length=length, limit=limit), epsilon=SINK_ATTENTION
+        )
         moved = repeats.moved(self.layer, norms.other_norm)
         count = 0 if np.isnan(moved.share) else round(moved.share * len(corpus))
         ends = proportion_interval(count, len(corpus)) if not moved.reason else (float("nan"), float("nan"))
@@ -424,14 +504,12 @@ class _Card:
         ]  # fmt: skip
 
 
-def _best_head(phenomenon: str, measure: str, heads: HeadScoreResult, score: str, n: str) -> CardRow:
+def _best_head(phenomenon: str, measure: str, heads: HeadScoreResult, score: str, n: str, texts: int) -> CardRow:
     ((layer, head),) = heads.top(1, score)
     number = list(heads.names).index(score)
     value, error = (float(table[number, layer, head]) for table in (heads.scores, heads.standard_errors))
     ends = (value - 1.96 * error, value + 1.96 * error)
-    return CardRow(
-        phenomenon, measure, value, *ends, n, least=0.6, note=f"layer {layer}, head {head}", texts=_SEQUENCES
-    )
+    return CardRow(phenomenon, measure, value, *ends, n, least=0.6, note=f"layer {layer}, head {head}", texts=texts)
 
 
 # --- over training ----------------------------------------------------------------------------------------------------

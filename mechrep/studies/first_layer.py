@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_p_value
-from mechrep.ablation.first_token_outcomes import ALL, OPS, FirstTokenMark, first_layer_heads, head_cells
+from mechrep.ablation.first_token_outcomes import ALL, OPS, FirstTokenMark, first_layer_heads, head_cells, window_count
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.measures.first_token import (
@@ -27,6 +27,7 @@ from mechrep.measures.first_token import (
     FirstTokenDetection,
     OtherTokenResult,
     corpus_of,
+    largest_mass,
     other_token_mass_figure,
     windows,
 )
@@ -160,7 +161,8 @@ def _parts(model: Model, corpus: Corpus, layer: int | None, triples: int, run: R
 
 
 def _measure(model: Model, corpus: Corpus, layer: int | None, triples: int, run: Run) -> _Parts:
-    text = Corpus.from_tokens(windows(model, corpus), model=model, attention_mask=True, bos_policy="absent")
+    tokens = windows(model, corpus, limit=window_count(model, run))
+    text = Corpus.from_tokens(tokens, model=model, attention_mask=True, bos_policy="absent")
     (mass,) = CorpusCache(model, text, store=run.store, progress=False).run(FirstTokenDetection.of(model))
     detectors = first_token_detectors(
         model, corpus, layer=layer, triples=triples, k=min(10, model.anatomy.d_mlp), seed=run.seed
@@ -253,9 +255,8 @@ def _nulls(
             one = None if journal is None else journal.find(number)
             if one is None:
                 with make() as null:
-                    (mass,) = CorpusCache(null, text, progress=False).run(FirstTokenDetection())
                     mark = FirstTokenMark(null, corpus, layer=layer, triples=triples, seed=run.seed)
-                    one = [{MASS: float(mass.mass.max())} | _marked(mark)]
+                    one = [{MASS: largest_mass(null, text.tokens)} | _marked(mark)]
                 if journal is not None:
                     journal.keep(number, one)
             kept += one
@@ -266,8 +267,8 @@ def _nulls(
 def _marked(mark: FirstTokenMark) -> dict[str, float]:
     """Area of the best neuron, and what it loses without all heads, and without the head that costs it most."""
     cells = head_cells(mark.model, ["zero"], mark.stimulus.tokens)
-    area, *left = mark.values([intervention for _, intervention in cells], False)[0].mean(1).tolist()
-    return {DETECTOR: area, ATTENTION: area - left[-1], HEAD: area - min(left[:-1])}
+    left = mark.areas_under([intervention for _, intervention in cells if intervention is not None])
+    return {DETECTOR: mark.area, ATTENTION: mark.area - left[-1], HEAD: mark.area - min(left[:-1])}
 
 
 @dataclass(frozen=True, eq=False)

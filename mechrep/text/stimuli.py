@@ -173,7 +173,7 @@ def random_repeats(
 
     The texts are ids from the start: to decode random ids and encode them again can break the repeat.  Drawing
     *without replacement* leaves no repeated token but the planned ones.  Ordinary tokens are
-    those of :func:`mechrep.text.token_kinds.ordinary_ids`: neither marks nor bytes nor slots without training.
+    those of :func:`mechrep.text.token_kinds.ordinary_ids`: neither marks nor slots without training.
 
     Args:
         model: the model that will read the texts.

@@ -1,7 +1,7 @@
 """Which ids stand for a piece of text, and of what kind: whatever draws tokens at random draws them from here.
 
-A vocabulary holds more than text: marks such as ``<|im_start|>``, single bytes, slots that nothing was ever trained on.
-A model that reads those says nothing about text.  Marks and bytes are told by what they decode to; slots without
+A vocabulary holds more than text: marks such as ``<|im_start|>``, bytes such as ``<0xE3>``, slots that nothing was ever
+trained on.  A model that reads those says nothing about text.  Marks and bytes are told by their names; slots without
 training by the embedding, because names do not tell (``SolidGoldMagikarp`` looks like text).
 """
 
@@ -50,14 +50,17 @@ _known: weakref.WeakKeyDictionary[Model, _Vocabulary] = weakref.WeakKeyDictionar
 def ordinary_ids(model: Model) -> np.ndarray:
     """Ids that stand for a piece of text and were trained, ascending.
 
-    Left out are special tokens; marks, which are added tokens in brackets and all tokens ``<...>``; bytes that are no
-    character; ids without a token; and ids whose embedding was never trained, see :func:`untrained_rows`.
+    Left out are special tokens; marks and bytes, which are added tokens in brackets and all tokens ``<...>``; ids
+    without a token; and ids whose embedding was never trained, see :func:`untrained_rows`.
 
     Args:
         model: its tokenizer and its embedding are read once and again when either has changed.
 
     Returns:
         Ids, for a model without tokenizer all that are not special and were trained.
+
+    Limits: a byte-level vocabulary has pieces that are parts of a character.  They are left in, although some of them
+    may hardly have occurred in training; of :func:`token_kinds` they are of no kind.
 
     Example:
         >>> import mechrep
@@ -176,7 +179,7 @@ def _texts(tokenizer: Any, ids: list[int]) -> list[str]:
 
 def _is_text(name: str, text: str, special: bool | None) -> bool:
     """Whether this is text; ``special`` is what the tokenizer says of an added token, and None for all others."""
-    if special or not text or _NO_CHARACTER in text or _ANGLES.fullmatch(name):
+    if special or not text or _ANGLES.fullmatch(name):
         return False
     return special is None or not _SQUARES.fullmatch(name)
 
@@ -186,7 +189,7 @@ def _kinds(model: Model, ids: list[int], texts: list[str]) -> dict[str, list[int
     for token, text in zip(ids, texts, strict=True):
         bare = text.lstrip(" ")
         letters = {unicodedata.category(character)[0] for character in bare}
-        if not letters:
+        if not letters or _NO_CHARACTER in text:
             continue
         if letters <= {"P", "S"}:
             found["punctuation"].append(token)

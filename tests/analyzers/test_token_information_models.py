@@ -42,9 +42,10 @@ def loops(model: mechrep.Model) -> Corpus:
     return Corpus.from_tokens(rows, model=model, frame=pd.DataFrame(frame))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_surprisal_is_the_models_own(family: str) -> None:
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])  # the last caps its logits
+def test_surprisal_is_the_models_own(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = tiny(family)
+    monkeypatch.setattr("mechrep.measures.token_facts._LOGITS", 4 * module.config.vocab_size)  # 4 positions at a time
     tokens = random_tokens(2, 9)
     corpus = Corpus.from_tokens([tokens[0].tolist(), tokens[1, :6].tolist()])
     found = token_surprisal(mechrep.load_model(module), corpus)
@@ -55,6 +56,18 @@ def test_surprisal_is_the_models_own(family: str) -> None:
             assert float(found[text, j]) == pytest.approx(expected, abs=1e-4)
         assert math.isnan(float(found[text, 0]))
     assert bool(found[1, 6:].isnan().all())
+
+
+def test_logits_are_never_made_of_a_whole_text(model: mechrep.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, rows = Corpus.from_tokens([list(range(3, 90))] * 3, model=model), []
+    plain: Any = model.plain
+    whole = token_surprisal(model, corpus)
+    monkeypatch.setattr("mechrep.measures.token_facts._LOGITS", 7 * model.anatomy.d_vocab)
+    hook = plain.lm_head.register_forward_hook(lambda _m, _a, out: rows.append(out.numel() // out.shape[-1]))
+    parts = token_surprisal(model, corpus)
+    hook.remove()
+    assert max(rows) <= 7 and sum(rows) == 3 * 86
+    torch.testing.assert_close(parts, whole, equal_nan=True, atol=1e-4, rtol=1e-4)
 
 
 def test_every_copy_has_the_surprisal_of_the_first(model: mechrep.Model, loops: Corpus) -> None:

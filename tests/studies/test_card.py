@@ -26,6 +26,7 @@ from mechrep.studies.card import (
     SINK_LENGTH,
     CardResult,
     CardRow,
+    CardSizes,
     history_figure,
     loss_windows,
     measure_card,
@@ -189,6 +190,24 @@ def word_text() -> str:
     """A text of the planted models' words, each in a place of its own."""
     generator = torch.Generator().manual_seed(0)
     return " ".join(f"w{3 + int(torch.randint(60, (1,), generator=generator))}" for _ in range(4000))
+
+
+def test_more_than_the_upper_bar_is_said_to_be_more_and_not_missing() -> None:
+    rows = [CardRow("a", "b", value, least=0.25, most=0.85) for value in (0.1, 0.5, 0.9, math.nan)]
+    assert [row.judgement for row in rows] == ["less than 0.25", "reached", "more than 0.85", "not measured"]
+    assert CardRow("a", "b", 0.9).judgement == "" and all(row.judgement in row.line for row in rows)
+
+
+def test_a_large_model_reads_little_and_shows_rows_as_they_come(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechrep.studies.card.LARGE_WEIGHTS", 10)
+    monkeypatch.setattr("mechrep.run.LARGE_WEIGHTS", 10)
+    run, shown = Run(effort="quick", progress=False), []
+    sizes, least = CardSizes.of(model, run), run.sizes_on(model)
+    assert sizes.prompts == least.loops and sizes.copies == least.repeats and sizes.sequences == least.sequences
+    card = measure_card(model, prompts=4, nulls=1, run=run, show=shown.append)
+    assert [row.measure for row in shown] == [row.measure for row in card.rows]
+    assert f"{4 * least.tokens} tokens, {least.repeats - 1} times" in card.row("share of tokens whose norm").n
+    assert len(card.row("best head: prefix matching").draws) == 1
 
 
 def test_rows_know_whether_they_reach_their_bars() -> None:

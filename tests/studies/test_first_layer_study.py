@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from mechrep.ablation.effects import SUPPORTED, TOO_FEW, Effects
-from mechrep.ablation.first_token_outcomes import ALL, FirstTokenMark, first_layer_heads
+from mechrep.ablation.first_token_outcomes import ALL, FirstTokenMark, first_layer_heads, head_cells
+from mechrep.cache import CorpusCache
 from mechrep.errors import InputError
+from mechrep.measures.first_token import FirstTokenDetection, corpus_of, largest_mass, windows
 from mechrep.measures.first_token_detectors import first_token_detectors
 from mechrep.measures.first_token_repeats import first_layer_convergence
 from mechrep.models.load import load_model
@@ -105,6 +107,19 @@ def test_areas_are_those_of_the_detectors_and_units_are_words() -> None:
     assert detector == pytest.approx(direct.best_auroc) and state == pytest.approx(direct.state_auroc)
     assert len(mark.units) == len(set(mark.units)) == direct.n_test
     assert set(mark.clusters) <= {str(token) for token in mark.stimulus.ids}
+
+
+def test_what_a_null_model_is_asked_is_what_the_model_is_asked() -> None:
+    model = load_model("mechrep-tiny")
+    corpus = corpus_of(model, None)
+    mark = FirstTokenMark(model, corpus, triples=80)
+    cuts = [one for _, one in head_cells(model, ["zero"], mark.stimulus.tokens)]
+    areas = mark.values(cuts, False)[0].mean(1).tolist()
+    assert [mark.area, *mark.areas_under(cuts[1:])] == pytest.approx(areas, abs=1e-6)
+    tokens = windows(model, corpus, 5)
+    text = Corpus.from_tokens(tokens, model=model, attention_mask=True, bos_policy="absent")
+    (mass,) = CorpusCache(model, text, progress=False).run(FirstTokenDetection())
+    assert tokens.shape == (5, 64) and largest_mass(model, tokens) == pytest.approx(float(mass.mass.max()), abs=1e-5)
 
 
 def test_bad_input_is_refused() -> None:

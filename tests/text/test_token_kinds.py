@@ -98,12 +98,11 @@ def test_marks_and_bytes_are_no_text_but_added_words_are() -> None:
     assert set(kinds["frequent"]) | set(kinds["rare"]) == {"▁sea", "▁the"}
 
 
-def test_no_ordinary_token_of_an_embedded_model_is_a_byte_or_a_mark() -> None:
+def test_parts_of_a_character_are_of_no_kind() -> None:
     model = english()
-    ids = ordinary_ids(model)
-    assert not set(ids.tolist()) & model.special_ids
-    for token in ids.tolist():
-        assert model.decode([token]).encode("utf-8").decode("utf-8") and "\ufffd" not in model.decode([token])
+    parts = {token for token in ordinary_ids(model).tolist() if "\ufffd" in model.decode([token])}
+    assert parts and not parts & {token for ids in token_kinds(model).values() for token in ids}
+    assert set(ordinary_ids(model).tolist()) == set(range(model.anatomy.d_vocab)) - model.special_ids
 
 
 def test_kinds_are_what_they_are_called() -> None:
