@@ -96,14 +96,22 @@ own = {"copy": "the model", "seed": "", "largest ratio": norms.largest_ratio, "b
 pd.concat([pd.DataFrame([own]), null_table]).round(3)
 
 # %% [markdown]
-# `find_sink` takes 19 such copies and gives a verdict: the norm and the best head must exceed those of every copy, and
-# by a size that matters. It then looks for the cause, and tests it beside 99 random sets of the same layer.
+# `find_sink` takes 19 such models (computed in place, without copies) and gives a verdict. A sink is a *rise* of the
+# norm ratio over some layers; a model may have several stages of it, and erase one before the next. Each must rise
+# further than in every null model. Then it looks for the cause: the fewest neurons that remove 80 % of the excess
+# *wherever the stage stands*, beside 99 random sets of the same layers. Repeated tokens are told by stage and kind of
+# token, after BOS and without it.
 
 # %%
 sink = mechrep.find_sink(model, texts=texts, run=run)
 print(f"layer {sink.layer}, neurons {[label(unit, 'N') for unit in sink.neurons]}")
-print("repeats:", sink.moved_reason or f"{sink.moved_share:.0%} of the most frequent tokens come half-way to BOS")
 sink.claims[["name", "value", "baseline", "effect", "control_high", "m", "p", "q", "verdict"]].round(3)
+
+# %%
+sink.stage_frame().round(3)
+
+# %%
+sink.moved_frame().round(2)
 
 # %%
 sink.to_frame().round(3)
@@ -128,7 +136,7 @@ if rule.mlp_norms is not None:
 # the published score, by the gate alone. Where several neurons share the work, the ways to find them may disagree.
 
 # %%
-layer = norms.ranking()[0] if sink.layer is None else sink.layer
+layer = int(norms.ratio[1:].argmax()) if sink.layer is None else sink.layer
 scores = sink_neurons(model, texts, layer)
 print({way: round(share, 2) for way, share in scores.agreement(max(1, len(sink.neurons))).items()})
 scores.to_frame().head(6)[["layer", "neuron", "contribution_first", "authors_first", "bos_only_first"]].round(3)
@@ -144,7 +152,7 @@ scores.to_frame().head(6)[["layer", "neuron", "contribution_first", "authors_fir
 ordinary = [int(token) for token in ordinary_ids(model)]
 tokens = ordinary[:: max(1, len(ordinary) // 8)][:8]
 effects = None
-if sink.layer is not None:
+if sink.neurons:
     effects = sink_ablation(model, sink, texts=texts, tokens=tokens, repeats=min(40, model.anatomy.n_ctx - 1), run=run)
 columns = ["name", "measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "verdict"]
 pd.DataFrame() if effects is None else effects.summary()[columns].round(3)
@@ -195,20 +203,22 @@ repeat_behaviour_figure(behaviour)
 # ## A model in which repeats turn into a first token
 #
 # `mechrep-tiny` knows BOS by name, so copies of another token mean nothing to it. `mechrep-tiny-repeats` knows a first
-# token by its place. Two of its layers write at BOS; the one that repeats excite is the second, so it is named. The
-# patch holds one neuron at the level of the first token after BOS; the controls hold another one of the same layer.
+# token by its place. Two of its layers write at BOS, and the stage peaks after the second. The patch holds one neuron
+# at the level of the first token after BOS; the controls hold another one of the same layer.
 
 # %%
 by_place = mechrep.load_model("mechrep-tiny-repeats")
-found = mechrep.find_sink(by_place, layer=1, run=run)
-patch = mechrep.SinkPatch(1, [found.neurons[0][1]])
+found = mechrep.find_sink(by_place, run=run)
+assert found.patch is not None
+patch = mechrep.SinkPatch(*found.patch)
 few = windows_of_text(by_place, tiny.held_out_text(), length=64, limit=8)
 patched = mechrep.studies.run_patch_study(by_place, patch, texts=few, repeats=200, sink=found, run=run).summary()
 patched[["measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "verdict"]].round(3)
 
 # %%
 drifted = patched.set_index("measure").loc["drifted"]
-assert found.moved_share > 0.5, "most repeated tokens come half-way to BOS"
+moved_tokens = found.moved_frame().query("kind == 'all' and bos")
+assert float(moved_tokens["moved"].iloc[0]) > 0.5, "most repeated tokens come half-way to BOS"
 assert drifted["effect"] < -0.2, "fewer do with the neuron held"
 assert drifted["effect"] < drifted["control_low"], "and no other neuron of the layer does it"
 
@@ -217,9 +227,7 @@ assert drifted["effect"] < drifted["control_low"], "and no other neuron of the l
 
 # %%
 assert abs(float(stimuli.text.mean()) - float(sink.alpha[sink.best_head])) < 1e-3, "two ways to the same attention"
-assert sink.norm_found <= (norms.largest_ratio > max(sink.null_ratios)), (
-    "no norm is called a sink that a null model has"
-)
+assert all(stage.norm.rise > max(sink.null_rises) for stage in sink.stages), "no rise counts that a null model has"
 assert all(float(sink.alpha[tuple(head)]) > max(sink.null_alphas) for head in sink.sink_heads), "nor any head"
 untrained = mechrep.find_sink(reinitialised(model, seed=7), texts=texts, run=run)
 assert not untrained.norm_found and not untrained.neurons, "an untrained model has no sink and so no sink neurons"
@@ -237,7 +245,8 @@ if effects is not None:
     ), "no control holds a sink neuron"
 
 print(
-    f"Norm at the first position: {norms.largest_ratio:.1f} times the others, null models {max(sink.null_ratios):.1f}."
+    f"Norm at the first position: {norms.largest_ratio:.1f} times the others; largest rise of null models "
+    f"{max(sink.null_rises):.1f}-fold."
 )
 print(f"Heads that rest on it: {', '.join(label(head) for head in sink.sink_heads) or 'none'}.")
 if effects is not None:
