@@ -7,8 +7,9 @@ fingerprint of weights, texts, conditions and settings, and the same call goes o
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ from mechrep.errors import InputError
 from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
+from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.run import Run
 from mechrep.store import Journal
 
-_ROWS_PER_SHARD = 4096
+_SECONDS_PER_SHARD = 30.0  # what a stopped run loses at most, roughly
+_FIRST_SHARD, _ROWS_PER_SHARD = 64, 4096
 
 Cell = tuple[Condition, Intervention | None]
 
@@ -85,24 +88,21 @@ def measure_effects(
             str(config.get("study", "a table")),
             options.progress,
         )
-    tables, shard = [], 0
-    for outcome in outcomes:
-        table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)
-        asked = _asked(conditions, options.sizes_on(model).regenerated_draws if outcome.regenerates else None)
-        per_shard = max(1, _ROWS_PER_SHARD // len(outcome.units))
-        for first in range(0, len(asked), per_shard):
-            some = asked[first : first + per_shard]
-            kept = None if journal is None else journal.find(shard)
-            # The same table cut otherwise, or with more draws of regenerated texts, has other conditions in a shard.
-            if kept is None or kept[0].get("places") != some:
-                values = _values(model, outcome, [cells[place][1] for place in some], options)
-                if journal is not None:
-                    journal.keep(shard, [{"places": some, "values": one.tolist()} for one in values])
-            else:
-                values = torch.tensor([record["values"] for record in kept], dtype=torch.float64)
-            table[:, some] = values.double()
-            shard += 1
-        tables.append(table)
+    places = [
+        _asked(conditions, options.sizes_on(model).regenerated_draws if outcome.regenerates else None)
+        for outcome in outcomes
+    ]
+    shards = _Shards(model, [intervention for _, intervention in cells], options, journal)
+    tables = []
+    total, what = sum(map(len, places)), str(config.get("study", "a table"))
+    # With a store the parts are small and each shows nothing of its own.
+    with progress_bar(total, what, "condition", False if journal is None else options.progress) as bar:
+        for outcome, asked in zip(outcomes, places, strict=True):
+            table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)
+            for some, values in shards.measured(outcome, asked):
+                table[:, some] = values.double()
+                bar.update(len(some))
+            tables.append(table)
     return Effects(
         provenance,
         conditions,
@@ -114,8 +114,52 @@ def measure_effects(
     )
 
 
+@dataclass
+class _Shards:
+    """Measures conditions part by part; with a journal each part is kept, and small enough to lose little.
+
+    Attributes:
+        number: of the next shard, over all outcomes.
+    """
+
+    model: Model
+    interventions: Sequence[Intervention | None]
+    run: Run
+    journal: Journal | None
+    number: int = 0
+
+    def measured(self, outcome: Outcome, asked: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
+        """Places of conditions and their values, until all that were asked for are there."""
+        most = max(1, _ROWS_PER_SHARD // len(outcome.units))
+        size, first = most if self.journal is None else min(most, max(1, _FIRST_SHARD // len(outcome.units))), 0
+        while first < len(asked):
+            found = self._kept(asked[first:])
+            if found is None:
+                some, begun = list(asked[first : first + size]), time.monotonic()
+                shown = self.run.progress if self.journal is None else False
+                values = _values(self.model, outcome, [self.interventions[i] for i in some], self.run, shown)
+                seconds = max(time.monotonic() - begun, 1e-3)
+                size = min(most, max(1, int(len(some) * _SECONDS_PER_SHARD / seconds)))
+                if self.journal is not None:
+                    self.journal.keep(self.number, [{"places": some, "values": one.tolist()} for one in values])
+            else:
+                some, values = found
+            yield some, values
+            first, self.number = first + len(some), self.number + 1
+
+    def _kept(self, asked: Sequence[int]) -> tuple[list[int], Tensor] | None:
+        """The next shard, if it is there and holds what is asked for next: more draws than before cut it otherwise."""
+        records = None if self.journal is None else self.journal.find(self.number)
+        if not records:
+            return None
+        some = records[0].get("places")
+        if not some or some != list(asked[: len(some)]):
+            return None
+        return some, torch.tensor([record["values"] for record in records], dtype=torch.float64)
+
+
 def _values(
-    model: Model, outcome: Outcome, interventions: Sequence[Intervention | None], run: Run
+    model: Model, outcome: Outcome, interventions: Sequence[Intervention | None], run: Run, progress: bool | None
 ) -> Float[Tensor, "measure intervention unit"]:
     """What an outcome measures; what this run has measured before, whichever study asked, is not measured again."""
     which = (model.fingerprint(), type(outcome).__name__, repr(sorted(outcome.facts.items())), *map(str, outcome.units))
@@ -126,7 +170,7 @@ def _values(
     ]
     missing = {key: one for key, one in zip(keys, interventions, strict=True) if key not in known}
     if missing:
-        found = outcome.values(list(missing.values()), run.progress)
+        found = outcome.values(list(missing.values()), progress)
         known |= dict(zip(missing, found.unbind(1), strict=True))
     return torch.stack([known[key] for key in keys], 1)
 

@@ -27,14 +27,17 @@ from mechrep.measures.neurons import (
 )
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
 
 _SHARES = (0.005, 0.07, 0.02, 0.0025, 0.01, 0.04)  # of all neurons; the published share first
 _EXAMPLES = 3
-_EXAMPLE_TOKENS = 80
+_EXAMPLE_TOKENS = 60
 _LISTED = 10  # neurons on the page, at most
+_COPIES = 3  # of the old loop: enough to say that a text still loops
+# In models of many weights: tokens written after loop-free prompts at effort quick, and held-out windows.
+_BOOSTED_TOKENS, _WINDOWS, _WINDOW = 48, 6, 64
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class RepetitionStudy:
             "loop_high": share[1][1], "prompts": share[2], "found_on": result.n_texts, "tested_on": len(test),
             "families": len(set(test.frame["family"])) if "family" in test.frame else len(test), "searched": len(find),
             "sampled": preset.sampled, "written": self.provenance.config["written"], "listed": most,
+            "boosted": self.provenance.config["boosted"], "zeroed": self.provenance.config["zeroed"],
             "most": max(one.k for one in self.deactivation.conditions),
             "neurons": result.n_neurons, "k": k, "share": k / result.n_neurons, "top": f"L{layer}N{neuron}",
             "before": float(result.normal_mean[layer, neuron]), "after": float(result.repetition_mean[layer, neuron]),
@@ -165,7 +169,7 @@ def run_repetition_study(
     Args:
         model: the model.
         preset: ``"hiraoka2025"`` searches and tests on the same texts with the published windows and detector;
-            ``"mechrep"`` searches on 80 % of the looping texts and tests on other families of loops.
+            ``"mechrep"`` searches on half of the looping texts and tests on other families of loops.
         ks: numbers of neurons; see :func:`default_ks`.
         corpus: looping and loop-free texts with ``split``; by default the model writes them
             (:func:`mechrep.ablation.texts.shared_loops`).
@@ -193,16 +197,18 @@ def run_repetition_study(
     )
     wanted = controls or Controls(("activation_matched",), strict=False)
     common: dict[str, Any] = {"neurons": neurons, "controls": wanted, "run": options}
-    decoding = LoopDecoding(preset).within(model.anatomy.n_ctx, texts)
+    decoding = LoopDecoding(preset, copies=None if preset == "hiraoka2025" else _COPIES)
+    decoding = decoding.within(model.anatomy.n_ctx, texts)
     sweep = deactivation_sweep(model, test, ks=chosen, decoding=decoding, **common)
     try:
-        boosted = activation_sweep(model, texts, ks=chosen, decoding=decoding, **common)
+        boosted = activation_sweep(model, texts, ks=chosen, decoding=_boosting(decoding, model, options), **common)
     except NothingFoundError:  # an answer too: every text of this model loops
         boosted = None
-    windows = shared_windows(model, options, held_out_text)
     k = min(chosen, key=lambda k: abs(k - max(1, neurons.published_k)))
-    losses = {op: loss_sweep(model, windows, ks=[k], op=op, **common) for op in ("zero", "add")}
+    losses = _losses(model, k, held_out_text, **common)
     config = {"study": "repetition neurons", "preset": preset, "ks": chosen, "effort": options.effort,
+              "zeroed": "until the old loop would have three copies" if decoding.copies else "at most 160 new tokens",
+              "boosted": _boosting(decoding, model, options).max_new_tokens,
               "written": loop_preset(preset).within(model.anatomy.n_ctx).greedy}  # fmt: skip
     sweep, boosted = _named(sweep, still_repeating=-1), boosted and _named(boosted, newly_repeating=1)
     examples = _examples(model, test, neurons, max(chosen))
@@ -211,6 +217,30 @@ def run_repetition_study(
         model.name, preset, texts, neurons, sweep, boosted, losses, share, examples,
         provenance_of(model, texts, config),
     )  # fmt: skip
+
+
+def _large(model: Model) -> bool:
+    return model.n_weights > LARGE_WEIGHTS
+
+
+def _boosting(decoding: LoopDecoding, model: Model, run: Run) -> LoopDecoding:
+    """How loop-free texts are continued: every token counts where a model has many weights."""
+    if not _large(model) or run.effort != "quick":
+        return decoding
+    return replace(decoding, max_new_tokens=min(_BOOSTED_TOKENS, decoding.max_new_tokens))
+
+
+def _losses(
+    model: Model, k: int, text: str | None, *, controls: Controls, run: Run, **common: Any
+) -> dict[str, Effects]:
+    """Loss on held-out text; in models of many weights on few, short windows and under as many draws as the loops."""
+    windows = shared_windows(model, run, text)
+    if _large(model):
+        windows = shared_windows(model, run, text, _WINDOW)
+        windows = windows.select(range(min(_WINDOWS, len(windows))))
+        controls = replace(controls, draws=controls.draws or run.sizes_on(model).regenerated_draws)
+    ops = ("zero", "add")
+    return {op: loss_sweep(model, windows, ks=[k], op=op, controls=controls, run=run, **common) for op in ops}
 
 
 def _named(effects: Effects, **directions: int) -> Effects:
@@ -241,7 +271,7 @@ def _examples(model: Model, texts: Corpus, neurons: RepetitionNeuronResult, k: i
                 "prompt": model.decode(ids[: prompts[i]]),
                 "before the loop": piece(ids, prompts[i], start),
                 "first repetition": piece(ids, start, onsets[i]),
-                "the loop": piece(ids, onsets[i], onsets[i] + 80),
+                "the loop": piece(ids, onsets[i], onsets[i] + _EXAMPLE_TOKENS),
                 f"regenerated without {k} neurons": piece(answer.ids, onsets[i]),
             }
         )
