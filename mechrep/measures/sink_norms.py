@@ -9,8 +9,8 @@ In a model with an attention sink one position, the first, lies far above all ot
 token that is repeated many times ends up in the state of a first token and becomes a sink itself
 (:class:`RepeatNorms`).
 
-The sink layer is the one over which the log norm of the first position rises most beyond that of the others; how far it
-lies from the other layers' median is told in units of their median deviation (:func:`robust_z`).
+Where the ratio rises and falls again are its stages (:mod:`mechrep.measures.sink_stages`); how far the jump of each
+layer lies from the layers' median is told in units of their median deviation (:func:`robust_z`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, shown_token, styled, tick_step, translucent
+from mechrep.measures.sink_stages import NormStage, norm_stages
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
@@ -166,9 +167,6 @@ def robust_z(values: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
     return torch.where(offset == 0, 0.0, offset / scale)
 
 
-SINK_RATIO = 5.0  # "no sink layer" where the first position never exceeds the others so many times; our convention
-
-
 @dataclass(frozen=True, eq=False)
 class SinkNormResult(Result):
     """Norms of the residual stream by depth; depth 0 is the input of block 0, depth l + 1 the output of block l.
@@ -238,9 +236,15 @@ class SinkNormResult(Result):
         return float(self.ratio[1:].max())
 
     @property
+    def stages(self) -> list[NormStage]:
+        """Every rise of the ratio, in the order of depth; which of them count, null models tell (``find_sink``)."""
+        return norm_stages(self.ratio)
+
+    @property
     def layer(self) -> int | None:
-        """The sink layer, that of the largest excess jump; ``None`` where the ratio never exceeds 5 (no sink)."""
-        return int(self.excess_jump.argmax()) if self.largest_ratio > SINK_RATIO else None
+        """The layer after which the stage with the largest rise peaks; ``None`` where no rise doubles the ratio."""
+        main = max(self.stages, key=lambda stage: stage.rise, default=None)
+        return None if main is None or main.rise < CLEARLY_ABOVE else main.peak - 1
 
     @property
     def layer_of_jump(self) -> int:

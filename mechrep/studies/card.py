@@ -218,7 +218,7 @@ def measure_card(
         held_out_text: English by default (public-domain books that mechrep-tiny was not trained on).
         prompts: sampled prompts for the share that loops; by default 256, and in large models as many as the run's
             effort has loops.
-        sink_layer: where norms are compared, for a model whose sink more than one layer makes; that of the largest jump
+        sink_layer: where norms are compared, for a model whose sink more than one layer makes; that of the largest rise
             by default.
         nulls: null models beside it; by default what the run's effort says; 0: no verdicts, bars only.
         run: options.
@@ -372,7 +372,10 @@ class _Card:
     @property
     def layer(self) -> int:
         """Where norms are compared."""
-        return self.read[1].ranking()[0] if self.sink_layer is None else self.sink_layer
+        if self.sink_layer is not None:
+            return self.sink_layer
+        rises = self.read[1].stages
+        return max(rises, key=lambda stage: stage.rise).peak - 1 if rises else 0
 
     def beside(self) -> list[CardRow]:
         """The rows that a null model has too: those that only read."""

@@ -71,7 +71,8 @@ def test_two_equal_outliers_hide_each_other_and_the_jump_finds_the_first() -> No
     with pytest.raises(NothingFoundError, match="two large layers hide each other"):
         outlier_layer(torch.tensor(values))
     result = norms(np.exp(np.cumsum([0.0, *values])).tolist(), [1.0] * 9)
-    assert result.layer == result.layer_of_jump == 1 and result.top(2) == [1, 4]
+    assert result.layer_of_jump == 1 and result.top(2) == [1, 4]
+    assert result.layer == 4 and result.stages[0].layers == [1, 4], "both write one rise, which ends after the second"
     assert result.jump_z[1] == result.jump_z[4] == torch.inf
 
 
@@ -80,9 +81,9 @@ def test_growth_that_all_positions_share_is_no_sink_layer() -> None:
     assert result.layer_of_jump == 0 and result.layer == 1 and result.ranking() == [1, 0, 2]
 
 
-def test_no_sink_layer_unless_the_ratio_exceeds_five() -> None:
-    for ratio, layer in ((5.0, None), (5.001, 0)):
-        assert norms([1.0, ratio, 2.0], [1.0, 1.0, 1.0]).layer == layer
+def test_no_sink_layer_unless_the_ratio_doubles() -> None:
+    for ratio, layer in ((1.999, None), (2.001, 0)):
+        assert norms([1.0, ratio, 1.5], [1.0, 1.0, 1.0]).layer == layer
     assert norms([9.0, 1.0, 1.0], [1.0, 1.0, 1.0]).layer is None, "a large embedding alone is made by no layer"
 
 
