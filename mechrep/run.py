@@ -51,7 +51,7 @@ EFFORTS = {
 # The same for models in which one text costs as much as a hundred do in a model of a million weights.
 LARGE_WEIGHTS = 20_000_000  # in the layers
 EFFORTS_OF_LARGE = {
-    "quick": Effort(20, 6, 8, 6, 99, 19, 19, 8, 1, 96, 8),
+    "quick": Effort(16, 6, 8, 6, 99, 19, 19, 8, 1, 96, 8),
     "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24),
     "full": Effort(200, 50, 64, 48, 199, 39, 39, 32, 4, 512, 200),
 }

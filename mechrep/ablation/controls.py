@@ -16,6 +16,7 @@ A new control is a function here, with a line in :data:`CONTROLS`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,15 @@ class _Pool:
     sizes: Float[np.ndarray, "layer number"] | None
     draws: int
 
+    @functools.cached_property
+    def by_layer(self) -> dict[int, list[Unit]]:
+        found: dict[int, list[Unit]] = {}
+        for unit in self.free:
+            found.setdefault(unit[0], []).append(unit)
+        return found
+
     def in_layer(self, layer: int) -> list[Unit]:
-        return [unit for unit in self.free if unit[0] == layer]
+        return self.by_layer.get(layer, [])
 
 
 @dataclass(frozen=True)

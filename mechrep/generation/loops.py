@@ -64,7 +64,7 @@ class LoopPreset:
         return replace(self, greedy=min(self.greedy, n_ctx - 1 - self.sampled))
 
 
-_BLOCK = 32  # prompts written and kept together
+_BLOCK = 24  # prompts written and kept together
 
 PRESETS = {
     "hiraoka2025": LoopPreset(),
@@ -208,7 +208,7 @@ class PromptTexts:
 
     def __post_init__(self) -> None:
         self.rules = loop_preset(self.preset).within(self.model.anatomy.n_ctx)
-        config = {"study": "texts from sampled prompts", "seed": self.seed, **asdict(self.rules)}
+        config = {"study": "texts from sampled prompts", "seed": self.seed, "block": _BLOCK, **asdict(self.rules)}
         self.journal = Journal(Path(self.store), provenance_of(self.model, None, config)) if self.store else None
 
     def between(self, first: int, end: int) -> Corpus:
