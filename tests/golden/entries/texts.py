@@ -26,14 +26,20 @@ def of_corpus(name: str, corpus: mechrep.Corpus) -> Record:
 
 @golden(slow=True)
 def collect_loops(model: mechrep.Model) -> Record:
-    """Eight looping texts and four others: the texts that other entries read from the record."""
+    """Eight looping texts and four others."""
     return of_corpus("loops", api.collect_loops(model, 8, n_others=4, seed=0, max_prompts=512, progress=False))
+
+
+@golden(slow=True)
+def given_loops(model: mechrep.Model) -> Record:
+    """Texts that other entries read: collected once, and kept, so that no entry depends on another."""
+    return expected(known(model), "given_loops") or collect_loops(model)
 
 
 @functools.cache
 def written(model: mechrep.Model) -> mechrep.Corpus:
-    """The texts of :func:`collect_loops`, read from the record, so that no entry depends on another."""
-    record = expected(known(model), "collect_loops") or collect_loops(model)
+    """The texts of :func:`given_loops`."""
+    record = given_loops(model)
     n = len(record["loops id"])
     corpus = mechrep.Corpus.from_tokens([record[f"loops tokens {i}"] for i in range(n)], model=model, source="loop")
     facts: dict[str, Any] = {name: record[f"loops {name}"] for name in (*_FACTS, "condition")}
