@@ -41,6 +41,7 @@ def small_effort() -> Iterator[None]:
             curve=2,
             repeats=64,
             questions=14,
+            reading=1024,
         )
         patch.setitem(run.EFFORTS, "quick", small)
         yield

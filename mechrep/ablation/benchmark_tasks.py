@@ -45,9 +45,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import nn
 
+from mechrep.ablation.choices import Choice, Scores, score_choices
 from mechrep.errors import InputError
+from mechrep.interventions.ops import Intervention
 from mechrep.models import tiny
 from mechrep.models.model import Model
 
@@ -372,38 +373,54 @@ def _part(name: str) -> Any:
 
 
 def ask(
-    module: nn.Module, model: Model, task: BenchmarkTask, documents: Sequence[Document], batch_size: int
-) -> list[Record]:
-    """The harness' verdict on every question.
+    model: Model,
+    task: BenchmarkTask,
+    documents: Sequence[Document],
+    interventions: Sequence[Intervention | None],
+    batch_size: int,
+    progress: bool | None = None,
+) -> list[list[Record]]:
+    """The harness' verdict on every question, under every intervention.
+
+    The harness makes the questions, hands over what is to be scored, and judges the answers; all conditions are scored
+    together (:func:`~mechrep.ablation.choices.score_choices`).
 
     Args:
-        module: what answers: the model's plain module, perhaps inside an intervention.
         model: its tokenizer, BOS policy and context length.
         task: the benchmark.
         documents: its questions.
+        interventions: ``None`` is the baseline.
         batch_size: rows per forward pass.
+        progress: show a progress bar.
 
     Returns:
-        One record per question, in order: ``id``, the ``scores`` of its choices (nats), the metrics of the task, and
-        whether it was ``truncated``.
+        By intervention one record per question, in order: ``id``, the ``scores`` of its choices (nats), the metrics of
+        the task, and whether it was ``truncated``.
 
     Raises:
         InputError: a choice that is empty or longer than the model's context.
     """
     with _quiet():
-        answering = _model_class()(module, model, batch_size)
+        answering = _model_class()(model, interventions, batch_size)
         asked = _part("api.task").ConfigurableTask(config=_configuration(task, documents))
-        found = _part("evaluator").evaluate(answering, {task.name: asked}, log_samples=True, bootstrap_iters=0)
-    samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
-    return [
-        {
-            "id": sample["doc"]["id"],
-            "scores": [float(score) for score, _ in sample["filtered_resps"]],
-            "truncated": sample["doc_id"] in answering.truncated,
-            **{metric: float(sample[metric]) for metric in task.metrics},
-        }
-        for sample in samples
-    ]
+    found = []
+    for number in range(len(interventions)):
+        answering.number, answering.progress = number, progress
+        with _quiet():
+            result = _part("evaluator").evaluate(answering, {task.name: asked}, log_samples=True, bootstrap_iters=0)
+        samples = sorted(result["samples"][task.name], key=lambda sample: sample["doc_id"])
+        found.append(
+            [
+                {
+                    "id": sample["doc"]["id"],
+                    "scores": [float(score) for score, _ in sample["filtered_resps"]],
+                    "truncated": sample["doc_id"] in answering.truncated,
+                    **{metric: float(sample[metric]) for metric in task.metrics},
+                }
+                for sample in samples
+            ]
+        )
+    return found
 
 
 def _configuration(task: BenchmarkTask, documents: Sequence[Document]) -> dict[str, Any]:
@@ -452,10 +469,13 @@ def _model_class() -> type[Any]:
     """The harness' model class with mechrep's tokens, and with an eye on what is cut off."""
 
     class ModuleInHarness(_part("models.huggingface").HFLM):
-        def __init__(self, module: nn.Module, model: Model, batch_size: int) -> None:
+        number, progress = 0, None
+
+        def __init__(self, model: Model, interventions: Sequence[Intervention | None], batch_size: int) -> None:
             self.source, self.truncated, self._cut = model, set[int](), list[bool]()
+            self.interventions, self._scores = list(interventions), dict[Choice, Scores]()
             super().__init__(
-                pretrained=module,
+                pretrained=model.plain,
                 backend="causal",
                 tokenizer=copy.deepcopy(model.tokenizer),  # the harness may give it a padding token
                 batch_size=batch_size,
@@ -471,7 +491,7 @@ def _model_class() -> type[Any]:
             self.truncated = {request.doc_id for request, cut in zip(requests, self._cut, strict=True) if cut}
             return answers
 
-        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(self, requests: Any, *_args: Any, **_options: Any) -> list[tuple[float, bool]]:
             for (text, choice), _, tokens in requests:
                 if not 0 < len(tokens) <= self.max_length:
                     raise InputError(
@@ -480,7 +500,19 @@ def _model_class() -> type[Any]:
                         "leave this question out",
                     )
             self._cut = [len(text) + len(choice) > self.max_length + 1 for _, text, choice in requests]
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+            rows = [self._within_context(text, choice) for _, text, choice in requests]
+            missing = [row for row in rows if row not in self._scores]
+            if missing:  # under the first condition: all conditions are scored together
+                self._scores |= score_choices(self.source, missing, self.interventions, progress=self.progress)
+            return [
+                (float(scores[self.number]), bool(greedy[self.number]))
+                for scores, greedy in (self._scores[row] for row in rows)
+            ]
+
+        def _within_context(self, text: Sequence[int], choice: Sequence[int]) -> Choice:
+            """What fits, as the harness cuts it: the last token is predicted, never read."""
+            room = self.max_length + 1 - len(choice)
+            return tuple(text[-room:]), tuple(choice)
 
     return ModuleInHarness
 

@@ -39,12 +39,10 @@ from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects, Mea
 from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.run import Cell, measure_effects
 from mechrep.errors import InputError, MissingPartError
-from mechrep.generation.patched_model import intervened
 from mechrep.interventions.ops import Combined, Heads, Intervention, Neurons, SinkPatch
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
-from mechrep.progress import progress_bar
 from mechrep.run import Run
 from mechrep.stats import discordant, mcnemar
 
@@ -115,12 +113,9 @@ class BenchmarkAnswers:
     ) -> Float[Tensor, "measure intervention question"]:
         """Every metric and the margin of every question."""
         table = torch.full((len(self.measures), len(interventions), len(self.units)), torch.nan, dtype=torch.float64)
-        with progress_bar(len(interventions), f"asking {self.task.name}", "condition", progress) as bar:
-            for column, intervention in enumerate(interventions):
-                with intervened(self.model, intervention) as module:
-                    records = ask(module, self.model, self.task, self.documents, self.batch_size)
-                table[:, column] = torch.tensor([self._row(*both) for both in zip(records, self.documents)]).T  # noqa: B905
-                bar.update(1)
+        asked = ask(self.model, self.task, self.documents, interventions, self.batch_size, progress)
+        for column, records in enumerate(asked):
+            table[:, column] = torch.tensor([self._row(*both) for both in zip(records, self.documents)]).T  # noqa: B905
         return table
 
     def _row(self, record: Record, document: Document) -> list[float]:

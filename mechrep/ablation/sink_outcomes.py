@@ -1,38 +1,87 @@
 """What ablating or patching sink neurons changes: norms, attention, loss, repetition; all from one forward pass.
 
-The rows of a batch are (text, intervention); while a row is read its residual norms and one head's pattern are taken
-inside the pass that also gives its logits.  Interventions are active at every position, BOS included.
+The rows of a batch are (text, intervention); while a row is read its residual norms and one head's attention are taken
+inside the pass that also scores its tokens.  Interventions are active at every position, BOS included.  Below the first
+layer that is edited all rows of a text are one row (:class:`~mechrep.ablation.score.Branches`), and where nothing is to
+be scored a pass ends behind the last layer that is looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.ablation.effects import Measure
+from mechrep.ablation.effects import FEWEST_UNITS, Measure
 from mechrep.ablation.outcomes import Cost
+from mechrep.ablation.score import Branches, first_edited_layers
 from mechrep.errors import InputError
+from mechrep.generation.slot_cache import shares_keys, why_not_kept
 from mechrep.interventions.apply import EditTable, applied, fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import norms_of, other_positions
 from mechrep.models.anatomy import Site
+from mechrep.models.attention import AllRead
 from mechrep.models.model import Model
-from mechrep.models.reading import choose_view, listening, read_activations
+from mechrep.models.reading import choose_view, listening
 from mechrep.progress import progress_bar
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.text.corpus import Corpus
 
 _TOKENS_PER_BATCH = 4096
 _LOGITS_PER_BATCH = 2**26
+_LOGITS_AT_ONCE = 2**22  # of which probabilities are made: the logits themselves are not copied
 
-# Texts and interventions of the rows of a batch, activations by site, logits of the last positions (or none).
+LONGEST_READ, _FEWEST_TEXTS = 64, FEWEST_UNITS + 2  # a text more or two: one may say nothing
+
 # By ids up to the first repetition and fingerprint of an intervention: scores and hits, see foretold_repetitions.
 Foretold = dict[tuple[tuple[int, ...], str], tuple[Tensor, Tensor]]
-Take = Callable[[Int[Tensor, " row"], Int[Tensor, " row"], Mapping[Site, Tensor], Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of every row.
+
+    Attributes:
+        layer: after which the norms of the residual stream are taken.
+        head: ``(layer, head)`` whose attention to the first position is taken; ``None``: nobody's.
+        targets: for every text what each of its last positions is to predict; ``None``: nothing is scored.
+    """
+
+    layer: int
+    head: tuple[int, int] | None = None
+    targets: Int[Tensor, "text last"] | None = None
+
+    @property
+    def layers(self) -> dict[Site, list[int]]:
+        """Layers by site."""
+        return {Site.RESID_POST: [self.layer]} | ({} if self.head is None else {Site.PATTERN: [self.head[0]]})
+
+
+@dataclass
+class ReadRows:
+    """What some rows gave, on the CPU.
+
+    Attributes:
+        texts: number of the text in each row.
+        conditions: number of its intervention.
+        norms: of the residual stream.
+        attention: of the head, from every position to the first; ``None`` without one.
+        scores: log-probability of each target; ``None`` where nothing is scored.
+        hits: whether it is the most probable token.
+    """
+
+    texts: Int[Tensor, " row"]
+    conditions: Int[Tensor, " row"]
+    norms: Float[Tensor, "row pos"]
+    attention: Float[Tensor, "row pos"] | None = None
+    scores: Float[Tensor, "row last"] | None = None
+    hits: Bool[Tensor, "row last"] | None = None
 
 
 @torch.no_grad()
@@ -40,10 +89,9 @@ def read_rows(
     model: Model,
     corpus: Corpus,
     interventions: Sequence[Intervention | None],
-    layers: Mapping[Site, int],
-    take: Take,
+    wanted: Wanted,
+    take: Callable[[ReadRows], None],
     *,
-    last: int = 0,
     progress: bool | None = None,
 ) -> None:
     """Read every text once under every intervention.
@@ -52,55 +100,105 @@ def read_rows(
         model: the model.
         corpus: right-padded texts.
         interventions: each with ``when="all"``; ``None`` is the baseline.
-        layers: what is handed over, one layer per site.
+        wanted: what is read.
         take: called once per batch.
-        last: positions from the end whose logits are handed over too; 0: none, and passes end with the last layer.
         progress: show a progress bar.
     """
-    view, wanted = choose_view(model, layers), {site: [layer] for site, layer in layers.items()}
-    width, n_texts = corpus.tokens.shape[1], len(corpus)
-    size = _TOKENS_PER_BATCH if not last else min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.anatomy.d_vocab)
+    width, size = corpus.tokens.shape[1], _TOKENS_PER_BATCH
+    if wanted.targets is not None:
+        size = min(size, _LOGITS_PER_BATCH // model.anatomy.d_vocab * width // wanted.targets.shape[1])
     step = max(1, size // width)
+    read = _read_plain if choose_view(model, wanted.layers) == "plain" else _read_transformer_lens
+    with progress_bar(len(corpus) * len(interventions), "reading", "row", progress) as bar:
+        for rows in read(model, corpus, interventions, wanted, step):
+            take(rows)
+            bar.update(len(rows.texts))
 
-    def read(tokens: Tensor) -> tuple[dict[Site, Tensor], Tensor | None]:
-        seen: dict[Site, Tensor] = {}
 
-        def keep(activation: Tensor, site: Site, _layer: int) -> None:
-            seen[site] = activation
+def _read_plain(
+    model: Model, corpus: Corpus, interventions: Sequence[Intervention | None], wanted: Wanted, step: int
+) -> Iterator[ReadRows]:
+    """Rows of the same text stand together, so that few are computed below the first edited layer."""
+    n, layers, tokens = len(interventions), model.anatomy.n_layers, corpus.tokens.to(model.device)
+    owners = torch.arange(len(corpus)).repeat_interleave(n)
+    table = EditTable(
+        model, [*interventions] * len(corpus), owners.tolist(),
+        first_tokens=corpus.tokens[owners, 0].tolist(), starts=[0] * len(owners),
+    )  # fmt: skip
+    first_layers = first_edited_layers(table, layers).cpu()
+    if why_not_kept(model) or shares_keys(model) or model.lengths is not None:
+        first_layers = torch.zeros_like(first_layers)  # layers above look at the rows of layers below, or at lengths
+    positions = torch.arange(tokens.shape[1], device=model.device)[None]
+    with table.applied():
+        for rows in torch.arange(len(owners)).split(step):
+            texts = owners[rows]
+            branches = Branches.of(texts.tolist(), first_layers[rows].tolist(), layers)
 
-        if not last:
-            read_activations(model, tokens, wanted, keep, view=view)
-            return seen, None
-        with listening(model, wanted, keep, view=view):
-            if view == "plain":
-                assert model.plain is not None
-                return seen, model.plain(input_ids=tokens, use_cache=False, logits_to_keep=last).logits[:, -last:]
-            return seen, model.tl(tokens)[:, -last:]
+            def aim(some: Tensor, rows: Tensor = rows) -> None:
+                everywhere = positions.expand(len(some), -1)
+                table.aim(rows[some].to(model.device), torch.ones_like(everywhere, dtype=torch.bool), everywhere)
 
-    with progress_bar(n_texts * len(interventions), "reading", "row", progress) as bar:
-        if view == "plain":
-            batches = torch.arange(n_texts * len(interventions)).split(step)
-            owners = torch.arange(n_texts).repeat_interleave(len(interventions))
-            firsts = corpus.tokens[owners, 0].tolist()
-            table = EditTable(
-                model, [*interventions] * n_texts, owners.tolist(), first_tokens=firsts, starts=[0] * len(owners)
-            )
-            with table.applied():
-                for rows in batches:
-                    tokens = corpus.tokens[owners[rows]].to(model.device)
-                    positions = torch.arange(width, device=model.device).expand_as(tokens)
-                    table.aim(rows.to(model.device), torch.ones_like(tokens, dtype=torch.bool), positions)
-                    with model.each_alone(corpus.lengths[owners[rows]]):
-                        take(owners[rows], rows % len(interventions), *read(tokens))
-                    bar.update(len(rows))
-            return
-        for number, intervention in enumerate(interventions):
-            for texts in torch.arange(n_texts).split(step):
-                tokens = corpus.tokens[texts].to(model.device)
-                alone = model.each_alone(corpus.lengths[texts])
-                with alone, applied(model, intervention, tokens, view=view):
-                    take(texts, torch.full_like(texts, number), *read(tokens))
-                bar.update(len(texts))
+            lowest = texts[branches.rows[0]]
+            found = ReadRows(texts, rows % n, torch.empty(len(rows), 0))
+            with model.each_alone(corpus.lengths[lowest]), branches.applied(model, aim):
+                logits = _pass(model, tokens[lowest.to(model.device)], wanted, found, branches)
+            if logits is not None and wanted.targets is not None:
+                scores, hits = _scores(logits, wanted.targets[texts[branches.rows[-1]]])
+                found.scores, found.hits = scores[branches.result], hits[branches.result]
+            yield found
+
+
+def _pass(
+    model: Model, tokens: Int[Tensor, "row pos"], wanted: Wanted, found: ReadRows, branches: Branches
+) -> Tensor | None:
+    """One pass of the plain view; what it gives on the way is put into ``found``, the logits are handed back."""
+    assert model.plain is not None
+    missing = {(site, layer) for site, layers in wanted.layers.items() for layer in layers}
+
+    def keep(activation: Tensor, site: Site, layer: int) -> None:
+        _keep(activation, site, wanted, found, branches.places(layer))
+        missing.discard((site, layer))
+        if not missing and wanted.targets is None:
+            raise AllRead
+
+    with suppress(AllRead), listening(model, wanted.layers, keep, view="plain"):
+        if wanted.targets is None:
+            model.plain(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            return None
+        last = wanted.targets.shape[1]
+        return model.plain(input_ids=tokens, use_cache=False, logits_to_keep=last).logits[:, -last:]
+    return None
+
+
+def _keep(activation: Tensor, site: Site, wanted: Wanted, found: ReadRows, places: Tensor | slice) -> None:
+    if site is Site.RESID_POST:
+        found.norms = norms_of(activation).cpu().double()[places]
+    else:
+        assert wanted.head is not None
+        found.attention = activation[:, wanted.head[1], :, 0].cpu().double()[places]
+
+
+def _read_transformer_lens(
+    model: Model, corpus: Corpus, interventions: Sequence[Intervention | None], wanted: Wanted, step: int
+) -> Iterator[ReadRows]:
+    """The whole texts once per intervention."""
+    last_layer = max(layer for layers in wanted.layers.values() for layer in layers) + 1
+    stop = last_layer if wanted.targets is None and last_layer < model.anatomy.n_layers else None
+    for number, intervention in enumerate(interventions):
+        for texts in torch.arange(len(corpus)).split(step):
+            tokens = corpus.tokens[texts].to(model.device)
+            found = ReadRows(texts, torch.full_like(texts, number), torch.empty(len(texts), 0))
+
+            def keep(activation: Tensor, site: Site, _layer: int, found: ReadRows = found) -> None:
+                _keep(activation, site, wanted, found, slice(None))
+
+            alone = model.each_alone(corpus.lengths[texts])
+            edited = applied(model, intervention, tokens, view="transformer_lens")
+            with alone, edited, listening(model, wanted.layers, keep, view="transformer_lens"):
+                logits = model.tl(tokens, stop_at_layer=stop)
+            if wanted.targets is not None:
+                found.scores, found.hits = _scores(logits[:, -wanted.targets.shape[1] :], wanted.targets[texts])
+            yield found
 
 
 class _Reading:
@@ -155,26 +253,28 @@ class SinkOnTexts(_Reading):
         self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention text"]:
         """The measures."""
-        table, layers = self._table(interventions), {Site.RESID_POST: self.layer}
-        layers |= {} if self.head is None else {Site.PATTERN: self.head[0]}
+        table, tokens = self._table(interventions), self.corpus.tokens
+        targets = torch.cat([tokens[:, 1:], tokens[:, -1:]], 1) if self.loss else None  # nobody asks what comes last
 
-        def take(texts: Tensor, conditions: Tensor, seen: Mapping[Site, Tensor], logits: Tensor | None) -> None:
-            lengths, norms = self.corpus.lengths[texts], norms_of(seen[Site.RESID_POST]).cpu().double()
-            others = other_positions(lengths, norms.shape[1])
-            found = {"first_norm": norms[:, 0], "typical_norm": (norms * others).sum(1) / others.sum(1)}
-            if self.head is not None:
-                column = seen[Site.PATTERN][:, self.head[1], :, 0].float().cpu().double()
-                found["attention"] = (column * others).sum(1) / others.sum(1)
-            if logits is not None:
-                scores, _ = _scores(logits, self.corpus.tokens[texts])
-                inside = torch.arange(scores.shape[1]) < (lengths - 1)[:, None]
-                found["loss"] = -(scores * inside).sum(1) / inside.sum(1)
+        def take(rows: ReadRows) -> None:
+            lengths = self.corpus.lengths[rows.texts]
+            others = other_positions(lengths, rows.norms.shape[1])
+            found = {"first_norm": rows.norms[:, 0], "typical_norm": _mean(rows.norms, others)}
+            if rows.attention is not None:
+                found["attention"] = _mean(rows.attention, others)
+            if rows.scores is not None:
+                inside = torch.arange(rows.scores.shape[1]) < (lengths - 1)[:, None]
+                found["loss"] = -_mean(rows.scores, inside)
             for row, measure in enumerate(self.measures):
-                table[row, conditions, texts] = found[measure.name].double()
+                table[row, rows.conditions, rows.texts] = found[measure.name].double()
 
-        last = self.corpus.tokens.shape[1] if self.loss else 0
-        read_rows(self.model, self.corpus, interventions, layers, take, last=last, progress=progress)
+        wanted = Wanted(self.layer, self.head, targets)
+        read_rows(self.model, self.corpus, interventions, wanted, take, progress=progress)
         return table
+
+
+def _mean(values: Float[Tensor, "row pos"], inside: Bool[Tensor, "row pos"]) -> Float[Tensor, " row"]:
+    return torch.where(inside, values.double(), 0.0).sum(1) / inside.sum(1)
 
 
 class SinkOnRepeats(_Reading):
@@ -188,9 +288,22 @@ class SinkOnRepeats(_Reading):
         stimulus: of :func:`mechrep.text.stimuli.repeated_tokens`, every token equally often, at least twice.
         layer: the sink layer.
         run: keeps what foretells every repetition, for :class:`~mechrep.studies.repeat_behaviour.NextRepetition`.
+        norm: whether ``repeat_norm`` is measured.
+        scores: whether ``continued`` and ``p_next`` are; without them a pass ends behind ``layer``.
+
+    Source: which token is to come is asked of true repetitions; the measures are mechrep's own.
     """
 
-    def __init__(self, model: Model, stimulus: Corpus, layer: int, run: Run | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        stimulus: Corpus,
+        layer: int,
+        run: Run | None = None,
+        *,
+        norm: bool = True,
+        scores: bool = True,
+    ) -> None:
         super().__init__(model, stimulus, layer)
         repeats = stimulus.frame["repeats"].unique() if "repeats" in stimulus.frame else []
         if len(repeats) != 1 or repeats[0] < 2:
@@ -199,11 +312,12 @@ class SinkOnRepeats(_Reading):
             )
         self.repeats, self.half = int(repeats[0]), int(repeats[0]) // 2  # half: predictions in the second half
         self.foretold = foretold_repetitions(model, run or Run())
-        self.measures = [
-            Measure("repeat_norm", "norm", over="token", direction=-1),
-            Measure("continued", "share", over="token", trials=self.half),
-            Measure("p_next", "share", over="token"),
-        ]
+        # Dear in large models: then as few draws as where texts are written.
+        self.regenerates = scores and not norm
+        self.measures = [Measure("repeat_norm", "norm", over="token", direction=-1)] if norm else []
+        if scores:
+            self.measures.append(Measure("continued", "share", over="token", trials=self.half))
+            self.measures.append(Measure("p_next", "share", over="token"))
 
     def values(
         self, interventions: Sequence[Intervention | None], progress: bool | None
@@ -212,20 +326,77 @@ class SinkOnRepeats(_Reading):
         table, keys = self._table(interventions), [fingerprint_of(self.model, [one]) for one in interventions]
         second = slice(self.repeats - self.half - 1, self.repeats - 1)
 
-        def take(texts: Tensor, conditions: Tensor, seen: Mapping[Site, Tensor], logits: Tensor | None) -> None:
-            assert logits is not None
-            tokens = self.corpus.tokens[texts]
-            scores, hits = _scores(logits, torch.cat([tokens[:, -self.repeats :], tokens[:, -1:]], 1))
-            table[0, conditions, texts] = norms_of(seen[Site.RESID_POST][:, -1:])[:, 0].cpu().double()
-            table[1, conditions, texts] = hits[:, second].double().mean(1)
-            table[2, conditions, texts] = scores[:, second].double().exp().mean(1)
-            for row, (ids, place) in enumerate(zip(tokens.tolist(), conditions.tolist(), strict=True)):
-                begin = tuple(ids[: len(ids) - self.repeats + 1])
-                self.foretold[begin, keys[place]] = (scores[row], hits[row])
+        def take(rows: ReadRows) -> None:
+            found = {"repeat_norm": rows.norms[:, -1]}
+            if rows.scores is not None and rows.hits is not None:
+                found["continued"] = rows.hits[:, second].double().mean(1)
+                found["p_next"] = rows.scores[:, second].double().exp().mean(1)
+            for number, measure in enumerate(self.measures):
+                table[number, rows.conditions, rows.texts] = found[measure.name]
+            if rows.scores is None or rows.hits is None:
+                return
+            for row, (text, place) in enumerate(zip(rows.texts.tolist(), rows.conditions.tolist(), strict=True)):
+                begin = tuple(self.corpus.row(text)[: 1 - self.repeats])
+                self.foretold[begin, keys[place]] = (rows.scores[row], rows.hits[row])
 
-        layers, last = {Site.RESID_POST: self.layer}, self.repeats
-        read_rows(self.model, self.corpus, interventions, layers, take, last=last, progress=progress)
+        last = self.corpus.tokens[:, -self.repeats :]
+        targets = torch.cat([last[:, 1:], last[:, -1:]], 1)  # after the last repetition one more
+        wanted = Wanted(self.layer, None, targets if len(self.measures) > 1 else None)
+        read_rows(self.model, self.corpus, interventions, wanted, take, progress=progress)
         return table
+
+
+def sink_outcomes(
+    model: Model, corpus: Corpus, stimulus: Corpus, layer: int, head: tuple[int, int], run: Run
+) -> list[SinkOnTexts | SinkOnRepeats]:
+    """What sink neurons are studied by, as dear as the model allows.
+
+    In a model of a million weights every measure is taken of every text.  In a large one a draw of a control costs as
+    much as the model has layers above the sink: ordinary texts are few and short (``run.sizes_on(model).reading``
+    tokens), and what is foretold in long repeats is read under as few draws as where texts are written.  Norms of
+    repeats, for which a pass ends behind the sink layer, are read under all.
+
+    Args:
+        model: the model.
+        corpus: ordinary texts.
+        stimulus: repeated tokens.
+        layer: the sink layer.
+        head: whose attention to the first position is read.
+        run: options.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.text.stimuli import repeated_tokens
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> texts = mechrep.Corpus.from_texts(["The sea was calm that day."], model=model)
+        >>> repeats = repeated_tokens(model, [300], 8, True)
+        >>> [type(one).__name__ for one in sink_outcomes(model, texts, repeats, 0, (0, 0), Run())]
+        ['SinkOnTexts', 'SinkOnRepeats']
+    """
+    on_texts = SinkOnTexts(model, short_texts(model, corpus, run), layer, head)
+    if model.n_weights <= LARGE_WEIGHTS:
+        return [on_texts, SinkOnRepeats(model, stimulus, layer, run)]
+    scores = SinkOnRepeats(model, stimulus, layer, run, norm=False)
+    return [on_texts, SinkOnRepeats(model, stimulus, layer, run, scores=False), scores]
+
+
+def short_texts(model: Model, corpus: Corpus, run: Run) -> Corpus:
+    """Beginnings of texts, of ``run.sizes_on(model).reading`` tokens together; all of them, if they are no more.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> windows = mechrep.Corpus.from_tokens([list(range(400))] * 50, model=model)
+        >>> short_texts(model, windows, Run(effort="quick")).tokens.shape
+        torch.Size([16, 64])
+    """
+    budget = run.sizes_on(model).reading
+    if int(corpus.lengths.sum()) <= budget:
+        return corpus
+    n = min(len(corpus), max(_FEWEST_TEXTS, budget // LONGEST_READ))
+    rows = [corpus.row(text)[: max(2, budget // n)] for text in range(n)]
+    frame = corpus.frame.iloc[:n][["id"]].reset_index(drop=True)
+    return Corpus.from_tokens(rows, model=model, attention_mask=True, frame=frame, bos_policy=corpus.bos_policy)
 
 
 def foretold_repetitions(model: Model, run: Run) -> Foretold:
@@ -238,13 +409,18 @@ def foretold_repetitions(model: Model, run: Run) -> Foretold:
 
 
 def _scores(
-    logits: Float[Tensor, "row _ d_vocab"], tokens: Int[Tensor, "row _"]
-) -> tuple[Float[Tensor, "row target"], Tensor]:
-    """Log-probability of every token but the first, and whether it was the most probable one."""
-    following = tokens[:, 1:].to(logits.device)
-    before = logits[:, : following.shape[1]].float()
-    scores = before.gather(-1, following[..., None]).squeeze(-1) - before.logsumexp(-1)
-    return scores.cpu(), (before.argmax(-1) == following).cpu()
+    logits: Float[Tensor, "row last d_vocab"], targets: Int[Tensor, "row last"]
+) -> tuple[Float[Tensor, "row last"], Bool[Tensor, "row last"]]:
+    """Log-probability of every target, and whether it is the most probable token."""
+    rows, wanted = logits.flatten(0, 1), targets.to(logits.device).flatten()
+    scores = torch.empty(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32))
+    hits = torch.empty(len(rows), dtype=torch.bool)
+    for some in torch.arange(len(rows)).split(max(1, _LOGITS_AT_ONCE // logits.shape[-1])):
+        part = slice(int(some[0]), int(some[-1]) + 1)
+        here, right = rows[part].to(scores.dtype), wanted[part]
+        scores[part] = (here.gather(-1, right[:, None]).squeeze(-1) - here.logsumexp(-1)).cpu()
+        hits[part] = (here.argmax(-1) == right).cpu()
+    return scores.view(targets.shape), hits.view(targets.shape)
 
 
 def excess_removed(

@@ -11,7 +11,7 @@ The first two read given repetitions (teacher-forced), the others leave the mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.model import Model
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import RepeatedToken, single_token_id
 from mechrep.text.token_kinds import ordinary_ids
@@ -102,10 +102,8 @@ def repeat_behaviour(
     prefixes = [_prefix(model, token, prompt, bos) for token in ids]
     counts = _counts(model, ns, max(map(len, prefixes)), new_tokens, options)
     corpus = _corpus(model, ids, prefixes, counts, "as given" if prompt != "bare" else "prepended" if bos else "absent")
-    outcomes = [
-        NextRepetition(model, corpus, counts, options),
-        WrittenRepetitions(model, corpus, counts, new_tokens, options),
-    ]
+    foretold = NextRepetition(model, corpus, counts, options)
+    outcomes = [foretold, WrittenRepetitions(model, corpus, counts, new_tokens, options, foretold.left_off)]
     config = {"study": "repeat behaviour", "prompt": prompt, "bos": bos, "repeats": counts, "new_tokens": new_tokens}
     return measure_effects(model, cells, outcomes, config=config, run=options)
 
@@ -137,6 +135,8 @@ class NextRepetition(_AfterRepetitions):
     def __init__(self, model: Model, corpus: Corpus, counts: Sequence[int], run: Run) -> None:
         super().__init__(model, corpus, counts)
         self.foretold = foretold_repetitions(model, run)
+        self.left_off: set[tuple[str, int]] = set()  # where another token is the most probable one: nothing to write
+        self.regenerates = model.n_weights > LARGE_WEIGHTS  # dear there: as few draws as where texts are written
         self.cost = Cost(read=int(corpus.lengths[len(counts) - 1 :: len(counts)].sum()))
         self.measures = [Measure("p_next", "share", over="token", copy=n) for n in self.counts]
         self.measures += [Measure("continues", "share", over="token", copy=n, trials=1) for n in self.counts]
@@ -157,18 +157,23 @@ class NextRepetition(_AfterRepetitions):
         for mine in by_when.values():
             some = [interventions[place] for place in mine]
             example = next((one for one in some if one is not None), None)
-            texts = [self._whole(token, example) for token in range(len(self.units))]
+            texts = [self._whole(token, example, self.counts[0]) for token in range(len(self.units))]
             scored = score_tokens(self.model, texts, some, progress=progress, what="one more repetition")
             for token, scores in enumerate(scored):
-                table[0, mine, token] = scores.log_probability[:, after].double().exp()
-                table[1, mine, token] = scores.correct[:, after].double()
+                table[0, mine, token] = scores.log_probability[:, after - after[0]].double().exp()
+                table[1, mine, token] = scores.correct[:, after - after[0]].double()
+        for place, one in enumerate(interventions):
+            if one is None or (one.when == "all" and not one.differs_by_text):
+                texts = (table[1, place].flatten() == 0).nonzero().flatten().tolist()
+                self.left_off |= {(fingerprint_of(self.model, [one]), text) for text in texts}
         return self._rows(table.flatten(2))
 
-    def _whole(self, token: int, intervention: Intervention | None) -> ScoredText:
+    def _whole(self, token: int, intervention: Intervention | None, after: int = 1) -> ScoredText:
         """The longest text of a token, and one repetition more: what comes after few repetitions is in it."""
         text = (token + 1) * len(self.counts) - 1
         ids = self.corpus.row(text)
-        return ScoredText((*ids, ids[-1]), len(ids) - self.counts[-1] + 1, self._start(text, intervention), text)
+        first = len(ids) - self.counts[-1] + after
+        return ScoredText((*ids, ids[-1]), first, self._start(text, intervention), text)
 
     def _kept(self, intervention: Intervention | None) -> tuple[Tensor, Tensor] | None:
         """Log-probabilities and hits ``[token, repetition]`` that another study has read; None where it has not."""
@@ -188,8 +193,17 @@ class WrittenRepetitions(_AfterRepetitions):
 
     regenerates = True
 
-    def __init__(self, model: Model, corpus: Corpus, counts: Sequence[int], new_tokens: int, run: Run) -> None:
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        counts: Sequence[int],
+        new_tokens: int,
+        run: Run,
+        left_off: Collection[tuple[str, int]] = (),
+    ) -> None:
         super().__init__(model, corpus, counts)
+        self.left_off = left_off
         self.new_tokens, self.batch_size = new_tokens, run.batch_size or 256
         self.measures = [Measure("run", "count", over="token", copy=n) for n in self.counts]
         self.measures += [Measure("abandoned", "share", over="token", copy=n, trials=1) for n in self.counts]
@@ -200,17 +214,30 @@ class WrittenRepetitions(_AfterRepetitions):
         self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention token"]:
         """The measures."""
-        requests = [
-            Request(tuple(self.corpus.row(text)), self.new_tokens, intervention, self._start(text, intervention), text)
-            for intervention in interventions
+        keys = [fingerprint_of(self.model, [one]) for one in interventions]
+        places = [
+            (place, text)
+            for place, key in enumerate(keys)
             for text in range(len(self.corpus))
+            if (key, text) not in self.left_off  # its first token would be another one
+        ]
+        requests = [
+            Request(
+                tuple(self.corpus.row(text)),
+                self.new_tokens,
+                interventions[place],
+                self._start(text, interventions[place]),
+                text,
+            )
+            for place, text in places
         ]
         decoding = Decoding(lambda ids: ids[-1] != ids[-2])
         answers = run_requests(
             self.model, requests, decoding, batch_size=self.batch_size, progress=progress, what="going on repeating"
         )
-        runs = [_repetitions(list(answer.ids), len(ask.prompt)) for answer, ask in zip(answers, requests, strict=True)]
-        run = torch.tensor(runs, dtype=torch.float64).view(len(interventions), -1)
+        run = torch.zeros(len(interventions), len(self.corpus), dtype=torch.float64)
+        for (place, text), answer, ask in zip(places, answers, requests, strict=True):
+            run[place, text] = _repetitions(list(answer.ids), len(ask.prompt))
         return self._rows(torch.stack([run, (run < self.new_tokens).double()]))
 
 
@@ -258,9 +285,8 @@ def _counts(model: Model, ns: Sequence[int] | None, prefix: int, new_tokens: int
     room = model.anatomy.n_ctx - prefix - new_tokens
     if ns is None and room >= 1:
         grid = repeat_grid(min(room, run.sizes_on(model).repeats))
-        return sorted(
-            {grid[round(i)] for i in np.linspace(0, len(grid) - 1, min(run.sizes_on(model).curve, len(grid)))}
-        )
+        several = np.linspace(len(grid) - 1, 0, min(run.sizes_on(model).curve, len(grid)))  # one: the most
+        return sorted({grid[round(i)] for i in several})
     counts = [] if ns is None else sorted(set(ns))
     if not counts or not 1 <= counts[0] <= counts[-1] <= room or new_tokens < 1:
         raise InputError(

@@ -7,6 +7,7 @@ are read, each in one forward pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.ablation.effects import Effects
+from mechrep.ablation.effects import ABLATION, Effects
 from mechrep.ablation.run import Cell, measure_effects
-from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts
+from mechrep.ablation.sink_outcomes import sink_outcomes
 from mechrep.ablation.study import Controls, ablation_cells
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.measures.sink_neurons import begins_with_bos
@@ -26,10 +27,11 @@ from mechrep.measures.sink_norms import other_positions
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.studies.find_sink import SinkResult, frequent_tokens, ordinary_texts
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import repeated_tokens
+from mechrep.text.token_kinds import draw_tokens
 
 CONTROLS = Controls()
 ALL, FIRST = "sink neurons", "first sink neuron"
@@ -39,8 +41,9 @@ _TOKENS_PER_BATCH = 4096
 def repeated_stimulus(
     model: Model, corpus: Corpus, tokens: Sequence[int | str] | None, repeats: int | None, run: Run
 ) -> Corpus:
-    """Repeated tokens, with BOS where the texts have it; by default the most frequent of the texts.
+    """Repeated tokens, with BOS where the texts have it; by default drawn at random, of every kind alike.
 
+    Which tokens are repeated decides what they do: the most frequent ones of a text are those that a model knows best.
     How many, and how often, the effort says where it is not given.
 
     Raises:
@@ -50,10 +53,27 @@ def repeated_stimulus(
     n = min(model.anatomy.n_ctx - bos, run.sizes_on(model).repeats) if repeats is None else repeats
     if n < 2:
         raise InputError(f"repeats={n}", "at least 2", "raise it")
-    chosen = frequent_tokens(model, corpus, run.sizes_on(model).tokens) if tokens is None else tokens
-    if not chosen:
+    if tokens is None:  # a vocabulary in which no token has a kind has its texts' tokens
+        tokens = drawn_tokens(model, run) or frequent_tokens(model, corpus, run.sizes_on(model).tokens)
+    if not tokens:
         raise InputError("no token to repeat", "at least one", "pass tokens=, or texts that are not all special tokens")
-    return repeated_tokens(model, chosen, n, bos)
+    return repeated_tokens(model, tokens, n, bos)
+
+
+def drawn_tokens(model: Model, run: Run) -> list[int]:
+    """As many tokens as the effort says, drawn at random, in turn of every kind that the model has.
+
+    Example:
+        >>> import mechrep
+        >>> len(drawn_tokens(mechrep.load_model("mechrep-tiny"), Run(effort="quick")))
+        8
+    """
+    n = run.sizes_on(model).tokens
+    kinds: dict[str, list[int]] = {}
+    for token, kind in draw_tokens(model, n, run.seed):
+        kinds.setdefault(kind, []).append(token)
+    turns = itertools.zip_longest(*kinds.values())
+    return [token for turn in turns for token in turn if token is not None][:n]
 
 
 def sink_conditions(
@@ -69,7 +89,7 @@ def sink_conditions(
     Args:
         model: the model.
         neurons: ``(layer, neuron)``, the most important first, for instance ``find_sink(model).top(2)``.
-        first_alone: also the first of them alone, where there are several.
+        first_alone: also the first of them alone, where there are several; without draws of its own in large models.
         controls: kinds, or :class:`~mechrep.ablation.study.Controls`; none holds a sink neuron.
         run: options; the effort says how many draws.
 
@@ -93,7 +113,10 @@ def sink_conditions(
     wanted = controls if isinstance(controls, Controls) else Controls(tuple(controls))
     wanted = replace(wanted, exclude=[*wanted.exclude, every])
     cells, _ = ablation_cells(model, circuits, ops=["zero"], controls=wanted, when="all", run=run or Run())
-    return cells
+    if model.n_weights <= LARGE_WEIGHTS:
+        return cells
+    # In large models the first alone is told, not tested: its draws would cost as much as all others together.
+    return [cell for cell in cells if cell[0].name != FIRST or cell[0].selection == ABLATION]
 
 
 def sink_ablation(
@@ -117,7 +140,7 @@ def sink_ablation(
         sink: of :func:`~mechrep.studies.find_sink.find_sink`; its ``neurons`` are ablated.
         texts: ordinary texts: a corpus, or texts.  By default up to 100 windows of 64 tokens of held-out English, with
             BOS by the model's habit.
-        tokens: ids, or words of one token, to repeat; by default the most frequent ones of the texts.
+        tokens: ids, or words of one token, to repeat; by default drawn at random, of every kind alike.
         repeats: how often; by default what the effort says, or what the context holds.
         controls: kinds, or :class:`~mechrep.ablation.study.Controls`: ``"layer_matched"``, ``"random"``,
             ``"activation_matched"``, by default matched in the mean absolute activation on the texts, first position
@@ -166,10 +189,7 @@ def sink_ablation(
         wanted = replace(wanted, match={**wanted.match, "activation_matched": sizes})
     neurons = sink.top(len(sink.neurons))
     cells = sink_conditions(model, neurons, controls=wanted, run=options)
-    outcomes = [
-        SinkOnTexts(model, corpus, sink.layer, sink.best_head),
-        SinkOnRepeats(model, stimulus, sink.layer, options),
-    ]
+    outcomes = sink_outcomes(model, corpus, stimulus, sink.layer, sink.best_head, options)
     config = {"study": "sink ablation", "layer": sink.layer, "head": list(sink.best_head)}
     notes = {"excluded": {ALL: "sink neurons"}}
     return measure_effects(model, cells, outcomes, config=config, run=options, notes=notes)

@@ -18,7 +18,7 @@ from mechrep.ablation.benchmark_tasks import EMBEDDED_TASKS
 from mechrep.ablation.benchmarks import MARGIN, Questions, benchmark_cells, benchmark_study, paired_answers
 from mechrep.ablation.effects import Effects, Measure, judge
 from mechrep.ablation.run import measure_effects
-from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts
+from mechrep.ablation.sink_outcomes import sink_outcomes
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions.ops import SinkPatch
 from mechrep.measures.sink_norms import CLEARLY_ABOVE, MOVED
@@ -57,7 +57,7 @@ def run_patch_study(
         patch: by default the layer and neurons that :func:`~mechrep.studies.find_sink.find_sink` finds.
         texts: ordinary texts: a corpus, or texts.  By default up to 100 windows of 64 tokens of held-out English, with
             BOS by the model's habit.
-        tokens: ids, or words of one token, to repeat; by default the most frequent ones of the texts.
+        tokens: ids, or words of one token, to repeat; by default drawn at random, of every kind alike.
         repeats: how often; by default what the effort says, or what the context holds.
         controls: ``"layer_matched"``, ``"random"``.
         sink: of ``find_sink``, where it is known already.
@@ -98,7 +98,7 @@ def run_patch_study(
     cells = benchmark_cells(
         patch, model.anatomy, controls=controls, draws=options.sizes_on(model).draws, seed=options.seed
     )
-    outcomes = [SinkOnTexts(model, corpus, patch.layer, head), SinkOnRepeats(model, stimulus, patch.layer, options)]
+    outcomes = sink_outcomes(model, corpus, stimulus, patch.layer, head, options)
     config = {"study": "sink patch", "patch": patch.to_dict(), "head": list(head)}
     effects = with_drift(measure_effects(model, cells, outcomes, config=config, run=options))
     # BOS stays a sink under the patch, so attention to it may as well rise: unlike an ablation, no direction is named.

@@ -15,7 +15,7 @@ from tests.real.conftest import Real
 pytestmark = pytest.mark.real
 SMALLEST = run.Effort(
     loops=6, others=2, windows=4, tokens=2, draws=19, regenerated_draws=3, nulls=2, sequences=2, curve=1, repeats=32,
-    questions=4,
+    questions=4, reading=16,
 )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ import torch
 
 import mechrep
 from mechrep import run
+from mechrep.ablation import benchmark_tasks
 from mechrep.ablation.benchmark_tasks import TASKS, Document, read_documents, require_harness
 from mechrep.ablation.benchmarks import Questions, benchmark_study, paired_answers
+from mechrep.ablation.choices import score_choices
 from mechrep.ablation.effects import Effects
 from mechrep.errors import InputError
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch, scale
@@ -165,16 +167,11 @@ def test_a_second_run_with_the_same_store_asks_nothing(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_arc(tmp_path, QUERIES)
-    from lm_eval.models.huggingface import HFLM
-
     passes: list[Any] = []
-    ask = HFLM._model_call
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        passes.append(1)
-        return ask(self, *args, **kwargs)
-
-    monkeypatch.setattr(HFLM, "_model_call", counted)  # not of the module: one with a hook is another for a store
+    # Not of the module: one with a hook is another for a store.
+    monkeypatch.setattr(
+        benchmark_tasks, "score_choices", lambda *args, **options: passes.append(1) or score_choices(*args, **options)
+    )
     options: dict[str, Any] = {"data": tmp_path, "tasks": ["arc_easy"], "store": tmp_path / "kept"}
     first = asked(model, CUT, **options)
     after_first = len(passes)

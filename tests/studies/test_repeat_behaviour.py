@@ -197,3 +197,20 @@ def test_what_the_ablation_has_read_is_not_read_again(monkeypatch: pytest.Monkey
     torch.testing.assert_close(shared.values, alone.values, rtol=1e-4, atol=1e-6)
     repeat_behaviour(model, tokens, [9], {"without": edit}, new_tokens=2, run=run)
     assert scored.called, "more repetitions than were read"
+
+
+def test_what_ends_at_once_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the next token is known to be another one there is nothing to write; the numbers are the same."""
+    model, tokens, cut = load_model(repeater("llama_gqa")), [5, 17, 9, 30], {"cut": Neurons(ABLATED, when="all")}
+    behaviour = sys.modules["mechrep.studies.repeat_behaviour"]
+    run_requests, asked = behaviour.run_requests, []
+    monkeypatch.setattr(
+        behaviour,
+        "run_requests",
+        lambda model, some, *rest, **kw: asked.append(some) or run_requests(model, some, *rest, **kw),
+    )
+    effects = repeat_behaviour(model, tokens, [1, 6], cut, new_tokens=3)
+    continues = np.stack([effects.of("continues", n) for n in (1, 6)])
+    assert len(asked[-1]) == continues.sum() and 0 < continues.sum() < continues.size
+    runs = np.stack([effects.of("run", n) for n in (1, 6)])
+    assert ((runs > 0) == (continues > 0)).all()
