@@ -34,6 +34,7 @@ COMMANDS = {
     "information": ("Do loops look at tokens that carry little information?", "mechrep-tiny --ways mask"),
     "checkpoints": ("Which mechanism appears when in training.", "mechrep-tiny --revisions all"),
     "card": ("Which phenomena a model shows, as one table.", "mechrep-tiny --revisions step0,step23000 --nulls 0"),
+    "verify": ("What is published about a model, against what is measured.", "./real-models/smollm2-135m"),
     "ablate": (
         "Ablate components of your own, beside controls.",
         "mechrep-tiny L2H0,L3H1 --outcomes loss",

@@ -47,6 +47,7 @@ from mechrep.studies.sink_patch import run_repair_study
 from mechrep.studies.sinks import run_sink_study
 from mechrep.studies.token_information_study import run_information_study
 from mechrep.studies.training import run_training_study
+from mechrep.studies.verify import verify_model
 from mechrep.text.corpus import Corpus
 from mechrep.text.corpus_io import has_ids
 from mechrep.text.files import read_text, read_texts
@@ -455,6 +456,28 @@ def card(
 def _show_row(row: CardRow) -> None:
     sys.stdout.write(row.line + "\n")
     sys.stdout.flush()
+
+
+def verify(model: MODEL, *, options: Options = Options()) -> None:
+    """Compare what is published about a model (sinks, dimensions, heads, shares) with what is measured on it.
+
+    Each value gets one of three words: match, mismatch, not measured. A mismatch is a finding, and no error: the exit
+    code is 0 either way.
+
+    """
+    result = verify_model(options.load(model), run=options.run("verify"))
+    if options.out is not None:
+        result.save(options.out / "verify")
+    if options.json:
+        record = {"model": result.provenance.model["name"], "recognised": list(result.recognised), "how": result.how}
+        rows = json.loads(result.to_frame().to_json(orient="records"))
+        sys.stdout.write(json.dumps(record | {"values": rows}, indent=1, ensure_ascii=False) + "\n")
+        return
+    print_section(result.section(), tables=0)
+    if result.rows:
+        columns = ["verdict", "what", "published", "measured"]
+        sys.stdout.write(frame_text(result.to_frame()[columns]) + "\n")
+        sys.stdout.write("sources: " + "; ".join(dict.fromkeys(result.to_frame()["source"])) + "\n")
 
 
 # --- texts and models -----------------------------------------------------------------------------------------------

@@ -45,3 +45,5 @@ from mechrep.studies.token_information_study import InformationStudy as Informat
 from mechrep.studies.token_information_study import run_information_study as run_information_study
 from mechrep.studies.training import TrainingStudy as TrainingStudy
 from mechrep.studies.training import run_training_study as run_training_study
+from mechrep.studies.verify import Verification as Verification
+from mechrep.studies.verify import verify_model as verify_model

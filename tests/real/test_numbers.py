@@ -127,6 +127,15 @@ def test_norms_of_repeated_tokens(real: Real, bos: bool) -> None:
             same(result.bos_norm, norms[:, 0])
 
 
+def test_published_values_match_and_a_renamed_folder_is_recognised(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechrep.studies.verify import MATCH, recognise, verify_model
+
+    monkeypatch.setattr(real.model, "name", "./anything")
+    assert recognise(real.model) == ([real.name], "sizes and tokenizer")
+    frame = verify_model(real.model).to_frame()
+    assert len(frame) > 4 and frame[frame.verdict != MATCH].to_dict("records") == []
+
+
 def test_a_model_that_breaks_a_promise_is_refused(real: Real) -> None:
     def later(_module: Any, _args: Any, output: Any) -> Any:
         value = output[0] if isinstance(output, tuple) else output
