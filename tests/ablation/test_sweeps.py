@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mechrep
+from mechrep.ablation import outcomes
 from mechrep.ablation.effects import Effects
 from mechrep.ablation.outcomes import LoopDecoding
 from mechrep.ablation.study import Controls
@@ -98,6 +99,30 @@ def test_stopping_early_changes_no_answer(family: str, preset: str) -> None:
         ]
         patient, early = (sweep.of(sweep.measures[0].name) for sweep in both)
         assert np.array_equal(patient, early) and patient.any()
+
+
+def test_no_more_is_written_than_the_old_loop_needs_for_its_copies() -> None:
+    corpus, how = looping("gpt_neox", 6), LoopDecoding("mechrep", NEW, copies=3)
+    sweep = deactivated(neurons=neurons("gpt_neox").top(60), corpus=corpus, ks=[60], decoding=how)
+    onsets, periods = corpus.frame["onset"].tolist(), (corpus.frame["onset"] - corpus.frame["start"]).tolist()
+    enough = [min(NEW, max(2 * period, 32 - period)) for period in periods]
+    special = sorted(model("gpt_neox").special_ids)
+    answers = [
+        [
+            exact_loop(ids[: onset + more], onset, eos_id=1, special_ids=special) is not None
+            for ids, onset, more in zip(row, onsets, enough, strict=True)
+        ]
+        for row in written("gpt_neox", corpus, sweep, onsets, None)
+    ]
+    assert sweep.of().tolist() == answers and all(answers[0])
+
+
+def test_texts_that_stay_in_their_loop_are_read_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = outcomes.run_requests
+    monkeypatch.setattr(outcomes, "run_requests", lambda m, r, *a, **o: (asked.append(len(r)), real(m, r, *a, **o))[1])
+    sweep = deactivated(corpus=looping("gpt_neox", 6), ks=[40], decoding=LoopDecoding("hiraoka2025", NEW))
+    assert sum(asked) == int(sweep.of("escaped").sum()) < sweep.of("escaped").size
 
 
 def test_the_default_detector_judges_what_was_written() -> None:
