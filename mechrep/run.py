@@ -29,6 +29,7 @@ class Effort:
         repeats: how often a repeated token stands in a row under ablations, at most.
         questions: of each benchmark.
         reading: tokens of ordinary text that are read under every draw of a control of sink neurons.
+        brief: tokens of a text that are scored under an ablation, at most; ``None``: all.
     """
 
     loops: int
@@ -43,6 +44,7 @@ class Effort:
     repeats: int
     questions: int
     reading: int
+    brief: int | None = None
 
 
 EFFORTS = {
@@ -53,8 +55,8 @@ EFFORTS = {
 # The same for models in which one text costs as much as a hundred do in a model of a million weights.
 LARGE_WEIGHTS = 20_000_000  # in the layers
 EFFORTS_OF_LARGE = {
-    "quick": Effort(16, 6, 8, 6, 99, 19, 19, 8, 1, 96, 6, 80),
-    "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24, 512),
+    "quick": Effort(16, 6, 8, 6, 99, 19, 19, 8, 1, 96, 6, 80, 8),
+    "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24, 512, 24),
     "full": Effort(200, 50, 64, 48, 199, 39, 39, 32, 4, 512, 200, 4096),
 }
 

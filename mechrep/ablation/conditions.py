@@ -106,6 +106,16 @@ class Measure:
     trials: int = 0
     direction: int = 0
 
+    @property
+    def label(self) -> str:
+        """Name, and repetition where there is one.
+
+        Example:
+            >>> Measure("loss").label, Measure("loss", copy=1).label
+            ('loss', 'loss 1')
+        """
+        return self.name if self.copy is None else f"{self.name} {self.copy}"
+
     def __post_init__(self) -> None:
         if self.unit not in UNITS or self.direction not in (-1, 0, 1):
             raise InputError(

@@ -11,7 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mechrep.ablation.conditions import ABLATION, BASELINE, CHECKPOINT, SUPPORTED, UNITS
+from mechrep.ablation.conditions import ABLATION, BASELINE, CHECKPOINT, SUPPORTED, UNITS, Measure
+from mechrep.ablation.screening import Screening, screening_of
 from mechrep.errors import InputError
 from mechrep.figures import (
     AXIS,
@@ -189,11 +190,16 @@ def training_axis(frame: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
 def single_heads_figure(effects: Effects) -> go.Figure:
     """What ablating each head alone changes: a panel per measure, a cell per head, a star where it is supported.
 
+    Where heads were screened, the first panels show the estimates of all heads; cells without an exact value are empty.
+
     Args:
         effects: of :func:`mechrep.ablation.study.single_head_sweep`.
     """
     measures = [one for one in effects.measures if one.copy in (None, 1)]
     tables = [single_head_frame(effects, one.name, one.copy) for one in measures]
+    screening = screening_of(effects.notes)
+    if screening is not None:
+        return _screened_figure(effects, measures, tables, screening)
     titles = []
     for measure, table in zip(measures, tables, strict=True):
         widest = UNITS[measure.unit].scale * float(table["effect"].abs().max())
@@ -206,6 +212,33 @@ def single_heads_figure(effects: Effects) -> go.Figure:
     finished(figure, title="Each head ablated alone", subtitle=_subtitle(effects), x="head", y="layer")
     width = int(tables[0]["head"].max()) + 1
     figure.update_xaxes(range=[-0.5, width - 0.5], dtick=tick_step(width * min(COLUMNS, len(tables))))
+    return figure.update_yaxes(range=[-0.5, n_layers - 0.5], dtick=tick_step(n_layers))
+
+
+def _screened_figure(
+    effects: Effects, measures: Sequence[Measure], tables: Sequence[pd.DataFrame], screening: Screening
+) -> go.Figure:
+    """Estimates of all heads, and what the heads that were ablated do."""
+    units = {one.label: one.unit for one in measures if one.label in screening.estimates}
+    estimates = {label: screening.estimates[label].double().numpy() for label in units}
+    panel_of = {f"{label}: estimate": UNITS[units[label]] for label in units}
+    panel_of |= {measure.label: UNITS[measure.unit] for measure in measures}
+    n_layers, width = next(iter(screening.estimates.values())).shape
+    figure = panels([f"<b>{plain(name)}</b><br>{plain(unit.label)}" for name, unit in panel_of.items()],
+                    panel_height(n_layers))  # fmt: skip
+    for index, (label, table) in enumerate(estimates.items()):
+        values = UNITS[units[label]].scale * table
+        widest = float(np.nanmax(np.abs(values))) or 1.0
+        figure.add_heatmap(
+            x=np.arange(width), y=np.arange(n_layers), z=values, zmin=-widest, zmax=widest, colorscale=CHANGES,
+            showscale=False, hovertemplate="L%{y}H%{x}, estimate: %{z:+.3g}<extra></extra>", **place_of(index),
+        )  # fmt: skip
+    for index, (measure, table) in enumerate(zip(measures, tables, strict=True), len(estimates)):
+        every = pd.MultiIndex.from_product([range(n_layers), range(width)], names=["layer", "head"])
+        whole = table.set_index(["layer", "head"]).reindex(every).reset_index()
+        _draw_heads(figure, whole, UNITS[measure.unit].scale, index)
+    finished(figure, title="Heads ablated alone", subtitle=_subtitle(effects), x="head", y="layer")
+    figure.update_xaxes(range=[-0.5, width - 0.5], dtick=tick_step(width * min(COLUMNS, len(panel_of))))
     return figure.update_yaxes(range=[-0.5, n_layers - 0.5], dtick=tick_step(n_layers))
 
 
@@ -242,7 +275,10 @@ def _draw_heads(figure: go.Figure, table: pd.DataFrame, scale: float, index: int
     z, stars = wide["effect"].to_numpy(dtype=float), (wide["verdict"] == SUPPORTED).to_numpy()
     fits = 2 * z.shape[1] <= WRITTEN and len(z) <= WRITTEN
     text = [
-        [(f"{value:+.2g}" if fits else "") + "*" * bool(star) for value, star in zip(*rows, strict=True)]
+        [
+            (f"{value:+.2g}" if fits and value == value else "") + "*" * bool(star)
+            for value, star in zip(*rows, strict=True)
+        ]
         for rows in zip(z, stars, strict=True)
     ]
     widest = float(np.nanmax(np.abs(z))) or 1.0

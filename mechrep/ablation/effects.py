@@ -89,7 +89,7 @@ class Effects(Result):
         values: NaN where a unit has no such number, or was not measured under a condition.
         notes: what the numbers do not say: ``excluded``, components that no control may hold; ``left_out``, controls
             that could not be drawn; ``peers``: each ablation's controls are all others of its size and operation, under
-            this name.
+            this name; ``middle``: names of the ablations that stand for the usual ones, where the others were picked.
 
     Example:
         >>> from mechrep.ablation.effects import example_effects
@@ -144,6 +144,10 @@ class Effects(Result):
         """Differences to the baseline, unit by unit."""
         values = self.of(measure, copy)
         return values - values[:1]
+
+    def mean_effects(self) -> list[Float[np.ndarray, " condition"]]:
+        """Of every measure: the mean difference to the baseline, over the units that have both."""
+        return [_mean(self._change(number)) for number in range(len(self.measures))]
 
     def select(self, keep: Sequence[int] | None = None, measures: Sequence[str] | None = None) -> Effects:
         """Fewer conditions (the baseline stays) or measures.
@@ -304,11 +308,13 @@ class Effects(Result):
         for place, one in enumerate(self.conditions):
             if one.selection == ABLATION:
                 groups.setdefault(one.like, []).append(place)
+        usual = self.notes.get("middle")
         for members in groups.values():
+            among = [place for place in members if usual is None or self.conditions[place].name in usual]
             for unit in range(change.shape[1]):
-                column = change[members, unit]
+                column = change[among, unit]
                 if not np.isnan(column).all():
-                    apart[members, unit] = column - np.nanmedian(column)
+                    apart[members, unit] = change[members, unit] - np.nanmedian(column)
         nearer = _mean(apart) * _mean(change) < 0
         return np.where(nearer, 1.0, self._p_of_units(number, apart))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mechrep.ablation.effects import Measure
 from mechrep.ablation.score import ScoredText, score_tokens, token_losses
+from mechrep.ablation.screening import WeightedText
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.decode import Continuation, Decoding, Request, run_requests
 from mechrep.generation.loops import without_counter
@@ -84,6 +85,22 @@ class Outcome(Protocol):
         ...
 
 
+@runtime_checkable
+class Screens(Outcome, Protocol):
+    """An outcome that is a weighted sum of tokens' log-probabilities: heads can be screened by its gradient.
+
+    Attributes:
+        screened: label of the measure that the weights make, ``"name"`` or ``"name copy"``.
+    """
+
+    @property
+    def screened(self) -> str: ...
+
+    def weighted(self) -> Sequence[WeightedText]:
+        """The texts, and what each of their tokens counts."""
+        ...
+
+
 class _OnTexts:
     """What outcomes over the texts of a corpus share."""
 
@@ -128,28 +145,62 @@ class LoopLogProbability(_OnTexts):
     mean of ``log p`` over the cycle's tokens in its ``c``-th repetition; 0 is the onset token alone.  A repetition that
     would end beyond the model's context is missing.
 
+    With ``per_copy`` also ``stays_in_loop``: 1 where all of these tokens of the next repetition are the most probable
+    ones, so that greedy decoding would write them too, else 0.
+
     Args:
         model: the model.
         corpus: looping texts.
         loops: their loops.
         copies: so many repetitions.
         when: ``"from_onset"``: edited from the position that predicts the onset token on; ``"all"``: everywhere.
+        per_copy: tokens at the beginning of each repetition that count; by default all.
     """
 
-    def __init__(self, model: Model, corpus: Corpus, loops: Sequence[OldLoop], copies: int, when: When) -> None:
-        if copies < 1:
-            raise InputError(f"copies={copies}", "at least 1", "ask for more")
+    def __init__(
+        self,
+        model: Model,
+        corpus: Corpus,
+        loops: Sequence[OldLoop],
+        copies: int,
+        when: When,
+        per_copy: int | None = None,
+    ) -> None:
+        if copies < 1 or (per_copy is not None and per_copy < 1):
+            raise InputError(f"copies={copies}, per_copy={per_copy}", "at least 1", "ask for more")
         super().__init__(model, corpus, loop_families(corpus))
         self.loops = loops
+        self.counted = [len(one.cycle) if per_copy is None else min(per_copy, len(one.cycle)) for one in loops]
         room = [(model.anatomy.n_ctx - loop.onset) // len(loop.cycle) for loop in loops]
         self.whole = [min(copies, fits) for fits in room]
         self.measures = [Measure("loop_log_probability", copy=copy) for copy in range(max(self.whole) + 1)]
         self.facts |= {"copies": copies, "when": when, "loops": [[loop.start, loop.onset] for loop in loops]}
+        self.stays = per_copy is not None
+        if self.stays:
+            self.facts |= {"per_copy": per_copy}
+            self.measures += [Measure("stays_in_loop", "share", trials=1)]
         self.texts = []
         for number, (loop, fits) in enumerate(zip(loops, self.whole, strict=True)):
-            tokens = (*corpus.row(number)[: loop.onset], *(loop.cycle * fits or loop.cycle[:1]))
+            known = corpus.row(number)[: loop.onset]
+            length = (fits - 1) * len(loop.cycle) + self.counted[number] if fits else 1
+            tokens = (*known, *(loop.cycle * max(fits, 1))[:length])
             self.texts.append(ScoredText(tokens, loop.onset, 0 if when == "all" else loop.onset - 1, number))
         self.cost = Cost(read=sum(len(text.tokens) for text in self.texts))
+
+    @property
+    def screened(self) -> str:
+        """The next repetition; the onset token where no whole one fits any text."""
+        return f"loop_log_probability {min(1, max(self.whole))}"
+
+    def weighted(self) -> list[WeightedText]:
+        """The next repetition of each text, or the onset token where no whole one fits: what heads are screened by."""
+        chosen = []
+        for text, whole, counted in zip(self.texts, self.whole, self.counted, strict=True):
+            weights = torch.zeros(len(text.tokens) - text.first)
+            own = counted if whole else 1
+            weights[:own] = 1 / own
+            chosen.append(WeightedText(text, weights))
+        return chosen
 
     def values(
         self, interventions: Sequence[Intervention | None], progress: bool | None
@@ -160,9 +211,12 @@ class LoopLogProbability(_OnTexts):
         scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="loop log-probability")
         for text, (scores, loop, whole) in enumerate(zip(scored, self.loops, self.whole, strict=True)):
             values[0, :, text] = scores.log_probability[:, 0]
-            if whole:
-                by_copy = scores.log_probability.unflatten(1, (whole, len(loop.cycle))).mean(-1)
-                values[1 : whole + 1, :, text] = by_copy.T
+            for copy in range(whole):
+                begin = copy * len(loop.cycle)
+                part = scores.log_probability[:, begin : begin + self.counted[text]]
+                values[copy + 1, :, text] = part.mean(1)
+            if self.stays and whole:
+                values[-1, :, text] = scores.correct[:, : self.counted[text]].all(1).double()
         return values
 
 
@@ -176,9 +230,10 @@ class CopyAccuracy(_OnTexts):
     Args:
         model: the model.
         corpus: random repeats, as :func:`mechrep.text.stimuli.random_repeats` makes them.
+        drop: measure ``copy_loss_drop`` too, for which the first half is scored as well.
     """
 
-    def __init__(self, model: Model, corpus: Corpus) -> None:
+    def __init__(self, model: Model, corpus: Corpus, drop: bool = True) -> None:
         super().__init__(model, corpus)
         needed = {"start", "onset", "period"}
         facts = corpus.frame[sorted(needed & set(corpus.frame))].dropna().drop_duplicates().to_dict("records")
@@ -191,18 +246,20 @@ class CopyAccuracy(_OnTexts):
         start, onset, period = (int(facts[0][name]) for name in ("start", "onset", "period"))
         self.first_copy = onset - max(1, start)  # a text without BOS begins with a token that nothing predicts
         self.facts |= {"start": start, "onset": onset, "period": period}
-        self.measures = [Measure("copy_accuracy", "share", trials=period - 1), Measure("copy_loss_drop")]
-        self.texts = [
-            ScoredText(tuple(corpus.row(i)[: onset + period]), max(1, start), 0, i) for i in range(len(corpus))
-        ]
+        self.drop = drop
+        self.measures = [Measure("copy_accuracy", "share", trials=period - 1), Measure("copy_loss_drop")][: 1 + drop]
+        first = max(1, start) if drop else onset + 1
+        self.texts = [ScoredText(tuple(corpus.row(i)[: onset + period]), first, 0, i) for i in range(len(corpus))]
 
     def values(
         self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention text"]:
         """Accuracy and loss drop."""
         scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="copying")
-        after = self.first_copy + 1
+        after = self.first_copy + 1 if self.drop else 0
         accuracy = [scores.correct[:, after:].double().mean(1) for scores in scored]
+        if not self.drop:
+            return torch.stack(accuracy, dim=1)[None]
         drop = [
             scores.log_probability[:, after:].mean(1) - scores.log_probability[:, : self.first_copy].mean(1)
             for scores in scored

@@ -155,7 +155,8 @@ def _beside(value: Any, origins: Int[Tensor, " row"], size: int, name: str = "")
 
 
 _TOKENS_PER_BATCH = 2048
-_LOGITS_PER_BATCH = 2**27  # half a GiB in single precision: a large vocabulary makes batches smaller
+_LOGITS_PER_BATCH = 2**25  # 128 MiB in single precision: a large vocabulary makes batches smaller
+_LOGITS_AT_ONCE = 2**22  # turned into losses together: that needs copies
 
 
 @dataclass(frozen=True)
@@ -280,14 +281,12 @@ Scored = tuple[list[tuple[int, int]], Tensor, Tensor]  # (text, intervention) of
 
 def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Intervention | None]) -> Iterator[Scored]:
     """Plain view; all texts have one shape."""
-    length, first, begin = texts[0].shape
-    end = length - 1
+    length, first, _ = texts[0].shape
+    begin, end = first_read(model, texts[0].shape), length - 1
     if any(one is not None and one.holds(model.anatomy) for one in interventions):
         begin = 0  # levels are caught at a text's first token after BOS, which therefore must go by
-    if why_not_kept(model) or has_states(model) or shares_keys(model):
-        begin = 0
     if model.lengths is not None and length > model.lengths.switch:
-        begin, end = 0, length  # keys of the beginning alone have other angles, and so might the text without its end
+        end = length  # the text without its end might have other angles
     tokens = torch.tensor([text.tokens for text in texts], device=model.device)
     pairs = [(text, condition) for text in range(len(texts)) for condition in range(len(interventions))]
     table = EditTable(
@@ -302,7 +301,9 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
     first_layers = first_edited_layers(table, model.anatomy.n_layers)
     if why_not_kept(model) or shares_keys(model):
         first_layers = torch.zeros_like(first_layers)  # layers above look at the rows of layers below
-    size = min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // model.anatomy.d_vocab) // positions.shape[1]
+    kept = end - first + 1  # positions with logits
+    size = min(_TOKENS_PER_BATCH // positions.shape[1], _LOGITS_PER_BATCH // (model.anatomy.d_vocab * kept))
+    known, prefixes = list[int](), None
     with table.applied():
         for rows in torch.arange(len(pairs), device=model.device).split(max(1, size)):
             here = [pairs[row] for row in rows.tolist()]
@@ -314,21 +315,32 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
 
             distinct = sorted({text for text, _ in here})
             place = torch.tensor([distinct.index(text) for text, _ in here], device=model.device)
-            table.rest()
-            prefixes = _prefixes(model, tokens[distinct, :begin])
+            if distinct != known:  # the beginning of these texts is read once, whatever the batches
+                table.rest()
+                known, prefixes = distinct, prefixes_of(model, tokens[distinct, :begin])
             chosen = tokens[distinct][place]
             with branches.applied(model, aim):
                 assert model.plain is not None
                 logits = model.plain(
                     input_ids=chosen[branches.rows[0], begin:end],
-                    logits_to_keep=end - first + 1,
-                    **_from(prefixes, [place[some] for some in branches.rows]),
+                    logits_to_keep=kept,
+                    **go_on_from(prefixes, [place[some] for some in branches.rows]),
                 ).logits[:, : length - first]
             log_probability, correct = _judge(logits, chosen[branches.rows[-1], first:])
             yield here, log_probability[branches.result], correct[branches.result]
 
 
-def _prefixes(model: Model, tokens: Int[Tensor, "text pos"]) -> Any:
+def first_read(model: Model, shape: tuple[int, int, int]) -> int:
+    """First position of texts of this shape that every intervention reads anew; what lies before is read once."""
+    length, _, begin = shape
+    if why_not_kept(model) or has_states(model) or shares_keys(model):
+        return 0
+    if model.lengths is not None and length > model.lengths.switch:
+        return 0  # keys of the beginning alone have other angles
+    return begin
+
+
+def prefixes_of(model: Model, tokens: Int[Tensor, "text pos"]) -> Any:
     """Keys and values of the unedited beginnings; ``None`` where there are none."""
     from transformers import DynamicCache
 
@@ -340,7 +352,7 @@ def _prefixes(model: Model, tokens: Int[Tensor, "text pos"]) -> Any:
     return cache
 
 
-def _from(prefixes: Any, rows: Sequence[Int[Tensor, " _"]]) -> dict[str, Any]:
+def go_on_from(prefixes: Any, rows: Sequence[Int[Tensor, " _"]]) -> dict[str, Any]:
     """Options that let a forward pass go on from these prefixes; for every layer, the prefix of each of its rows."""
     from transformers import DynamicCache
 
@@ -374,5 +386,11 @@ def _judge(
     logits: Float[Tensor, "row token d_vocab"], tokens: Int[Tensor, "row token"]
 ) -> tuple[Float[Tensor, "row token"], Bool[Tensor, "row token"]]:
     """Log-probability of each token, and whether it was the most probable one."""
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten(), reduction="none")
-    return -losses.view_as(tokens).cpu(), (logits.argmax(-1) == tokens).cpu()
+    wide, targets = logits.flatten(0, 1), tokens.flatten()
+    at_once = max(1, _LOGITS_AT_ONCE // wide.shape[1])
+    pairs = list(zip(wide.split(at_once), targets.split(at_once), strict=True))
+    losses = torch.cat(
+        [torch.nn.functional.cross_entropy(part.float(), some, reduction="none") for part, some in pairs]
+    )
+    correct = torch.cat([part.argmax(-1) == some for part, some in pairs])
+    return -losses.view_as(tokens).cpu(), correct.view_as(tokens).cpu()

@@ -6,8 +6,9 @@ model of its own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,14 +23,24 @@ from mechrep.ablation.outcomes import (
     LoopLogProbability,
     Outcome,
     Regeneration,
+    Screens,
     loop_free_texts,
     looping_texts,
     unseen,
 )
 from mechrep.ablation.run import Cell, measure_effects
+from mechrep.ablation.screening import (
+    ALL_EXACTLY,
+    Agreement,
+    WeightedText,
+    agreement,
+    estimated_effects,
+    screened_heads,
+    screening_of,
+)
 from mechrep.ablation.texts import shared_loops, shared_repeats, shared_windows
 from mechrep.errors import InputError
-from mechrep.interventions.ops import Cut, Op, When, op_name
+from mechrep.interventions.ops import Cut, Heads, Op, When, as_op, op_name
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
 from mechrep.run import Run, one_of
@@ -72,6 +83,8 @@ class StudyTexts:
         copies: repetitions of a loop whose tokens are predicted.
         decoding: how texts are regenerated.
         held_out: leave out texts that the circuits' provenance names.
+        brief: of each repetition of a loop only so many tokens count, and of random repeats only the copy, without
+            ``copy_loss_drop``: for models in which each token costs much.
     """
 
     loops: Corpus | None = None
@@ -80,6 +93,7 @@ class StudyTexts:
     copies: int = 3
     decoding: LoopDecoding = field(default_factory=LoopDecoding)
     held_out: bool = True
+    brief: int | None = None
 
     def outcomes(
         self, model: Model, names: Sequence[str], *, when: When, seen: frozenset[str] = frozenset(), run: Run
@@ -101,7 +115,7 @@ class StudyTexts:
             return unseen(given, seen) if self.held_out else given
 
         def log_probability() -> Outcome:
-            return LoopLogProbability(model, *looping_texts(texts()), self.copies, when)
+            return LoopLogProbability(model, *looping_texts(texts()), self.copies, when, self.brief)
 
         def still_looping() -> Outcome:
             corpus, loops = looping_texts(texts())
@@ -115,7 +129,9 @@ class StudyTexts:
 
         makers: dict[str, Callable[[], Outcome]] = {
             "loop_log_probability": log_probability,
-            "copy_accuracy": lambda: CopyAccuracy(model, self.repeats or shared_repeats(model, run)),
+            "copy_accuracy": lambda: CopyAccuracy(
+                model, self.repeats or shared_repeats(model, run), drop=self.brief is None
+            ),
             "loss": lambda: HeldOutLoss(model, self.windows or shared_windows(model, run)),
             "still_looping": still_looping,
             "newly_looping": newly_looping,
@@ -324,6 +340,10 @@ def single_head_sweep(
     ranks (see :mod:`mechrep.ablation.effects`): a head is supported if over texts it does something, and more than the
     middle head.
 
+    Of more than 40 heads, all are screened by a first-order estimate (:mod:`mechrep.ablation.screening`) of what they
+    do to ``loop_log_probability``; the 20 with the largest estimates and 12 random others are ablated.  The middle
+    head is then that of the random ones.
+
     Args:
         model: the model.
         outcomes: see :func:`ablation_study`, as for all that follows.
@@ -333,7 +353,8 @@ def single_head_sweep(
         run: options.
 
     Returns:
-        Effects; the condition of head ``h`` of layer ``l`` is named ``"L{l}H{h}"``.
+        Effects; the condition of head ``h`` of layer ``l`` is named ``"L{l}H{h}"``.  Where heads were screened,
+        :func:`~mechrep.ablation.screening.screening_of` says by what, and how well that foretold the effects.
 
     Raises:
         InputError: an unknown outcome, an operation that is not for heads, texts that do not serve.
@@ -350,15 +371,88 @@ def single_head_sweep(
         >>> len(effects.conditions) == 1 + model.anatomy.n_layers * model.anatomy.n_heads
         True
     """
-    options, name = run or Run(), op_name(op)
+    options = run or Run()
     given = texts if isinstance(texts, StudyTexts) else StudyTexts(loops=texts)
-    cells: list[Cell] = [(Condition(), None)]
-    for layer in model.anatomy.attention_layers:
-        for head in range(model.anatomy.n_heads):
-            one = Circuit(f"L{layer}H{head}", heads=[(layer, head)])
-            condition = Condition(one.name, ABLATION, 1, name, components=one.components)
-            cells.append((condition, one.intervention(op, when)))
     measured = given.outcomes(model, outcomes, when=when, run=options)
-    config = {"study": "single heads", "when": when}
-    effects = measure_effects(model, cells, measured, config=config, run=options)
-    return replace(effects, notes={"peers": "other heads"})
+    return heads_alone(model, measured, op, when=when, peers="other heads", study="single heads", run=options)
+
+
+def heads_alone(
+    model: Model,
+    outcomes: Sequence[Outcome],
+    op: Op | str,
+    *,
+    when: When,
+    peers: str,
+    study: str,
+    run: Run,
+    named: str | None = None,
+) -> Effects:
+    """Heads ablated one at a time: all of them, or those that screening chooses.
+
+    Args:
+        model: the model.
+        outcomes: what is measured; those that are a :class:`~mechrep.ablation.outcomes.Screens` screen.
+        op: an operation on heads.
+        when: where they are ablated.
+        peers: what a head's controls are called.
+        study: name of the study.
+        run: options.
+        named: how the operation is called in tables; by default by its name.
+
+    Returns:
+        Effects; where heads were screened, :func:`screening_of` gives by what.
+    """
+    heads = [(layer, head) for layer in model.anatomy.attention_layers for head in range(model.anatomy.n_heads)]
+    by, notes = [one for one in outcomes if isinstance(one, Screens)], {"peers": peers}
+    name = op_name(op) if named is None else named
+    if by and len(heads) > ALL_EXACTLY:
+        chosen = screened_heads(_estimates(model, by, op, run), seed=run.seed)
+        heads, notes = chosen.heads, notes | {"screened": chosen.facts, "middle": [_name(*u) for u in chosen.sampled]}
+    cells: list[Cell] = [(Condition(), None)]
+    for layer, head in heads:
+        components = {"heads": [[layer, head]]}
+        condition = Condition(_name(layer, head), ABLATION, 1, name, components=components)
+        cells.append((condition, Heads([(layer, head)], op, when)))
+    return measure_effects(model, cells, outcomes, config={"study": study, "when": when}, run=run, notes=notes)
+
+
+def _name(layer: int, head: int) -> str:
+    return f"L{layer}H{head}"
+
+
+def _estimates(
+    model: Model, outcomes: Sequence[Screens], op: Op | str, run: Run
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """Mean estimates over texts, by the measure that they foretell; once per run."""
+    found = {}
+    for one in outcomes:
+        texts = one.weighted()
+        facts = [[list(t.text.tokens), t.text.first, t.text.start, t.text.number, t.weights.tolist()] for t in texts]
+        named = as_op(op)
+        key = hashlib.sha256(repr((facts, named.fingerprint)).encode()).hexdigest()[:16]
+
+        def make(texts: Sequence[WeightedText] = texts) -> Float[Tensor, "text layer head"]:
+            return estimated_effects(model, texts, op, progress=run.progress)
+
+        estimates = run.once(("estimates", model.fingerprint(), key), make)
+        found[one.screened] = estimates.nanmean(0)
+    return found
+
+
+def agreements(effects: Effects) -> dict[str, Agreement]:
+    """How well the estimates that chose a table's heads foretold their effects, by measure; empty if all were ablated.
+
+    Args:
+        effects: of :func:`single_head_sweep`, or another table of heads ablated alone.
+    """
+    screening = screening_of(effects.notes)
+    if screening is None:
+        return {}
+    found = {}
+    units = [tuple(one.components["heads"][0]) for one in effects.conditions[1:]]
+    for measure, means in zip(effects.measures, effects.mean_effects(), strict=True):
+        if measure.label in screening.estimates:
+            exact = dict(zip(units, means[1:].tolist(), strict=True))
+            found[measure.label] = agreement(screening, measure.label, exact)
+    return found

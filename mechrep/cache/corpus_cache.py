@@ -129,6 +129,81 @@ class Analyzer(ABC, Generic[R]):
 _TOKENS_PER_BATCH = 8192  # enough to keep two cores or one GPU busy, small enough for a laptop
 
 
+class OnTexts(Analyzer[R]):
+    """Another analyzer, on some texts of a corpus alone: two kinds of text can be read in one pass.
+
+    Args:
+        analyzer: what observes.
+        texts: numbers of texts in the corpus.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.measures.head_scores import HeadScores
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> corpus = mechrep.Corpus.from_tokens([[0, 5, 6, 7, 5, 6, 7, 5], [0, 8, 9, 10, 8, 9, 10]], model=model)
+        >>> two = [OnTexts(HeadScores(bos_id=model.bos_id), [text]) for text in range(2)]
+        >>> [one.n_texts["induction"] for one in CorpusCache(model, corpus).run(*two)]
+        [1, 1]
+    """
+
+    sites: ClassVar[frozenset[Site]] = frozenset()
+
+    def __init__(self, analyzer: Analyzer[R], texts: Sequence[int]) -> None:
+        self.analyzer, self.texts = analyzer, sorted(texts)
+        self.sites = analyzer.sites  # pyright: ignore[reportAttributeAccessIssue] - those of the instance
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the analyzer, and the texts."""
+        return self.analyzer.config | {"analyzer": type(self.analyzer).__name__, "texts": self.texts}
+
+    @property
+    def state(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the analyzer."""
+        return self.analyzer.state
+
+    @state.setter
+    def state(self, state: dict[str, Tensor]) -> None:
+        self.analyzer.state = state
+
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
+        """As the analyzer does for these texts."""
+        self.analyzer.prepare(anatomy, frame.iloc[self.texts])
+        self._part: tuple[Batch, Int[Tensor, " row"], Batch] | None = None
+
+    def _part_of(self, batch: Batch) -> tuple[Int[Tensor, " row"], Batch]:
+        if self._part is None or self._part[0] is not batch:
+            places = [place for place, text in enumerate(batch.texts) if text in set(self.texts)]
+            rows = torch.tensor(places, dtype=torch.long, device=batch.tokens.device)
+            texts, frame = tuple(batch.texts[place] for place in places), batch.frame.iloc[places]
+            self._part = batch, rows, Batch(batch.tokens[rows], batch.lengths[rows], texts, frame)
+        return self._part[1:]
+
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
+        """Hand over the rows of these texts."""
+        rows, part = self._part_of(batch)
+        if len(rows):
+            self.analyzer.observe(activation[rows.to(activation.device)], site, layer, part)
+
+    def finish_batch(self, batch: Batch) -> None:
+        """Tell the analyzer that these rows are done."""
+        rows, part = self._part_of(batch)
+        if len(rows):
+            self.analyzer.finish_batch(part)
+
+    def result(self, provenance: Provenance) -> R:
+        """Of the analyzer."""
+        return self.analyzer.result(provenance)
+
+    def load_result(self, folder: Path) -> R:
+        """As the analyzer does."""
+        return self.analyzer.load_result(folder)
+
+    def layers(self, anatomy: Anatomy, site: Site) -> Sequence[int]:
+        """As the analyzer says."""
+        return self.analyzer.layers(anatomy, site)
+
+
 class CorpusCache:
     """A model, a corpus, and everything that is read from the one over the other.
 

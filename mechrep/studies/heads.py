@@ -13,62 +13,55 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.controls import Unit
 from mechrep.ablation.effect_plots import single_head_frame, single_heads_figure
-from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge
+from mechrep.ablation.effects import SUPPORTED, Effects, judge
 from mechrep.ablation.outcomes import LoopDecoding
+from mechrep.ablation.screening import screening_of
 from mechrep.ablation.study import (
     READ_OUTCOMES,
     Controls,
     StudyTexts,
     ablation_study,
+    agreements,
     single_head_sweep,
 )
 from mechrep.ablation.texts import find_and_test, null_models, shared_loops, shared_windows, with_split
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.errors import ModelError, NothingFoundError
+from mechrep.errors import NothingFoundError
 from mechrep.figures import attention_maps_figure, counted
 from mechrep.generation.loops import without_counter
 from mechrep.interventions.ops import When
-from mechrep.measures.head_copying import HeadCopying, HeadCopyingResult
 from mechrep.measures.head_layers import layer_profiles
-from mechrep.measures.head_scores import (
-    CLEAR,
-    PUBLISHED_THRESHOLD,
-    HeadScoreResult,
-    HeadScores,
-    head_scores_figure,
-    induction_heads,
-)
+from mechrep.measures.head_scores import CLEAR, HeadScoreResult, HeadScores, head_scores_figure
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import check_same_model
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
-from mechrep.stats import known, largest
-from mechrep.text.corpus import Corpus
+from mechrep.stats import known
+from mechrep.studies.kinds_of_heads import (
+    ON_REPEATS,
+    HeadReadings,
+    head_kinds,
+    heads_of,
+    name_of,
+    read_heads,
+    read_null_heads,
+)
+from mechrep.text.corpus import SHORTEST_WINDOW, Corpus
 from mechrep.text.stimuli import random_repeats
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-ON_REPEATS, ON_LOOPS = "random repeats", "natural loops"
-KINDS = (
-    ("induction", ON_REPEATS),
-    ("duplicate_token", ON_REPEATS),
-    ("previous_token", ON_REPEATS),
-    ("first_token", ON_REPEATS),
-    ("induction", ON_LOOPS),
-    ("duplicate_token", ON_LOOPS),
-)
 BEST, INDUCTION, DUPLICATE, CIRCUIT, JOINT = (
     "best induction head",
     "all induction heads",
@@ -77,145 +70,9 @@ BEST, INDUCTION, DUPLICATE, CIRCUIT, JOINT = (
     "induction heads and repetition neurons",
 )
 _PERIOD = 50
-_NORMAL = 1.96  # standard errors on either side that hold 95 %
 _EXAMPLE_TOKENS = 48  # so many can be read on the axes of an attention map
-_CANDIDATES = 16  # texts among which the example is chosen
+_CANDIDATES, _FEW_CANDIDATES = 16, 3  # texts among which the example is chosen; where reading one costs much
 _LISTED = 10  # heads in a table of the page, at most
-
-
-# --- which heads are of which kind ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HeadReadings:
-    """What all heads of one model look at and say.
-
-    Attributes:
-        repeats: scores on random repeats.
-        copying: what the heads say there; ``None`` where what single heads write cannot be told apart.
-        loops: scores on natural loops, for queries after the onset (``hiraoka2025``).
-    """
-
-    repeats: HeadScoreResult
-    copying: HeadCopyingResult | None
-    loops: HeadScoreResult
-
-    def of(self, kind: str, measured_on: str) -> Float[Tensor, "layer head"]:
-        """One score on one kind of text."""
-        return (self.repeats if measured_on == ON_REPEATS else self.loops).of(kind)
-
-
-def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run, *, writes: bool = True) -> HeadReadings:
-    """Score all heads on both kinds of text, a pass over each; of null models what heads look at alone."""
-    size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])  # small: patterns are as large as texts squared
-    cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
-    try:
-        writing = [HeadCopying(model)] if writes else []
-    except ModelError:  # compressed values, gates behind the heads, ...: what they look at is measured all the same
-        writing = []
-    scores, *copying = cache.run(HeadScores(bos_id=model.bos_id), *writing)
-    cache = CorpusCache(model, loops, store=run.store, progress=run.progress)
-    (natural,) = cache.run(HeadScores("hiraoka2025", bos_id=model.bos_id))
-    return HeadReadings(scores, copying[0] if copying else None, natural)
-
-
-def head_kinds(own: HeadReadings, nulls: Sequence[HeadReadings]) -> pd.DataFrame:
-    """Test of every head, of every kind, on every kind of text: does it stand out from null models?
-
-    A draw is the highest of all heads of one null model, so having looked at all heads is part of the p-value (the
-    largest statistic of Westfall & Young): with 19 null models a head above all of them has p = 0.05.  An induction
-    head on random repeats must stand out in what it looks at (prefix matching) *and* in what it says (``functional``),
-    where a model lets that be measured: its p-value is the larger of the two.  What a head says is compared with what
-    it says where queries swap their targets (``functional_null``), times the number of heads that were looked at.
-
-    Args:
-        own: of the model.
-        nulls: of models that have learned nothing, on the same texts.
-
-    Returns:
-        One row per kind, kind of text and head, highest score first: ``kind``, ``measured_on``, ``layer``, ``head``,
-        the columns of :func:`mechrep.ablation.effects.judge`, and two conventions beside the verdict: ``clear`` (at
-        least 0.3 above uniform attention; for induction as :func:`mechrep.measures.head_scores.induction_heads` says;
-        in loops above the published 0.5, too), and ``published`` (more than 0.5 in loops, the published rule);
-        ``null_says``, the highest upper end of a head's 99 % band of ``functional`` by chance, where it counts.
-
-    Source: self-finding in loops: Hiraoka & Inui 2025 (arXiv 2410.13497); tests by the largest statistic: Westfall &
-    Young 1993 (*Resampling-Based Multiple Testing*).
-
-    Limits: null models tell what the architecture gives, not what any trained head has: a small difference from them
-    can be real and of no importance, which ``clear`` is there for.
-
-    Example:
-        >>> import mechrep
-        >>> from mechrep.models.nulls import shuffled
-        >>> from mechrep.run import Run
-        >>> model, run = mechrep.load_model("mechrep-tiny"), Run(progress=False)
-        >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(6)]
-        >>> loops = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
-        >>> repeats = random_repeats(model, n=20, sequences=6)
-        >>> own, null = (read_heads(one, repeats, loops, run) for one in (model, shuffled(model)))
-        >>> table = head_kinds(own, [null] * 19)  # one and the same: real nulls differ
-        >>> heads_of(table, "induction") == own.repeats.top(1)
-        True
-    """
-    tables = [_kind_table(own, nulls, kind, place) for kind, place in KINDS]
-    family = "one kind of head on one kind of text"
-    return judge(pd.concat(tables, ignore_index=True), within=["kind", "measured_on", "name"], family=family)
-
-
-def _kind_table(own: HeadReadings, nulls: Sequence[HeadReadings], kind: str, place: str) -> pd.DataFrame:
-    result = own.repeats if place == ON_REPEATS else own.loops
-    table, errors = result.of(kind), result.standard_errors[result.row(kind)]
-    draws = [largest(null.of(kind, place)) for null in nulls]
-    clear, said, by_chance = set(result.clear(kind)), None, float("nan")
-    if (kind, place) == ("induction", ON_REPEATS) and own.copying is not None:
-        clear, said = set(induction_heads(own.repeats, own.copying)), _p_of_saying(own.copying)
-        by_chance = largest(own.copying.functional_band[1])
-    elif place == ON_LOOPS:
-        clear &= set(result.above(PUBLISHED_THRESHOLD, kind))
-    published = result.above(PUBLISHED_THRESHOLD, kind) if place == ON_LOOPS else []
-    rows = []
-    for unit in result.ranking(kind):
-        value, half = float(table[unit]), _NORMAL * float(errors[unit])
-        row = detection(
-            name_of(unit), kind, value, draws, interval=(value - half, value + half), n=result.n_texts[kind]
-        )
-        if said is not None:
-            row["p"] = max(row["p"], float(said[unit]))
-        facts = {"kind": kind, "measured_on": place, "layer": unit[0], "head": unit[1]}
-        conventions = {"clear": unit in clear, "published": unit in published}
-        rows.append(facts | row | conventions | {"null_says": by_chance})
-    return pd.DataFrame(rows)
-
-
-def _p_of_saying(copying: HeadCopyingResult) -> Float[Tensor, "layer head"]:
-    """How often a head would say the next token so clearly if its queries had each other's targets, for all heads."""
-    z = (copying.functional - copying.functional_null).double() / copying.functional_null_sd.double()
-    p = torch.special.ndtr(-z) * len(known(copying.functional))
-    return p.clamp_max(1.0).masked_fill(copying.functional.isnan(), 1.0).float()
-
-
-def heads_of(kinds: pd.DataFrame, kind: str, measured_on: str | None = None) -> list[Unit]:
-    """Heads of a kind: supported, and clear by the convention; those on random repeats first, best first.
-
-    Example:
-        >>> rows = pd.DataFrame({"kind": "induction", "measured_on": ON_LOOPS, "layer": [1, 0], "head": [2, 0]})
-        >>> heads_of(rows.assign(verdict="supported", clear=[True, False]), "induction")
-        [(1, 2)]
-    """
-    mine = kinds[(kinds["kind"] == kind) & (kinds["verdict"] == SUPPORTED) & kinds["clear"]]
-    mine = mine if measured_on is None else mine[mine["measured_on"] == measured_on]
-    return list(dict.fromkeys(zip(mine["layer"].tolist(), mine["head"].tolist(), strict=True)))
-
-
-def name_of(unit: Unit) -> str:
-    """How a head is called.
-
-    Example:
-        >>> name_of((3, 1))
-        'L3H1'
-    """
-    return f"L{unit[0]}H{unit[1]}"
 
 
 # --- the circuits that they make --------------------------------------------------------------------------------------
@@ -259,14 +116,27 @@ def planned_circuits(kinds: pd.DataFrame, neurons: RepetitionNeuronResult, n_hea
     return planned
 
 
-def default_head_ks(n_heads: int) -> list[int]:
+def main_circuit(circuits: Sequence[Circuit]) -> Circuit:
+    """The one that the section is about: all induction heads, where there are several."""
+    order = (INDUCTION, BEST, DUPLICATE, CIRCUIT)
+    return min(circuits, key=lambda one: order.index(one.name) if one.name in order else len(order))
+
+
+def default_head_ks(n_heads: int, points: int | None = None) -> list[int]:
     """Numbers of heads to ablate together: 1, 2, 3, 4, 8, ... up to three eighths of the model, and at most 32.
 
+    Args:
+        n_heads: of the model.
+        points: so many of these numbers, at least 2, evenly from the first to the last; by default all.
+
     Example:
-        >>> default_head_ks(8), default_head_ks(144)
-        ([1, 2, 3], [1, 2, 3, 4, 8, 16, 32])
+        >>> default_head_ks(8), default_head_ks(144), default_head_ks(144, 2)
+        ([1, 2, 3], [1, 2, 3, 4, 8, 16, 32], [1, 32])
     """
-    return [k for k in (1, 2, 3, 4, 8, 16, 32) if k <= max(1, 3 * n_heads // 8)]
+    every = [k for k in (1, 2, 3, 4, 8, 16, 32) if k <= max(1, 3 * n_heads // 8)]
+    if points is None or len(every) <= 2:
+        return every
+    return [every[int(place)] for place in np.linspace(0, len(every) - 1, max(2, points)).round()]
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -309,6 +179,7 @@ class HeadStudy:
         profiles: of :func:`mechrep.studies.layer_profiles`; ``None`` without an induction head or a rising neuron.
         example: attention in one looping text.
         nulls: null models.
+        brief: tokens of a text that were scored under ablations, at most; ``None``: all.
         provenance: of the whole study.
     """
 
@@ -325,6 +196,7 @@ class HeadStudy:
     profiles: pd.DataFrame | None
     example: LoopExample
     nulls: int
+    brief: int | None
     provenance: Provenance
 
     def heads_of(self, kind: str, measured_on: str | None = None) -> list[Unit]:
@@ -389,7 +261,6 @@ def run_head_study(
     check_same_model(neurons, model)
     on = _repeats(model, options) if repeats is None else repeats
     own = read_heads(model, on, find, options)
-    quiet = replace(options, progress=False)
     key = (
         "heads of null models",
         model.fingerprint(),
@@ -397,18 +268,25 @@ def run_head_study(
         find.fingerprint(),
         options.sizes_on(model).nulls,
     )
-    nulls = options.once(key, lambda: [_null_heads(make, on, find, quiet) for make in null_models(model, options)])
+    nulls = options.once(key, lambda: [_null_heads(make, on, find, options) for make in null_models(model, options)])
     kinds = head_kinds(own, nulls)
-    circuits = planned_circuits(kinds, neurons, model.anatomy.n_heads)
-    windows = shared_windows(model, options)
+    circuits, sizes = planned_circuits(kinds, neurons, model.anatomy.n_heads), options.sizes_on(model)
+    brief = sizes.brief
+    if brief is not None and circuits:
+        main = main_circuit([one for one, _ in circuits]).name
+        circuits = [(one, when) for one, when in circuits if one.name in (main, DUPLICATE, CIRCUIT)]
+    windows = shared_windows(model, options, length=128 if brief is None else max(SHORTEST_WINDOW, 2 * brief))
     n_heads = sum(units_per_layer(model.anatomy, "heads"))
-    chosen = default_head_ks(n_heads) if ks is None else list(ks)
+    points = None if brief is None else 1 + sizes.curve
+    chosen = default_head_ks(n_heads, points) if ks is None else list(ks)
+    read = READ_OUTCOMES if brief is None else READ_OUTCOMES[:1]
     plan = _Plan(model, texts, test, windows, circuits, preset, options)
     return HeadStudy(
         model_name=model.name, preset=preset, corpus=texts, readings=own, kinds=kinds, neurons=neurons,
-        single=single_head_sweep(model, outcomes=READ_OUTCOMES, texts=plan.on(test), run=options),
+        single=single_head_sweep(model, outcomes=read, texts=plan.on(test), run=options),
         ranking=plan.ranking(own.repeats, chosen), circuits=circuits, ablations=plan.ablations(regenerate),
-        profiles=_profiles(neurons, own.repeats), example=_example(model, test, kinds, own.repeats), nulls=len(nulls),
+        profiles=_profiles(neurons, own.repeats), example=_example(model, test, kinds, own.repeats), 
+        nulls=len(nulls), brief=brief,
         provenance=provenance_of(
             model, texts, {"study": "heads", "preset": preset, "ks": chosen, "seed": options.seed,
                            "effort": options.effort, "regenerate": regenerate},
@@ -418,7 +296,7 @@ def run_head_study(
 
 def _null_heads(make: Callable[[], AbstractContextManager[Model]], on: Corpus, find: Corpus, run: Run) -> HeadReadings:
     with make() as null:
-        return read_heads(null, on, find, run, writes=False)
+        return read_null_heads(null, on, find, run)
 
 
 def _repeats(model: Model, run: Run) -> Corpus:
@@ -438,10 +316,20 @@ class _Plan:
     preset: str
     run: Run
 
+    @property
+    def brief(self) -> int | None:
+        """Tokens of a text that are scored, at most."""
+        return self.run.sizes_on(self.model).brief
+
     def on(self, loops: Corpus) -> StudyTexts:
         """These texts; held out already, or the same ones where a preset wants it so."""
         decoding = LoopDecoding(self.preset).within(self.model.anatomy.n_ctx, self.texts)
-        return StudyTexts(loops=loops, windows=self.windows, copies=2, decoding=decoding, held_out=False)
+        if self.brief is None:
+            return StudyTexts(loops=loops, windows=self.windows, copies=2, decoding=decoding, held_out=False)
+        repeats = random_repeats(
+            self.model, n=self.brief, sequences=self.run.sizes_on(self.model).sequences, seed=self.run.seed + 1
+        )
+        return StudyTexts(loops, repeats, self.windows, 1, decoding, held_out=False, brief=self.brief)
 
     def controls(self, draws: int | None = None) -> Controls:
         """Heads of the same layers that belong to no circuit of repetition."""
@@ -449,8 +337,36 @@ class _Plan:
         exclude = [Circuit("heads of the circuits", heads=named)] if named else []
         return Controls(("layer_matched",), draws, exclude, strict=False)
 
+    def brief_ablations(self) -> list[Effects]:
+        """What the main circuit does to loops, copying and language, and what the circuit of all positions does.
+
+        Nothing is regenerated: where the next tokens of a loop are the most probable ones, greedy decoding writes them.
+        """
+        circuits, sizes = [one for one, _ in self.circuits], self.run.sizes_on(self.model)
+        if not circuits:
+            return []
+        main = main_circuit(circuits)
+        jobs: list[tuple[Circuit, Sequence[str], When, int | None]] = [
+            (main, READ_OUTCOMES[:1], "from_onset", None),
+            (main, READ_OUTCOMES[1:], "from_onset", 2 * sizes.regenerated_draws + 1),
+        ]
+        for one in circuits:
+            if one is not main:
+                everywhere = one.name == CIRCUIT
+                asked = READ_OUTCOMES[1:2] if everywhere else READ_OUTCOMES[:1]
+                jobs.append((one, asked, "all" if everywhere else "from_onset", sizes.regenerated_draws))
+        return [
+            ablation_study(
+                self.model, circuit, outcomes=asked, texts=self.on(self.test), controls=self.controls(draws), when=when,
+                run=self.run,
+            )
+            for circuit, asked, when, draws in jobs
+        ]  # fmt: skip
+
     def ablations(self, regenerate: bool) -> list[Effects]:
         """The circuits under each ``when``; and the first of them on loop-free texts, which run to their end."""
+        if self.brief is not None:
+            return self.brief_ablations()
         tables, outcomes = [], [*READ_OUTCOMES, *(["still_looping"] if regenerate else [])]
         for when in ("from_onset", "all"):
             some = [circuit for circuit, where in self.circuits if where == when]
@@ -476,7 +392,10 @@ class _Plan:
         """The heads that score highest on induction, ``ks`` of them."""
         circuits = [Circuit.from_heads(scores, k) for k in ks]
         controls = Controls(("layer_matched",), self.run.sizes_on(self.model).regenerated_draws, strict=False)
-        return ablation_study(self.model, circuits, texts=self.on(self.test), controls=controls, run=self.run)
+        outcomes = READ_OUTCOMES if self.brief is None else READ_OUTCOMES[:1]
+        return ablation_study(
+            self.model, circuits, outcomes=outcomes, texts=self.on(self.test), controls=controls, run=self.run
+        )
 
 
 def _profiles(neurons: RepetitionNeuronResult, scores: HeadScoreResult) -> pd.DataFrame | None:
@@ -511,7 +430,8 @@ def _typical(model: Model, texts: Corpus, head: Unit, score: str) -> Corpus:
     for mask in ((periods > 2) & (2 * periods <= _EXAMPLE_TOKENS), periods > 2, periods > 0):
         if mask.any():
             break
-    candidates = [texts.select([int(place)]) for place in np.flatnonzero(mask)[:_CANDIDATES]]
+    number = _CANDIDATES if model.n_weights <= LARGE_WEIGHTS else _FEW_CANDIDATES
+    candidates = [texts.select([int(place)]) for place in np.flatnonzero(mask)[:number]]
     values = []
     for one in candidates:
         (result,) = CorpusCache(model, one, progress=False).run(HeadScores("hiraoka2025", bos_id=model.bos_id))
@@ -595,20 +515,24 @@ def _scores_frame(study: HeadStudy) -> pd.DataFrame:
 
 
 _CLAIMED = {  # claims of every circuit, and those of the main one
-    "loop_log_probability": "loop", "still_looping": "looping", "newly_looping": "newly",
+    "loop_log_probability": "loop", "still_looping": "looping", "newly_looping": "newly", "stays_in_loop": "stays",
     "copy_accuracy": "copying", "loss": "loss",
 }  # fmt: skip
-_OF_ALL = ("loop_log_probability", "still_looping", "newly_looping")
+_OF_ALL = ("loop_log_probability", "still_looping", "newly_looping", "stays_in_loop")
 
 
 def _ablation_section(study: HeadStudy) -> Section:
     loops = study.single.clusters[0]
-    single = single_head_frame(study.single)
+    single, told = single_head_frame(study.single), next(iter(agreements(study.single).values()), None)
+    screening = screening_of(study.single.notes)
     heads = [name_of((layer, head)) for layer, head in zip(single["layer"], single["head"], strict=True)]
     fields: dict[str, Any] = {
-        "model": study.model_name, "n_heads": len(single), "n_texts": len(loops), "n_families": len(set(loops)),
-        "single": heads[0], "single_effect": single["effect"].iloc[0], "width": int(single["head"].max()) + 1,
-        "listed": min(_LISTED, len(single)),
+        "model": study.model_name, "n_heads": len(known(study.readings.repeats.unexplained)), "n_alone": len(single),
+        "n_texts": len(loops), "n_families": len(set(loops)),
+        "single": heads[0], "single_effect": single["effect"].iloc[0], "listed": min(_LISTED, len(single)),
+        "width": study.readings.repeats.unexplained.shape[1], "brief": study.brief,
+        "screened_first": None if screening is None else len(screening.first),
+        **{name: None if told is None else getattr(told, name) for name in ("sampled", "missed", "rank_correlation")},
     }  # fmt: skip
     shown = single[["effect", "low", "high"]].assign(rank=range(1, len(single) + 1), head=heads)
     tables = {"single": shown[["rank", "head", "effect", "low", "high"]].head(_LISTED).round(3)}
@@ -617,7 +541,7 @@ def _ablation_section(study: HeadStudy) -> Section:
         return Section("ablation", study.provenance, fields, pd.DataFrame(), tables, figures, variant="not_found")
     effects = study.effects()
     circuits = {circuit.name: circuit for circuit, _ in study.circuits}
-    main = next(name for name in (INDUCTION, BEST, DUPLICATE, CIRCUIT) if name in circuits)
+    main = main_circuit(list(circuits.values())).name
     whole = effects[(effects["part"] == "whole") & (effects["copy"].fillna(1) == 1)]
     mine = whole[whole["name"] == main].set_index("measure")
     fields |= {"main": _called(circuits[main]), "main_heads": _units(circuits[main]), "draws": int(mine["m"].max())}
@@ -635,7 +559,8 @@ def _ablation_section(study: HeadStudy) -> Section:
     forest = _claimed(study.ablations[0])
     parts = [place for place, one in enumerate(forest.conditions) if one.part != "heads"]  # these are a circuit, too
     figures = {"forest": forest.select(parts).plot(), **figures}
-    return Section("ablation", study.provenance, fields, claims, tables, figures)
+    variant = "brief" if (claims["measure"] == "stays_in_loop").any() else ""
+    return Section("ablation", study.provenance, fields, claims, tables, figures, variant)
 
 
 def _claimed(effects: Effects) -> Effects:
@@ -668,6 +593,7 @@ def _units(circuit: Circuit) -> str:
 _COLUMNS = {  # of the table of circuits, and the factor of its numbers
     "loop_log_probability": ("next repetition (nats)", 1),
     "still_looping": ("still loop (%)", 100),
+    "stays_in_loop": ("stay in the loop (%)", 100),
     "copy_accuracy": ("repeats predicted (%)", 100),
     "loss": ("loss (nats)", 1),
 }

@@ -26,16 +26,12 @@ from mechrep.studies.heads import (
     CIRCUIT,
     DUPLICATE,
     JOINT,
-    ON_LOOPS,
-    ON_REPEATS,
-    HeadReadings,
     HeadStudy,
     default_head_ks,
-    head_kinds,
-    heads_of,
     planned_circuits,
     run_head_study,
 )
+from mechrep.studies.kinds_of_heads import ON_LOOPS, ON_REPEATS, HeadReadings, head_kinds, heads_of
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 from tests.planted.circuits import repetition_neurons, self_finding_head

@@ -94,7 +94,7 @@ def score_copying(model: mechrep.Model) -> Record:
 @golden()
 def head_kinds(model: mechrep.Model) -> Record:
     """Which heads count as what."""
-    from mechrep.studies.heads import HeadReadings, head_kinds
+    from mechrep.studies.kinds_of_heads import HeadReadings, head_kinds
 
     (on_loops,) = read(model, loops(model), mechrep.HeadScores(bos_id=model.bos_id))
     own = HeadReadings(scores(model), mechrep.score_copying(model, n=20, sequences=4), on_loops)
