@@ -230,10 +230,11 @@ class CopyAccuracy(_OnTexts):
     Args:
         model: the model.
         corpus: random repeats, as :func:`mechrep.text.stimuli.random_repeats` makes them.
-        drop: measure ``copy_loss_drop`` too, for which the first half is scored as well.
+        last: only so many tokens at the end of the second half count, edited from the position that predicts the first
+            of them on, and there is no ``copy_loss_drop``: for models in which each token costs much.
     """
 
-    def __init__(self, model: Model, corpus: Corpus, drop: bool = True) -> None:
+    def __init__(self, model: Model, corpus: Corpus, last: int | None = None) -> None:
         super().__init__(model, corpus)
         needed = {"start", "onset", "period"}
         facts = corpus.frame[sorted(needed & set(corpus.frame))].dropna().drop_duplicates().to_dict("records")
@@ -246,19 +247,26 @@ class CopyAccuracy(_OnTexts):
         start, onset, period = (int(facts[0][name]) for name in ("start", "onset", "period"))
         self.first_copy = onset - max(1, start)  # a text without BOS begins with a token that nothing predicts
         self.facts |= {"start": start, "onset": onset, "period": period}
-        self.drop = drop
-        self.measures = [Measure("copy_accuracy", "share", trials=period - 1), Measure("copy_loss_drop")][: 1 + drop]
-        first = max(1, start) if drop else onset + 1
-        self.texts = [ScoredText(tuple(corpus.row(i)[: onset + period]), first, 0, i) for i in range(len(corpus))]
+        self.brief = last is not None
+        counted = period - 1 if last is None else min(last, period - 1)
+        self.measures = [Measure("copy_accuracy", "share", trials=counted)]
+        first, begin = max(1, start), 0
+        if last is None:
+            self.measures.append(Measure("copy_loss_drop"))
+        else:
+            self.facts |= {"last": last}
+            first = onset + period - counted
+            begin = first - 1
+        self.texts = [ScoredText(tuple(corpus.row(i)[: onset + period]), first, begin, i) for i in range(len(corpus))]
 
     def values(
         self, interventions: Sequence[Intervention | None], progress: bool | None
     ) -> Float[Tensor, "measure intervention text"]:
         """Accuracy and loss drop."""
         scored = score_tokens(self.model, self.texts, interventions, progress=progress, what="copying")
-        after = self.first_copy + 1 if self.drop else 0
+        after = 0 if self.brief else self.first_copy + 1
         accuracy = [scores.correct[:, after:].double().mean(1) for scores in scored]
-        if not self.drop:
+        if self.brief:
             return torch.stack(accuracy, dim=1)[None]
         drop = [
             scores.log_probability[:, after:].mean(1) - scores.log_probability[:, : self.first_copy].mean(1)

@@ -83,8 +83,8 @@ class StudyTexts:
         copies: repetitions of a loop whose tokens are predicted.
         decoding: how texts are regenerated.
         held_out: leave out texts that the circuits' provenance names.
-        brief: of each repetition of a loop only so many tokens count, and of random repeats only the copy, without
-            ``copy_loss_drop``: for models in which each token costs much.
+        brief: of each repetition of a loop, and at the end of random repeats, only so many tokens count (and there is
+            no ``copy_loss_drop``): for models in which each token costs much.
     """
 
     loops: Corpus | None = None
@@ -129,9 +129,7 @@ class StudyTexts:
 
         makers: dict[str, Callable[[], Outcome]] = {
             "loop_log_probability": log_probability,
-            "copy_accuracy": lambda: CopyAccuracy(
-                model, self.repeats or shared_repeats(model, run), drop=self.brief is None
-            ),
+            "copy_accuracy": lambda: CopyAccuracy(model, self.repeats or shared_repeats(model, run), self.brief),
             "loss": lambda: HeldOutLoss(model, self.windows or shared_windows(model, run)),
             "still_looping": still_looping,
             "newly_looping": newly_looping,

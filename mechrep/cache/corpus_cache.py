@@ -149,7 +149,7 @@ class OnTexts(Analyzer[R]):
     sites: ClassVar[frozenset[Site]] = frozenset()
 
     def __init__(self, analyzer: Analyzer[R], texts: Sequence[int]) -> None:
-        self.analyzer, self.texts = analyzer, sorted(texts)
+        self.analyzer, self.texts, self.state = analyzer, sorted(texts), {}
         self.sites = analyzer.sites  # pyright: ignore[reportAttributeAccessIssue] - those of the instance
 
     @property
@@ -157,18 +157,10 @@ class OnTexts(Analyzer[R]):
         """Of the analyzer, and the texts."""
         return self.analyzer.config | {"analyzer": type(self.analyzer).__name__, "texts": self.texts}
 
-    @property
-    def state(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the analyzer."""
-        return self.analyzer.state
-
-    @state.setter
-    def state(self, state: dict[str, Tensor]) -> None:
-        self.analyzer.state = state
-
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
         """As the analyzer does for these texts."""
         self.analyzer.prepare(anatomy, frame.iloc[self.texts])
+        self.state = self.analyzer.state
         self._part: tuple[Batch, Int[Tensor, " row"], Batch] | None = None
 
     def _part_of(self, batch: Batch) -> tuple[Int[Tensor, " row"], Batch]:
@@ -182,6 +174,7 @@ class OnTexts(Analyzer[R]):
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
         """Hand over the rows of these texts."""
         rows, part = self._part_of(batch)
+        self.analyzer.state = self.state  # which a store may have put in its place
         if len(rows):
             self.analyzer.observe(activation[rows.to(activation.device)], site, layer, part)
 
@@ -193,6 +186,7 @@ class OnTexts(Analyzer[R]):
 
     def result(self, provenance: Provenance) -> R:
         """Of the analyzer."""
+        self.analyzer.state = self.state
         return self.analyzer.result(provenance)
 
     def load_result(self, folder: Path) -> R:

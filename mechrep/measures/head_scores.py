@@ -430,13 +430,14 @@ def score_heads(
 
 
 def induction_heads(
-    scores: HeadScoreResult, copying: HeadCopyingResult, *, prefix: float = CLEAR, functional: float = 0.05
+    scores: HeadScoreResult, copying: HeadCopyingResult, *, prefix: float = CLEAR, functional: float = 0.0
 ) -> list[tuple[int, int]]:
     """Heads that look at what followed the earlier copy *and* say it: adjusted prefix matching and copying.
 
     A head qualifies if its adjusted induction score is at least ``prefix``, its functional copying score at least
-    ``functional``, and both lie above the 99 % bands of their permutation nulls.  The thresholds are conventions of
-    this package, not of the literature.
+    ``functional``, and both lie above the 99 % bands of their permutation nulls.  The threshold of attention is a
+    convention of this package, not of the literature; ``functional`` has none of its own, because how much of its
+    logits a head can give to one token depends on the vocabulary.
 
     Args:
         scores: attention, from :func:`~mechrep.measures.head_scores.score_heads`.

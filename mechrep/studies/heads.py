@@ -52,6 +52,7 @@ from mechrep.studies.kinds_of_heads import (
     HeadReadings,
     head_kinds,
     heads_of,
+    heads_that_say,
     name_of,
     read_heads,
     read_null_heads,
@@ -274,7 +275,7 @@ def run_head_study(
     brief = sizes.brief
     if brief is not None and circuits:
         main = main_circuit([one for one, _ in circuits]).name
-        circuits = [(one, when) for one, when in circuits if one.name in (main, DUPLICATE, CIRCUIT)]
+        circuits = [pair for pair in circuits if pair[0].name in (main, DUPLICATE)]
     windows = shared_windows(model, options, length=128 if brief is None else max(SHORTEST_WINDOW, 2 * brief))
     n_heads = sum(units_per_layer(model.anatomy, "heads"))
     points = None if brief is None else 1 + sizes.curve
@@ -326,10 +327,7 @@ class _Plan:
         decoding = LoopDecoding(self.preset).within(self.model.anatomy.n_ctx, self.texts)
         if self.brief is None:
             return StudyTexts(loops=loops, windows=self.windows, copies=2, decoding=decoding, held_out=False)
-        repeats = random_repeats(
-            self.model, n=self.brief, sequences=self.run.sizes_on(self.model).sequences, seed=self.run.seed + 1
-        )
-        return StudyTexts(loops, repeats, self.windows, 1, decoding, held_out=False, brief=self.brief)
+        return StudyTexts(loops, None, self.windows, 1, decoding, held_out=False, brief=self.brief)
 
     def controls(self, draws: int | None = None) -> Controls:
         """Heads of the same layers that belong to no circuit of repetition."""
@@ -338,7 +336,7 @@ class _Plan:
         return Controls(("layer_matched",), draws, exclude, strict=False)
 
     def brief_ablations(self) -> list[Effects]:
-        """What the main circuit does to loops, copying and language, and what the circuit of all positions does.
+        """What the main circuit does to loops, copying and language, and what the others do to loops.
 
         Nothing is regenerated: where the next tokens of a loop are the most probable ones, greedy decoding writes them.
         """
@@ -352,9 +350,7 @@ class _Plan:
         ]
         for one in circuits:
             if one is not main:
-                everywhere = one.name == CIRCUIT
-                asked = READ_OUTCOMES[1:2] if everywhere else READ_OUTCOMES[:1]
-                jobs.append((one, asked, "all" if everywhere else "from_onset", sizes.regenerated_draws))
+                jobs.append((one, READ_OUTCOMES[:1], "from_onset", sizes.regenerated_draws))
         return [
             ablation_study(
                 self.model, circuit, outcomes=asked, texts=self.on(self.test), controls=self.controls(draws), when=when,
@@ -442,8 +438,9 @@ def _typical(model: Model, texts: Corpus, head: Unit, score: str) -> Corpus:
 # --- as sections of the report ----------------------------------------------------------------------------------------
 
 
-def _listed(units: Sequence[Unit]) -> str:
-    return ", ".join(map(name_of, units)) or "none found"
+def _listed(units: Sequence[Unit], most: int = 12) -> str:
+    more = f" and {len(units) - most} more" if len(units) > most else ""
+    return (", ".join(map(name_of, units[:most])) + more) or "none found"
 
 
 def _heads_section(study: HeadStudy) -> Section:
@@ -454,8 +451,8 @@ def _heads_section(study: HeadStudy) -> Section:
     fields = {
         "model": study.model_name, "n_heads": len(known(scores.unexplained)), "nulls": study.nulls, "clear": CLEAR,
         "best": name_of(best[0]), "prefix": scores.induction[best[0]], "uniform": scores.chance[0],
-        "null_prefix": row["control_high"] + row["baseline"], 
-        "null_says": row["null_says"],
+        "null_prefix": row["control_high"] + row["baseline"],
+        "saying": _listed(heads_that_say(kinds)),
         "in_loops": own.loops.induction[best[0]], "uniform_in_loops": own.loops.chance[0],
         **{kind: _listed(study.heads_of(kind)) for kind in scores.names if kind != "current_token"},
         "sequences": max(scores.n_texts.values()), "loops": max(own.loops.n_texts.values()),
@@ -464,7 +461,6 @@ def _heads_section(study: HeadStudy) -> Section:
     profile = None if study.profiles is None else study.profiles.iloc[0]
     for name in ("overlap", "null", "null_low", "null_high", "p"):
         fields["overlap_p" if name == "p" else name] = None if profile is None else profile[name]
-    fields["says"] = None if own.copying is None else own.copying.functional[best[0]]
     claims = first[first["value"].notna()].reset_index()  # loops of period 1 say nothing about heads
     figures = {
         "repeats": head_scores_figure(scores), "loops": head_scores_figure(own.loops),
@@ -472,15 +468,13 @@ def _heads_section(study: HeadStudy) -> Section:
     }  # fmt: skip
     tables = {"kinds": _kinds_frame(study), "scores": _scores_frame(study)}
     silent = own.copying is None
-    claims = claims.assign(claim=[_claim(row, silent) for row in claims.to_dict("records")])
+    claims = claims.assign(claim=[_claim(row) for row in claims.to_dict("records")])
     variant = "attention_only" if silent else ""
     return Section("heads", study.provenance, fields, claims, tables, figures, variant)
 
 
-def _claim(row: Mapping[Any, Any], silent: bool) -> str:
-    """The wording of a claim: what stands out by little has its own, and so has what was only looked at."""
-    if silent and (row["kind"], row["measured_on"]) == ("induction", ON_REPEATS):
-        return "induction_attention"
+def _claim(row: Mapping[Any, Any]) -> str:
+    """The wording of a claim: what stands out by little has its own, and so have loops."""
     where = "" if row["measured_on"] == ON_REPEATS else "_in_loops"
     weak = "_weak" if row["verdict"] == SUPPORTED and not row["clear"] else ""
     return f"{row['kind']}{where}{weak}"
@@ -509,7 +503,7 @@ def _scores_frame(study: HeadStudy) -> pd.DataFrame:
         "previous_token": scores.previous_token, "first_token": scores.first_token,
     }  # fmt: skip
     if own.copying is not None:
-        columns["logits_of_the_next_token"] = own.copying.functional
+        columns["logit_of_the_next_token"] = own.copying.dla
     values = {name: [round(float(table[unit]), 3) for unit in units] for name, table in columns.items()}
     return pd.DataFrame({"head": [name_of(unit) for unit in units], **values})
 

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.controls import Unit
-from mechrep.ablation.effects import SUPPORTED, detection, judge
+from mechrep.ablation.effects import LEVEL, SUPPORTED, detection, judge
 from mechrep.cache.corpus_cache import CorpusCache, OnTexts
 from mechrep.errors import ModelError
 from mechrep.measures.head_copying import HeadCopying, HeadCopyingResult
-from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, HeadScores, induction_heads
+from mechrep.measures.head_scores import PUBLISHED_THRESHOLD, HeadScoreResult, HeadScores
 from mechrep.models.model import Model
 from mechrep.run import Run
 from mechrep.stats import known, largest
@@ -105,10 +105,10 @@ def head_kinds(own: HeadReadings, nulls: Sequence[Any]) -> pd.DataFrame:
     """Test of every head, of every kind, on every kind of text: does it stand out from null models?
 
     A draw is the highest of all heads of one null model, so having looked at all heads is part of the p-value (the
-    largest statistic of Westfall & Young): with 19 null models a head above all of them has p = 0.05.  An induction
-    head on random repeats must stand out in what it looks at (prefix matching) *and* in what it says (``functional``),
-    where a model lets that be measured: its p-value is the larger of the two.  What a head says is compared with what
-    it says where queries swap their targets (``functional_null``), times the number of heads that were looked at.
+    largest statistic of Westfall & Young): with 19 null models a head above all of them has p = 0.05.  Beside what an
+    induction head looks at (prefix matching) stands what it says (``functional``), with a test of its own: what it
+    says where queries swap their targets (``functional_null``), times the number of heads that were looked at.  It
+    does not decide the kind: in deep models many induction heads act through later heads.
 
     Args:
         own: of the model.
@@ -117,9 +117,9 @@ def head_kinds(own: HeadReadings, nulls: Sequence[Any]) -> pd.DataFrame:
     Returns:
         One row per kind, kind of text and head, highest score first: ``kind``, ``measured_on``, ``layer``, ``head``,
         the columns of :func:`mechrep.ablation.effects.judge`, and two conventions beside the verdict: ``clear`` (at
-        least 0.3 above uniform attention; for induction as :func:`mechrep.measures.head_scores.induction_heads` says;
-        in loops above the published 0.5, too), and ``published`` (more than 0.5 in loops, the published rule);
-        ``null_says``, the highest upper end of a head's 99 % band of ``functional`` by chance, where it counts.
+        least 0.3 above uniform attention; in loops above the published 0.5, too), and ``published`` (more than 0.5 in
+        loops, the published rule); for induction on random repeats ``says`` (``functional``), ``says_p``, and
+        ``null_says``, the highest upper end of a head's 99 % band of it by chance.
 
     Source: self-finding in loops: Hiraoka & Inui 2025 (arXiv 2410.13497); tests by the largest statistic: Westfall &
     Young 1993 (*Resampling-Based Multiple Testing*).
@@ -130,7 +130,7 @@ def head_kinds(own: HeadReadings, nulls: Sequence[Any]) -> pd.DataFrame:
     Example:
         >>> import mechrep
         >>> from mechrep.models.nulls import shuffled
-        >>> from mechrep.run import LARGE_WEIGHTS, Run
+        >>> from mechrep.run import Run
         >>> model, run = mechrep.load_model("mechrep-tiny"), Run(progress=False)
         >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(6)]
         >>> loops = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
@@ -151,8 +151,7 @@ def _kind_table(own: HeadReadings, nulls: Sequence[Any], kind: str, place: str) 
     draws = [_at_chance_of(null.repeats if place == ON_REPEATS else null.loops, kind, result) for null in nulls]
     clear, said, by_chance = set(result.clear(kind)), None, float("nan")
     if (kind, place) == ("induction", ON_REPEATS) and own.copying is not None:
-        clear, said = set(induction_heads(own.repeats, own.copying)), _p_of_saying(own.copying)
-        by_chance = largest(own.copying.functional_band[1])
+        said, by_chance = _p_of_saying(own.copying), largest(own.copying.functional_band[1])
     elif place == ON_LOOPS:
         clear &= set(result.above(PUBLISHED_THRESHOLD, kind))
     published = result.above(PUBLISHED_THRESHOLD, kind) if place == ON_LOOPS else []
@@ -162,11 +161,12 @@ def _kind_table(own: HeadReadings, nulls: Sequence[Any], kind: str, place: str) 
         row = detection(
             name_of(unit), kind, value, draws, interval=(value - half, value + half), n=result.n_texts[kind]
         )
-        if said is not None:
-            row["p"] = max(row["p"], float(said[unit]))
+        says = (float("nan"),) * 2
+        if said is not None and own.copying is not None:
+            says = float(own.copying.functional[unit]), float(said[unit])
         facts = {"kind": kind, "measured_on": place, "layer": unit[0], "head": unit[1]}
         conventions = {"clear": unit in clear, "published": unit in published}
-        rows.append(facts | row | conventions | {"null_says": by_chance})
+        rows.append(facts | row | conventions | {"says": says[0], "says_p": says[1], "null_says": by_chance})
     return pd.DataFrame(rows)
 
 
@@ -182,6 +182,17 @@ def _p_of_saying(copying: HeadCopyingResult) -> Float[Tensor, "layer head"]:
     z = (copying.functional - copying.functional_null).double() / copying.functional_null_sd.double()
     p = torch.special.ndtr(-z) * len(known(copying.functional))
     return p.clamp_max(1.0).masked_fill(copying.functional.isnan(), 1.0).float()
+
+
+def heads_that_say(kinds: pd.DataFrame) -> list[Unit]:
+    """Induction heads that raise the logit of the next token beyond chance.
+
+    Example:
+        >>> rows = pd.DataFrame({"kind": "induction", "measured_on": ON_REPEATS, "layer": [1, 0], "head": [2, 0]})
+        >>> heads_that_say(rows.assign(verdict="supported", clear=True, says_p=[0.01, 1.0]))
+        [(1, 2)]
+    """
+    return heads_of(kinds[kinds["says_p"] <= LEVEL], "induction", ON_REPEATS)
 
 
 def heads_of(kinds: pd.DataFrame, kind: str, measured_on: str | None = None) -> list[Unit]:

@@ -195,5 +195,7 @@ def test_brief_texts_score_the_beginning_of_a_repetition() -> None:
     assert [one.label for one in brief.measures][-1] == "stays_in_loop"
     assert values[3] == float(scores.correct[0, :3].all())
     repeats = random_repeats(model, n=6, sequences=3)
-    both, alone = (CopyAccuracy(model, repeats, drop=drop).values([None], False) for drop in (True, False))
-    assert len(both) == 2 and torch.equal(both[:1], alone)
+    edits = [None, Heads([(1, 2)])]
+    values = CopyAccuracy(model, repeats, last=2).values(edits, False)
+    (scores, *_) = score_tokens(model, CopyAccuracy(model, repeats).texts, [None])
+    assert values.shape == (1, 2, 3) and values[0, 0, 0] == scores.correct[0, -2:].double().mean()

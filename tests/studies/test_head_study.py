@@ -31,7 +31,7 @@ from mechrep.studies.heads import (
     planned_circuits,
     run_head_study,
 )
-from mechrep.studies.kinds_of_heads import ON_LOOPS, ON_REPEATS, HeadReadings, head_kinds, heads_of
+from mechrep.studies.kinds_of_heads import ON_LOOPS, ON_REPEATS, HeadReadings, head_kinds, heads_of, heads_that_say
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 from tests.planted.circuits import repetition_neurons, self_finding_head
@@ -247,10 +247,10 @@ def test_a_head_counts_that_exceeds_the_highest_head_of_every_null_model() -> No
     assert not others["clear"].any() and (others["verdict"] != "supported").mean() > 0.9
 
 
-def test_an_induction_head_must_say_what_it_looks_at() -> None:
+def test_what_an_induction_head_says_is_told_beside_what_it_looks_at() -> None:
     for says, found in ((0.5, [(1, 2)]), (0.0, [])):
         table = head_kinds(with_scores(0.9, says=says), nulls())
-        assert heads_of(table, "induction", ON_REPEATS) == found
+        assert heads_of(table, "induction", ON_REPEATS) == [(1, 2)] and heads_that_say(table) == found
         assert heads_of(table, "duplicate_token", ON_REPEATS) == [(1, 2)]
 
 
