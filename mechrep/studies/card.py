@@ -65,7 +65,7 @@ _LONGEST = 1024  # positions, where the context would allow more
 _PROMPTS = 256
 # The same for models in which one text costs as much as a hundred do in a model of a million weights.
 _LONGEST_OF_LARGE = 512
-_NULL_TEXTS_OF_LARGE = 3  # of windows and of random repeats, which a null model reads
+_NULL_TEXTS_OF_LARGE = 2  # of windows and of random repeats, which a null model reads
 
 
 @dataclass(frozen=True)
