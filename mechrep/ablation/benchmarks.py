@@ -2,8 +2,8 @@
 
 1. The questions of each benchmark are read from files, or made from the embedded text, and fixed: every condition gets
    the same ones in the same order.
-2. The baseline, the model under each intervention, and under the same intervention on matched other components, is
-   handed to lm-evaluation-harness as a plain Hugging Face module.
+2. lm-evaluation-harness makes the prompts, says what is to be scored and judges the answers; the baseline, the model
+   under each intervention and under the same intervention on matched other components are scored together.
 3. Question by question: right or wrong, and the margin.  Effects are paired, so the spread between questions, which
    makes most of a benchmark's standard error, drops out.
 """

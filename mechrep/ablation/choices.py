@@ -142,13 +142,14 @@ def _logits_after(
                 input_ids=before.expand(len(whole.rows[0]), -1), past_key_values=read, use_cache=True, logits_to_keep=1
             )
         kept, under = DynamicCache(), conditions.repeat(len(fed))
-        for number, layer in enumerate(read.layers):
-            places = whole.places(number)[under[after.rows[number]]].to(layer.keys.device)
-            kept.update(layer.keys[places], layer.values[places], number)
+        given: Any
+        for number, given in enumerate(read.layers):
+            places = whole.places(number)[under[after.rows[number]]].to(given.keys.device)
+            kept.update(given.keys[places], given.values[places], number)
         lowest = torch.arange(len(fed)).repeat_interleave(n)[after.rows[0]]
         with after.applied(model, aimed(before.shape[1], fed.shape[1], under)):
-            given = fed[lowest.to(model.device)]
-            logits = plain(input_ids=given, past_key_values=kept, use_cache=True, logits_to_keep=fed.shape[1]).logits
+            ids = fed[lowest.to(model.device)]
+            logits = plain(input_ids=ids, past_key_values=kept, use_cache=True, logits_to_keep=fed.shape[1]).logits
     result = after.result.view(len(fed), n)
     for row in range(len(fed)):
         yield row, logits[result[row].to(logits.device), -fed.shape[1] :]

@@ -215,6 +215,7 @@ class WrittenRepetitions(_AfterRepetitions):
     ) -> Float[Tensor, "measure intervention token"]:
         """The measures."""
         keys = [fingerprint_of(self.model, [one]) for one in interventions]
+        shape = len(interventions), len(self.corpus)
         places = [
             (place, text)
             for place, key in enumerate(keys)
@@ -231,11 +232,13 @@ class WrittenRepetitions(_AfterRepetitions):
             )
             for place, text in places
         ]
+        if not requests:  # no repetition is gone on with, under any condition
+            return self._rows(torch.stack([torch.zeros(shape), torch.ones(shape)]).double())
         decoding = Decoding(lambda ids: ids[-1] != ids[-2])
         answers = run_requests(
             self.model, requests, decoding, batch_size=self.batch_size, progress=progress, what="going on repeating"
         )
-        run = torch.zeros(len(interventions), len(self.corpus), dtype=torch.float64)
+        run = torch.zeros(shape, dtype=torch.float64)
         for (place, text), answer, ask in zip(places, answers, requests, strict=True):
             run[place, text] = _repetitions(list(answer.ids), len(ask.prompt))
         return self._rows(torch.stack([run, (run < self.new_tokens).double()]))

@@ -214,3 +214,13 @@ def test_what_ends_at_once_is_not_written(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(asked[-1]) == continues.sum() and 0 < continues.sum() < continues.size
     runs = np.stack([effects.of("run", n) for n in (1, 6)])
     assert ((runs > 0) == (continues > 0)).all()
+
+
+def test_where_no_repetition_is_gone_on_with_nothing_is_written() -> None:
+    """A random model that never says a token twice: every run is 0, under every condition."""
+    model = load_model(fresh("gpt2", seed=1))
+    cut = {"cut": Neurons(ABLATED, when="all")}
+    every = repeat_behaviour(model, list(range(3, 40)), [1], cut, new_tokens=2)
+    none = [int(unit) for unit, both in zip(every.units[0], every.of("continues", 1).T, strict=True) if not both.any()]
+    effects = repeat_behaviour(model, none[:4], [1], cut, new_tokens=2)
+    assert len(none) >= 4 and (effects.of("run", 1) == 0).all() and (effects.of("abandoned", 1) == 1).all()
