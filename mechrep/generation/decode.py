@@ -176,7 +176,7 @@ class _SlotRun:
         if self.waiting:
             if len(free) >= max(1, len(self.rows) // 8) or len(free) == len(self.rows):
                 self._enter(free[: len(self.waiting)])
-        elif len(free) > len(self.rows) // 2:
+        elif len(free) > len(self.rows) // 8:
             kept = [slot for slot, row in enumerate(self.rows) if row is not None]
             self.cache.keep(kept)
             self.rows = [self.rows[slot] for slot in kept]
