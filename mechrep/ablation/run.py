@@ -131,7 +131,8 @@ class _Shards:
     def measured(self, outcome: Outcome, asked: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
         """Places of conditions and their values, until all that were asked for are there."""
         most = max(1, _ROWS_PER_SHARD // len(outcome.units))
-        size, first = most if self.journal is None else min(most, max(1, _FIRST_SHARD // len(outcome.units))), 0
+        least = min(most, max(1, _FIRST_SHARD // len(outcome.units)))  # of fewer rows each costs more
+        size, first = most if self.journal is None else least, 0
         while first < len(asked):
             found = self._kept(asked[first:])
             if found is None:
@@ -139,7 +140,7 @@ class _Shards:
                 shown = self.run.progress if self.journal is None else False
                 values = _values(self.model, outcome, [self.interventions[i] for i in some], self.run, shown)
                 seconds = max(time.monotonic() - begun, 1e-3)
-                size = min(most, max(1, int(len(some) * _SECONDS_PER_SHARD / seconds)))
+                size = min(most, max(least, int(len(some) * _SECONDS_PER_SHARD / seconds)))
                 if self.journal is not None:
                     self.journal.keep(self.number, [{"places": some, "values": one.tolist()} for one in values])
             else:
