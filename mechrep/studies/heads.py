@@ -275,7 +275,7 @@ def run_head_study(
     brief = sizes.brief
     if brief is not None and circuits:
         main = main_circuit([one for one, _ in circuits]).name
-        circuits = [pair for pair in circuits if pair[0].name in (main, DUPLICATE)]
+        circuits = [pair for pair in circuits if pair[0].name == main]  # more tests would hide the verdict on this one
     windows = shared_windows(model, options, length=128 if brief is None else max(SHORTEST_WINDOW, 2 * brief))
     n_heads = sum(units_per_layer(model.anatomy, "heads"))
     points = None if brief is None else 1 + sizes.curve
