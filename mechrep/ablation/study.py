@@ -419,23 +419,29 @@ def _name(layer: int, head: int) -> str:
     return f"L{layer}H{head}"
 
 
-def _estimates(
-    model: Model, outcomes: Sequence[Screens], op: Op | str, run: Run
-) -> dict[str, Float[Tensor, "layer head"]]:
-    """Mean estimates over texts, by the measure that they foretell; once per run."""
-    found = {}
+def estimates_by_text(
+    model: Model, outcomes: Sequence[Outcome], op: Op | str, run: Run
+) -> dict[str, Float[Tensor, "text layer head"]]:
+    """First-order estimates of ablating each head alone, by the measure that they foretell; once per run."""
+    found: dict[str, Tensor] = {}
     for one in outcomes:
+        if not isinstance(one, Screens):
+            continue
         texts = one.weighted()
         facts = [[list(t.text.tokens), t.text.first, t.text.start, t.text.number, t.weights.tolist()] for t in texts]
-        named = as_op(op)
-        key = hashlib.sha256(repr((facts, named.fingerprint)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((facts, as_op(op).fingerprint)).encode()).hexdigest()[:16]
 
         def make(texts: Sequence[WeightedText] = texts) -> Float[Tensor, "text layer head"]:
             return estimated_effects(model, texts, op, progress=run.progress)
 
-        estimates = run.once(("estimates", model.fingerprint(), key), make)
-        found[one.screened] = estimates.nanmean(0)
+        found[one.screened] = run.once(("estimates", model.fingerprint(), key), make)
     return found
+
+
+def _estimates(
+    model: Model, outcomes: Sequence[Outcome], op: Op | str, run: Run
+) -> dict[str, Float[Tensor, "layer head"]]:
+    return {name: table.nanmean(0) for name, table in estimates_by_text(model, outcomes, op, run).items()}
 
 
 def agreements(effects: Effects) -> dict[str, Agreement]:

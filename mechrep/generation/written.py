@@ -164,6 +164,50 @@ def write_texts(
     return known[key]
 
 
+def already_written(model: Model, texts: Corpus, preset: str = "mechrep") -> tuple[Corpus, int]:
+    """Take texts that the model continued greedily as the continuations of their prompts: none is written again.
+
+    Args:
+        model: the model that wrote them.
+        texts: with ``prompt_length``, as :func:`mechrep.generation.decode.generate` marks it.
+        preset: a key of :data:`PRESETS`.
+
+    Returns:
+        The prompts, and tokens after each, for :func:`write_texts` and all that builds on it.
+
+    Raises:
+        InputError: texts without ``prompt_length``, or of another tokenizer.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> prompts = mechrep.Corpus.from_texts(["The sea was", "And the king"], model=model)
+        >>> texts = mechrep.generate(model, prompts, max_new_tokens=30, progress=False)
+        >>> again, limit = already_written(model, texts)
+        >>> write_texts(model, again, max_new_tokens=limit).written.row(1) == texts.row(1)
+        True
+    """
+    texts.check_model(model)
+    if "prompt_length" not in texts.frame or texts.frame["prompt_length"].isna().any():
+        raise InputError("texts without prompt_length", "texts that the model continued", "use mechrep.generate")
+    chosen, lengths = text_kind_preset(preset), texts.frame["prompt_length"].astype(int).tolist()
+    rows = [texts.row(i) for i in range(len(texts))]
+    limit = max(len(row) - n for row, n in zip(rows, lengths, strict=True))
+    facts = texts.frame[["id", "source"]].reset_index(drop=True)
+    given = [row[:n] for row, n in zip(rows, lengths, strict=True)]
+    policy = texts.bos_policy
+    prompts = Corpus.from_tokens(given, model=model, attention_mask=True, frame=facts, bos_policy=policy)
+    cycles = [cycle_of(model, row, n, preset) for row, n in zip(rows, lengths, strict=True)]
+    columns = {name: [getattr(c, name, None) for c in cycles] for name in ("start", "onset", "period", "copies")}
+    written = texts.with_columns(**columns, detector=chosen.detector)
+    fingerprint = model.fingerprint()
+    key = (fingerprint, prompts.fingerprint(), chosen.detector, chosen.stop_early, limit)
+    new_tokens = sum(map(len, rows)) - sum(lengths)
+    known = WrittenTexts(prompts, written, preset, limit, new_tokens, fingerprint)
+    _KNOWN.setdefault(model, {})[key] = known
+    return prompts, limit
+
+
 def _new_tokens(model: Model, prompts: Corpus, usual: int, given: int | None) -> int:
     """Tokens to write after each prompt.
 

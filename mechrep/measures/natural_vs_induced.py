@@ -308,7 +308,9 @@ class ExpectedTokens:
     copies: Int[np.ndarray, " query"]
 
 
-def expected_tokens(frame: pd.DataFrame, lengths: list[int], copies: int) -> ExpectedTokens:
+def expected_tokens(
+    frame: pd.DataFrame, lengths: list[int], copies: int, per_copy: int | None = None
+) -> ExpectedTokens:
     """The tokens of the whole copies of each text, aligned on its onset.
 
     Copy ``k`` begins at ``start + k * period``; what is predicted in it has seen ``k`` whole cycles.  Where the seam
@@ -319,6 +321,7 @@ def expected_tokens(frame: pd.DataFrame, lengths: list[int], copies: int) -> Exp
         frame: facts of the texts: ``start``, ``period``, ``prompt_length`` and, where it is known, ``seam``.
         lengths: of the texts.
         copies: copies beyond the first.
+        per_copy: so many tokens of each copy, at most; by default all.
 
     Raises:
         InputError: a cycle that does not lie in its text.
@@ -333,17 +336,17 @@ def expected_tokens(frame: pd.DataFrame, lengths: list[int], copies: int) -> Exp
     places: list[int] = []
     shown: list[int] = []
     for row, (facts, length) in enumerate(zip(frame.to_dict("records"), lengths, strict=True)):
-        found, numbers = _of_text(facts, length, copies)
+        found, numbers = _of_text(facts, length, copies, per_copy)
         rows += [row] * len(found)
         places += found
         shown += numbers
     return ExpectedTokens(*(np.array(values, dtype=np.int64) for values in (rows, places, shown)))
 
 
-def _of_text(facts: dict[Any, Any], length: int, copies: int) -> tuple[list[int], list[int]]:
+def _of_text(facts: dict[Any, Any], length: int, copies: int, per_copy: int | None) -> tuple[list[int], list[int]]:
     if pd.isna(facts["start"]):
         begin = max(1, int(facts["prompt_length"]))
-        places = list(range(begin, min(length, begin + _CONTROL_TOKENS)))
+        places = list(range(begin, min(length, begin + (per_copy or _CONTROL_TOKENS))))
         return places, [0] * len(places)
     start, period = int(facts["start"]), int(facts["period"])
     if not 0 <= start < start + period < length:
@@ -354,7 +357,8 @@ def _of_text(facts: dict[Any, Any], length: int, copies: int) -> tuple[list[int]
         )
     whole = min(copies + 1, (length - start) // period)
     skipped = 1 if facts.get("seam", False) else 0
-    pairs = [(start + k * period + j, k) for k in range(whole) for j in range(skipped, period)]
+    end = period if per_copy is None else min(period, skipped + per_copy)
+    pairs = [(start + k * period + j, k) for k in range(whole) for j in range(skipped, end)]
     return [place for place, _ in pairs if place > 0], [k for place, k in pairs if place > 0]
 
 
@@ -368,6 +372,7 @@ class TextKindContrast(Analyzer[TextKindContrastResult]):
     Args:
         model: the model that will be read.
         copies: copies beyond the first that are looked at.
+        per_copy: so many tokens of each, at most; by default all.
 
     Raises:
         InputError: fewer than one copy; later, texts that no builder of text kinds made.
@@ -394,10 +399,10 @@ class TextKindContrast(Analyzer[TextKindContrastResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.RESID_PRE, Site.RESID_POST, Site.Z})
 
-    def __init__(self, model: Model, *, copies: int = COPIES) -> None:
+    def __init__(self, model: Model, *, copies: int = COPIES, per_copy: int | None = None) -> None:
         if copies < 1:
             raise InputError(f"copies={copies}", "at least 1 beyond the first", "ask for more")
-        self.copies = copies
+        self.copies, self.per_copy = copies, per_copy
         self.attribution = LogitAttribution(model)
         self.state = {}
         self._labels: dict[str, list[str]] = {}
@@ -405,7 +410,7 @@ class TextKindContrast(Analyzer[TextKindContrastResult]):
     @property
     def config(self) -> dict[str, Any]:
         """All settings."""
-        return {"copies": self.copies}
+        return {"copies": self.copies} | ({} if self.per_copy is None else {"per_copy": self.per_copy})
 
     def layers(self, anatomy: Anatomy, site: Site) -> range:
         """All layers; of the residual stream behind a layer, the last."""
@@ -435,7 +440,7 @@ class TextKindContrast(Analyzer[TextKindContrastResult]):
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002
         """Keep what stands at the positions that predict, until the last layer has been seen."""
         if self._expected is None:
-            self._expected = expected_tokens(batch.frame, batch.lengths.tolist(), self.copies)
+            self._expected = expected_tokens(batch.frame, batch.lengths.tolist(), self.copies, self.per_copy)
             self._streams: list[Tensor] = []
             self._heads: list[Tensor] = []
         rows, places = (torch.from_numpy(v).to(activation.device) for v in (self._expected.row, self._expected.place))
@@ -517,6 +522,7 @@ def contrast_text_kinds(
     texts: Sequence[Corpus],
     *,
     copies: int = COPIES,
+    per_copy: int | None = None,
     store: str | Path | None = None,
     progress: bool | None = None,
 ) -> TextKindContrastResult:
@@ -526,6 +532,7 @@ def contrast_text_kinds(
         model: the model.
         texts: natural, induced, control, built from one list of prompts.
         copies: copies beyond the first.
+        per_copy: so many tokens of each, at most; by default all.
         store: folder for results, see :class:`mechrep.CorpusCache`.
         progress: show a progress bar.
 
@@ -548,7 +555,7 @@ def contrast_text_kinds(
     per_token = anatomy.d_model * (2 * anatomy.n_layers + 1) * model.dtype.itemsize
     batch_size = max(1, _KEPT_BYTES // per_token // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), store=store, progress=progress)
-    (result,) = cache.run(TextKindContrast(model, copies=copies))
+    (result,) = cache.run(TextKindContrast(model, copies=copies, per_copy=per_copy))
     return result
 
 

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.effects import ABLATION, Effects, judge
-from mechrep.ablation.texts import shared_repeats
+from mechrep.ablation.texts import shared_loops, shared_repeats
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.text_kinds import control_texts, induced_texts, natural_texts, text_flow
-from mechrep.generation.written import Builder, text_kind_preset
+from mechrep.generation.text_kinds import COPIES, control_texts, induced_texts, natural_texts, text_flow
+from mechrep.generation.written import Builder, already_written, text_kind_preset
 from mechrep.measures.head_scores import HeadScores
 from mechrep.measures.natural_vs_induced import (
     TextKindContrastResult,
@@ -30,13 +31,13 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.studies.text_kind_effects import (
-    LOG_PROBABILITY,
     ablation_contrast,
     compare_heads,
     head_dissociation,
     head_effects,
     patching_contrast,
 )
+from mechrep.studies.text_kind_outcomes import LOG_PROBABILITY
 from mechrep.text.corpus import Corpus, windows_of_text
 
 BUILDERS: tuple[Builder, ...] = ("text", "cycle")
@@ -52,6 +53,7 @@ MEASURED = {
 }
 _SHOWN = 20  # heads in a table of the page
 _LENGTH = 32  # tokens of a prompt, as published
+_FEW_LOOPS = 12  # where each text is expensive
 T = TypeVar("T")
 
 
@@ -254,6 +256,10 @@ def run_text_kind_study(
         (['cycle'], True)
     """
     options, listed = run or Run(), prompts
+    brief = options.sizes_on(model).brief
+    if listed is None and brief is not None:
+        listed, max_new_tokens = _shared_prompts(model, options, preset)
+        builders = ("cycle",) if builders is BUILDERS else builders
     if listed is None:
         begin = 1 if model.default_prepend_bos and model.bos_id is not None else 0
         listed = windows_of_text(
@@ -286,6 +292,14 @@ def run_text_kind_study(
     )  # fmt: skip
 
 
+def _shared_prompts(model: Model, run: Run, preset: str) -> tuple[Corpus, int]:
+    """Prompts of the run's loops, which are not written again: few loops, and the texts that do not loop."""
+    texts = shared_loops(model, run)
+    loops = np.flatnonzero(texts.frame["onset"].notna())[:_FEW_LOOPS]
+    others = np.flatnonzero(texts.frame["onset"].isna())
+    return already_written(model, texts.select(sorted([*loops.tolist(), *others.tolist()])), preset)
+
+
 def _unless_nothing(make: Callable[[], T], name: str, left_out: dict[str, str]) -> T | None:
     """What was made, or ``None`` with the reason kept."""
     try:
@@ -309,11 +323,17 @@ def _contrast(
     """One builder, by all estimators."""
     left_out: dict[str, str] = {}
     both, all_texts = [natural, induced], [natural, induced, *([control] if control is not None else [])]
-    seen = contrast_text_kinds(model, all_texts, store=run.store, progress=run.progress)
-    ablated = ablation_contrast(model, both, ops=[op], reference=control, run=run)
-    patched = _patched(model, both, control, run, left_out)
+    brief = run.sizes_on(model).brief
+    copies = COPIES if brief is None else 1
+    seen = contrast_text_kinds(model, all_texts, copies=copies, per_copy=brief, store=run.store, progress=run.progress)
+    ablated = ablation_contrast(model, both, ops=[op], reference=control, copies=copies, run=run)
+    if brief is None:
+        patched = _patched(model, both, control, run, left_out)
+    else:
+        patched, left_out["patching"] = None, "each text is expensive in a model of so many weights"
+    controls = CONTROLS if brief is None else CONTROLS[1:]
     try:
-        sets = head_dissociation(model, both, k=k, op=op, controls=CONTROLS, reference=control, run=run)
+        sets = head_dissociation(model, both, k=k, op=op, controls=controls, reference=control, copies=copies, run=run)
         left_out |= {f"control heads ({name})": why for name, why in sets.notes["left_out"].items()}
     except InputError as error:  # too few texts to find heads in one half and to ablate them in the other
         sets, left_out["sets of heads"] = None, str(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,29 +17,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.controls import draw_controls
-from mechrep.ablation.effects import ABLATION, Condition, Effects, Measure, detection, judge
-from mechrep.ablation.outcomes import Cost, Outcome
+from mechrep.ablation.effects import ABLATION, Condition, Effects, detection, judge
+from mechrep.ablation.outcomes import Outcome
 from mechrep.ablation.run import Cell, measure_effects
-from mechrep.ablation.score import ScoredText, score_tokens
+from mechrep.ablation.study import estimates_by_text, heads_alone
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.generation.decode import Request, run_requests
-from mechrep.generation.text_kinds import COPIES, clusters_of, copy_run, joined_texts, labels_of
+from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, labels_of
 from mechrep.interventions import Heads, mean, resample, zero
-from mechrep.interventions.ops import Intervention, Op, When
+from mechrep.interventions.ops import Op, When
 from mechrep.measures.text_kind_design import FIRST, SECOND, SWAPS, HeadEffects
 from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
-from mechrep.progress import progress_bar
 from mechrep.run import Run, one_of
+from mechrep.studies.text_kind_outcomes import Patched, Regenerated, RepetitionLogProbability
 from mechrep.text.corpus import Corpus, windows_of_text
 
 OPS = ("mean", "zero", "resample", "to_bos")
-LOG_PROBABILITY, COPIED, NEW_TOKENS = "log_probability", "copied_share", "new_tokens"
 PEERS = "other heads"
-_SAMPLES, _REFERENCE_LENGTH = 256, 128
+_SAMPLES, _REFERENCE_LENGTH, _REFERENCE_TEXTS = 256, 128, 16
 _SETS = {  # of the numbers of compare_heads: unit, and the sign that tells the kinds apart as published
     "common": ("share", -1),
     "rank_correlation": ("score", -1),
@@ -199,157 +196,12 @@ def _operations(model: Model, ops: Sequence[str], reference: Corpus | None, run:
     if not {"mean", "resample"} & set(ops):
         return {name: name for name in ops}
     length = min(model.anatomy.n_ctx, _REFERENCE_LENGTH)
-    texts = reference or windows_of_text(model, tiny.held_out_text(), length=length)
+    sizes = run.sizes_on(model)
+    limit = _REFERENCE_TEXTS if sizes.brief is None else min(_REFERENCE_TEXTS, sizes.windows)
+    texts = reference or windows_of_text(model, tiny.held_out_text(), length=length, limit=limit)
     key = ("head reference", model.fingerprint(), texts.fingerprint())
     known = run.once(key, lambda: head_reference(model, texts, progress=False))
     return {name: known.op(name, run.seed) for name in ops}
-
-
-# --- outcomes ---------------------------------------------------------------------------------------------------------
-
-
-class _OfKind:
-    """What outcomes over the texts of one kind share; ``places`` are their numbers among all texts."""
-
-    regenerates = False
-
-    def __init__(self, model: Model, corpus: Corpus, text_kind: str, **facts: Any) -> None:
-        self.model, self.corpus, self.text_kind = model, corpus, text_kind
-        self.places = [i for i, name in enumerate(labels_of(corpus.frame)) if name == text_kind]
-        ids, clusters = corpus.frame["id"].astype(str).tolist(), clusters_of(corpus.frame)
-        self.units: Sequence[str] = [ids[i] for i in self.places]
-        self.clusters: Sequence[str] = [clusters[i] for i in self.places]
-        self.measures: Sequence[Measure] = []
-        self.facts: Mapping[str, Any] = {"texts": corpus.fingerprint(), "text_kind": text_kind, **facts}
-        self.cost = Cost(read=int(corpus.lengths[self.places].sum()))
-
-
-class RepetitionLogProbability(_OfKind):
-    """Log-probability of the tokens of the repetitions behind the first, teacher-forced, in nats per token.
-
-    A repetition's tokens count equally, without the first where the seam is not the text's own; ``copy`` 1 is the
-    second repetition, and without ``copy`` it is the mean over those that a text has.
-
-    Args:
-        model: the model.
-        corpus: joined texts with cycles, of all kinds.
-        text_kind: the kind that is measured.
-        when: ``"all"``: edited at every position; ``"from_onset"``: from the one that predicts the second repetition.
-        copies: repetitions beyond the first.
-        by_copy: measure each repetition as well.
-    """
-
-    def __init__(
-        self, model: Model, corpus: Corpus, text_kind: str, when: When, copies: int, by_copy: bool = True
-    ) -> None:
-        one_of("when", when, ("from_onset", "all"))
-        super().__init__(model, corpus, text_kind, when=when, copies=copies)
-        self.copies, name = copies, f"{LOG_PROBABILITY}, {text_kind}"
-        self.measures = [Measure(name, copy=copy) for copy in (None, *(range(1, copies + 1) if by_copy else ()))]
-        onsets = corpus.frame["onset"].astype(int).tolist()
-        self.texts = [ScoredText(tuple(corpus.row(i)), onsets[i], 0 if when == "all" else onsets[i] - 1, i)
-                      for i in self.places]  # fmt: skip
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "measure intervention text"]:
-        """Means over the repetitions, and of each."""
-        what = f"ablating heads, {self.text_kind} texts"
-        scored = score_tokens(self.model, self.texts, interventions, progress=progress, what=what)
-        by_copy = torch.full((self.copies, len(interventions), len(self.texts)), torch.nan, dtype=torch.float64)
-        for number, (place, scores) in enumerate(zip(self.places, scored, strict=True)):
-            facts, found = self.corpus.frame.iloc[place], scores.log_probability
-            period, skipped = int(facts["period"]), int(bool(facts["seam"]))
-            whole = min(self.copies, found.shape[1] // period)
-            if whole and period > skipped:
-                means = found[:, : whole * period].double().unflatten(1, (whole, period))[..., skipped:].mean(-1)
-                by_copy[:whole, :, number] = means.T
-        return torch.cat([by_copy.nanmean(0, keepdim=True), by_copy])[: len(self.measures)]
-
-
-class _Patched(_OfKind):
-    """Log-probability of the first token of a repetition with heads taken from a donor text at one position.
-
-    The interventions name the heads; what is put in their place is what they wrote in the donor.
-    """
-
-    def __init__(self, model: Model, corpus: Corpus, text_kind: str, donors: Corpus, copy: int, seed: int) -> None:
-        super().__init__(model, corpus, text_kind, donors=donors.fingerprint(), patched=copy, seed=seed)
-        self.cache, self.copy, self.seed = CorpusCache(model, donors, progress=False), copy, seed
-        self.measures = [Measure(f"{LOG_PROBABILITY}, {text_kind}")]
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "1 intervention text"]:
-        """One number per text; NaN where no donor is as long."""
-        values = torch.full((1, len(interventions), len(self.places)), torch.nan, dtype=torch.float64)
-        with progress_bar(len(self.places), f"patching heads, {self.text_kind} texts", "text", progress) as bar:
-            for number, text in enumerate(self.places):
-                place = _place(self.corpus, text, self.copy)
-                donor = None if place is None else _donor(self.corpus, text, place, self.cache.corpus, self)
-                if place is not None and donor is not None:
-                    here = slice(donor[1], donor[1] + 1)
-                    table = self.cache.get(Site.Z, texts=[donor[0]], positions=here)[:, 0, 0].float()
-                    edits = [Heads(one.units, mean(table)) if isinstance(one, Heads) else None for one in interventions]
-                    asked = ScoredText(tuple(self.corpus.row(text)[: place + 1]), place, place - 1, text)
-                    (scores,) = score_tokens(self.model, [asked], edits, progress=False)
-                    values[0, :, number] = scores.log_probability[:, 0].double()
-                bar.update()
-        return values
-
-
-def _place(corpus: Corpus, text: int, copy: int) -> int | None:
-    """Position of the first token of a repetition that counts; ``None`` if the text ends before it."""
-    facts = corpus.frame.iloc[text]
-    place = int(facts["start"]) + copy * int(facts["period"]) + int(bool(facts["seam"]))
-    return place if place < int(corpus.lengths[text]) else None
-
-
-def _donor(corpus: Corpus, text: int, place: int, donors: Corpus, asked: _Patched) -> tuple[int, int] | None:
-    """A donor text, and the position in it that predicts; ``None`` if no donor is long enough."""
-    places = []
-    for donor in range(len(donors)):
-        found = _place(donors, donor, asked.copy) if pd.notna(donors.frame["start"][donor]) else place
-        places.append(found if found is not None and found <= int(donors.lengths[donor]) else None)
-    usable = [donor for donor, found in enumerate(places) if found is not None]
-    if not usable:
-        return None
-    same = [donor for donor in usable if donors.frame["prompt"][donor] == corpus.frame["prompt"][text]]
-    generator = np.random.default_rng([asked.seed, text])
-    chosen = same[0] if same else usable[int(generator.integers(len(usable)))]
-    found = places[chosen]
-    assert found is not None
-    return chosen, found - 1
-
-
-class _Regenerated(_OfKind):
-    """Share of ``new`` tokens that go on with the cycle when a text is regenerated, and how many were generated."""
-
-    regenerates = True
-
-    def __init__(self, model: Model, corpus: Corpus, text_kind: str, when: When, new: int) -> None:
-        super().__init__(model, corpus, text_kind, when=when, max_new_tokens=new)
-        self.new, self.when = new, when
-        self.measures = [Measure(f"{COPIED}, {text_kind}", "share"), Measure(f"{NEW_TOKENS}, {text_kind}", "count")]
-        self.cost = replace(self.cost, written=new * len(self.places))
-
-    def values(
-        self, interventions: Sequence[Intervention | None], progress: bool | None
-    ) -> Float[Tensor, "2 intervention text"]:
-        """Share of tokens that go on with the cycle, and tokens generated."""
-        frame = self.corpus.frame
-        seams = {i: int(frame["seam"][i]) for i in self.places}  # a seam is given: nothing could foresee it
-        prompts = {i: tuple(self.corpus.row(i)[: int(frame["prompt_length"][i]) + seams[i]]) for i in self.places}
-        requests = [Request(prompts[i], self.new, one, 0 if self.when == "all" else len(prompts[i]) - 1, i)
-                    for one in interventions for i in self.places]  # fmt: skip
-        answers = run_requests(self.model, requests, progress=progress, what=f"regenerating, {self.text_kind} texts")
-        rows = []
-        for answer in answers:
-            i = answer.request.text
-            cycle = self.corpus.row(i)[int(frame["start"][i]) : int(frame["onset"][i])]
-            run = copy_run(answer.tokens, [*cycle[seams[i] :], *cycle[: seams[i]]])
-            rows.append((run / self.new, float(len(answer.tokens))))
-        return torch.tensor(rows, dtype=torch.float64).T.reshape(2, len(interventions), len(self.places))
 
 
 # --- the studies ------------------------------------------------------------------------------------------------------
@@ -449,7 +301,11 @@ def ablation_contrast(
     given = None if reference is None else reference.fingerprint()
     key = ("heads alone", model.fingerprint(), corpus.fingerprint(), tuple(ops), given, when, copies)
 
+    brief = options.sizes_on(model).brief
+
     def measured() -> Effects:
+        if brief is not None:
+            return _brief_contrast(model, corpus, _operations(model, ops, reference, options), brief, options)
         cells = _alone(model, _operations(model, ops, reference, options), when)
         outcomes: list[Outcome] = [
             RepetitionLogProbability(model, corpus, kind, when, copies) for kind in _kinds(corpus)
@@ -458,6 +314,38 @@ def ablation_contrast(
         return measure_effects(model, cells, outcomes, config=config, run=options, notes={"peers": PEERS})
 
     return options.once(key, measured)
+
+
+def _brief_contrast(model: Model, corpus: Corpus, ops: Mapping[str, Op | str], brief: int, run: Run) -> Effects:
+    """Heads screened; of those that are not ablated the first-order estimate stands in the table.
+
+    From the position that predicts the second repetition on, and at its first tokens.
+    """
+    outcomes: list[Outcome] = [
+        RepetitionLogProbability(model, corpus, kind, "from_onset", 1, by_copy=False, brief=brief)
+        for kind in _kinds(corpus)
+    ]
+    ((name, op),) = list(ops.items())[:1]
+    exact = heads_alone(
+        model, outcomes, op, when="from_onset", peers=PEERS, study="ablation contrast", run=run, named=name
+    )
+    by_text = estimates_by_text(model, outcomes, op, run)
+    if "screened" not in exact.notes:
+        return exact
+    places = {one.name: place for place, one in enumerate(exact.conditions)}
+    conditions, columns = [exact.conditions[0]], [exact.values[:, :1]]
+    for condition, _ in _alone(model, {name: op})[1:]:
+        (layer, head), place = condition.components["heads"][0], places.get(condition.name)
+        conditions.append(condition)
+        if place is not None:
+            columns.append(exact.values[:, place : place + 1])
+            continue
+        told = torch.full_like(exact.values[:, :1], torch.nan)
+        for row, measure in enumerate(exact.measures):
+            estimates = by_text[measure.label][:, layer, head]
+            told[row, 0, : len(estimates)] = exact.values[row, 0, : len(estimates)] + estimates
+        columns.append(told)
+    return replace(exact, conditions=conditions, values=torch.cat(columns, 1))
 
 
 def patching_contrast(
@@ -505,7 +393,7 @@ def patching_contrast(
     giving = joined_texts(donors, n_ctx=model.anatomy.n_ctx, copies=copy)
     giving.check_model(model)
     op = "patched from " + "+".join(sorted(set(donors.frame["builder"])))
-    outcomes: list[Outcome] = [_Patched(model, corpus, kind, giving, copy, options.seed) for kind in _kinds(corpus)]
+    outcomes: list[Outcome] = [Patched(model, corpus, kind, giving, copy, options.seed) for kind in _kinds(corpus)]
     cells = [(replace(one, op=op) if do else one, do) for one, do in _alone(model, {"zero": "zero"})]
     config = {"study": "patching contrast"}
     effects = measure_effects(model, cells, outcomes, config=config, run=options, notes={"peers": PEERS})
@@ -562,7 +450,7 @@ def regenerated_contrast(
     options = run or Run()
     ops = _operations(model, [op], reference, options)
     corpus = _sample(cyclic_texts(Corpus.concatenate(*texts)), sample, options.seed)
-    outcomes: list[Outcome] = [_Regenerated(model, corpus, kind, when, max_new_tokens) for kind in _kinds(corpus)]
+    outcomes: list[Outcome] = [Regenerated(model, corpus, kind, when, max_new_tokens) for kind in _kinds(corpus)]
     config = {"study": "regenerated contrast", "when": when}
     return measure_effects(
         model, _alone(model, ops, when), outcomes, config=config, run=options, notes={"peers": PEERS}
@@ -627,10 +515,11 @@ def head_dissociation(
     single = ablation_contrast(model, texts, ops=[op], reference=reference, copies=copies, run=options)
     found = head_effects(single).select(find.frame["id"].astype(str).tolist())
     tops = {f"{kind} heads": found.top(k, kind) for kind in _kinds(find)}
-    edit = _operations(model, [op], reference, options)[op]
-    cells, left_out = sets_of_heads(model, tops, controls, op, edit, options)
+    edit, brief = _operations(model, [op], reference, options)[op], options.sizes_on(model).brief
+    when: When = "all" if brief is None else "from_onset"
+    cells, left_out = sets_of_heads(model, tops, controls, op, edit, options, when)
     outcomes: list[Outcome] = [
-        RepetitionLogProbability(model, test, kind, "all", copies, by_copy=False) for kind in _kinds(test)
+        RepetitionLogProbability(model, test, kind, when, copies, by_copy=False, brief=brief) for kind in _kinds(test)
     ]
     named = {name: ", ".join(other for other in tops if other != name) for name in tops}
     notes = {"excluded": named, "left_out": left_out}
@@ -638,10 +527,17 @@ def head_dissociation(
 
 
 def sets_of_heads(
-    model: Model, tops: Mapping[str, Sequence[Head]], controls: Sequence[str], op: str, edit: Op | str, run: Run
+    model: Model,
+    tops: Mapping[str, Sequence[Head]],
+    controls: Sequence[str],
+    op: str,
+    edit: Op | str,
+    run: Run,
+    when: When = "all",
 ) -> tuple[list[Cell], dict[str, str]]:
     """The baseline, the sets with their controls, and why some control is not among them."""
-    anatomy, left_out = model.anatomy, {}
+    anatomy, left_out, sizes = model.anatomy, dict[str, str](), run.sizes_on(model)
+    draws = sizes.draws if sizes.brief is None else 2 * sizes.regenerated_draws + 1
     cells: list[Cell] = [(Condition(), None)]
     for name, top in tops.items():
         others = [head for other, heads in tops.items() if other != name for head in heads]
@@ -651,7 +547,7 @@ def sets_of_heads(
             try:
                 drawn = draw_controls(
                     kind, top, layers=anatomy.n_layers, width=units_per_layer(anatomy, "heads"),
-                    draws=run.sizes_on(model).draws, seed=run.seed, exclude=others,
+                    draws=draws, seed=run.seed, exclude=others,
                 )  # fmt: skip
             except InputError as error:
                 left_out[f"{kind}, {name}"] = f"{error.given}; there are {error.expected}"
@@ -660,7 +556,7 @@ def sets_of_heads(
         for selection, draw, heads in sets:
             components = {"heads": [list(head) for head in heads]}
             condition = Condition(name, selection, len(top), op, seed=draw, components=components)
-            cells.append((condition, Heads(heads, edit, "all")))
+            cells.append((condition, Heads(heads, edit, when)))
     return cells, left_out
 
 
