@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.effects import ABLATION, Effects, judge
+from mechrep.ablation.screening import Agreement
+from mechrep.ablation.study import agreements
 from mechrep.ablation.texts import shared_loops, shared_repeats
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
@@ -80,6 +82,11 @@ class TextKindContrastStudy:
     sets: Effects | None
     compared: pd.DataFrame
     left_out: Mapping[str, str]
+
+    @property
+    def screened(self) -> dict[str, Agreement]:
+        """How well estimates foretold what ablating does, by measure; empty where every head was ablated."""
+        return agreements(self.ablated)
 
     @property
     def heads(self) -> dict[str, HeadEffects]:
@@ -197,6 +204,12 @@ class TextKindStudy:
             tables["sets"] = _stacked(sets).drop_duplicates(["heads", "measured in", "change"])
         if self.contrasts:
             tables["kinds"] = _kind_rows(self.overlap())
+        told = [
+            {"induced_texts": SHOWN[shown], "measure": measure, **asdict(one)}
+            for shown, found in self.contrasts.items() for measure, one in found.screened.items()
+        ]  # fmt: skip
+        if told:
+            tables["screened"] = pd.DataFrame(told)
         if missing:
             tables["left_out"] = pd.DataFrame(missing, columns=["part", "reason"])
         fields = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import mechrep
 from mechrep.errors import NothingFoundError
 from mechrep.report.render import report_json
+from mechrep.report.view import view_of
 from mechrep.run import Run
 from mechrep.studies.natural_vs_induced_study import TextKindStudy, run_text_kind_study
 from mechrep.text.corpus import Corpus
@@ -85,3 +88,22 @@ def test_what_cannot_be_built_is_said() -> None:
     assert study.section().variant == "not_compared" and report_json("planted", [study.section()])["claims"] == []
     with pytest.raises(NothingFoundError, match="none of which loops"):
         run(prompts(model, 3, looping=False))
+
+
+def test_where_each_token_costs_much_the_loops_of_the_run_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechrep import run as efforts
+    from mechrep.ablation import screening
+    from mechrep.ablation import study as sweeps
+
+    brief = dataclasses.replace(efforts.EFFORTS["quick"], loops=14, brief=4)
+    monkeypatch.setitem(efforts.EFFORTS, "quick", brief)
+    monkeypatch.setattr(sweeps, "ALL_EXACTLY", 1)
+    monkeypatch.setattr(screening.screened_heads, "__kwdefaults__", {"first": 2, "sampled": 3, "seed": 0})
+    model, run = mechrep.load_model("mechrep-tiny"), efforts.Run(effort="quick", progress=False)
+    study = run_text_kind_study(model, k=2, run=run)
+    (found,) = study.contrasts.values()
+    assert list(study.contrasts) == ["cycle"] and found.patched is None and len(study.natural) == 12
+    table = found.head_table()
+    assert len(table) == model.anatomy.n_layers * model.anatomy.n_heads and table["D"].notna().all()
+    assert {one.n for one in found.screened.values()} == {5} and len(found.screened) == 2
+    assert "screened" in view_of(study.section()).section.tables
