@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_where_each_token_costs_much_the_loops_of_the_run_are_taken(monkeypatch:
     brief = dataclasses.replace(efforts.EFFORTS["quick"], loops=14, brief=4)
     monkeypatch.setitem(efforts.EFFORTS, "quick", brief)
     monkeypatch.setattr(sweeps, "ALL_EXACTLY", 1)
-    monkeypatch.setattr(screening.screened_heads, "__kwdefaults__", {"first": 2, "sampled": 3, "seed": 0})
+    monkeypatch.setattr(sweeps, "screened_heads", functools.partial(screening.screened_heads, first=2, sampled=3))
     model, run = mechrep.load_model("mechrep-tiny"), efforts.Run(effort="quick", progress=False)
     study = run_text_kind_study(model, k=2, run=run)
     (found,) = study.contrasts.values()
