@@ -316,7 +316,7 @@ def test_a_store_gives_back_what_was_measured(tmp_path: Any, monkeypatch: pytest
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("mechrep.studies.text_kind_effects.score_tokens", never)
+    monkeypatch.setattr("mechrep.studies.text_kind_outcomes.score_tokens", never)
     again = ablation_contrast(model, built, ops=["zero"], copies=1, run=Run(store=tmp_path))
     assert torch.equal(again.values, first.values)
     again.save(tmp_path / "result")

@@ -66,7 +66,7 @@ def test_the_second_run_reads_what_the_first_one_kept(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("mechrep.studies.text_kind_effects.score_tokens", never)
+    monkeypatch.setattr("mechrep.studies.text_kind_outcomes.score_tokens", never)
     again = run(store=store).contrasts["text"]
     first = planted.contrasts["text"]
     assert torch.equal(again.ablated.values, first.ablated.values)
