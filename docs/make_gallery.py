@@ -1,6 +1,6 @@
 """Makes docs/real-models: tables and figures of the page on real models, from reports that lie in folders.
 
-    python docs/make_gallery.py SmolLM2-135M=real-models/reports/smollm2-135m "Gemma 3 270M"=real-models/reports/gemma3-270m
+    python docs/make_gallery.py SmolLM2-135M=report-real/smollm2-135m "Gemma 3 270M"=report-real/gemma3-270m
 
 Each table lays the verdicts of all models side by side; each figure is one of a report's.  The words of the page are
 written by hand, in docs/real-models.md, which includes these files.

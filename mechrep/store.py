@@ -16,64 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mechrep.errors import StoreError
-from mechrep.provenance import Provenance, package_versions
+from mechrep.provenance import package_versions
 from mechrep.results import Result
 
 if TYPE_CHECKING:
     from mechrep.cache.corpus_cache import Analyzer
     from mechrep.models.model import Model
     from mechrep.text.corpus import Corpus
-
-
-class Journal:
-    """A folder of shards that belong to one model, one corpus and one set of settings.
-
-    Args:
-        folder: where studies are kept; each gets a folder of its own, named by its fingerprint.
-        provenance: of the study; the time it was made does not count.
-
-    Raises:
-        StoreError: the folder cannot be made.
-    """
-
-    def __init__(self, folder: Path, provenance: Provenance) -> None:
-        facts = provenance.to_dict()
-        del facts["made"]
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-        self.folder = folder / "studies" / key
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"store {self.folder} ({error.strerror})", "a folder to write to", "choose another"
-            ) from error
-
-    def find(self, shard: int) -> list[dict[str, Any]] | None:
-        """The records of a finished shard, or ``None``."""
-        path = self._path(shard)
-        if not path.exists():
-            return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                f"{path} ({error})", "a shard written by this study", "delete that file and run again"
-            ) from error
-
-    def keep(self, shard: int, records: list[dict[str, Any]]) -> None:
-        """Write a finished shard in one move."""
-        partial = self._path(shard).with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(records), encoding="utf-8")
-            partial.replace(self._path(shard))
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(
-                f"{partial} ({error.strerror})", "a place to write", "free space or choose another store"
-            ) from error
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"shard-{shard:05d}.json"
 
 
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0

@@ -28,12 +28,12 @@ from torch import Tensor
 from mechrep.ablation.effects import ABLATION, Condition, Effects, Measure
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.interventions.apply import logits
+from mechrep.journal import Journal
 from mechrep.measures.token_facts import GROUPS, TokenFacts
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.run import Run, one_of
-from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 from mechrep.text.families import loop_families
 

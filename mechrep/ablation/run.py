@@ -24,11 +24,11 @@ from mechrep.ablation.outcomes import Cost, Outcome
 from mechrep.errors import InputError
 from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
+from mechrep.journal import Journal
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.run import Run
-from mechrep.store import Journal
 
 _SECONDS_PER_SHARD = 30.0  # what a stopped run loses at most, roughly
 _FIRST_SHARD, _ROWS_PER_SHARD = 64, 4096

@@ -20,10 +20,10 @@ from jaxtyping import Bool
 
 from mechrep.errors import InputError, MissingPartError, NothingFoundError
 from mechrep.generation.decode import Decoding, Request, answers_to_corpus, generate, run_requests
+from mechrep.journal import Journal
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
-from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 from mechrep.text.counters import counting_loop
 from mechrep.text.cycles import MIN_COPIES, repeats_after_prompt

@@ -32,6 +32,7 @@ from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
 from mechrep.generation.loops import loop_preset
 from mechrep.interventions.ops import Neurons
+from mechrep.journal import Journal
 from mechrep.measures.attention_sinks import WHOLE, AttentionSinkResult, AttentionSinks, attention_sinks
 from mechrep.measures.head_scores import HeadScoreResult, HeadScores
 from mechrep.measures.sink_neurons import sink_neurons
@@ -45,7 +46,6 @@ from mechrep.provenance import provenance_of
 from mechrep.results import Result
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.stats import known, paired_bootstrap_interval, proportion_interval
-from mechrep.store import Journal
 from mechrep.text.corpus import Corpus, windows_of_text
 from mechrep.text.stimuli import random_repeats, repeated_tokens
 from mechrep.text.token_kinds import ordinary_ids
@@ -267,8 +267,9 @@ def measure_card(
         for name, make in steps.items():
             bar.set_postfix_str(name)
             found[name] = _kept(card, name, make)
-            for row in found[name] if show is not None and not name.startswith("null model") else ():
-                show(row)
+            if show is not None and not name.startswith("null model"):
+                for row in found[name]:
+                    show(row)
             bar.update()
     others = [found.pop(name) for name in list(found) if name.startswith("null model")]
     rows = [_beside(row, others) for rows in found.values() for row in rows]

@@ -37,6 +37,7 @@ from mechrep.ablation.effects import (
 from mechrep.cache.corpus_cache import Analyzer, CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import INK
+from mechrep.journal import Journal
 from mechrep.measures.change_points import DRAWS, ChangePoint, change_point, drawn_means, unit_draws
 from mechrep.measures.mechanisms import Numbers, head_mechanisms, loop_flags, sink_share
 from mechrep.models.load import load_model
@@ -46,7 +47,6 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance
 from mechrep.run import Run, one_of
 from mechrep.stats import percentile_interval
-from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 
 if TYPE_CHECKING:

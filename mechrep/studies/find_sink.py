@@ -31,6 +31,7 @@ from mechrep.ablation.effects import SUPPORTED, detection, judge
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, MissingPartError
+from mechrep.journal import Journal
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.measures.sink_neurons import begins_with_bos, spike_weights
 from mechrep.measures.sink_norms import SinkNormResult, SinkNorms
@@ -42,7 +43,6 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.stats import known, largest
-from mechrep.store import Journal
 from mechrep.studies.sink_cause import NEURONS, SinkStage, stage_cause
 from mechrep.studies.sink_repeats import ALL_KINDS, PER_KIND, RepeatedTokens, moved_rows, read_repeats
 from mechrep.text.corpus import Corpus, CorpusLike, windows_of_text

@@ -22,6 +22,7 @@ from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_
 from mechrep.ablation.first_token_outcomes import ALL, OPS, FirstTokenMark, first_layer_heads, head_cells, window_count
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
+from mechrep.journal import Journal
 from mechrep.measures.first_token import (
     LAYER,
     FirstTokenDetection,
@@ -40,7 +41,6 @@ from mechrep.results import Result, check_count
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.stats import range_of_draws
-from mechrep.store import Journal
 from mechrep.text.corpus import Corpus
 
 MASS, DETECTOR, ATTENTION, HEAD = "mass", "detector", "attention", "head"  # the claims
