@@ -53,11 +53,13 @@ real-models: $(VENV)/.installed ## two pretrained models, SmolLM2-135M and Gemma
 	@$(BIN)/python .ci/real_models.py --out $(REAL)
 
 report-real: real-models ## a report on each of the two, at effort quick, into report-real/
-	@for pair in smollm2-135m:SMALL gemma3-270m:GEMMA; do \
-	    $(BIN)/mechrep report $(REAL)/$${pair%%:*} --effort quick --out report-real/$${pair##*:} || exit 1; \
+	@for name in smollm2-135m gemma3-270m; do \
+	    $(BIN)/mechrep report $(REAL)/$$name --effort quick --out report-real/$$name || exit 1; \
 	done
 
-gallery: real-models ## docs/real-models.md anew: what the two pretrained models show
+gallery: report-real ## tables and figures of docs/real-models.md anew, from these reports and one on mechrep-tiny
+	@$(BIN)/mechrep report mechrep-tiny --effort quick --out report-real/mechrep-tiny
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt kaleido
 	@$(BIN)/python docs/make_gallery.py
 
 test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstrings

@@ -1,6 +1,7 @@
 """Makes docs/real-models: tables and figures of the page on real models, from reports that lie in folders.
 
-    python docs/make_gallery.py SmolLM2-135M=report-real/smollm2-135m "Gemma 3 270M"=report-real/gemma3-270m
+    python docs/make_gallery.py                      # the reports that `make report-real` writes
+    python docs/make_gallery.py NAME=FOLDER ...      # others
 
 Each table lays the verdicts of all models side by side; each figure is one of a report's.  The words of the page are
 written by hand, in docs/real-models.md, which includes these files.
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parent / "real-models"
+_REPORTS = Path(__file__).parents[1] / "report-real"
+_USUAL = {"SmolLM2-135M-Instruct": "smollm2-135m", "Gemma 3 270M": "gemma3-270m", "mechrep-tiny": "mechrep-tiny"}
 _SIZE = {"width": 760, "height": 420}
 
 # Table -> rows: section and claim of a report, and what was asked.
@@ -155,7 +158,11 @@ def draw(name: str, folder: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Make everything."""
-    folders = {name: Path(folder) for name, _, folder in (one.partition("=") for one in arguments)}
+    given = {name: Path(folder) for name, _, folder in (one.partition("=") for one in arguments)}
+    usual = {name: _REPORTS / folder for name, folder in _USUAL.items()}
+    folders = given or {name: folder for name, folder in usual.items() if (folder / "report.json").is_file()}
+    if not folders:
+        raise SystemExit(f"no report in {_REPORTS}: run make report-real")
     reports = {name: read(folder) for name, folder in folders.items()}
     OUT.mkdir(exist_ok=True)
     for name, rows in TABLES.items():
