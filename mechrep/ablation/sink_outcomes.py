@@ -349,7 +349,7 @@ class SinkOnRepeats(_Reading):
 def sink_outcomes(
     model: Model, corpus: Corpus, stimulus: Corpus, layer: int, head: tuple[int, int], run: Run
 ) -> list[SinkOnTexts | SinkOnRepeats]:
-    """What sink neurons are studied by, as dear as the model allows.
+    """What sink neurons are studied by, as expensive as the model allows.
 
     In a model of a million weights every measure is taken of every text.  In a large one a draw of a control costs as
     much as the model has layers above the sink: ordinary texts are few and short (``run.sizes_on(model).reading``

@@ -65,8 +65,9 @@ def drawn_tokens(model: Model, run: Run) -> list[int]:
 
     Example:
         >>> import mechrep
-        >>> len(drawn_tokens(mechrep.load_model("mechrep-tiny"), Run(effort="quick")))
-        8
+        >>> model, run = mechrep.load_model("mechrep-tiny"), Run(effort="quick")
+        >>> len(drawn_tokens(model, run)) == run.sizes_on(model).tokens
+        True
     """
     n = run.sizes_on(model).tokens
     kinds: dict[str, list[int]] = {}

@@ -194,10 +194,10 @@ def test_the_texts_are_by_default_what_the_model_writes_once_per_run(monkeypatch
 def test_repeats_and_windows_have_defaults() -> None:
     small, run = load_model("mechrep-tiny"), Run(effort="quick")
     texts = StudyTexts().outcomes(small, ["copy_accuracy", "loss"], when="all", run=run)
-    assert texts[0].units[0].startswith("random-50x2-1000003") and len(texts[0].units) == run.sizes_on(model).sequences
+    assert texts[0].units[0].startswith("random-50x2-1000003") and len(texts[0].units) == run.sizes_on(small).sequences
     corpus = shared.shared_windows(small, run)
     assert corpus.row(0)[1:9] == small.encode(embedded.held_out_text(), prepend_bos=False)[:8]
-    assert len(texts[1].units) == len(corpus) == run.sizes_on(model).windows
+    assert len(texts[1].units) == len(corpus) == run.sizes_on(small).windows
 
 
 def test_losses_are_those_of_token_losses_and_heads_can_attend_to_the_first_token() -> None:
