@@ -450,10 +450,11 @@ def triples_of(model: Model, corpus: Corpus, *, limit: int = _LIMIT, seed: int =
         (torch.Size([50, 3]), True)
     """
     rows: list[list[int]] = []
+    special = model.special_ids
     for text in range(len(corpus)):
         ids = corpus.row(text)
         windows = (ids[start : start + WIDTH] for start in range(len(ids) - WIDTH + 1))
-        rows += [window for window in windows if not model.special_ids.intersection(window)]
+        rows += [window for window in windows if not special.intersection(window)]
         if len(rows) >= limit:
             break
     tokens = torch.tensor(rows[:limit], dtype=torch.long).reshape(-1, WIDTH)

@@ -500,8 +500,8 @@ def _needed(heads: AttentionSinkResult) -> float:
 
 def frequent_tokens(model: Model, corpus: Corpus, most: int = 16) -> list[int]:
     """The most frequent tokens of texts, special ones left out."""
-    counted = Counter(token for text in range(len(corpus)) for token in corpus.row(text))
-    return [token for token, _ in counted.most_common() if token not in model.special_ids][:most]
+    counted, special = Counter(token for text in range(len(corpus)) for token in corpus.row(text)), model.special_ids
+    return [token for token, _ in counted.most_common() if token not in special][:most]
 
 
 def _spikes(model: Model, neurons: Sequence[Sequence[int]]) -> float:

@@ -36,7 +36,7 @@ from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.run import Run
+from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
 from mechrep.stats import cluster_intervals, known, proportion_interval
 from mechrep.studies.find_sink import (
@@ -62,6 +62,7 @@ Known = Literal["unknown", "met", "not met"]
 _PUBLISHED_LAYERS = 15  # that the released code looks at
 _NEW_TOKENS = 32
 _CLUSTER, _SETS, _ORDERS = 4, 19, 4
+_SHORT = 64  # tokens of the texts of a cluster, in large models
 _SHOWN = 24  # positions of a drawn pattern
 _TESTED = ["attention", "loss", "repeat_norm", "p_next"]  # by the ablation; the neurons were chosen by the norm
 _LAYER_COLUMNS = {
@@ -560,7 +561,11 @@ def _behaviour(model: Model, sink: SinkResult, tokens: Sequence[int], bos: bool,
 
 
 def _cluster(model: Model, token: int, bos: bool, seed: int) -> OVClusterResult | None:
+    large = model.n_weights > LARGE_WEIGHTS  # shorter texts, and one of each set
+    length = min(_SHORT, model.anatomy.n_ctx - bos) if large else None
     try:
-        return ov_cluster(model, token, _CLUSTER, draws=(_SETS, _ORDERS), bos=bos, seed=seed)
+        return ov_cluster(
+            model, token, _CLUSTER, length=length, draws=(_SETS, 1 if large else _ORDERS), bos=bos, seed=seed
+        )
     except InputError:  # so small a vocabulary or context has no clusters
         return None
