@@ -48,7 +48,7 @@ author = "the mechrep authors"
 version = release = mechrep.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["real-models/*.md", "_build", "**.ipynb_checkpoints"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -75,9 +75,8 @@ TABLES: Mapping[str, Sequence[tuple[str, str, str]]] = {
 
 # Figure of a report -> name of the file.
 FIGURES = {
-    ("neurons", "profile"): "onset", ("neurons", "layers"): "layers", ("neurons", "sorted"): "sorted",
+    ("neurons", "profile"): "onset", ("neurons", "layers"): "layers",
     ("sinks", "norms"): "norms", ("sinks", "repeats"): "repeats", ("heads", "repeats"): "heads",
-    ("first-layer", "repeats"): "first-layer",
 }  # fmt: skip
 
 
