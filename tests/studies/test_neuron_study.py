@@ -60,7 +60,8 @@ def test_claims_are_rows_of_the_one_verdict(first: RepetitionStudy) -> None:
     assert {"still_repeating", "escaped", "loss_zero", "loss_add"} <= set(claims["claim"])
     assert set(claims["k"]) == {first.claimed_k} and claims["family"].nunique() == 2
     first_asked = claims.set_index("claim").loc["still_repeating"]
-    assert first_asked["family"].startswith("this claim alone") and first_asked["q"] == first_asked["p"]
+    assert first_asked["family"].startswith("this claim alone")
+    assert pd.isna(first_asked["q"]) or first_asked["q"] == first_asked["p"]  # with few draws there is no q
     assert dict(zip(claims["claim"], claims["direction"], strict=True))["still_repeating"] == -1
     section = first.section()
     assert set(section.tables) == {"neurons", "effects", "examples"} and set(section.figures) >= {"profile"}
