@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.ablation.score import Branches, ScoredText, first_edited_layers, score_tokens
+from mechrep.ablation.score import Branches, ScoredText, judged_tokens, parting_layers, score_tokens
 from mechrep.generation.slot_cache import has_states, shares_keys, why_not_kept
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
@@ -94,19 +94,12 @@ def _go_on(
         for row, logits in _logits_after(model, text, fed, interventions[first : first + max(1, size)]):
             for choice in choices:
                 if (text[-1], *choice[1][:-1]) == rows[row]:
-                    parts[choice].append(_judge(logits, choice[1]))
+                    wanted = torch.tensor(choice[1], device=logits.device).expand(len(logits), -1)
+                    scores, correct = judged_tokens(logits[:, : len(choice[1])], wanted)
+                    parts[choice].append((scores.double().sum(1), correct.all(1)))
     return {
         choice: (torch.cat([s for s, _ in some]), torch.cat([h for _, h in some])) for choice, some in parts.items()
     }
-
-
-def _judge(
-    logits: Float[Tensor, "intervention pos d_vocab"], choice: Sequence[int]
-) -> tuple[Float[Tensor, " intervention"], Bool[Tensor, " intervention"]]:
-    wanted = torch.tensor(choice, device=logits.device).expand(len(logits), -1)
-    here = logits[:, : len(choice)].float()
-    scores = here.gather(-1, wanted[..., None]).squeeze(-1) - here.logsumexp(-1)
-    return scores.double().sum(1).cpu(), (here.argmax(-1) == wanted).all(1).cpu()
 
 
 def _logits_after(
@@ -121,7 +114,7 @@ def _logits_after(
     n, layers, plain = len(interventions), model.anatomy.n_layers, model.plain
     assert plain is not None
     table = EditTable(model, interventions, [0] * n, first_tokens=[text[0]] * n, starts=[0] * n)
-    first_layers = first_edited_layers(table, layers).tolist()
+    first_layers = parting_layers(table, one_length=True).tolist()
     before = torch.tensor([text[:-1]], device=model.device)
     whole = Branches.of([0] * n, first_layers, layers)
     # Choice by choice, each under every intervention; all start as rows of the text's.

@@ -128,14 +128,25 @@ class Branches:
         return tuple(beside if hidden else [_pick(args[0], sources), *beside]), named | hidden
 
 
-def first_edited_layers(table: EditTable, n_layers: int) -> Int[Tensor, " row"]:
-    """The lowest layer in which each row of a table is edited; ``n_layers`` where none is."""
+def parting_layers(table: EditTable, *, one_length: bool) -> Int[Tensor, " row"]:
+    """The lowest layer in which each row is edited, as :meth:`Branches.of` takes it; ``n_layers`` where none is.
+
+    0 for every row where a row has to be itself in all layers: where layers above look at the rows of layers below, and
+    where positions depend on the length of a text and the rows have several.
+
+    Args:
+        table: the rows.
+        one_length: whether all their texts are equally long.
+    """
+    model, n_layers = table.model, table.model.anatomy.n_layers
     first = torch.full((int(table.conditions.max()) + 1,), n_layers, device=table.conditions.device)
     for (_, layer), (factor, offset) in table.tables.items():
         changes = ((factor != 1) | (offset != 0)).any(-1)[: len(first)]
         first = torch.where(changes, first.clamp_max(layer), first)
     for layer, on in table.held.on.items():
         first = torch.where(on.any(-1)[: len(first)], first.clamp_max(layer), first)
+    if why_not_kept(model) or shares_keys(model) or (model.lengths is not None and not one_length):
+        first = torch.zeros_like(first)
     return first[table.conditions]
 
 
@@ -298,9 +309,7 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
     )
     starts = torch.tensor([texts[text].start for text, _ in pairs], device=model.device)
     positions = torch.arange(begin, end, device=model.device)[None]
-    first_layers = first_edited_layers(table, model.anatomy.n_layers)
-    if why_not_kept(model) or shares_keys(model):
-        first_layers = torch.zeros_like(first_layers)  # layers above look at the rows of layers below
+    first_layers = parting_layers(table, one_length=True)
     kept = end - first + 1  # positions with logits
     size = min(_TOKENS_PER_BATCH // positions.shape[1], _LOGITS_PER_BATCH // (model.anatomy.d_vocab * kept))
     known, prefixes = list[int](), None
@@ -326,7 +335,7 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
                     logits_to_keep=kept,
                     **go_on_from(prefixes, [place[some] for some in branches.rows]),
                 ).logits[:, : length - first]
-            log_probability, correct = _judge(logits, chosen[branches.rows[-1], first:])
+            log_probability, correct = judged_tokens(logits, chosen[branches.rows[-1], first:])
             yield here, log_probability[branches.result], correct[branches.result]
 
 
@@ -379,13 +388,19 @@ def _reference(
                 hooks = intervention.hooks(model, starts, texts=[texts[i].number for i in here])
             with model.each_alone(torch.full((len(here),), len(texts[0].tokens))):
                 logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, first - 1 : -1]
-            yield [(i, condition) for i in here], *_judge(logits, tokens[:, first:])
+            yield [(i, condition) for i in here], *judged_tokens(logits, tokens[:, first:])
 
 
-def _judge(
+def judged_tokens(
     logits: Float[Tensor, "row token d_vocab"], tokens: Int[Tensor, "row token"]
 ) -> tuple[Float[Tensor, "row token"], Bool[Tensor, "row token"]]:
-    """Log-probability of each token, and whether it was the most probable one."""
+    """Log-probability of each token, and whether it was the most probable one; some logits at a time.
+
+    Example:
+        >>> scores, correct = judged_tokens(torch.tensor([[[0.0, 0.0], [0.0, 9.0]]]), torch.tensor([[0, 1]]))
+        >>> scores.exp().round(decimals=2).tolist(), correct.tolist()
+        ([[0.5, 1.0]], [[True, True]])
+    """
     wide, targets = logits.flatten(0, 1), tokens.flatten()
     at_once = max(1, _LOGITS_AT_ONCE // wide.shape[1])
     pairs = list(zip(wide.split(at_once), targets.split(at_once), strict=True))

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from mechrep.ablation.effects import FEWEST_UNITS, Measure
 from mechrep.ablation.outcomes import Cost
-from mechrep.ablation.score import Branches, first_edited_layers
+from mechrep.ablation.score import Branches, judged_tokens, parting_layers
 from mechrep.errors import InputError
-from mechrep.generation.slot_cache import shares_keys, why_not_kept
 from mechrep.interventions.apply import EditTable, applied, fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import norms_of, other_positions
@@ -35,7 +34,6 @@ from mechrep.text.corpus import Corpus
 
 _TOKENS_PER_BATCH = 4096
 _LOGITS_PER_BATCH = 2**26
-_LOGITS_AT_ONCE = 2**22  # of which probabilities are made: the logits themselves are not copied
 
 LONGEST_READ, _FEWEST_TEXTS = 64, FEWEST_UNITS + 2  # a text more or two: one may say nothing
 
@@ -48,19 +46,19 @@ class Wanted:
     """What is read of every row.
 
     Attributes:
-        layer: after which the norms of the residual stream are taken.
+        norms: layers after which the norms of the residual stream are taken.
         head: ``(layer, head)`` whose attention to the first position is taken; ``None``: nobody's.
         targets: for every text what each of its last positions is to predict; ``None``: nothing is scored.
     """
 
-    layer: int
+    norms: Sequence[int]
     head: tuple[int, int] | None = None
     targets: Int[Tensor, "text last"] | None = None
 
     @property
     def layers(self) -> dict[Site, list[int]]:
         """Layers by site."""
-        return {Site.RESID_POST: [self.layer]} | ({} if self.head is None else {Site.PATTERN: [self.head[0]]})
+        return {Site.RESID_POST: [*self.norms]} | ({} if self.head is None else {Site.PATTERN: [self.head[0]]})
 
 
 @dataclass
@@ -70,7 +68,7 @@ class ReadRows:
     Attributes:
         texts: number of the text in each row.
         conditions: number of its intervention.
-        norms: of the residual stream.
+        norms: of the residual stream, by layer.
         attention: of the head, from every position to the first; ``None`` without one.
         scores: log-probability of each target; ``None`` where nothing is scored.
         hits: whether it is the most probable token.
@@ -78,7 +76,7 @@ class ReadRows:
 
     texts: Int[Tensor, " row"]
     conditions: Int[Tensor, " row"]
-    norms: Float[Tensor, "row pos"]
+    norms: dict[int, Float[Tensor, "row pos"]]
     attention: Float[Tensor, "row pos"] | None = None
     scores: Float[Tensor, "row last"] | None = None
     hits: Bool[Tensor, "row last"] | None = None
@@ -125,9 +123,7 @@ def _read_plain(
         model, [*interventions] * len(corpus), owners.tolist(),
         first_tokens=corpus.tokens[owners, 0].tolist(), starts=[0] * len(owners),
     )  # fmt: skip
-    first_layers = first_edited_layers(table, layers).cpu()
-    if why_not_kept(model) or shares_keys(model) or model.lengths is not None:
-        first_layers = torch.zeros_like(first_layers)  # layers above look at the rows of layers below, or at lengths
+    first_layers = parting_layers(table, one_length=False).cpu()
     positions = torch.arange(tokens.shape[1], device=model.device)[None]
     with table.applied():
         for rows in torch.arange(len(owners)).split(step):
@@ -139,11 +135,11 @@ def _read_plain(
                 table.aim(rows[some].to(model.device), torch.ones_like(everywhere, dtype=torch.bool), everywhere)
 
             lowest = texts[branches.rows[0]]
-            found = ReadRows(texts, rows % n, torch.empty(len(rows), 0))
+            found = ReadRows(texts, rows % n, {})
             with model.each_alone(corpus.lengths[lowest]), branches.applied(model, aim):
                 logits = _pass(model, tokens[lowest.to(model.device)], wanted, found, branches)
             if logits is not None and wanted.targets is not None:
-                scores, hits = _scores(logits, wanted.targets[texts[branches.rows[-1]]])
+                scores, hits = judged_tokens(logits, wanted.targets[texts[branches.rows[-1]]])
                 found.scores, found.hits = scores[branches.result], hits[branches.result]
             yield found
 
@@ -156,7 +152,7 @@ def _pass(
     missing = {(site, layer) for site, layers in wanted.layers.items() for layer in layers}
 
     def keep(activation: Tensor, site: Site, layer: int) -> None:
-        _keep(activation, site, wanted, found, branches.places(layer))
+        _keep(activation, (site, layer), wanted, found, branches.places(layer))
         missing.discard((site, layer))
         if not missing and wanted.targets is None:
             raise AllRead
@@ -170,9 +166,10 @@ def _pass(
     return None
 
 
-def _keep(activation: Tensor, site: Site, wanted: Wanted, found: ReadRows, places: Tensor | slice) -> None:
+def _keep(activation: Tensor, where: tuple[Site, int], wanted: Wanted, found: ReadRows, places: Tensor | slice) -> None:
+    site, layer = where
     if site is Site.RESID_POST:
-        found.norms = norms_of(activation).cpu().double()[places]
+        found.norms[layer] = norms_of(activation).cpu().double()[places]
     else:
         assert wanted.head is not None
         found.attention = activation[:, wanted.head[1], :, 0].cpu().double()[places]
@@ -187,17 +184,17 @@ def _read_transformer_lens(
     for number, intervention in enumerate(interventions):
         for texts in torch.arange(len(corpus)).split(step):
             tokens = corpus.tokens[texts].to(model.device)
-            found = ReadRows(texts, torch.full_like(texts, number), torch.empty(len(texts), 0))
+            found = ReadRows(texts, torch.full_like(texts, number), {})
 
-            def keep(activation: Tensor, site: Site, _layer: int, found: ReadRows = found) -> None:
-                _keep(activation, site, wanted, found, slice(None))
+            def keep(activation: Tensor, site: Site, layer: int, found: ReadRows = found) -> None:
+                _keep(activation, (site, layer), wanted, found, slice(None))
 
             alone = model.each_alone(corpus.lengths[texts])
             edited = applied(model, intervention, tokens, view="transformer_lens")
             with alone, edited, listening(model, wanted.layers, keep, view="transformer_lens"):
                 logits = model.tl(tokens, stop_at_layer=stop)
             if wanted.targets is not None:
-                found.scores, found.hits = _scores(logits[:, -wanted.targets.shape[1] :], wanted.targets[texts])
+                found.scores, found.hits = judged_tokens(logits[:, -wanted.targets.shape[1] :], wanted.targets[texts])
             yield found
 
 
@@ -258,8 +255,9 @@ class SinkOnTexts(_Reading):
 
         def take(rows: ReadRows) -> None:
             lengths = self.corpus.lengths[rows.texts]
-            others = other_positions(lengths, rows.norms.shape[1])
-            found = {"first_norm": rows.norms[:, 0], "typical_norm": _mean(rows.norms, others)}
+            norms = rows.norms[self.layer]
+            others = other_positions(lengths, norms.shape[1])
+            found = {"first_norm": norms[:, 0], "typical_norm": _mean(norms, others)}
             if rows.attention is not None:
                 found["attention"] = _mean(rows.attention, others)
             if rows.scores is not None:
@@ -268,7 +266,7 @@ class SinkOnTexts(_Reading):
             for row, measure in enumerate(self.measures):
                 table[row, rows.conditions, rows.texts] = found[measure.name].double()
 
-        wanted = Wanted(self.layer, self.head, targets)
+        wanted = Wanted([self.layer], self.head, targets)
         read_rows(self.model, self.corpus, interventions, wanted, take, progress=progress)
         return table
 
@@ -312,7 +310,7 @@ class SinkOnRepeats(_Reading):
             )
         self.repeats, self.half = int(repeats[0]), int(repeats[0]) // 2  # half: predictions in the second half
         self.foretold = foretold_repetitions(model, run or Run())
-        # Dear in large models: then as few draws as where texts are written.
+        # Expensive in large models: then as few draws as where texts are written.
         self.regenerates = scores and not norm
         self.measures = [Measure("repeat_norm", "norm", over="token", direction=-1)] if norm else []
         if scores:
@@ -327,7 +325,7 @@ class SinkOnRepeats(_Reading):
         second = slice(self.repeats - self.half - 1, self.repeats - 1)
 
         def take(rows: ReadRows) -> None:
-            found = {"repeat_norm": rows.norms[:, -1]}
+            found = {"repeat_norm": rows.norms[self.layer][:, -1]}
             if rows.scores is not None and rows.hits is not None:
                 found["continued"] = rows.hits[:, second].double().mean(1)
                 found["p_next"] = rows.scores[:, second].double().exp().mean(1)
@@ -341,7 +339,7 @@ class SinkOnRepeats(_Reading):
 
         last = self.corpus.tokens[:, -self.repeats :]
         targets = torch.cat([last[:, 1:], last[:, -1:]], 1)  # after the last repetition one more
-        wanted = Wanted(self.layer, None, targets if len(self.measures) > 1 else None)
+        wanted = Wanted([self.layer], None, targets if len(self.measures) > 1 else None)
         read_rows(self.model, self.corpus, interventions, wanted, take, progress=progress)
         return table
 
@@ -406,49 +404,3 @@ def foretold_repetitions(model: Model, run: Run) -> Foretold:
     study of a run has read, the next one need not read again.
     """
     return run.once(("foretold repetitions", model.fingerprint()), dict[Any, Any])
-
-
-def _scores(
-    logits: Float[Tensor, "row last d_vocab"], targets: Int[Tensor, "row last"]
-) -> tuple[Float[Tensor, "row last"], Bool[Tensor, "row last"]]:
-    """Log-probability of every target, and whether it is the most probable token."""
-    rows, wanted = logits.flatten(0, 1), targets.to(logits.device).flatten()
-    scores = torch.empty(len(rows), dtype=torch.promote_types(logits.dtype, torch.float32))
-    hits = torch.empty(len(rows), dtype=torch.bool)
-    for some in torch.arange(len(rows)).split(max(1, _LOGITS_AT_ONCE // logits.shape[-1])):
-        part = slice(int(some[0]), int(some[-1]) + 1)
-        here, right = rows[part].to(scores.dtype), wanted[part]
-        scores[part] = (here.gather(-1, right[:, None]).squeeze(-1) - here.logsumexp(-1)).cpu()
-        hits[part] = (here.argmax(-1) == right).cpu()
-    return scores.view(targets.shape), hits.view(targets.shape)
-
-
-def excess_removed(
-    model: Model, corpus: Corpus, layer: int, interventions: Sequence[Intervention]
-) -> Float[Tensor, " intervention"]:
-    """Share of the first position's excess norm after a layer that each intervention removes.
-
-    With the ratio of the norm at the first position to the mean norm at all others, ``1 - (ratio' - 1) / (ratio - 1)``:
-    1: the first position is as large as the others; 0: nothing changed; NaN where it is no larger to begin with.
-
-    Args:
-        model: the model.
-        corpus: texts of at least two tokens; a few dozen short ones will do.
-        layer: the sink layer.
-        interventions: active at all positions.
-
-    Source: zeroing the neurons and reading the norms is Yona et al. 2025 (arXiv 2503.08908), figure 5, on repeated
-    tokens; the share is mechrep's own.
-
-    Example:
-        >>> import mechrep
-        >>> model = mechrep.load_model("mechrep-tiny")
-        >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> ablation = mechrep.Neurons([(0, 3), (0, 4)], "zero", when="all")
-        >>> excess_removed(model, corpus, 0, [ablation]).shape
-        torch.Size([1])
-    """
-    first, others = SinkOnTexts(model, corpus, layer, loss=False).values([None, *interventions], False)
-    weights = (corpus.lengths - 1).double()
-    excess = first.mean(1) / ((others * weights).sum(1) / weights.sum()) - 1
-    return torch.where(excess[0] > 0, 1 - excess[1:] / excess[0], torch.nan).float()

@@ -25,7 +25,7 @@ import pandas as pd
 
 from mechrep.ablation.controls import draw_controls
 from mechrep.ablation.effects import detection, judge
-from mechrep.ablation.sink_outcomes import excess_removed
+from mechrep.ablation.norm_profiles import excess_removed, norm_profiles
 from mechrep.ablation.texts import loop_share, null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
@@ -466,7 +466,9 @@ class _Card:
         units, shape = scores.top(_ABLATED), (anatomy.n_layers, anatomy.neurons)
         drawn = draw_controls("layer_matched", units, layers=shape[0], width=shape[1], draws=_DRAWS, seed=self.run.seed)
         zeros = [Neurons(one, "zero", when="all") for one in [units, *drawn]]
-        removed, *others = excess_removed(model, self.windows, self.layer, zeros).tolist()
+        depth = self.layer + 1
+        ratios = norm_profiles(model, self.windows, [None, *zeros], depth)
+        removed, *others = excess_removed(ratios)[:, depth].tolist()
         names = ", ".join(str(neuron) for neuron in scores.ranking()[:_ABLATED])
         note = f"neurons {names}; {_ABLATED} random ones {float(np.mean(others)):.2f}"
         measure = f"share of the excess that {_ABLATED} neurons of that layer make"

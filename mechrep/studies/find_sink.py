@@ -400,8 +400,8 @@ def _find(model: Model, corpus: Corpus, layer: int | None, run: Run) -> SinkResu
     rows += [row | {"name": NEURONS if not n else f"{NEURONS}, {STAGE}"} for n, (_, row) in enumerate(largest_first)]
     repeated = read_moved(model, run) if stages else None
     moved = [] if repeated is None else moved_rows(repeated, stages, reading.norms)
-    other = reading.bos if (not reading.bos) not in reading.norms else not reading.bos
-    missing = other == reading.bos
+    other, unknown = not reading.bos, float("nan")
+    missing = other not in reading.norms
     return SinkResult(
         provenance,
         norm_found=bool(stages),
@@ -412,10 +412,10 @@ def _find(model: Model, corpus: Corpus, layer: int | None, run: Run) -> SinkResu
         mean_length=heads.mean_length,
         stages=[stage for stage, _ in causes],
         ratio=norms.ratio,
-        ratio_without=norms.ratio * torch.nan if missing else reading.norms[other].ratio,
+        ratio_without=norms.ratio * unknown if missing else reading.norms[other].ratio,
         null_rises=rises,
         alpha=heads.alpha,
-        alpha_without=heads.alpha * torch.nan if missing else reading.heads[other].alpha,
+        alpha_without=heads.alpha * unknown if missing else reading.heads[other].alpha,
         null_alphas=alphas,
         uniform_alpha=heads.uniform_alpha,
         sink_heads=[list(head) for head in resting],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mechrep.ablation.controls import draw_controls
 from mechrep.ablation.effects import detection
-from mechrep.ablation.norm_profiles import norm_profiles
+from mechrep.ablation.norm_profiles import excess_removed, norm_profiles
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.attention_sinks import AttentionSinks
@@ -84,21 +84,6 @@ class SinkStage:
         return cls(**{**record, "norm": NormStage(**record["norm"])})
 
 
-def excess_removed(
-    ratios: Float[Tensor, "condition depth"], stage: NormStage
-) -> Float[Tensor, "intervention standing"]:
-    """Share of the first position's excess norm that each intervention removes, by depth from the peak to the last.
-
-    With the ratio ``r`` of norms: ``1 - (r' - 1) / (r - 1)``.  1: the first position is as large as the others.
-
-    Args:
-        ratios: of :func:`~mechrep.ablation.norm_profiles.norm_profiles`; the first row is the baseline.
-        stage: which depths count.
-    """
-    excess = ratios[:, stage.peak : stage.last + 1].double() - 1
-    return (1 - excess[1:] / excess[0]).float()
-
-
 def stage_cause(
     model: Model, corpus: Corpus, stage: NormStage, heads: Sequence[tuple[int, int]], run: Run
 ) -> tuple[SinkStage, dict[str, Any]]:
@@ -121,16 +106,14 @@ def stage_cause(
         nothing = SinkStage(stage, [], unknown, unknown, unknown, False, resting, unknown, unknown)
         return nothing, detection(NEURONS, "share of the excess norm removed", float("nan"), [], unit="share")
     sizes = [size for size in _SIZES if size <= len(ranking)]
-    tried = excess_removed(
-        norm_profiles(model, choose, [None, *(_zero(ranking[:n]) for n in sizes)], stage.last), stage
-    )
+    tried = _removed(model, choose, [ranking[:n] for n in sizes], stage)
     size = next((n for n, left in zip(sizes, tried, strict=True) if float(left.min()) >= _CARRIED), sizes[-1])
     chosen = ranking[:size]
     drawn = draw_controls(
         "layer_matched", chosen, layers=model.anatomy.n_layers, width=model.anatomy.neurons,
         draws=run.sizes_on(model).draws, seed=run.seed, exclude=ranking,
     )  # fmt: skip
-    removed = excess_removed(norm_profiles(model, test, [None, *map(_zero, [chosen, *drawn])], stage.last), stage)
+    removed = _removed(model, test, [chosen, *drawn], stage)
     own, *others = removed.amin(1).tolist()
     row = detection(NEURONS, "share of the excess norm removed at every later depth", own, others, unit="share")
     before, after = (_attention(model, test, resting, change) for change in (None, _zero(chosen)))
@@ -139,6 +122,14 @@ def stage_cause(
         own >= _CARRIED and own > max(others, default=0.0), resting, before, after,
     )  # fmt: skip
     return found, row | {"controls": "layer_matched", "floor": max(row["floor"], _CARRIED - row["baseline"])}
+
+
+def _removed(
+    model: Model, corpus: Corpus, sets: Sequence[Sequence[tuple[int, int]]], stage: NormStage
+) -> Float[Tensor, "set depth"]:
+    """Share of the excess that each set removes, at the depths at which the stage stands from its peak on."""
+    ratios = norm_profiles(model, corpus, [None, *map(_zero, sets)], stage.last)
+    return excess_removed(ratios)[:, stage.peak :]
 
 
 def _short(model: Model, corpus: Corpus, first: int) -> Corpus:

@@ -19,7 +19,6 @@ from mechrep.measures.sink_norms import CLEARLY_ABOVE, MOVED, RepeatNormResult, 
 from mechrep.measures.sink_stages import NormStage
 from mechrep.models.model import Model
 from mechrep.stats import proportion_interval
-from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import repeated_tokens
 
 ALL_KINDS = "all"
@@ -118,11 +117,3 @@ def _share(moved: Tensor, result: RepeatNormResult) -> dict[str, Any]:
     median = float(torch.tensor(since, dtype=torch.float64).quantile(0.5)) if there and since else float("nan")
     share = count / n if there else float("nan")
     return {"tokens": n, "moved": share, "low": low, "high": high, "repeats": median}
-
-
-def stimulus_of(read: RepeatedTokens, model: Model, stage: NormStage) -> Corpus | None:
-    """The token whose norm is largest after a stage's peak, repeated after BOS; ``None`` without BOS."""
-    if read.after_bos is None:
-        return None
-    (token,) = read.after_bos.top(1, stage.peak - 1)
-    return repeated_tokens(model, [token], read.after_bos.repeats[-1], True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechrep.ablation.score import Branches, ScoredText, first_edited_layers, score_tokens
+from mechrep.ablation.score import Branches, ScoredText, parting_layers, score_tokens
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch
 from mechrep.interventions.apply import EditTable
 from mechrep.models.model import Model
@@ -106,4 +106,4 @@ def test_the_lowest_edited_layer_of_every_row() -> None:
     table = EditTable(
         model, [edit for edit, _ in edits], range(len(edits)), first_tokens=[5] * len(edits), starts=[3] * len(edits)
     )
-    assert first_edited_layers(table, N_LAYERS).tolist() == [layer for _, layer in edits]
+    assert parting_layers(table, one_length=False).tolist() == [layer for _, layer in edits]

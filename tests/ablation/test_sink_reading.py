@@ -48,16 +48,20 @@ def conditions_of(model: Model) -> list[Intervention | None]:
 @torch.no_grad()
 def one_by_one(model: Model, corpus: Corpus, edit: Intervention | None, number: int, wanted: Wanted) -> list[Tensor]:
     """Norms, attention, scores and hits of one text: an ordinary pass over the text alone."""
-    seen: dict[Site, Tensor] = {}
+    seen: dict[tuple[Site, int], Tensor] = {}
+
+    def keep(activation: Tensor, site: Site, layer: int) -> None:
+        seen[site, layer] = activation
+
     tokens = torch.tensor([corpus.row(number)])
     assert model.plain is not None and wanted.head is not None
-    with applied(model, edit, tokens), listening(model, wanted.layers, lambda a, site, _: seen.__setitem__(site, a)):
+    with applied(model, edit, tokens), listening(model, wanted.layers, keep):
         logits = model.plain_logits(tokens)[0]
     probabilities = logits.double().log_softmax(-1)[:-1]
     following = tokens[0, 1:]
     return [
-        seen[Site.RESID_POST][0].norm(dim=-1),
-        seen[Site.PATTERN][0, wanted.head[1], :, 0],
+        torch.stack([seen[Site.RESID_POST, layer][0].norm(dim=-1) for layer in wanted.norms]),
+        seen[Site.PATTERN, wanted.head[0]][0, wanted.head[1], :, 0],
         probabilities.gather(-1, following[:, None])[:, 0],
         (probabilities.argmax(-1) == following),
     ]
@@ -71,9 +75,9 @@ def test_rows_are_those_of_one_text_under_one_condition(name: str, monkeypatch: 
     corpus, edits = Corpus.from_tokens(rows, model=model, attention_mask=True), conditions_of(model)
     there = model.anatomy.attention_layers
     targets = torch.cat([corpus.tokens[:, 1:], corpus.tokens[:, -1:]], 1)
-    wanted = Wanted(model.anatomy.n_layers - 1, (there[-1], 1), targets)
+    wanted = Wanted(range(model.anatomy.n_layers), (there[-1], 1), targets)
     monkeypatch.setattr("mechrep.ablation.sink_outcomes._TOKENS_PER_BATCH", 4 * corpus.tokens.shape[1])
-    monkeypatch.setattr("mechrep.ablation.sink_outcomes._LOGITS_AT_ONCE", 5 * model.anatomy.d_vocab)
+    monkeypatch.setattr("mechrep.ablation.score._LOGITS_AT_ONCE", 5 * model.anatomy.d_vocab)
     found: dict[tuple[int, int], list[Tensor]] = {}
 
     def take(read: ReadRows) -> None:
@@ -81,7 +85,7 @@ def test_rows_are_those_of_one_text_under_one_condition(name: str, monkeypatch: 
         for row, key in enumerate(zip(read.texts.tolist(), read.conditions.tolist(), strict=True)):
             n = len(rows[key[0]])
             found[key] = [
-                read.norms[row, :n],
+                torch.stack([read.norms[layer][row, :n] for layer in wanted.norms]),
                 read.attention[row, :n],
                 read.scores[row, : n - 1],
                 read.hits[row, : n - 1],

@@ -40,6 +40,8 @@ def flooded(e: list[float]) -> dict[int, float]:
 def test_rises_are_those_of_flooding(ratio: list[float]) -> None:
     e = [math.log(value) for value in torch.tensor(ratio).tolist()]
     ended = flooded(e)
+    peaks = {d for d in range(1, len(e)) if e[d] > e[d - 1] and (d + 1 == len(e) or e[d] > e[d + 1])}
+    assert {stage.peak for stage in norm_stages(torch.tensor(ratio))} == peaks
     for stage in norm_stages(torch.tensor(ratio)):
         lowest = min(
             e[: stage.peak + 1][max((d for d in range(stage.peak) if e[d] >= e[stage.peak]), default=-1) + 1 :]
@@ -53,7 +55,7 @@ def test_rises_are_those_of_flooding(ratio: list[float]) -> None:
 def test_a_stage_rises_peaks_and_stands_where_it_says(ratio: list[float]) -> None:
     values = torch.tensor(ratio)
     for stage in norm_stages(values):
-        assert 0 <= stage.since < stage.first <= stage.peak <= stage.last < len(ratio) or stage.first <= stage.peak
+        assert 0 <= stage.since <= stage.first <= stage.peak <= stage.last < len(ratio) and stage.since < stage.peak
         assert stage.ratio == pytest.approx(float(values[stage.peak])) and stage.rise > 1
         assert sum(stage.shares) == pytest.approx(1.0) and len(stage.shares) == stage.peak - stage.since
         assert stage.layer in stage.layers and all(stage.since <= layer < stage.peak for layer in stage.layers)

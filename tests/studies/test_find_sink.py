@@ -13,13 +13,12 @@ import torch
 
 from mechrep.ablation.norm_profiles import norm_profiles
 from mechrep.errors import InputError
-from mechrep.interventions.ops import Neurons
-from mechrep.measures.sink_stages import norm_stages
 from mechrep.models.load import load_model
 from mechrep.run import Run
+from mechrep.studies import sink_cause
 from mechrep.studies.find_sink import SinkResult, find_sink, read_sink
 from mechrep.studies.known_sinks import known_sinks, matches_known
-from mechrep.studies.sink_cause import SinkStage, excess_removed
+from mechrep.studies.sink_cause import SinkStage, stage_cause
 from mechrep.text.corpus import Corpus
 from tests.analyzers.sinks_by_hand import PROVENANCE, check_equal
 from tests.planted.sinks import SinkModel, bos_sink_model, sink_model
@@ -97,20 +96,27 @@ def test_texts_without_bos_are_read_with_it_as_well() -> None:
     assert float(result.ratio_without.max()) > 20
 
 
-@pytest.mark.parametrize("family", ["llama_gqa", "gpt_neox"])
-def test_neurons_count_by_what_is_left_at_every_later_depth(family: str) -> None:
-    """Two stages whose norms are written by hand into a profile; and a neuron whose work a later layer does again."""
-    fixture = sink_model(family)
-    texts = Corpus.from_tokens([[BOS, *words(20, seed=s)] for s in range(4)], model=fixture.model)
-    zero = Neurons([fixture.sink_neuron], "zero", when="all")
-    ratios = norm_profiles(fixture.model, texts, [None, zero])
-    (stage,) = [one for one in norm_stages(read_sink(fixture.model, texts, QUICK).norms[True].ratio) if one.rise > 5]
-    removed = excess_removed(ratios, stage)
-    assert removed.shape == (1, stage.last - stage.peak + 1) and float(removed.min()) > 0.9
-    again = ratios.clone()
-    again[1, stage.last] = ratios[0, stage.last]  # as if a later layer wrote the norm again
-    assert float(excess_removed(again, stage).min()) == pytest.approx(0.0, abs=1e-6)
-    assert float(excess_removed(again, stage)[0, 0]) > 0.9
+@pytest.mark.parametrize("again", [False, True])
+def test_neurons_count_by_what_is_left_at_every_later_depth(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if, under every ablation, the last layer at which the stage stands wrote the norm again."""
+    fixture = sink_model("llama_gqa")
+    texts = Corpus.from_tokens([[BOS, *words(20, seed=s)] for s in range(14)], model=fixture.model)
+    stages = read_sink(fixture.model, texts, QUICK).norms[True].stages
+    stage = max(stages, key=lambda one: one.rise)
+    assert stage.last > stage.peak
+
+    def profiles(*args: Any) -> torch.Tensor:
+        ratios = norm_profiles(*args)
+        ratios[:, stage.last] = ratios[0, stage.last]
+        return ratios
+
+    if again:
+        monkeypatch.setattr(sink_cause, "norm_profiles", profiles)
+    found, row = stage_cause(fixture.model, texts, stage, [fixture.sink_head], QUICK)
+    assert found.removed_at_peak > 0.9 and found.carried != again
+    assert row["value"] == found.removed == pytest.approx(0.0 if again else found.removed_at_peak, abs=0.1)
+    if not again:
+        assert found.neurons == [list(fixture.sink_neuron)]
 
 
 def test_a_trained_model_without_a_sink_has_none(shared: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mechrep.ablation.effects import Effects, example_effects
-from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts, excess_removed
+from mechrep.ablation.norm_profiles import excess_removed, norm_profiles
+from mechrep.ablation.sink_outcomes import SinkOnRepeats, SinkOnTexts
 from mechrep.ablation.study import Controls
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.interventions.ops import Neurons
@@ -160,10 +161,11 @@ def test_the_planted_neuron_makes_the_excess_and_no_other_set_does(family: str) 
     ranking = sink_neurons(fixture.model, corpus, layer).top(4)
     sets = [ranking[:1], ranking[:3], ranking[1:4], [(layer, 3), (layer, 50)]]
     zeros = [Neurons(units, "zero", when="all") for units in sets]
-    removed = excess_removed(fixture.model, corpus, layer, zeros)
+    removed = excess_removed(norm_profiles(fixture.model, corpus, [None, *zeros]))[:, layer + 1]
     assert removed[:2].min() > 0.95 and removed[2:].abs().max() < 0.1
     late = Corpus.from_tokens([[9, BOS, BOS, 10]], model=bos_sink_model("llama").model)
-    assert excess_removed(bos_sink_model("llama").model, late, 1, zeros[:1]).isnan().all(), "there is no excess"
+    ratios = norm_profiles(bos_sink_model("llama").model, late, [None, zeros[0]])
+    assert excess_removed(ratios)[:, 2].isnan().all(), "there is no excess"
 
 
 def test_conditions_are_shared_and_refused(planted: SinkModel, sink: SinkResult) -> None:
