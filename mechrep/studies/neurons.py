@@ -75,20 +75,14 @@ class RepetitionStudy:
         return min(ks, key=lambda k: abs(k - max(1, self.neurons.published_k)))
 
     def judged(self) -> pd.DataFrame:
-        """The effects of all sizes; ``claim`` is the key of a wording in the report.
-
-        Whether fewer texts loop without the published share of neurons is the question that was asked before looking,
-        and a family of its own; everything else is judged together.
-        """
+        """The effects of all sizes, judged as one family; ``claim`` is the key of a wording in the report."""
         rows = [self.deactivation.select(measures=["still_repeating", "escaped"]).summary()]
         if self.activation is not None:
             rows.append(self.activation.summary())
         rows = [table.assign(claim=table["measure"]) for table in rows]
         rows += [effects.summary().assign(claim=f"loss_{op}") for op, effects in self.losses.items()]
-        table = pd.concat(rows, ignore_index=True).drop(columns=["q", "family", "verdict"])
-        asked = (table["claim"] == "still_repeating") & (table["k"] == self.claimed_k)
-        others = judge(table[~asked], family="all other sizes and measures of this section")
-        return pd.concat([judge(table[asked], family="this claim alone"), others], ignore_index=True)
+        table = pd.concat(rows, ignore_index=True)
+        return judge(table.drop(columns=["q", "family", "verdict"]), family="all sizes and measures of this section")
 
     def claims(self) -> pd.DataFrame:
         """The verdicts at the published share of neurons."""
