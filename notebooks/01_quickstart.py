@@ -95,7 +95,7 @@ effects.curve()
 
 # %%
 row = effects.summary().set_index(["measure", "k"]).loc[("still_repeating", 56)]
-assert row["baseline"] == 1.0, "without an ablation every text goes on looping"
+assert row["baseline"] > 0.9, "without an ablation nearly every text goes on looping"
 assert not set(find.frame["id"]) & set(test.frame["id"]), "found and tested on different texts"
 steady = int((neurons.to_frame()["t"].head(8) > 2).sum())
 assert steady > 4, "most of the top neurons rise in text after text, not in one alone"
