@@ -46,7 +46,7 @@ $(VENV_39)/.installed: pyproject.toml constraints-3.9.txt
 setup: $(VENV)/.installed-dev ## everything for development, in .venv
 
 report: $(VENV)/.installed ## the first thing to try: a report on the embedded model
-	@$(BIN)/mechrep report mechrep-tiny --out report
+	@$(BIN)/mechrep report mechrep-tiny --effort quick --out report
 	@echo "$(CURDIR)/report/report.html"
 
 real-models: $(VENV)/.installed ## two pretrained models, SmolLM2-135M and Gemma 3 270M (Gemma's terms), into real-models/
@@ -92,11 +92,11 @@ format: $(VENV)/.installed-dev ## format the code, and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-# The settings for pytest are for tests: a notebook runs in a kernel of its own, as a user would run it.
+# The settings for pytest are for tests: a notebook runs in a kernel of its own, one per core.
 notebooks: $(VENV)/.installed-dev ## are .py and .ipynb the same, and do all notebooks run?
 	$(BIN)/python .ci/check_notebooks.py
-	$(if $(NOTEBOOKS),HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -o addopts= -o filterwarnings= \
-	    --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 $(NOTEBOOKS))
+	$(if $(NOTEBOOKS),$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) -o addopts= \
+	    -o filterwarnings= --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 $(NOTEBOOKS))
 
 notebooks-sync: $(VENV)/.installed-dev ## write notebooks/*.ipynb anew from notebooks/*.py
 	$(BIN)/jupytext --to ipynb --update notebooks/*.py
