@@ -75,7 +75,7 @@ def largest_difference(
     model: mechrep.Model, corpus: mechrep.Corpus, numbered: NumberedTexts, texts: list[str]
 ) -> float:
     """Between TransformerLens' scores and mechrep's of the same definition, over all heads and both measures."""
-    (result,) = mechrep.CorpusCache(model, corpus).run(HeadScores(bos_id=model.bos_id, variants=("tl_mul", "tl_abs")))
+    result = mechrep.CorpusCache(model, corpus).run(HeadScores(bos_id=model.bos_id, variants=("tl_mul", "tl_abs")))
     with torch.no_grad():
         pairs = [
             (result.of(f"tl_{measure}"), detect_head(numbered, texts, "induction_head", error_measure=measure))  # pyright: ignore

@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, run = mechrep.load_model("mechrep-tiny"), Run(progress=False)
     corpus = collect_loops(model, arguments.texts, n_others=0, preset="hiraoka2025", progress=False)
-    (result,) = mechrep.CorpusCache(model, corpus, progress=False).run(mechrep.RepetitionNeurons("hiraoka2025"))
+    result = mechrep.CorpusCache(model, corpus, progress=False).run(mechrep.RepetitionNeurons("hiraoka2025"))
     ks = [int(k) for k in arguments.ks.split(",")]
     controls = Controls(("random",), draws=arguments.draws)
 

@@ -35,7 +35,7 @@ def scored(model: mechrep.Model, loops: mechrep.Corpus, sequences: int, seed: in
     for number, kind in enumerate(repeats.names):
         found = int((repeats.adjusted[number] >= INDUCTION).sum())
         yield record("repeats", kind, repeats, found) | ({"copies too": len(copying)} if kind == "induction" else {})
-    (natural,) = mechrep.CorpusCache(model, loops, progress=False).run(HeadScores("hiraoka2025", bos_id=model.bos_id))
+    natural = mechrep.CorpusCache(model, loops, progress=False).run(HeadScores("hiraoka2025", bos_id=model.bos_id))
     assert isinstance(natural, HeadScoreResult)
     for kind in ON_LOOPS:
         yield record("loops", kind, natural, len(natural.above(PUBLISHED_THRESHOLD, kind)))

@@ -68,7 +68,7 @@ corpus.frame[["id", "condition", "onset", "period", "copies", "family", "split"]
 # One pass over the texts, whatever the number of analyzers.
 
 # %%
-(neurons,) = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
+neurons = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
 neurons.to_frame().head(8).round(3)
 
 # %%

@@ -104,7 +104,7 @@ head_scores_figure(natural)
 null_loops = []
 for (kind, make), seed in itertools.product(kinds.items(), range(2)):
     cache = mechrep.CorpusCache(make(model, seed=seed), loops.select(range(24)), progress=False)
-    (null,) = cache.run(mechrep.HeadScores("hiraoka2025", bos_id=model.bos_id))
+    null = cache.run(mechrep.HeadScores("hiraoka2025", bos_id=model.bos_id))
     null_loops.append({"copy": kind, "seed": seed} | {name: float(null.of(name).max()) for name in null.names})
 null_loops = pd.DataFrame(null_loops)
 for name in ("induction", "duplicate_token"):

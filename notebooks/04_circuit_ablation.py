@@ -57,7 +57,7 @@ run = Run(progress=False)
 # %%
 K = 28  # neurons: 2 % of the model's
 scores = mechrep.score_heads(model)
-(neurons,) = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
+neurons = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
 copier = Circuit.from_heads(scores, 1)
 risers = Circuit.from_neurons(neurons, K)
 circuit = copier + risers
@@ -145,8 +145,8 @@ ops.summary()[["op", *columns[1:]]].round(3)
 
 # %%
 half, other_half = find.split(0.5, seed=1)
-(one,) = mechrep.CorpusCache(model, half).run(mechrep.RepetitionNeurons())
-(two,) = mechrep.CorpusCache(model, other_half).run(mechrep.RepetitionNeurons())
+one = mechrep.CorpusCache(model, half).run(mechrep.RepetitionNeurons())
+two = mechrep.CorpusCache(model, other_half).run(mechrep.RepetitionNeurons())
 swapped = (one.delta - two.delta).flatten().topk(K).indices.tolist()
 width = one.delta.shape[1]
 placebo_neurons = Circuit("placebo: swapped labels", neurons=[divmod(index, width) for index in swapped])

@@ -170,7 +170,7 @@ if effects is not None:
 
 # %%
 copies = min(400, model.anatomy.n_ctx - 1)
-(repeats,) = mechrep.CorpusCache(model, repeated_tokens(model, tokens, copies), progress=False).run(
+repeats = mechrep.CorpusCache(model, repeated_tokens(model, tokens, copies), progress=False).run(
     mechrep.RepeatNorms()
 )
 moved = repeats.moved(layer, norms.other_norm)

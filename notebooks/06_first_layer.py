@@ -54,7 +54,7 @@ print(f"{model.name}: {anatomy.n_layers} layers, {anatomy.n_heads} heads in each
 
 # %%
 corpus = windows_of_text(model, tiny.held_out_text(), length=64, limit=32)
-(masses,) = mechrep.CorpusCache(model, corpus).run(mechrep.FirstTokenDetection.of(model))
+masses = mechrep.CorpusCache(model, corpus).run(mechrep.FirstTokenDetection.of(model))
 masses.plot()
 
 # %%

@@ -157,7 +157,7 @@ corpus = joined_texts(natural, induced, n_ctx=model.anatomy.n_ctx, copies=2)
 information = token_information(model, corpus)
 facts = token_facts(model, corpus)
 shuffled = shuffled_weights(model, seed=0)
-(without_knowledge,) = mechrep.CorpusCache(shuffled, corpus, progress=False).run(mechrep.TokenInformation(facts))
+without_knowledge = mechrep.CorpusCache(shuffled, corpus, progress=False).run(mechrep.TokenInformation(facts))
 tables = {
     "matched": information.summary(matched=True),
     "all alike": information.summary(),

@@ -79,7 +79,7 @@ sink.moved_frame().query("kind != 'all'").round(2)
 
 # %%
 repeats = random_repeats(model, n=50, sequences=8, seed=1)
-(scores,) = mechrep.CorpusCache(model, repeats).run(HeadScores(bos_id=model.bos_id))
+scores = mechrep.CorpusCache(model, repeats).run(HeadScores(bos_id=model.bos_id))
 print({f"L{layer}H{head}": round(float(scores.induction[layer, head]), 2) for layer, head in scores.top(8)})
 head_scores_figure(scores)
 
@@ -93,7 +93,7 @@ print(int(looping.sum()), "looping texts;", model.decode(corpus.row(0))[-160:])
 
 # %%
 find, test = find_and_test(corpus)
-(neurons,) = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
+neurons = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
 plot_onset_profile(neurons, k=1)
 
 # %%

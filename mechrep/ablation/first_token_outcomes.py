@@ -261,7 +261,7 @@ def _mean_outputs(model: Model, tokens: Int[Tensor, "text pos"]) -> Float[Tensor
 
 def _sink_layer(model: Model, text: Corpus, named: int | None) -> tuple[int | None, float]:
     """The layer after which the first position is clearly larger, if any, and its ratio there or at most."""
-    (norms,) = CorpusCache(model, text, progress=False).run(SinkNorms())
+    norms = CorpusCache(model, text, progress=False).run(SinkNorms())
     if named is not None:
         ratio = float(norms.ratio[named + 1])
         return (named if ratio >= CLEARLY_ABOVE else None), ratio

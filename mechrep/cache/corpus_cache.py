@@ -267,7 +267,7 @@ class CorpusCache:
             left = left[size:]
 
     @overload
-    def run(self, one: Analyzer[R], /) -> tuple[R]: ...
+    def run(self, one: Analyzer[R], /) -> R: ...
 
     @overload
     def run(self, one: Analyzer[R], two: Analyzer[R2], /) -> tuple[R, R2]: ...
@@ -276,15 +276,44 @@ class CorpusCache:
     def run(self, one: Analyzer[R], two: Analyzer[R2], three: Analyzer[R3], /) -> tuple[R, R2, R3]: ...
 
     @overload
-    def run(self, *analyzers: Analyzer[Any]) -> tuple[Any, ...]: ...
+    def run(self, *analyzers: Analyzer[Any]) -> Any: ...
 
-    def run(self, *analyzers: Analyzer[Any]) -> tuple[Any, ...]:
-        """Results of the analyzers, from one forward pass over the corpus for all that are not in the store yet.
+    def run(self, *analyzers: Analyzer[Any]) -> Any:
+        """The result of one analyzer; of several a tuple of results, from one forward pass over the corpus.
+
+        What is in the store already is not measured again.
+
+        Args:
+            *analyzers: what to measure, for instance ``mechrep.RepetitionNeurons()``.
 
         Raises:
-            InputError: no analyzer, or a corpus that lacks what an analyzer needs.
+            InputError: no analyzer, a class in place of one, or a corpus that lacks what an analyzer needs.
             StoreError: the store cannot be read or written.
+
+        Example:
+            >>> import mechrep
+            >>> model = mechrep.load_model("mechrep-tiny")
+            >>> cache = CorpusCache(model, ["one two one two", "three"])
+            >>> sinks = cache.run(mechrep.AttentionSinks())
+            >>> sinks, norms = cache.run(mechrep.AttentionSinks(), mechrep.SinkNorms())
+            >>> cache.run(mechrep.AttentionSinks)
+            Traceback (most recent call last):
+            mechrep.errors.InputError: given: AttentionSinks, a class; expected: an analyzer; to do: write AttentionSinks()
         """
+        results = self.run_all(analyzers)
+        return results[0] if len(results) == 1 else results
+
+    def run_all(self, analyzers: Sequence[Analyzer[Any]]) -> tuple[Any, ...]:
+        """As :meth:`run`, for a list of analyzers: one result for each, also where it is a single one.
+
+        Args:
+            analyzers: what to measure.
+
+        Raises:
+            InputError: as :meth:`run`.
+            StoreError: as :meth:`run`.
+        """
+        _check_analyzers(analyzers)
         if not analyzers or len({id(analyzer) for analyzer in analyzers}) < len(analyzers):
             raise InputError(
                 f"{len(analyzers)} analyzers, none or one of them twice",
@@ -430,6 +459,20 @@ class CorpusCache:
                 f"at most {self.max_gib:g} GiB",
                 "name fewer layers, texts or positions, raise max_gib, or write an Analyzer and use run()",
             )
+
+
+def _check_analyzers(analyzers: Iterable[object]) -> None:
+    """Refuse what is no analyzer.
+
+    Raises:
+        InputError: it is a class, a list or anything else.
+    """
+    for one in analyzers:
+        if isinstance(one, type):
+            raise InputError(f"{one.__name__}, a class", "an analyzer", f"write {one.__name__}()")
+        if not isinstance(one, Analyzer):
+            remedy = "pass several one by one: run(a, b), or run_all([a, b])"
+            raise InputError(f"{type(one).__name__} in place of an analyzer", "for instance RepetitionNeurons()", remedy)
 
 
 def _numbers(what: str, given: Iterable[int], available: int) -> list[int]:

@@ -164,7 +164,7 @@ class AttentionSinks(Analyzer[AttentionSinkResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(AttentionSinks())
+        >>> result = mechrep.CorpusCache(model, corpus).run(AttentionSinks())
         >>> len(result.top(2)), bool((result.alpha_published > result.alpha).all())
         (2, True)
     """
@@ -398,7 +398,7 @@ def attention_sinks(
     corpus.check_model(model)
     analyzer = AttentionSinks(epsilon, keys=keys)
     if int(corpus.lengths.max()) <= WHOLE or not rows_agree(model):
-        (result,) = CorpusCache(model, corpus, progress=False).run(analyzer)
+        result = CorpusCache(model, corpus, progress=False).run(analyzer)
         assert isinstance(result, AttentionSinkResult)
         return result
     analyzer.prepare(model.anatomy, corpus.frame)
@@ -439,7 +439,7 @@ def sink_heads_figure(result: AttentionSinkResult) -> go.Figure:
         >>> from mechrep.measures.attention_sinks import AttentionSinks
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(AttentionSinks())
+        >>> result = mechrep.CorpusCache(model, corpus).run(AttentionSinks())
         >>> bool((sink_heads_figure(result).data[0].z == result.alpha.numpy()).all())
         True
     """

@@ -80,7 +80,7 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm, and the wind was still."], model=model)
-        >>> (profile,) = mechrep.CorpusCache(model, corpus).run(DistanceProfile(8))
+        >>> profile = mechrep.CorpusCache(model, corpus).run(DistanceProfile(8))
         >>> profile.weights.shape[-1]
         8
     """
@@ -165,7 +165,7 @@ def distance_profile(model: Model, reference: Corpus, *, progress: bool | None =
         True
     """
     batch_size = max(1, TOKENS_PER_BATCH // reference.tokens.shape[1])
-    (result,) = CorpusCache(model, reference, batch_size=batch_size, progress=progress).run(DistanceProfile())
+    result = CorpusCache(model, reference, batch_size=batch_size, progress=progress).run(DistanceProfile())
     assert isinstance(result, DistanceProfileResult)
     return result
 

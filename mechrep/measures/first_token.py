@@ -159,7 +159,7 @@ class FirstTokenDetection(Analyzer[OtherTokenResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection.of(model))
+        >>> result = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection.of(model))
         >>> float(result.by_position[:, 0].max()), bool((result.identity_error < 1e-4).all())
         (0.0, True)
     """
@@ -513,7 +513,7 @@ def other_token_mass_figure(result: OtherTokenResult) -> go.Figure:
         >>> from mechrep.measures.first_token import FirstTokenDetection
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection())
+        >>> result = mechrep.CorpusCache(model, corpus).run(FirstTokenDetection())
         >>> len(other_token_mass_figure(result).data) == model.anatomy.n_heads
         True
     """

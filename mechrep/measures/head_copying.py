@@ -278,7 +278,7 @@ class HeadCopying(Analyzer[HeadCopyingResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, *range(9, 29), *range(9, 29)]], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(HeadCopying(model))
+        >>> result = mechrep.CorpusCache(model, corpus).run(HeadCopying(model))
         >>> result.n_queries, bool(result.functional.max() <= 1)
         (20, True)
     """
@@ -400,7 +400,7 @@ def score_copying(
     """
     corpus = random_repeats(model, n=n, copies=copies, sequences=sequences, seed=seed, bos=bos)
     batch_size = max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])
-    (result,) = CorpusCache(model, corpus, batch_size=batch_size, progress=False).run(HeadCopying(model))
+    result = CorpusCache(model, corpus, batch_size=batch_size, progress=False).run(HeadCopying(model))
     return result
 
 
@@ -457,7 +457,7 @@ class CopySuppression(Analyzer[CopySuppressionResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, *range(9, 29), *range(9, 29)]], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(CopySuppression(model))
+        >>> result = mechrep.CorpusCache(model, corpus).run(CopySuppression(model))
         >>> bool((result.cs >= 0).all()), result.m
         (True, 10)
     """

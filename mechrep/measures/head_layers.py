@@ -66,7 +66,7 @@ def layer_profiles(
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> rows = [[0, *range(30 + i, 60 + i), *[9, 8, 7, 6, 5] * 8] for i in range(3)]
         >>> texts = mechrep.Corpus.from_tokens(rows, model=model).with_cycles()
-        >>> (neurons,) = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
+        >>> neurons = mechrep.CorpusCache(model, texts).run(mechrep.RepetitionNeurons("hiraoka2025", r=10))
         >>> profiles = layer_profiles(neurons, score_heads(model, n=10, sequences=4), k_neurons=50, k_heads=2)
         >>> float(profiles["head_share"].sum())
         1.0
@@ -133,7 +133,7 @@ def layer_profile_figure(
         >>> from mechrep.measures.head_scores import score_heads
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, *range(9, 49), *[40, 41, 42, 43] * 9]], model=model).with_cycles()
-        >>> (neurons,) = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
+        >>> neurons = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
         >>> figure = layer_profile_figure(neurons, score_heads(model, n=10, sequences=2))
         >>> round(sum(figure.data[2].y), 6)
         1.0

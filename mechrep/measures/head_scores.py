@@ -259,7 +259,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, 5, 6, 7, 5, 6, 7, 5], [0, 8, 9, 10, 8, 9, 10]], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(HeadScores(bos_id=model.bos_id))
+        >>> result = mechrep.CorpusCache(model, corpus).run(HeadScores(bos_id=model.bos_id))
         >>> result.induction.shape == (model.anatomy.n_layers, model.anatomy.n_heads), result.n_queries["induction"]
         (True, 7)
     """
@@ -425,7 +425,7 @@ def score_heads(
     corpus = random_repeats(model, n=n, copies=copies, sequences=sequences, seed=seed, bos=bos)
     batch_size = max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=batch_size, progress=False)
-    (result,) = cache.run(HeadScores(bos_id=model.bos_id, variants=variants))
+    result = cache.run(HeadScores(bos_id=model.bos_id, variants=variants))
     return result
 
 

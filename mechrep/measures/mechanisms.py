@@ -75,7 +75,7 @@ def scores_by_group(
     if key not in known:
         by_group: list[HeadScoreResult] = []
         for texts in _groups(len(corpus)):
-            (result,) = CorpusCache(model, corpus.select(texts), progress=False).run(HeadScores(bos_id=model.bos_id))
+            result = CorpusCache(model, corpus.select(texts), progress=False).run(HeadScores(bos_id=model.bos_id))
             by_group.append(result)
         known[key] = by_group
     return {name: torch.stack([result.of(name) for result in known[key]]) for name in names}
@@ -100,7 +100,7 @@ def sink_share(model: Model, windows: int = _SINK_WINDOWS) -> Numbers:
     corpus = windows_of_text(model, tiny.held_out_text(), length=_SINK_LENGTH, limit=windows)
     alphas = []
     for texts in _groups(len(corpus)):
-        (result,) = CorpusCache(model, corpus.select(texts), progress=False).run(AttentionSinks())
+        result = CorpusCache(model, corpus.select(texts), progress=False).run(AttentionSinks())
         alphas.append(result.alpha.flatten())
     table = torch.stack(alphas)
     return {

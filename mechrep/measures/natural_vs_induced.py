@@ -392,7 +392,7 @@ class TextKindContrast(Analyzer[TextKindContrastResult]):
         >>> prompts = mechrep.generation.sample_prompts(model, 8)
         >>> induced = induced_texts(model, prompts, 2, "cycle", max_new_tokens=100)
         >>> corpus = joined_texts(induced, n_ctx=model.anatomy.n_ctx, copies=2)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=2))
+        >>> result = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=2))
         >>> result.residual() < 1e-4
         True
     """
@@ -555,7 +555,7 @@ def contrast_text_kinds(
     per_token = anatomy.d_model * (2 * anatomy.n_layers + 1) * model.dtype.itemsize
     batch_size = max(1, _KEPT_BYTES // per_token // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), store=store, progress=progress)
-    (result,) = cache.run(TextKindContrast(model, copies=copies, per_copy=per_copy))
+    result = cache.run(TextKindContrast(model, copies=copies, per_copy=per_copy))
     return result
 
 

@@ -348,7 +348,7 @@ class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> texts = [[0, *range(9, 29), *[40, 41, 42, 43] * 5], [0, *range(60, 90), *[7, 8, 9] * 6]]
         >>> corpus = mechrep.Corpus.from_tokens(texts, model=model).with_cycles()
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(RepetitionNeurons())
+        >>> result = mechrep.CorpusCache(model, corpus).run(RepetitionNeurons())
         >>> len(result.top(5)), result.delta.shape
         (5, torch.Size([4, 352]))
     """
@@ -493,7 +493,7 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> texts = [[0, *range(9, 49), *[40, 41, 42, 43] * 9], [0, *range(60, 99), *[7, 8, 9] * 12]]
         >>> corpus = mechrep.Corpus.from_tokens(texts, model=model).with_cycles()
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
+        >>> result = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
         >>> len(plot_onset_profile(result, k=3).data)
         3
     """
@@ -559,7 +559,7 @@ def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, *range(9, 49), *[40, 41, 42, 43] * 9]], model=model).with_cycles()
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
+        >>> result = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
         >>> len(plot_sorted_delta(result).data[-1].x)
         1408
     """
@@ -630,7 +630,7 @@ def plot_layer_distribution(result: RepetitionNeuronResult, k: int | None = None
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_tokens([[0, *range(9, 49), *[40, 41, 42, 43] * 9]], model=model).with_cycles()
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
+        >>> result = mechrep.CorpusCache(model, corpus).run(mechrep.RepetitionNeurons())
         >>> list(plot_layer_distribution(result, k=10).data[0].y) == result.layer_counts(10)
         True
     """

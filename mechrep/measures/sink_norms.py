@@ -318,7 +318,7 @@ class SinkNorms(Analyzer[SinkNormResult]):
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(SinkNorms())
+        >>> result = mechrep.CorpusCache(model, corpus).run(SinkNorms())
         >>> len(result.ratio) - 1 == len(result.jump) == model.anatomy.n_layers
         True
     """
@@ -417,7 +417,7 @@ class RepeatNorms(Analyzer[RepeatNormResult]):
         >>> import mechrep
         >>> from mechrep.text.stimuli import repeated_tokens
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> (result,) = mechrep.CorpusCache(model, repeated_tokens(model, [300, 301], 40)).run(RepeatNorms())
+        >>> result = mechrep.CorpusCache(model, repeated_tokens(model, [300, 301], 40)).run(RepeatNorms())
         >>> result.token_ids, result.repeats[-1]
         ([300, 301], 40)
     """
@@ -529,7 +529,7 @@ def norms_by_layer_figure(result: SinkNormResult) -> go.Figure:
         >>> from mechrep.measures.sink_norms import SinkNorms
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea was calm.", "It rained all day."], model=model)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(SinkNorms())
+        >>> result = mechrep.CorpusCache(model, corpus).run(SinkNorms())
         >>> [line.name for line in norms_by_layer_figure(result).data]
         ['first position', 'other positions']
     """
@@ -589,9 +589,9 @@ def norms_vs_repeats_figure(
         >>> from mechrep.measures.sink_norms import SinkNorms
         >>> from mechrep.text.stimuli import repeated_tokens
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> (norms,) = mechrep.CorpusCache(model, repeated_tokens(model, [300, 301], 40)).run(RepeatNorms())
+        >>> norms = mechrep.CorpusCache(model, repeated_tokens(model, [300, 301], 40)).run(RepeatNorms())
         >>> text = mechrep.Corpus.from_texts(["The sea was calm."], model=model)
-        >>> (typical,) = mechrep.CorpusCache(model, text).run(SinkNorms())
+        >>> typical = mechrep.CorpusCache(model, text).run(SinkNorms())
         >>> figure = norms_vs_repeats_figure(norms, 1, typical.other_norm)
         >>> len(figure.data), figure.layout.yaxis.type
         (4, 'log')

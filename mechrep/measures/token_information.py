@@ -388,7 +388,7 @@ class TokenInformation(Analyzer[TokenInformationResult]):
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> corpus = mechrep.Corpus.from_texts(["The sea, the sea, the sea, the sea."], model=model)
         >>> facts = token_facts(model, corpus, reference=corpus)
-        >>> (result,) = mechrep.CorpusCache(model, corpus).run(TokenInformation(facts))
+        >>> result = mechrep.CorpusCache(model, corpus).run(TokenInformation(facts))
         >>> result.bias().shape == (model.anatomy.n_layers, model.anatomy.n_heads, len(result.groups))
         True
     """
@@ -558,7 +558,7 @@ def token_information(
     profile = None if preset == "mahaut2025" else distance_profile(model, reference)
     batch_size = max(1, TOKENS_PER_BATCH // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=batch_size, store=store, progress=progress)
-    (result,) = cache.run(TokenInformation(facts, profile, sink=sink, preset=preset))
+    result = cache.run(TokenInformation(facts, profile, sink=sink, preset=preset))
     return result
 
 

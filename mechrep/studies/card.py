@@ -414,7 +414,7 @@ class _Card:
     def heads(self) -> list[CardRow]:
         """Induction and previous-token heads on random repeated tokens."""
         corpus, _, n = self.random_repeats()
-        (heads,) = CorpusCache(self.model, corpus, progress=False).run(HeadScores(bos_id=self.model.bos_id))
+        heads = CorpusCache(self.model, corpus, progress=False).run(HeadScores(bos_id=self.model.bos_id))
         return [
             _best_head("induction", "best head: prefix matching on random repeats", heads, "induction", n, len(corpus)),
             _best_head("previous token", "best head: mean attention to the token before", heads, "previous_token", n,
@@ -481,7 +481,7 @@ class _Card:
         cache = CorpusCache(self.model, corpus, progress=False)
         if int(corpus.lengths.max()) <= WHOLE:
             return cache.run(RepeatNorms(), AttentionSinks(SINK_ATTENTION))
-        return cache.run(RepeatNorms())[0], attention_sinks(self.model, corpus, epsilon=SINK_ATTENTION)
+        return cache.run(RepeatNorms()), attention_sinks(self.model, corpus, epsilon=SINK_ATTENTION)
 
     def repeated_tokens(self) -> list[CardRow]:
         """One token over and over: does its norm move to that of BOS, does the sink spread?"""

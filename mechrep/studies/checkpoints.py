@@ -143,7 +143,7 @@ def analyzer_measure(analyzer: Analyzer, corpus: Corpus) -> ModelMeasure:
     kind = type(analyzer).__name__
 
     def measured(model: Model) -> dict[str, float]:
-        (result,) = CorpusCache(model, corpus, progress=False).run(analyzer)
+        result = CorpusCache(model, corpus, progress=False).run(analyzer)
         table = result.to_frame().drop(columns=["layer", "head", "neuron"], errors="ignore").select_dtypes("number")
         ways = {"largest": np.nanmax, "mean": np.nanmean}
         return {

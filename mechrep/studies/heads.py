@@ -256,7 +256,7 @@ def run_head_study(
         texts = with_split(texts, preset, options.seed)
     find, test = find_and_test(texts)
     if neurons is None:
-        (neurons,) = CorpusCache(model, find, store=options.store, progress=options.progress).run(
+        neurons = CorpusCache(model, find, store=options.store, progress=options.progress).run(
             RepetitionNeurons(preset)
         )
     check_same_model(neurons, model)
@@ -430,7 +430,7 @@ def _typical(model: Model, texts: Corpus, head: Unit, score: str) -> Corpus:
     candidates = [texts.select([int(place)]) for place in np.flatnonzero(mask)[:number]]
     values = []
     for one in candidates:
-        (result,) = CorpusCache(model, one, progress=False).run(HeadScores("hiraoka2025", bos_id=model.bos_id))
+        result = CorpusCache(model, one, progress=False).run(HeadScores("hiraoka2025", bos_id=model.bos_id))
         values.append(float(result.of(score)[head]))
     return candidates[int(np.argsort(values)[len(values) // 2])]
 

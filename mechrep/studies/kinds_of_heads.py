@@ -63,9 +63,9 @@ def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadRe
         writing = [HeadCopying(model)]
     except ModelError:  # compressed values, gates behind the heads, ...: what they look at is measured all the same
         writing = []
-    scores, *copying = cache.run(HeadScores(bos_id=model.bos_id), *writing)
+    scores, *copying = cache.run_all([HeadScores(bos_id=model.bos_id), *writing])
     cache = CorpusCache(model, loops, store=run.store, progress=run.progress)
-    (natural,) = cache.run(HeadScores("hiraoka2025", bos_id=model.bos_id))
+    natural = cache.run(HeadScores("hiraoka2025", bos_id=model.bos_id))
     return HeadReadings(scores, copying[0] if copying else None, natural)
 
 

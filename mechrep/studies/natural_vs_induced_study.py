@@ -326,7 +326,7 @@ def _scores(model: Model, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
     repeats = shared_repeats(model, run)
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])
     cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
-    (scores,) = cache.run(HeadScores(bos_id=model.bos_id))
+    scores = cache.run(HeadScores(bos_id=model.bos_id))
     return {name: scores.of(name) for name in SCORES}
 
 

@@ -189,7 +189,7 @@ def run_repetition_study(
     texts = shared_loops(model, options, preset) if corpus is None else corpus
     find, test = find_and_test(texts)
     cache = CorpusCache(model, find, store=options.store, progress=options.progress)
-    (neurons,) = cache.run(RepetitionNeurons(preset))
+    neurons = cache.run(RepetitionNeurons(preset))
     chosen = (
         default_ks(model.anatomy.n_neurons, options.sizes_on(model).curve)
         if ks is None

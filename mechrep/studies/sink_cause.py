@@ -160,5 +160,5 @@ def _candidates(model: Model, corpus: Corpus, stage: NormStage) -> list[tuple[in
 def _attention(model: Model, corpus: Corpus, heads: Sequence[Sequence[int]], change: Neurons | None) -> float:
     if not heads:
         return float("nan")
-    (seen,) = CorpusCache(model, corpus, intervention=change, progress=False).run(AttentionSinks())
+    seen = CorpusCache(model, corpus, intervention=change, progress=False).run(AttentionSinks())
     return float(torch.stack([seen.alpha[layer, head] for layer, head in heads]).mean())

@@ -120,7 +120,7 @@ def _best_head(model: Model, corpus: Corpus) -> tuple[int, int]:
     from mechrep.cache.corpus_cache import CorpusCache
     from mechrep.measures.attention_sinks import AttentionSinks
 
-    (heads,) = CorpusCache(model, corpus, progress=False).run(AttentionSinks())
+    heads = CorpusCache(model, corpus, progress=False).run(AttentionSinks())
     return heads.ranking()[0]
 
 

@@ -33,7 +33,7 @@ LAYERS = st.sets(st.tuples(st.sampled_from(["attention", "mlp"]), st.integers(0,
 @functools.cache
 def neurons() -> RepetitionNeuronResult:
     corpus = random_repeats(loaded("gpt2"), n=12, sequences=2)
-    (result,) = CorpusCache(loaded("gpt2"), corpus).run(RepetitionNeurons("hiraoka2025", r=5))
+    result = CorpusCache(loaded("gpt2"), corpus).run(RepetitionNeurons("hiraoka2025", r=5))
     assert isinstance(result, RepetitionNeuronResult)
     return result
 

@@ -58,7 +58,7 @@ def loops(n: int = 4) -> Corpus:
 
 @functools.cache
 def found() -> RepetitionNeuronResult:
-    (result,) = CorpusCache(model(), loops().select([0, 1])).run(RepetitionNeurons("hiraoka2025", r=5))
+    result = CorpusCache(model(), loops().select([0, 1])).run(RepetitionNeurons("hiraoka2025", r=5))
     return result
 
 

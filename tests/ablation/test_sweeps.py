@@ -140,7 +140,7 @@ def test_the_default_detector_judges_what_was_written() -> None:
 def test_texts_that_the_neurons_were_found_on_are_left_out_unless_the_protocol_says_otherwise() -> None:
     family = "gpt_neox"
     find, test = looping(family).split(0.5)
-    (found,) = CorpusCache(model(family), find).run(RepetitionNeurons("hiraoka2025", r=10))
+    found = CorpusCache(model(family), find).run(RepetitionNeurons("hiraoka2025", r=10))
     options: dict[str, Any] = {"neurons": found, "controls": (), "ks": [5]}
     everything = set(looping(family).frame["id"])
     assert set(deactivated(**options).units[0]) == everything  # the published protocol

@@ -98,7 +98,7 @@ def test_the_batch_size_does_not_matter(view: str) -> None:
     corpus = as_corpus(LOOPS, model)
     results = []
     for batch_size in (1, 3, "auto"):
-        (result,) = CorpusCache(model, corpus, batch_size=batch_size, view=view).run(RepetitionNeurons(r=R))  # pyright: ignore[reportArgumentType]
+        result = CorpusCache(model, corpus, batch_size=batch_size, view=view).run(RepetitionNeurons(r=R))  # pyright: ignore[reportArgumentType]
         assert isinstance(result, RepetitionNeuronResult)
         results.append(result)
     for other in results[1:]:

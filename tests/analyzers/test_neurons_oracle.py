@@ -31,7 +31,7 @@ def tables(family: str, part: str = "activation") -> list[np.ndarray]:
 
 def measured(family: str, *, view: Any = "auto", **options: Any) -> RepetitionNeuronResult:
     cache = CorpusCache(model(family), as_corpus(LOOPS, model(family)), view=view, batch_size=4)
-    (result,) = cache.run(RepetitionNeurons(**{"r": R, **options}))
+    result = cache.run(RepetitionNeurons(**{"r": R, **options}))
     assert isinstance(result, RepetitionNeuronResult)
     return result
 
@@ -101,7 +101,7 @@ def test_a_model_in_bfloat16_is_summed_in_float64() -> None:
     loops = LOOPS[:4]
     loaded = load_model(half)
     analyzer = RepetitionNeurons(r=R)
-    (result,) = CorpusCache(loaded, as_corpus(loops, loaded), batch_size=1).run(analyzer)
+    result = CorpusCache(loaded, as_corpus(loops, loaded), batch_size=1).run(analyzer)
     assert isinstance(result, RepetitionNeuronResult)
     assert {value.dtype for value in analyzer.state.values()} == {torch.float64}
     oracle = search([activations("llama_gqa", half, loop.ids) for loop in loops], loops, R, "clean")

@@ -30,9 +30,9 @@ def means(*results: object) -> list[Tensor]:
 def test_many_analyzers_cost_one_forward_pass(sites: tuple[Site, ...]) -> None:
     cache = CorpusCache(model("llama_gqa"), texts_of(LENGTHS), batch_size=2)
     with counted_layers("llama_gqa") as ran:
-        together = cache.run(*(MeanOf(site) for site in sites))
+        together = cache.run_all([MeanOf(site) for site in sites])
     assert Counter(ran) == {(layer, 2): 3 for layer in range(N_LAYERS)}  # three batches of two texts
-    alone = [cache.run(MeanOf(site))[0] for site in sites]
+    alone = [cache.run(MeanOf(site)) for site in sites]
     for one, other in zip(means(*together), means(*alone), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
@@ -41,7 +41,7 @@ def test_many_analyzers_cost_one_forward_pass(sites: tuple[Site, ...]) -> None:
 def test_a_mean_over_the_corpus_is_the_mean_of_get(site: Site) -> None:
     corpus = texts_of(LENGTHS)
     cache = CorpusCache(model("llama_gqa"), corpus, batch_size=4)
-    (result,) = cache.run(MeanOf(site))
+    result = cache.run(MeanOf(site))
     assert isinstance(result, MeanResult) and result.positions == sum(LENGTHS)
     expected = cache.get(site).double().sum(dim=(1, 2)) / sum(LENGTHS)
     torch.testing.assert_close(result.mean, expected, rtol=1e-5, atol=1e-7)
@@ -106,8 +106,8 @@ def test_what_is_handed_over_is_freed() -> None:
 def test_a_run_can_be_repeated_and_begins_anew() -> None:
     cache = CorpusCache(model("llama_gqa"), texts_of(LENGTHS), batch_size=2)
     analyzer = MeanOf(Site.GATE_ACT)
-    (first,) = cache.run(analyzer)
-    (second,) = cache.run(analyzer)
+    first = cache.run(analyzer)
+    second = cache.run(analyzer)
     assert isinstance(first, MeanResult) and isinstance(second, MeanResult)
     assert torch.equal(first.mean, second.mean) and first.positions == second.positions == sum(LENGTHS)
     with pytest.raises(InputError, match="one of them twice"):
@@ -126,7 +126,7 @@ def test_a_corpus_that_lacks_what_an_analyzer_needs_is_refused_before_anything_r
 def test_a_result_says_where_it_comes_from() -> None:
     loaded = model("llama_gqa")
     corpus = as_corpus(random_loops(3), loaded)
-    (result,) = CorpusCache(loaded, corpus).run(RepetitionNeurons(r=5))
+    result = CorpusCache(loaded, corpus).run(RepetitionNeurons(r=5))
     facts = result.provenance
     assert facts.model["fingerprint"] == loaded.fingerprint() and facts.model["dtype"] == "float32"
     assert facts.corpus["fingerprint"] == corpus.fingerprint() and facts.corpus["texts"] == 3

@@ -34,7 +34,7 @@ def cache_with(folder: Path | None, *, batch_size: int = 2, corpus: Corpus | Non
 
 
 def mean_of(cache: CorpusCache, analyzer: MeanOf) -> MeanResult:
-    (result,) = cache.run(analyzer)
+    result = cache.run(analyzer)
     assert isinstance(result, MeanResult)
     return result
 
@@ -52,9 +52,9 @@ def stopped(folder: Path, at: int = 2) -> MeanOf:
 
 def test_a_finished_result_is_read_back_without_a_forward_pass(tmp_path: Path) -> None:
     corpus = as_corpus(random_loops(6), model(FAMILY))
-    (first,) = cache_with(tmp_path, corpus=corpus).run(RepetitionNeurons(r=5))
+    first = cache_with(tmp_path, corpus=corpus).run(RepetitionNeurons(r=5))
     with counted_layers(FAMILY) as ran:
-        (again,) = cache_with(tmp_path, corpus=corpus, batch_size=5).run(RepetitionNeurons(r=5))
+        again = cache_with(tmp_path, corpus=corpus, batch_size=5).run(RepetitionNeurons(r=5))
     assert ran == []
     assert isinstance(first, RepetitionNeuronResult) and isinstance(again, RepetitionNeuronResult)
     assert torch.equal(first.t, again.t) and again.texts == first.texts and again.provenance == first.provenance

@@ -258,7 +258,7 @@ def _attention_writes(case: Case) -> Expected:
 
 def norms(case: Case) -> str:
     """``SinkNorms``: norms of the residual stream at the first position and elsewhere."""
-    found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.SinkNorms())[0]
+    found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.SinkNorms())
     for layer in range(case.family.n_layers):
         first = torch.stack([seen.before[layer][0].norm() for seen in case.seen]).mean()
         others = torch.cat([seen.after[layer][1:].norm(dim=-1) for seen in case.seen]).mean()
@@ -270,7 +270,7 @@ def norms(case: Case) -> str:
 def attention_sinks(case: Case) -> str:
     """``AttentionSinks``: attention to the first position; what a learned sink takes is not at any position."""
     layers = case.family.with_attention
-    found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.AttentionSinks())[0].alpha
+    found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.AttentionSinks()).alpha
     _must_be_seen(case)
     for layer in layers:
         alpha = torch.stack([seen.pattern[layer][:, 1:, 0].mean(-1) for seen in case.seen]).mean(0)
@@ -531,7 +531,7 @@ def direct_logits(case: Case) -> str:
     }
     corpus = mechrep.Corpus.from_tokens([ids], model=case.model, frame=pd.DataFrame(facts | {"text_kind": "induced"}))
     analyzer = TextKindContrast(case.model)
-    found = mechrep.CorpusCache(case.model, corpus).run(analyzer)[0]
+    found = mechrep.CorpusCache(case.model, corpus).run(analyzer)
     _must_add_up(case)
     family, model = case.family, case.plain
     seen = oracles.look(family, model, ids)
@@ -582,7 +582,7 @@ def circuits(case: Case) -> str:
 
 def first_layer(case: Case) -> str:
     """``FirstTokenDetection``: attention of the first layer to other tokens than the own."""
-    found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.FirstTokenDetection.of(case.model))[0]
+    found = mechrep.CorpusCache(case.model, case.corpus).run(mechrep.FirstTokenDetection.of(case.model))
     _must_be_seen(case)
     masses = []
     for ids, seen in zip(case.texts, case.seen, strict=True):

@@ -58,11 +58,11 @@ def test_analyzers_read_under_an_intervention_alike_on_both_views(model, corpus,
         mechrep.CorpusCache(model, corpus, view=view, intervention=intervention, batch_size=2, progress=False)
         for view in ("plain", "transformer_lens")
     )
-    (one,), (other,) = plain.run(SinkNorms()), reference.run(SinkNorms())
+    one, other = plain.run(SinkNorms()), reference.run(SinkNorms())
     torch.testing.assert_close(one.other_norm, other.other_norm, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(plain[Site.RESID_POST, 3], reference[Site.RESID_POST, 3], rtol=1e-3, atol=1e-3)
-    (clean,) = mechrep.CorpusCache(model, corpus, store=tmp_path).run(SinkNorms())
-    (kept,) = mechrep.CorpusCache(model, corpus, store=tmp_path, intervention=intervention).run(SinkNorms())
+    clean = mechrep.CorpusCache(model, corpus, store=tmp_path).run(SinkNorms())
+    kept = mechrep.CorpusCache(model, corpus, store=tmp_path, intervention=intervention).run(SinkNorms())
     assert not torch.equal(clean.other_norm, kept.other_norm), "the store keeps the two apart"
 
 

@@ -178,7 +178,7 @@ def test_half_precision_is_widened_before_it_is_added_up() -> None:
 def test_a_real_model_beside_transformers_own_attentions(family: str, tmp_path: Path) -> None:
     model = load_model(tiny(family))
     rows = [row[:n] for row, n in zip(random_tokens(3, 14).tolist(), (14, 6, 1), strict=True)]
-    (result,) = CorpusCache(model, Corpus.from_tokens(rows, model=model), batch_size=3).run(AttentionSinks())
+    result = CorpusCache(model, Corpus.from_tokens(rows, model=model), batch_size=3).run(AttentionSinks())
     module: Any = fresh(family)
     module.set_attn_implementation("eager")
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_a_real_model_beside_transformers_own_attentions(family: str, tmp_path: 
 def test_a_model_before_training_has_no_sink() -> None:
     null = reinitialised(load_model(tiny("llama")), seed=1)
     corpus = Corpus.from_tokens([[0, *row] for row in random_tokens(20, 63).tolist()], model=null)
-    (result,) = CorpusCache(null, corpus).run(AttentionSinks())
+    result = CorpusCache(null, corpus).run(AttentionSinks())
     assert result.sink_share == 0.0 and (result.alpha - result.uniform_alpha).abs().max() < 0.03
     assert result.uniform_alpha == pytest.approx(0.05943, abs=1e-4)
 
@@ -207,7 +207,7 @@ def test_what_a_learned_sink_takes_stands_beside_the_first_position() -> None:
     model = load_model(module)
     texts = [zoo.text(9, seed=0), zoo.text(1, seed=1), zoo.text(14, seed=2)]
     corpus = Corpus.from_tokens(texts, model=model, bos_policy="absent")
-    (result,) = CorpusCache(model, corpus).run(AttentionSinks())
+    result = CorpusCache(model, corpus).run(AttentionSinks())
     expected = torch.zeros(model.anatomy.n_layers, model.anatomy.n_heads, dtype=torch.float64)
     for text in (texts[0], texts[2]):
         module.set_attn_implementation("eager")
@@ -217,5 +217,5 @@ def test_what_a_learned_sink_takes_stands_beside_the_first_position() -> None:
     torch.testing.assert_close(result.learned_sink.double(), expected, atol=1e-5, rtol=1e-4)
     assert float(result.learned_sink.max()) > 0.05
     plain = load_model(zoo.build(zoo.families()["Llama"]))
-    (without,) = CorpusCache(plain, Corpus.from_tokens(texts, model=plain, bos_policy="absent")).run(AttentionSinks())
+    without = CorpusCache(plain, Corpus.from_tokens(texts, model=plain, bos_policy="absent")).run(AttentionSinks())
     assert torch.equal(without.learned_sink, torch.zeros_like(without.learned_sink))

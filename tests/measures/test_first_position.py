@@ -57,7 +57,7 @@ def test_a_planted_sink_head_rests_on_the_first_position() -> None:
 def test_sums_over_rows_are_those_of_whole_patterns(lengths: tuple[int, ...]) -> None:
     model = long_model()
     corpus = padded(model, lengths)
-    (whole,) = CorpusCache(model, corpus).run(AttentionSinks(0.1, keys=7))
+    whole = CorpusCache(model, corpus).run(AttentionSinks(0.1, keys=7))
     by_rows = attention_sinks(model, corpus, epsilon=0.1, keys=7, queries=100)
     check_equal(by_rows, whole, rtol=1e-4)
     assert 0 < by_rows.rate.mean() < 1, "a rate of 0 or 1 would prove little"
@@ -67,7 +67,7 @@ def test_short_texts_and_families_without_rows_are_read_whole() -> None:
     bloom = load_model(copy.deepcopy(tiny("bloom")))
     for model in (bloom, load_model(copy.deepcopy(tiny("gpt2")))):
         corpus = padded(model)
-        (whole,) = CorpusCache(model, corpus).run(AttentionSinks())
+        whole = CorpusCache(model, corpus).run(AttentionSinks())
         check_equal(attention_sinks(model, corpus), whole)
     with pytest.raises(InputError, match="whole patterns"):
         first_position_attention(bloom, padded(bloom))

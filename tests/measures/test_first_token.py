@@ -46,7 +46,7 @@ ROWS = [row.tolist() for row in random_tokens(3, 20)] + [[5, 9, 9, 5, 9], [7], [
 
 def measured(model: Any, rows: list[list[int]] = ROWS, **options: Any) -> OtherTokenResult:
     corpus = Corpus.from_tokens(rows, model=model)
-    (result,) = CorpusCache(model, corpus, **options).run(FirstTokenDetection.of(model))
+    result = CorpusCache(model, corpus, **options).run(FirstTokenDetection.of(model))
     return result
 
 
@@ -105,7 +105,7 @@ def test_a_wrong_head_output_breaks_the_identity() -> None:
         def observe(self, activation: Tensor, site: Site, layer: int, batch: Any) -> None:
             super().observe(activation.roll(1, -2) if site is Site.Z else activation, site, layer, batch)
 
-    right, wrong = (CorpusCache(model, corpus).run(kind)[0] for kind in (analyzer, Wrong()))
+    right, wrong = (CorpusCache(model, corpus).run(kind) for kind in (analyzer, Wrong()))
     assert right.identity_error.max() < 2e-6 < 0.1 < wrong.identity_error.min()
 
 
@@ -138,7 +138,7 @@ def test_batches_padding_and_merged_halves_change_nothing() -> None:
     halves = []
     for texts in ([0, 3, 4], [1, 2, 5]):
         analyzer = FirstTokenDetection.of(model)
-        (result,) = CorpusCache(model, corpus.select(texts)).run(analyzer)
+        result = CorpusCache(model, corpus.select(texts)).run(analyzer)
         halves.append((analyzer, result))
     (first, one), (second, other) = halves
     largest = torch.maximum(first.state["same_value_error"], second.state["same_value_error"])

@@ -163,7 +163,7 @@ def test_functional_scores_are_those_of_explicit_logits(family: str) -> None:
     corpus = random_repeats(raw(family), n=5, sequences=2, seed=3)
     queries, texts = range(6, 11), [heads_on_text(family, corpus.row(text)) for text in range(2)]
     asked = [corpus.row(text)[query - 4] for text in range(2) for query in queries]
-    results = [CorpusCache(model, corpus).run(HeadCopying(model))[0] for model in (raw(family), processed(family))]
+    results = [CorpusCache(model, corpus).run(HeadCopying(model)) for model in (raw(family), processed(family))]
     for result in results:
         assert isinstance(result, HeadCopyingResult)
         assert (result.n_queries, result.n_texts) == (10, 2) and not result.flat.any()
@@ -260,7 +260,7 @@ def test_batches_views_and_the_store_make_no_difference(tmp_path: Path) -> None:
         CorpusCache(model, corpus, store=tmp_path),
         CorpusCache(model, corpus, store=tmp_path),
     ]
-    first, *others = (cache.run(analyzer)[0] for cache, analyzer in zip(caches, analyzers, strict=True))
+    first, *others = (cache.run(analyzer) for cache, analyzer in zip(caches, analyzers, strict=True))
     assert isinstance(first, HeadCopyingResult)
     for other in others:
         assert isinstance(other, HeadCopyingResult) and other.n_queries == first.n_queries == 39

@@ -39,7 +39,7 @@ def suppressing(family: str) -> Model:
 
 
 def run(model: Model, corpus: Corpus, batch_size: int | str = "auto", **options: Any) -> CopySuppressionResult:
-    (result,) = CorpusCache(model, corpus, batch_size=batch_size).run(CopySuppression(model, **options))
+    result = CorpusCache(model, corpus, batch_size=batch_size).run(CopySuppression(model, **options))
     assert isinstance(result, CopySuppressionResult)
     return result
 

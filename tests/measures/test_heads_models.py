@@ -42,7 +42,7 @@ def looping(family: str) -> Corpus:
 
 def run(family: str, corpus: Corpus, batch_size: int | str = "auto", **options: object) -> HeadScoreResult:
     analyzer = HeadScores(**({"bos_id": 0} | options))  # pyright: ignore[reportArgumentType]
-    (result,) = CorpusCache(model(family), corpus, batch_size=batch_size).run(analyzer)
+    result = CorpusCache(model(family), corpus, batch_size=batch_size).run(analyzer)
     assert isinstance(result, HeadScoreResult)
     return result
 
@@ -73,7 +73,7 @@ def test_scores_are_those_of_transformers_attention_text_by_text(family: str) ->
 def test_both_views_say_the_same(family: str) -> None:
     corpus = looping(family)
     plain, reference = (
-        CorpusCache(model(family), corpus, view=view).run(HeadScores(bos_id=0))[0]
+        CorpusCache(model(family), corpus, view=view).run(HeadScores(bos_id=0))
         for view in ("plain", "transformer_lens")
     )
     assert isinstance(plain, HeadScoreResult) and isinstance(reference, HeadScoreResult)
@@ -84,9 +84,9 @@ def test_both_views_say_the_same(family: str) -> None:
 def test_a_store_gives_the_same_result_without_reading_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = looping("llama_gqa")
     cache = CorpusCache(model("llama_gqa"), corpus, store=tmp_path)
-    (first,) = cache.run(HeadScores(bos_id=0, variants=["tl_mul"]))
+    first = cache.run(HeadScores(bos_id=0, variants=["tl_mul"]))
     monkeypatch.setattr(HeadScores, "observe", None)
-    (again,) = cache.run(HeadScores(bos_id=0, variants=["tl_mul"]))
+    again = cache.run(HeadScores(bos_id=0, variants=["tl_mul"]))
     assert isinstance(first, HeadScoreResult) and isinstance(again, HeadScoreResult)
     assert torch.equal(first.scores, again.scores) and torch.equal(first.variants, again.variants)
     assert again.n_queries == first.n_queries
@@ -179,7 +179,7 @@ def test_a_planted_self_finding_head_is_found_and_is_no_induction_head(family: s
     for unit in planted.idle:
         torch.testing.assert_close(result.scores[:, *unit], result.chance, atol=1e-4, rtol=0)
     corpus = random_repeats(planted.model, n=12, copies=3, sequences=4)
-    (published,) = CorpusCache(planted.model, corpus).run(HeadScores("hiraoka2025", bos_id=0))
+    published = CorpusCache(planted.model, corpus).run(HeadScores("hiraoka2025", bos_id=0))
     assert isinstance(published, HeadScoreResult) and published.above() == [planted.self_finding]
 
 

@@ -202,7 +202,7 @@ def test_a_run_over_prompts_is_detect_head_over_the_list() -> None:
     corpus = mechrep.Corpus.from_tokens([model.to_tokens(prompt)[0] for prompt in PROMPTS], model=model)
     assert len(set(corpus.lengths.tolist())) == 2
     analyzer = HeadScores(bos_id=model.bos_id, variants=["tl_mul", "tl_mul_no_bos", "tl_abs"])
-    (result,) = mechrep.CorpusCache(model, corpus).run(analyzer)
+    result = mechrep.CorpusCache(model, corpus).run(analyzer)
     for variant, options in {
         "tl_mul": {},
         "tl_mul_no_bos": {"exclude_bos": True},

@@ -65,7 +65,7 @@ def test_single_heads_are_those_that_exist() -> None:
 
 def test_neurons_beyond_a_layers_own_are_nan_and_unranked() -> None:
     model, corpus = made(MIXTURE)
-    (result,) = CorpusCache(model, corpus, progress=False).run(RepetitionNeurons("hiraoka2025", r=5))
+    result = CorpusCache(model, corpus, progress=False).run(RepetitionNeurons("hiraoka2025", r=5))
     counts = model.anatomy.neurons
     assert len(set(counts)) > 1
     for layer, count in enumerate(counts):

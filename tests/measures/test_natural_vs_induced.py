@@ -128,7 +128,7 @@ def expected_places(corpus: Corpus, text: int) -> dict[int, list[int]]:
 @pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "gpt_neox"])
 def test_every_mean_is_that_of_one_token_at_a_time(family: str) -> None:
     model, corpus = random_model(family), random_texts(family)
-    (result,) = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=COPIES))
+    result = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=COPIES))
     for text in range(len(corpus)):
         places = expected_places(corpus, text)
         for copy in range(COPIES + 1):
@@ -155,9 +155,9 @@ def test_parts_sum_to_the_logit_difference(family: str, folded: bool) -> None:
     model, corpus = load_model(fresh(family, seed=5)), random_texts(family)
     if folded:
         model.enable_compatibility_mode()
-    (result,) = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=COPIES))
+    result = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=COPIES))
     assert result.residual() < 1e-4 and float(result.of("logit_difference").nan_to_num(0.0).abs().max()) > 0.5
-    (raw,) = mechrep.CorpusCache(random_model(family), corpus).run(TextKindContrast(random_model(family), copies=2))
+    raw = mechrep.CorpusCache(random_model(family), corpus).run(TextKindContrast(random_model(family), copies=2))
     same = (result.of("log_probability") - raw.of("log_probability")).abs().nan_to_num(0.0).max()
     assert float(same) < 1e-3
 
@@ -166,7 +166,7 @@ def test_parts_sum_to_the_logit_difference(family: str, folded: bool) -> None:
 def test_probabilities_are_those_of_the_model_itself(family: str) -> None:
     """The plain Hugging Face module with its own caps, not the pieces that attribution puts together."""
     model, corpus = random_model(family), random_texts(family)
-    (result,) = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=COPIES))
+    result = mechrep.CorpusCache(model, corpus).run(TextKindContrast(model, copies=COPIES))
     for text in range(len(corpus)):
         with torch.no_grad():
             log_p = model.plain(torch.tensor([corpus.row(text)])).logits[0].double().log_softmax(-1)
@@ -242,7 +242,7 @@ def test_merged_halves_are_the_whole_and_a_saved_result_is_itself(tmp_path: Path
     corpus = joined_texts(*planted_conditions(), n_ctx=model.anatomy.n_ctx, copies=COPIES)
     whole = planted()
     for store in (None, tmp_path / "store"):
-        (again,) = mechrep.CorpusCache(model, corpus, batch_size=3, store=store).run(TextKindContrast(model, copies=2))
+        again = mechrep.CorpusCache(model, corpus, batch_size=3, store=store).run(TextKindContrast(model, copies=2))
         for name in ("measures", "heads", "mlps", "lens"):
             assert torch.allclose(getattr(again, name), getattr(whole, name), atol=1e-4, equal_nan=True)
     whole.save(tmp_path / "result")

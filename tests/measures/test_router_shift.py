@@ -150,7 +150,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_neurons_of_experts_stand_beside_the_share_of_tokens_that_reach_them() -> None:
     model, corpus = mixture()
     corpus = corpus.select(range(8))
-    (result,) = CorpusCache(model, corpus, progress=False).run(RepetitionNeurons(r=10))
+    result = CorpusCache(model, corpus, progress=False).run(RepetitionNeurons(r=10))
     anatomy, layer = model.anatomy, model.anatomy.layers_with(Site.ROUTER)[-1]
     frame = result.to_frame()
     assert len(frame) == sum(anatomy.neurons) and set(frame[frame["layer"] == layer]["expert"]) == {-1, *range(4)}

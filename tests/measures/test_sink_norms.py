@@ -76,7 +76,7 @@ def test_a_real_model_beside_its_hidden_states(family: str) -> None:
         seen = [module(torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]  # pyright: ignore
     corpus = Corpus.from_tokens(rows, model=model)
     results = [
-        CorpusCache(model, corpus, batch_size=size, view=view).run(SinkNorms())[0]
+        CorpusCache(model, corpus, batch_size=size, view=view).run(SinkNorms())
         for size, view in ((1, "plain"), (3, "plain"), (3, "transformer_lens"))
     ]
     for other in results:
@@ -119,7 +119,7 @@ def test_only_real_layers_of_a_folded_model_are_the_same() -> None:
         if options:
             model.enable_compatibility_mode(**options)
         corpus = Corpus.from_tokens(corpus_rows, model=model)
-        (result,) = CorpusCache(model, corpus).run(SinkNorms())
+        result = CorpusCache(model, corpus).run(SinkNorms())
         assert isinstance(result, SinkNormResult)
         return result.other_norm
 

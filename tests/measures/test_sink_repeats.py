@@ -145,8 +145,8 @@ def test_pure_repeats_without_bos_are_one_state_unless_positions_are_learned(fam
         states = CorpusCache(model, corpus).get(Site.RESID_POST, layers=[layer])[0]  # [text pos d_model]
         spread.append(float((states - states[:, :1]).abs().max() / states.abs().max()))
     assert (max(spread) < 1e-5) == (family != "gpt2") and (min(spread) > 0.05) == (family == "gpt2")
-    (result,) = CorpusCache(model, corpus).run(RepeatNorms())
-    (alone,) = CorpusCache(model, repeated_tokens(model, [7, 30], 1, bos=False)).run(RepeatNorms())
+    result = CorpusCache(model, corpus).run(RepeatNorms())
+    alone = CorpusCache(model, repeated_tokens(model, [7, 30], 1, bos=False)).run(RepeatNorms())
     torch.testing.assert_close(alone.norm[:, :, 0], result.norm[:, :, 0], rtol=1e-5, atol=1e-5)
     if family != "gpt2":
         torch.testing.assert_close(result.norm, alone.norm.expand_as(result.norm), rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_pure_repeats_without_bos_are_one_state_unless_positions_are_learned(fam
 def test_real_norms_are_those_of_the_states(tmp_path: Path) -> None:
     model = load_model(tiny("llama"))
     corpus = repeated_tokens(model, [7, 30, 9], 30)
-    (result,) = CorpusCache(model, corpus, batch_size=2).run(RepeatNorms())
+    result = CorpusCache(model, corpus, batch_size=2).run(RepeatNorms())
     states = CorpusCache(model, corpus).get(Site.RESID_POST).double().norm(dim=-1)  # [layer text pos]
     for layer in range(3):
         torch.testing.assert_close(

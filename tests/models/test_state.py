@@ -39,7 +39,7 @@ def corpus(model: Model) -> Corpus:
 
 
 def ratios(model: Model, store: Path | None = None) -> Tensor:
-    return CorpusCache(model, corpus(model), store=store).run(SinkNorms())[0].ratio
+    return CorpusCache(model, corpus(model), store=store).run(SinkNorms()).ratio
 
 
 # --- training mode --------------------------------------------------------------------------------------------------

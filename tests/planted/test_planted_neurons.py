@@ -83,7 +83,7 @@ def test_they_are_the_top_of_mechreps_ranking(family: str, preset: str) -> None:
     fixture = planted("repetition_neurons", family)
     corpus, n = as_corpus(family), len(fixture.neurons)
     for view in ("plain", "transformer_lens"):
-        (result,) = CorpusCache(fixture.model, corpus, view=view).run(RepetitionNeurons(preset))
+        result = CorpusCache(fixture.model, corpus, view=view).run(RepetitionNeurons(preset))
         assert isinstance(result, RepetitionNeuronResult)
         assert {*result.top(n)} == {*fixture.neurons}
         assert result.top(4) == [*fixture.detectors][::-1]  # by their activations
@@ -97,6 +97,6 @@ def test_they_are_the_top_of_mechreps_ranking(family: str, preset: str) -> None:
 @pytest.mark.parametrize("family", families(*FAMILIES))
 def test_the_product_is_no_substitute_for_the_activation(family: str) -> None:
     fixture = planted("repetition_neurons", family)
-    (result,) = CorpusCache(fixture.model, as_corpus(family)).run(RepetitionNeurons(site="mlp_post"))
+    result = CorpusCache(fixture.model, as_corpus(family)).run(RepetitionNeurons(site="mlp_post"))
     found = {*result.top(len(fixture.neurons))} & {*fixture.neurons}
     assert found == (set() if family in GATED else {*fixture.neurons})

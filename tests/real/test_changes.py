@@ -40,7 +40,7 @@ def test_norms_without_the_sink_neurons(real: Real) -> None:
     units, rows = [(layer, number) for number in numbers], real.prose()
     corpus = Corpus.from_tokens(rows, model=real.model)
     with intervened(real.model, Neurons(units, when="all")):
-        (result,) = mechrep.CorpusCache(real.model, corpus, progress=False).run(SinkNorms())
+        result = mechrep.CorpusCache(real.model, corpus, progress=False).run(SinkNorms())
     with real.plain.zero_neurons(units):
         expected = by_hand.norm_profile([real.plain.look(row) for row in rows])
     torch.testing.assert_close(result.first_norm.double(), expected["first_norm"], rtol=1e-4, atol=0)

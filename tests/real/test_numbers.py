@@ -71,7 +71,7 @@ def test_the_tokenizer_adds_no_bos_of_its_own_and_the_loaded_model_names_one(rea
 @pytest.mark.parametrize("bos", [True, False])
 def test_norms_by_depth(real: Real, bos: bool) -> None:
     rows = real.prose(bos)
-    (result,) = run(real, rows, SinkNorms())
+    result = run(real, rows, SinkNorms())
     expected = by_hand.norm_profile([real.plain.look(row) for row in rows])
     same(result.first_norm, expected["first_norm"])
     same(result.other_norm, expected["other_norm"])
@@ -83,7 +83,7 @@ def test_norms_by_depth(real: Real, bos: bool) -> None:
 def test_the_sink_layer_and_what_its_neurons_write(real: Real) -> None:
     layer, neurons = real.sink
     rows = real.prose()
-    (norms,) = run(real, rows, SinkNorms())
+    norms = run(real, rows, SinkNorms())
     result = sink_neurons(real.model, Corpus.from_tokens(rows, model=real.model), layer)
     lengths = real.plain.neuron_lengths(real.plain.look(rows[0][:1]), layer, 0)
     alike(result.contribution[0], lengths)
@@ -110,7 +110,7 @@ def test_the_rise_of_every_neuron_at_the_onset(real: Real) -> None:
     corpus = Corpus.from_tokens([ids for ids, _, _ in loops], model=real.model).with_columns(
         start=[start for _, start, _ in loops], onset=[onset for _, _, onset in loops]
     )
-    (result,) = mechrep.CorpusCache(real.model, corpus, progress=False).run(RepetitionNeurons(r=10))
+    result = mechrep.CorpusCache(real.model, corpus, progress=False).run(RepetitionNeurons(r=10))
     seen = [real.plain.look(ids) for ids, _, _ in loops]
     alike(result.delta, by_hand.rise(seen, [one[1] for one in loops], [one[2] for one in loops], 10))
 
@@ -119,7 +119,7 @@ def test_the_rise_of_every_neuron_at_the_onset(real: Real) -> None:
 def test_norms_of_repeated_tokens(real: Real, bos: bool) -> None:
     words = (" poem", " company", ",")
     corpus = repeated_tokens(real.model, [real.model.encode(word, prepend_bos=False)[-1] for word in words], 64, bos)
-    (result,) = mechrep.CorpusCache(real.model, corpus, progress=False).run(RepeatNorms())
+    result = mechrep.CorpusCache(real.model, corpus, progress=False).run(RepeatNorms())
     for text in range(len(corpus)):
         norms = real.plain.look(corpus.row(text)).stream.double().norm(dim=-1)
         same(result.norm[text], norms[:, [n - 1 + bos for n in result.repeats]])

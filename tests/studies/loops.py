@@ -66,6 +66,6 @@ def free(family: str, n: int = 6) -> Corpus:
 @functools.cache
 def neurons(family: str) -> RepetitionNeuronResult:
     """Neurons found on the looping texts themselves."""
-    (result,) = CorpusCache(model(family), looping(family)).run(RepetitionNeurons("hiraoka2025", r=10))
+    result = CorpusCache(model(family), looping(family)).run(RepetitionNeurons("hiraoka2025", r=10))
     assert isinstance(result, RepetitionNeuronResult)
     return result

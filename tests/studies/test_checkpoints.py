@@ -194,7 +194,7 @@ def test_analyzers_are_read_over_the_corpus() -> None:
     model = mechrep.load_model("mechrep-tiny", revision=TWO[0])
     corpus = windows_of_text(model, embedded.held_out_text(), length=32, limit=4)
     result = over_checkpoints([AttentionSinks()], revisions=TWO, corpus=corpus)
-    (own,) = CorpusCache(model, corpus, progress=False).run(AttentionSinks())
+    own = CorpusCache(model, corpus, progress=False).run(AttentionSinks())
     assert result.of("AttentionSinks: alpha, largest")[0, 0] == pytest.approx(float(own.to_frame()["alpha"].max()))
 
 
@@ -285,7 +285,7 @@ def model() -> Model:
 def test_head_mechanisms_are_those_of_head_scores(model: Model) -> None:
     numbers = head_mechanisms(model, sequences=32)
     corpus = random_repeats(model, n=50, sequences=32)
-    (whole,) = CorpusCache(model, corpus, progress=False).run(HeadScores(bos_id=model.bos_id))
+    whole = CorpusCache(model, corpus, progress=False).run(HeadScores(bos_id=model.bos_id))
     for name in ("induction", "self_finding", "previous_token"):
         assert np.mean(numbers[name]) == pytest.approx(float(whole.of(name).max()), rel=1e-4)  # pyright: ignore
     losses = []
@@ -301,7 +301,7 @@ def test_head_mechanisms_are_those_of_head_scores(model: Model) -> None:
 def test_sinks_and_loops_are_those_of_their_analyzers(model: Model) -> None:
     numbers = sink_share(model, windows=32)
     corpus = windows_of_text(model, embedded.held_out_text(), length=64, limit=32)
-    (whole,) = CorpusCache(model, corpus, progress=False).run(AttentionSinks())
+    whole = CorpusCache(model, corpus, progress=False).run(AttentionSinks())
     assert np.mean(numbers["sink"]) == pytest.approx(float(whole.to_frame()["alpha"].max()), rel=1e-4)
     flags = loop_flags(model, prompts=6)
     prompts = windows_of_text(model, embedded.held_out_text(), length=33, limit=6)

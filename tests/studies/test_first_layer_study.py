@@ -118,7 +118,7 @@ def test_what_a_null_model_is_asked_is_what_the_model_is_asked() -> None:
     assert [mark.area, *mark.areas_under(cuts[1:])] == pytest.approx(areas, abs=1e-6)
     tokens = windows(model, corpus, 5)
     text = Corpus.from_tokens(tokens, model=model, attention_mask=True, bos_policy="absent")
-    (mass,) = CorpusCache(model, text, progress=False).run(FirstTokenDetection())
+    mass = CorpusCache(model, text, progress=False).run(FirstTokenDetection())
     assert tokens.shape == (5, 64) and largest_mass(model, tokens) == pytest.approx(float(mass.mass.max()), abs=1e-5)
 
 

@@ -71,7 +71,7 @@ def written() -> Corpus:
 
 def study_of(model: Model, corpus: Corpus, store: Path | None = None, **options: Any) -> HeadStudy:
     neurons = mechrep.RepetitionNeurons("hiraoka2025", r=5)
-    (found,) = mechrep.CorpusCache(model, corpus, progress=False).run(neurons)
+    found = mechrep.CorpusCache(model, corpus, progress=False).run(neurons)
     run = Run(store=store, effort="quick", progress=False)
     given = {"repeats": random_repeats(model, n=PERIOD, sequences=8), "ks": [1, 2]} | options
     return run_head_study(model, corpus=corpus, neurons=found, run=run, **given)
@@ -212,7 +212,7 @@ def readings() -> HeadReadings:
     repeated = random_repeats(model, n=8, sequences=8)
     cache = mechrep.CorpusCache(model, repeated, progress=False)
     scores, copying = cache.run(HeadScores(bos_id=None), HeadCopying(model))
-    (again,) = mechrep.CorpusCache(model, repeated, progress=False).run(HeadScores("hiraoka2025", bos_id=None))
+    again = mechrep.CorpusCache(model, repeated, progress=False).run(HeadScores("hiraoka2025", bos_id=None))
     return HeadReadings(scores, copying, again)
 
 

@@ -229,7 +229,7 @@ def test_effects_of_heads_are_those_of_the_contrast(model: Model) -> None:
         assert np.isnan(np.delete(measured, texts)).all() and len(measured) == PROMPTS
         assert not np.isnan(numbers[f"induced/{layer}.{head}"]).any()
     repeats = random_repeats(model, n=50, sequences=4)
-    (scores,) = CorpusCache(model, repeats, progress=False).run(HeadScores(bos_id=model.bos_id))
+    scores = CorpusCache(model, repeats, progress=False).run(HeadScores(bos_id=model.bos_id))
     table: Any = scores
     assert np.mean(numbers["induction/1.0"]) == pytest.approx(float(table.of("induction")[1, 0]), rel=1e-3)
 

@@ -14,7 +14,7 @@ from tests.golden.registry import golden
 
 def read(model: mechrep.Model, corpus: mechrep.Corpus, *analyzers: Any) -> tuple[Any, ...]:
     """Run analyzers over a corpus."""
-    return mechrep.CorpusCache(model, corpus, progress=False).run(*analyzers)
+    return mechrep.CorpusCache(model, corpus, progress=False).run_all(analyzers)
 
 
 def as_recorded(record: Record) -> Record:

@@ -49,7 +49,7 @@ def token_information(model: mechrep.Model) -> Record:
 def distance_profile(model: mechrep.Model) -> Record:
     """Attention by distance."""
     record = of_result(api.distance_profile(model, windows(model)))
-    (short,) = mechrep.CorpusCache(model, windows(model), progress=False).run(api.DistanceProfile(8))
+    short = mechrep.CorpusCache(model, windows(model), progress=False).run(api.DistanceProfile(8))
     return record | of_result(short, "short") | of_frame("short", short.to_frame())
 
 

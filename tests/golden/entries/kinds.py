@@ -103,6 +103,6 @@ def joined_read(model: mechrep.Model) -> Record:
     """The analyzer on texts joined by hand."""
     natural, induced, _ = kinds(model)
     corpus = api.joined_texts(natural, induced, n_ctx=model.anatomy.n_ctx, copies=2)
-    (result,) = mechrep.CorpusCache(model, corpus, progress=False).run(mechrep.TextKindContrast(model, copies=2))
+    result = mechrep.CorpusCache(model, corpus, progress=False).run(mechrep.TextKindContrast(model, copies=2))
     record = of_result(result, leave_out=("provenance", "clusters"))
     return {"conditions" if key == "text_kinds" else key: value for key, value in record.items()}
