@@ -33,6 +33,7 @@ from mechrep.interventions.ops import SinkPatch
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.units import read_unit, split_names
 from mechrep.report.build import PARTS, Part, Settings, build_report, load_sections
 from mechrep.report.terminal import described_texts, frame_text, print_section
 from mechrep.run import EFFORTS, Run
@@ -301,16 +302,13 @@ def read_components(text: str) -> Circuit:
     """
     if text.endswith(".json"):
         return Circuit.load(text)
-    found: dict[str, Any] = {"heads": [], "neurons": []}
-    for part in text.split(","):
-        match = re.fullmatch(r"L(\d+)([HN])(\d+)", part.strip())
-        if match is None:
-            raise InputError(
-                f"component {part!r}", "L3H1 for a head, L2N57 for a neuron, or a .json file", "correct it"
-            )
-        layer, kind, number = match.groups()
-        found["heads" if kind == "H" else "neurons"].append((int(layer), int(number)))
-    return Circuit(text, **found)
+    found: dict[str, Any] = {"head": [], "neuron": [], "expert": []}
+    for part in split_names(text):
+        kind, *unit = read_unit(part)
+        found[kind].append(tuple(unit))
+    if found["expert"]:
+        raise InputError(f"{text!r}, with an expert", "heads and neurons", "ablate experts in Python: mechrep.Experts")
+    return Circuit(text, heads=found["head"], neurons=found["neuron"])
 
 
 def ablate(

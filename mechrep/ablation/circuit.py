@@ -15,7 +15,7 @@ from mechrep.errors import InputError, StoreError
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
-from mechrep.models.units import units_per_layer
+from mechrep.models.units import as_pairs, units_per_layer
 from mechrep.provenance import Provenance
 from mechrep.results import check_count
 
@@ -24,7 +24,7 @@ _LAYER_PARTS = ("attention", "mlp")
 _FORMAT, _VERSION = "mechrep circuit", 1
 
 
-def as_components(kind: str, given: Iterable[Any]) -> tuple[Any, ...]:
+def as_components(kind: str, given: Iterable[Any] | str) -> tuple[Any, ...]:
     """Sorted pairs: ``(layer, number)``, or ``(part, layer)`` where ``kind`` is ``"layers"``.
 
     Raises:
@@ -32,9 +32,10 @@ def as_components(kind: str, given: Iterable[Any]) -> tuple[Any, ...]:
     """
     layers = kind == "layers"
     expected = "('attention' or 'mlp', layer)" if layers else f"(layer, {kind.removesuffix('s')})"
+    pairs_given: list[Any] = list(given) if layers else as_pairs(given, kind.removesuffix("s"))
     try:
         pairs: list[Any] = sorted(
-            (str(first) if layers else operator.index(first), operator.index(number)) for first, number in given
+            (str(first) if layers else operator.index(first), operator.index(number)) for first, number in pairs_given
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"{kind} that are no pairs ({error})", f"pairs {expected}", "correct them") from None
@@ -166,8 +167,8 @@ class Circuit:
 
     Args:
         name: what it is called in tables.
-        neurons: ``(layer, neuron)`` pairs.
-        heads: ``(layer, head)`` pairs.
+        neurons: ``(layer, neuron)`` pairs, or names, ``"L18N264"``.
+        heads: ``(layer, head)`` pairs, or names, ``"L2H0"``.
         layers: ``("attention", layer)`` or ``("mlp", layer)``: all heads, all neurons of that layer.  Heads and neurons
             in one of these are part of it already and not listed again.
         found: in words, how the components were found.
@@ -203,8 +204,8 @@ class Circuit:
         self,
         name: str,
         *,
-        neurons: Iterable[Unit] = (),
-        heads: Iterable[Unit] = (),
+        neurons: Iterable[Unit | str] | str = (),
+        heads: Iterable[Unit | str] | str = (),
         layers: Iterable[LayerPart] = (),
         found: str = "",
         provenance: Mapping[str, Any] | None = None,
@@ -366,7 +367,7 @@ class Circuit:
                 "find it in this model; where another checkpoint is meant, make a Circuit of its components",
             )
 
-    def intervention(self, op: Cut = "zero", when: When = "from_onset") -> Intervention:
+    def intervention(self, op: Cut = "zero", when: When = "auto") -> Intervention:
         """One operation on all components.
 
         Args:

@@ -214,7 +214,7 @@ class _Reading:
         self.cost = Cost(read=int(corpus.lengths.sum()))
 
     def _table(self, interventions: Sequence[Intervention | None]) -> Float[Tensor, "measure intervention text"]:
-        if any(one is not None and one.when != "all" for one in interventions):
+        if any(one is not None and one.needs_start for one in interventions):
             raise InputError("interventions that begin in mid-text", "when='all': BOS is edited too", "make them so")
         return torch.full((len(self.measures), len(interventions), len(self.units)), torch.nan, dtype=torch.float64)
 

@@ -19,7 +19,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.interventions.apply import applied, fingerprint_of
+from mechrep.interventions.apply import applied, fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
@@ -212,7 +212,8 @@ class CorpusCache:
             shard; asking again for a finished result reads it from disk.  Results are filed under a fingerprint of the
             weights, the texts and the analyzer's settings, so nothing stale is ever returned.
         view: ``"auto"``, ``"plain"`` or ``"transformer_lens"``: which view of the model is read.
-        intervention: what the model is under while it is read; it must edit all positions (``when="all"``).
+        intervention: what the model is under while it is read: at all positions, or (``"from_onset"``) from where the
+            onset of each text is predicted.
         max_gib: what :meth:`get` may return at most.
         progress: show a progress bar; by default to people only.
 
@@ -242,13 +243,14 @@ class CorpusCache:
     ) -> None:
         corpus = Corpus.of(corpus, model)
         corpus.check_model(model)
-        if intervention is not None and intervention.when != "all":
-            raise InputError(f"an intervention with when={intervention.when!r}", "when='all'", "read under that one")
+        if intervention is not None and intervention.when == "last":
+            raise InputError("an intervention with when='last'", "when='all' or 'from_onset'", "read under that one")
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch_size={batch_size!r}", "a number of texts, or 'auto'", "leave it out")
         self.model, self.corpus, self.max_gib, self.progress = model, corpus, max_gib, progress
         self.view: View = view
         self.intervention = intervention
+        self.starts = first_edited(corpus.frame, [0] * len(corpus), [intervention] * len(corpus))
         self.batch_size = batch_size
         self.store = None if store is None else Store(Path(store))
 
@@ -278,7 +280,7 @@ class CorpusCache:
     @overload
     def run(self, *analyzers: Analyzer[Any]) -> Any: ...
 
-    def run(self, *analyzers: Analyzer[Any]) -> Any:
+    def run(self, *analyzers: Any) -> Any:
         """The result of one analyzer; of several a tuple of results, from one forward pass over the corpus.
 
         What is in the store already is not measured again.
@@ -298,12 +300,12 @@ class CorpusCache:
             >>> sinks, norms = cache.run(mechrep.AttentionSinks(), mechrep.SinkNorms())
             >>> cache.run(mechrep.AttentionSinks)
             Traceback (most recent call last):
-            mechrep.errors.InputError: given: AttentionSinks, a class; expected: an analyzer; to do: write AttentionSinks()
+            mechrep.errors.InputError: given: AttentionSinks, a class; ... to do: write AttentionSinks()
         """
         results = self.run_all(analyzers)
         return results[0] if len(results) == 1 else results
 
-    def run_all(self, analyzers: Sequence[Analyzer[Any]]) -> tuple[Any, ...]:
+    def run_all(self, analyzers: Sequence[Any]) -> tuple[Any, ...]:
         """As :meth:`run`, for a list of analyzers: one result for each, also where it is a single one.
 
         Args:
@@ -378,7 +380,8 @@ class CorpusCache:
     def _read(self, batch: Batch, wanted: Mapping[Site, Collection[int]], receive: Receiver) -> None:
         view = choose_view(self.model, wanted, self.view)
         alone = self.model.each_alone(batch.lengths)
-        with alone, applied(self.model, self.intervention, batch.tokens, view=view):
+        starts = torch.tensor([self.starts[text] for text in batch.texts])
+        with alone, applied(self.model, self.intervention, batch.tokens, starts=starts, view=view):
             read_activations(self.model, batch.tokens, wanted, receive, view=view)
 
     def _batch(self, texts: list[int]) -> Batch:
@@ -472,7 +475,9 @@ def _check_analyzers(analyzers: Iterable[object]) -> None:
             raise InputError(f"{one.__name__}, a class", "an analyzer", f"write {one.__name__}()")
         if not isinstance(one, Analyzer):
             remedy = "pass several one by one: run(a, b), or run_all([a, b])"
-            raise InputError(f"{type(one).__name__} in place of an analyzer", "for instance RepetitionNeurons()", remedy)
+            raise InputError(
+                f"{type(one).__name__} in place of an analyzer", "for instance RepetitionNeurons()", remedy
+            )
 
 
 def _numbers(what: str, given: Iterable[int], available: int) -> list[int]:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from mechrep.generation.requests import choose_tokens as choose_tokens
 from mechrep.generation.requests import push_next as push_next
 from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, step, why_not_kept
 from mechrep.generation.whole_texts import decode_reference, write_whole
+from mechrep.interventions.apply import first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.models.state import is_patched
@@ -286,7 +286,8 @@ def generate(
         decoding: when a text ends, how tokens are chosen, which view writes; by default greedy, up to EOS.
         interventions: one for all rows, or one (or ``None``) per row.
         starts: first edited position per row.  Default, by the intervention's ``when``: 0 for ``"all"``, the prompt's
-            last position for ``"last"``, ``onset - 1`` from the frame for ``"from_onset"``.
+            last position for ``"last"``, ``onset - 1`` from the frame for ``"from_onset"``, and for ``"auto"`` that
+            where the text has an onset and else 0.
         batch_size: rows computed together.
         progress: show a progress bar; by default to people only.
         **fields: those of :class:`Decoding`, in place of ``decoding``: ``temperature=1.0, stop_when=None``.
@@ -369,32 +370,12 @@ def make_requests(
     for name, values in (("interventions", per_row), ("starts", starts)):
         if values is not None and len(values) != len(corpus):
             raise InputError(f"{len(values)} {name} for {len(corpus)} texts", "one per text", "repeat or drop some")
+    begins = first_edited(corpus.frame, corpus.lengths.tolist(), per_row) if starts is None else starts
     requests = []
     for number, intervention in enumerate(per_row):
         prompt = tuple(corpus.row(number))
-        start = starts[number] if starts is not None else default_start(corpus.frame, number, len(prompt), intervention)
-        requests.append(Request(prompt, max_new_tokens, intervention, int(start), number))
+        requests.append(Request(prompt, max_new_tokens, intervention, int(begins[number]), number))
     return requests
-
-
-def default_start(frame: pd.DataFrame, number: int, prompt_length: int, intervention: Intervention | None) -> int:
-    """First edited position of a row, by the intervention's ``when``.
-
-    Raises:
-        InputError: ``"from_onset"`` for a text without an onset.
-    """
-    if intervention is None or intervention.when == "all":
-        return 0
-    if intervention.when == "last":
-        return prompt_length - 1
-    onset = frame["onset"].iloc[number] if "onset" in frame else None
-    if onset is None or pd.isna(onset):
-        raise InputError(
-            f"when='from_onset' for text {frame['id'].iloc[number]!r}, which has no onset",
-            "texts in which a cycle was found",
-            "call corpus.with_cycles(), use when='last', or pass starts=",
-        )
-    return max(0, int(onset) - 1)
 
 
 def answers_to_corpus(model: Model, corpus: Corpus, answers: Sequence[Continuation]) -> Corpus:

@@ -460,7 +460,7 @@ def _held(patch: Intervention, n_layers: int) -> dict[int, tuple[int, ...]]:
     for part in parts:
         if isinstance(part, Combined):
             more = _held(part, n_layers)
-        elif isinstance(part, SinkPatch) and part.when == "all":
+        elif isinstance(part, SinkPatch) and not part.needs_start:
             more = {part.layer: part.neurons}
         else:
             raise InputError(
@@ -546,7 +546,7 @@ class _WholePassEdits(EditTable):
     """One intervention on all rows of every pass; the first position is found in the pass and not known before."""
 
     def __init__(self, model: Model, intervention: Intervention) -> None:
-        if intervention.when != "all" or intervention.differs_by_text:
+        if intervention.needs_start or intervention.differs_by_text:
             given = "resampling by text" if intervention.differs_by_text else f"when={intervention.when!r}"
             raise InputError(
                 f"an intervention with {given}",

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -358,6 +359,44 @@ class EditTable:
         return stack
 
 
+def first_edited(
+    frame: pd.DataFrame, prompt_lengths: Sequence[int], interventions: Sequence[Intervention | None]
+) -> list[int]:
+    """The first edited position of every text, by the ``when`` of its intervention: one rule for writing and reading.
+
+    Args:
+        frame: facts about the texts; ``onset`` where one is known.
+        prompt_lengths: tokens of each text's prompt.
+        interventions: of each text; ``None`` changes nothing.
+
+    Raises:
+        InputError: ``"from_onset"`` for a text without an onset.
+
+    Example:
+        >>> from mechrep.interventions import Heads
+        >>> frame = pd.DataFrame({"id": ["loop", "other"], "onset": [7, None]})
+        >>> auto, last = Heads("L0H0"), Heads("L0H0", when="last")
+        >>> first_edited(frame, [5, 5], [auto, auto]), first_edited(frame, [5, 5], [last, None])
+        ([6, 0], [4, 0])
+    """
+    onsets = frame["onset"].tolist() if "onset" in frame else [None] * len(frame)
+    starts = []
+    for number, (onset, length, one) in enumerate(zip(onsets, prompt_lengths, interventions, strict=True)):
+        before = None if onset is None or pd.isna(onset) else max(0, int(onset) - 1)
+        when = "all" if one is None else one.when
+        if when == "from_onset" and before is None:
+            raise InputError(
+                f"when='from_onset' for text {frame['id'].iloc[number]!r}, which has no onset",
+                "texts in which a cycle was found",
+                "call corpus.with_cycles(), or use when='auto', which edits such texts everywhere",
+            )
+        if when in ("auto", "from_onset"):
+            starts.append(before or 0)
+        else:
+            starts.append(length - 1 if when == "last" else 0)
+    return starts
+
+
 @contextmanager
 def applied(
     model: Model,
@@ -373,7 +412,7 @@ def applied(
         model: the model.
         intervention: ``None`` changes nothing.
         tokens: of the pass.
-        starts: first edited position of each row; not needed for ``when="all"``.
+        starts: first edited position of each row; not needed for ``when="all"`` and ``"auto"``.
         view: ``"auto"``: the one that :func:`logits` takes; or one of the two by name.
 
     Raises:
@@ -382,7 +421,7 @@ def applied(
     if intervention is None:
         yield
         return
-    if starts is None and intervention.when != "all":
+    if starts is None and intervention.needs_start:
         raise InputError(
             f"when={intervention.when!r} without starts", "the first edited position of each row", "pass it"
         )
@@ -416,7 +455,7 @@ def logits(
         model: the model.
         tokens: ids.
         intervention: what the model is under.
-        starts: first edited position of each row; not needed for ``when="all"``.
+        starts: first edited position of each row; not needed for ``when="all"`` and ``"auto"``.
         lengths: of the texts in the rows; needed where a model's positions depend on the length of the text.
 
     Raises:

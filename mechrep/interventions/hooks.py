@@ -17,15 +17,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mechrep.errors import InputError
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import product_bias, read_activations
 
 Hook = tuple[str, Callable[..., Any]]
-When = Literal["all", "last", "from_onset"]
-WHENS: tuple[When, ...] = ("all", "last", "from_onset")
+When = Literal["auto", "all", "last", "from_onset"]
+WHENS: tuple[When, ...] = ("auto", "all", "last", "from_onset")
 Place = tuple[Site, int]
 Holds = dict[int, tuple[int, ...]]  # neurons by layer
+
+
+def check_when(when: str) -> None:
+    """Refuse a place to begin that does not exist.
+
+    Raises:
+        InputError: it does not.
+    """
+    if when not in WHENS:
+        raise InputError(f"when={when!r}", f"one of {', '.join(map(repr, WHENS))}", "choose one of these")
 
 
 @dataclass(frozen=True)

@@ -24,31 +24,37 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.interventions.hooks import (
-    WHENS,
     Edit,
     Edits,
     Holds,
     Hook,
     Mask,
     When,
+    check_when,
     hold_hooks,
     in_order,
     site_hooks,
 )
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
-from mechrep.models.units import check_number, check_unit, expert_unit, units_per_layer
+from mechrep.models.units import check_number, check_unit, checked_units, expert_unit, listed_units, units_per_layer
 
 
 class Intervention(ABC):
     """A frozen description of what to change in a model; add two to apply both.
 
     Attributes:
-        when: ``"all"`` positions; ``"last"``: from the prompt's last position on, that is at the newest position of
-            every decoding step; ``"from_onset"``: from the position that predicts the onset token on.
+        when: ``"auto"``: in a text with an onset as ``"from_onset"``, in others as ``"all"``; ``"all"`` positions;
+            ``"last"``: from the prompt's last position on, that is at the newest position of every decoding step;
+            ``"from_onset"``: from the position that predicts the onset token on, and no text without one.
     """
 
     when: When
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether somebody must say where it begins; without a word it is active at all positions."""
+        return self.when not in ("all", "auto")
 
     @abstractmethod
     def edits(self, anatomy: Anatomy, text: int = 0) -> Edits:
@@ -78,8 +84,8 @@ class Intervention(ABC):
 
         Args:
             model: the model that will run.
-            starts: first edited position of each row; not needed for ``when="all"``.  Without it, ``"last"`` edits
-                the last position of every call, which is right only where each call brings one new token.
+            starts: first edited position of each row; not needed for ``"all"`` and ``"auto"``.  Without it, ``"last"``
+                edits the last position of every call, which is right only where each call brings one new token.
             anchors: for neurons held at the level of the first token after BOS: its position in each row.  By
                 default 1 in rows whose first token is BOS and 0 in others; give them where rows are padded on the left.
             texts: number of the text in each row (default 0, 1, ...), which decides what resampling draws.
@@ -105,9 +111,12 @@ class Intervention(ABC):
         return made
 
 
-@dataclass(frozen=True, eq=False)
+_SHOWN_PARTS = 3
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Combined(Intervention):
-    """Several interventions applied one after the other; all must begin at the same place.
+    """Several interventions applied one after the other; all must begin at the same place, ``"auto"`` at any.
 
     Parts that meet at one site take effect in the order given.  At different sites each takes effect where the model
     computes it, whichever was named first: attention is moved before ``z`` is edited, up-projections are held before
@@ -120,8 +129,8 @@ class Combined(Intervention):
     parts: tuple[Intervention, ...]
 
     def __post_init__(self) -> None:
-        begins = {part.when for part in self.parts}
-        if len(begins) != 1:
+        begins = {part.when for part in self.parts} - {"auto"}
+        if len(begins) > 1 or not self.parts:
             raise InputError(
                 f"interventions with when = {sorted(begins)}", "one and the same", "give all parts the same when"
             )
@@ -129,7 +138,13 @@ class Combined(Intervention):
     @property
     def when(self) -> When:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where all parts begin."""
-        return self.parts[0].when
+        given: list[When] = [part.when for part in self.parts if part.when != "auto"]
+        return given[0] if given else "auto"
+
+    def __repr__(self) -> str:
+        shown = [repr(part) for part in self.parts[:_SHOWN_PARTS]]
+        more = [f"{len(self.parts) - len(shown)} more"] if len(self.parts) > len(shown) else []
+        return " + ".join(shown + more)
 
     @property
     def differs_by_text(self) -> bool:
@@ -265,7 +280,7 @@ def as_op(op: Op | str) -> Op:
     return _NAMED[op]()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class UnitIntervention(Intervention):
     """An operation on ``(layer, unit)`` pairs; subclasses say what a unit is and where it is edited."""
 
@@ -277,18 +292,13 @@ class UnitIntervention(Intervention):
 
     def _take(self, units: Iterable[Any], op: Op | str, when: str) -> None:
         """Check and set what every subclass is given."""
-        try:
-            pairs = tuple((operator.index(layer), operator.index(number)) for layer, number in units)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"units that are no pairs ({error})", f"(layer, {self.unit}) pairs of whole numbers", "correct them"
-            ) from None
-        if len(set(pairs)) != len(pairs):
-            raise InputError("units with duplicates", f"every (layer, {self.unit}) once", "drop the duplicates")
-        if when not in WHENS:
-            raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
+        pairs = checked_units(units, self.unit)
+        check_when(when)
         for name, value in (("units", pairs), ("op", as_op(op)), ("when", when)):
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({listed_units(self.unit, self.units)}: {self.op.name}, when={self.when!r})"
 
     @abstractmethod
     def where(self, anatomy: Anatomy) -> tuple[Site, tuple[int, ...]]:
@@ -315,12 +325,12 @@ class UnitIntervention(Intervention):
         return edits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Neurons(UnitIntervention):
     """Apply ``op`` to neurons, at the site that the literature calls the neuron's activation unless told otherwise.
 
     Args:
-        units: ``(layer, neuron)`` pairs, for instance ``result.top(50)``.
+        units: ``(layer, neuron)`` pairs, for instance ``result.top(50)``; or names, ``"L18N264"``.
         op: an operation of :mod:`mechrep.interventions.ops`, or ``"zero"`` / ``"add"`` (+1).
         site: ``GATE_ACT`` (default) or ``MLP_POST``.  In a gated MLP adding at ``MLP_POST`` is another intervention:
             it ignores the up-projection.
@@ -335,7 +345,7 @@ class Neurons(UnitIntervention):
     Example:
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
-        >>> cut = mechrep.Neurons([(3, 7), (3, 8)], "zero", when="all")
+        >>> cut = mechrep.Neurons("L3N7, L3N8")
         >>> tokens = model.to_tokens("again and again")
         >>> changed = model.run_with_hooks(tokens, fwd_hooks=cut.hooks(model))
         >>> bool((changed != model(tokens)).any())
@@ -348,10 +358,10 @@ class Neurons(UnitIntervention):
 
     def __init__(
         self,
-        units: Iterable[tuple[int, int]],
+        units: Iterable[tuple[int, int] | str] | str,
         op: Op | str = "zero",
         site: Site | str = Site.GATE_ACT,
-        when: When = "from_onset",
+        when: When = "auto",
     ) -> None:
         self._take(units, op, when)
         if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
@@ -367,7 +377,7 @@ class Neurons(UnitIntervention):
         return self.site, (anatomy.d_mlp,)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Heads(UnitIntervention):
     """Apply ``op`` to attention heads, each at its own output ``z`` before the output projection mixes the heads.
 
@@ -382,7 +392,7 @@ class Heads(UnitIntervention):
     to do tend to rest.  Slices of the attention output *after* ``W_O`` are not heads and are not edited here.
 
     Args:
-        units: ``(layer, head)`` pairs.
+        units: ``(layer, head)`` pairs, or names, ``"L2H0"``.
         op: an operation of :mod:`mechrep.interventions.ops`, or ``"zero"`` / ``"to_bos"``.  ``mean`` takes a table
             ``[layer head d_head]``, ``resample`` a bank ``[sample layer head d_head]`` of which a text draws one
             sample for all its heads; ``add`` takes a table ``[layer head d_head]`` only, as one number in every
@@ -405,7 +415,7 @@ class Heads(UnitIntervention):
         >>> from mechrep.interventions import Heads
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> tokens = model.to_tokens("again and again")
-        >>> cut = Heads([(0, 0), (1, 1)], "to_bos", when="all")
+        >>> cut = Heads("L0H0, L1H1", "to_bos")
         >>> changed = model.run_with_hooks(tokens, fwd_hooks=cut.hooks(model))
         >>> (changed != model(tokens)).any(-1)[0, :2].tolist()  # the first position attends to itself anyway
         [False, True]
@@ -413,7 +423,9 @@ class Heads(UnitIntervention):
 
     unit: ClassVar[str] = "head"
 
-    def __init__(self, units: Iterable[tuple[int, int]], op: Op | str = "zero", when: When = "from_onset") -> None:
+    def __init__(
+        self, units: Iterable[tuple[int, int] | str] | str, op: Op | str = "zero", when: When = "auto"
+    ) -> None:
         self._take(units, op, when)
         if not (self.op.moves_attention or isinstance(self.op.offset, Tensor) or self.op.offset == 0):
             raise InputError(
@@ -429,7 +441,7 @@ class Heads(UnitIntervention):
         return Site.Z, (anatomy.n_heads, anatomy.d_head)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experts(Intervention):
     """Switch off whole routed experts: what they write is gone, and nothing takes its place.
 
@@ -438,7 +450,7 @@ class Experts(Intervention):
     expert's output stay, as those of ablated neurons do (gpt-oss has them).
 
     Args:
-        units: ``(layer, expert)`` pairs.
+        units: ``(layer, expert)`` pairs, or names, ``"L5E7"``.
         when: see :class:`~mechrep.interventions.ops.Intervention`.
 
     Raises:
@@ -448,17 +460,20 @@ class Experts(Intervention):
     places.
 
     Example:
-        >>> Experts([(1, 3)]).units
+        >>> Experts("L1E3").units
         ((1, 3),)
     """
 
     units: tuple[tuple[int, int], ...]
     when: When
 
-    def __init__(self, units: Iterable[tuple[int, int]], when: When = "from_onset") -> None:
-        pairs = Heads(units, "zero", when).units  # the same checks
-        for name, value in (("units", pairs), ("when", when)):
+    def __init__(self, units: Iterable[tuple[int, int] | str] | str, when: When = "auto") -> None:
+        check_when(when)
+        for name, value in (("units", checked_units(units, "expert")), ("when", when)):
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Experts({listed_units('expert', self.units)}, when={self.when!r})"
 
     @property
     def differs_by_text(self) -> bool:
@@ -481,7 +496,7 @@ class Experts(Intervention):
         return edits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SinkPatch(Intervention):
     """Hold the up-projection of sink neurons at the level of the first token after BOS, from there on.
 
@@ -502,7 +517,7 @@ class SinkPatch(Intervention):
     Args:
         layer: the sink layer, from 0.
         neurons: numbers of the sink neurons in it (or one number).
-        when: ``"all"`` is the patch.  The other two hold from a later start on, at the level of the same anchor; see
+        when: ``"all"`` is the patch.  The others may hold from a later start on, at the level of the same anchor; see
             :class:`~mechrep.interventions.ops.Intervention`.
 
     Raises:
@@ -543,10 +558,12 @@ class SinkPatch(Intervention):
             ) from None
         if not numbers or len(set(numbers)) < len(numbers):
             raise InputError(f"neurons {list(numbers)}", "at least one neuron, none twice", "correct the list")
-        if when not in WHENS:
-            raise InputError(f"when={when!r}", "'all', 'last' or 'from_onset'", "choose one of these")
+        check_when(when)
         for name, value in (("layer", place), ("neurons", numbers), ("when", when)):
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"SinkPatch({listed_units('neuron', self.units)}, when={self.when!r})"
 
     @property
     def units(self) -> tuple[tuple[int, int], ...]:
@@ -618,7 +635,7 @@ def op_name(op: Cut) -> str:
     return "/".join(dict.fromkeys(one.name for one in as_ops(op)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WholeLayers(Intervention):
     """An operation on all heads of an attention, on all neurons of an MLP; biases of their output stay.
 
@@ -639,6 +656,11 @@ class WholeLayers(Intervention):
 
     def __post_init__(self) -> None:
         self._of(())  # refuses an operation of the wrong kind
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{part} {layer}" for part, layer in self.parts[:6]) + ", ..." * (len(self.parts) > 6)
+        ops = dict.fromkeys((self.for_neurons.name, self.for_heads.name))
+        return f"WholeLayers({shown}: {'/'.join(ops)}, when={self.when!r})"
 
     def _of(self, units: tuple[tuple[str, int, int], ...]) -> list[Neurons | Heads]:
         """The operations on ``(part, layer, number)`` units, of the kinds that this has."""

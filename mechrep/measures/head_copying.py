@@ -400,8 +400,7 @@ def score_copying(
     """
     corpus = random_repeats(model, n=n, copies=copies, sequences=sequences, seed=seed, bos=bos)
     batch_size = max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])
-    result = CorpusCache(model, corpus, batch_size=batch_size, progress=False).run(HeadCopying(model))
-    return result
+    return CorpusCache(model, corpus, batch_size=batch_size, progress=False).run(HeadCopying(model))
 
 
 def predicted_keys(

@@ -425,8 +425,7 @@ def score_heads(
     corpus = random_repeats(model, n=n, copies=copies, sequences=sequences, seed=seed, bos=bos)
     batch_size = max(1, _TOKENS_PER_BATCH // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=batch_size, progress=False)
-    result = cache.run(HeadScores(bos_id=model.bos_id, variants=variants))
-    return result
+    return cache.run(HeadScores(bos_id=model.bos_id, variants=variants))
 
 
 def induction_heads(

@@ -555,8 +555,7 @@ def contrast_text_kinds(
     per_token = anatomy.d_model * (2 * anatomy.n_layers + 1) * model.dtype.itemsize
     batch_size = max(1, _KEPT_BYTES // per_token // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), store=store, progress=progress)
-    result = cache.run(TextKindContrast(model, copies=copies, per_copy=per_copy))
-    return result
+    return cache.run(TextKindContrast(model, copies=copies, per_copy=per_copy))
 
 
 _COLOURS = {"natural": ACCENT, "induced": "#3b82c4", "control": "#747c88"}

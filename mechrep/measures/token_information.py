@@ -558,8 +558,7 @@ def token_information(
     profile = None if preset == "mahaut2025" else distance_profile(model, reference)
     batch_size = max(1, TOKENS_PER_BATCH // corpus.tokens.shape[1])
     cache = CorpusCache(model, corpus, batch_size=batch_size, store=store, progress=progress)
-    result = cache.run(TokenInformation(facts, profile, sink=sink, preset=preset))
-    return result
+    return cache.run(TokenInformation(facts, profile, sink=sink, preset=preset))
 
 
 _COLOURS = {"natural": ACCENT, "induced": "#3b82c4", "control": "#747c88"}

@@ -41,6 +41,7 @@ from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from mechrep.models.units import listed_units, unit_name
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
@@ -442,10 +443,10 @@ class _Card:
         attention = self.read[0]
         n = f"{attention.n_texts} windows of {attention.mean_length:.0f} tokens"
         above = int((attention.alpha > SINK_ATTENTION).sum())
-        names = ", ".join(f"{layer}.{head}" for layer, head in attention.top(above))
+        names = listed_units("head", attention.top(above), most=above)
         layer, head = attention.top(1)[0]
         measure = f"share of heads with mean attention to the first position > {SINK_ATTENTION}"
-        note = f"layer {layer}, head {head}; a uniform head {attention.uniform_alpha:.2f}"
+        note = f"{unit_name('head', layer, head)}; a uniform head {attention.uniform_alpha:.2f}"
         return [
             CardRow("attention sink", measure, above / len(known(attention.alpha)), n=n, least=0.25, unit="share",
                     note=f"heads {names}" if above else "no head"),
@@ -515,7 +516,7 @@ def _best_head(phenomenon: str, measure: str, heads: HeadScoreResult, score: str
     number = list(heads.names).index(score)
     value, error = (float(table[number, layer, head]) for table in (heads.scores, heads.standard_errors))
     ends = (value - 1.96 * error, value + 1.96 * error)
-    return CardRow(phenomenon, measure, value, *ends, n, least=0.6, note=f"layer {layer}, head {head}", texts=texts)
+    return CardRow(phenomenon, measure, value, *ends, n, least=0.6, note=unit_name("head", layer, head), texts=texts)
 
 
 # --- over training ----------------------------------------------------------------------------------------------------

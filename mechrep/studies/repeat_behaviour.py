@@ -27,8 +27,8 @@ from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.ablation.sink_outcomes import foretold_repetitions
 from mechrep.errors import InputError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, finished, panels, place_of, plain, style_of, translucent
-from mechrep.generation.decode import Decoding, Request, default_start, run_requests
-from mechrep.interventions.apply import fingerprint_of
+from mechrep.generation.decode import Decoding, Request, run_requests
+from mechrep.interventions.apply import fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.model import Model
@@ -126,7 +126,8 @@ class _AfterRepetitions:
         return values.unflatten(2, (len(self.units), len(self.counts))).permute(0, 3, 1, 2).flatten(0, 1)
 
     def _start(self, text: int, intervention: Intervention | None) -> int:
-        return default_start(self.corpus.frame, text, int(self.corpus.lengths[text]), intervention)
+        facts = self.corpus.frame.iloc[[text]]
+        return first_edited(facts, [int(self.corpus.lengths[text])], [intervention])[0]
 
 
 class NextRepetition(_AfterRepetitions):

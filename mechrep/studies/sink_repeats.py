@@ -58,8 +58,7 @@ def read_repeats(model: Model, tokens: Sequence[tuple[int, str]], repeats: int) 
 
     def read(n: int, bos: bool) -> RepeatNormResult:
         corpus = repeated_tokens(model, ids, n, bos)
-        result = CorpusCache(model, corpus, progress=False).run(RepeatNorms())
-        return result
+        return CorpusCache(model, corpus, progress=False).run(RepeatNorms())
 
     after = None if model.bos_id is None else read(min(repeats, room - 1), True)
     bare = read(min(_BARE if after is not None else repeats, room), False)

@@ -58,8 +58,7 @@ def loops(n: int = 4) -> Corpus:
 
 @functools.cache
 def found() -> RepetitionNeuronResult:
-    result = CorpusCache(model(), loops().select([0, 1])).run(RepetitionNeurons("hiraoka2025", r=5))
-    return result
+    return CorpusCache(model(), loops().select([0, 1])).run(RepetitionNeurons("hiraoka2025", r=5))
 
 
 @functools.cache

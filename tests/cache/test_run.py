@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from mechrep.cache import Batch, CorpusCache
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.interventions import Neurons, add
 from mechrep.measures.neurons import RepetitionNeurons
 from mechrep.models.anatomy import Site
 from tests.analyzers.looping_texts import as_corpus, random_loops
@@ -132,3 +135,34 @@ def test_a_result_says_where_it_comes_from() -> None:
     assert facts.corpus["fingerprint"] == corpus.fingerprint() and facts.corpus["texts"] == 3
     assert facts.config == {"preset": "mechrep", "window": "clean", "r": 5, "site": "gate_act"}
     assert facts.versions["torch"] == torch.__version__
+
+
+def test_one_analyzer_gives_one_result_and_a_list_always_a_tuple() -> None:
+    cache = CorpusCache(model("llama_gqa"), texts_of(LENGTHS))
+    (listed,) = cache.run_all([MeanOf(Site.GATE_ACT)])
+    alone = cache.run(MeanOf(Site.GATE_ACT))
+    one, two = cache.run(MeanOf(Site.GATE_ACT), MeanOf(Site.RESID_POST))
+    assert all(isinstance(result, MeanResult) for result in (listed, alone, one, two))
+    for wrong in (MeanOf, [MeanOf(Site.GATE_ACT)], "neurons"):
+        with pytest.raises(InputError, match="an analyzer"):
+            cache.run(wrong)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+@pytest.mark.parametrize("view", ["plain", "transformer_lens"])
+def test_reading_under_an_edit_begins_where_writing_would(view: Any) -> None:
+    loaded = model("llama_gqa")
+    corpus = texts_of(LENGTHS).with_columns(onset=[2, None, 1, None, None, 4])
+    edit = Neurons([(0, 1), (1, 2)], add(3.0))
+    seen = CorpusCache(loaded, corpus, intervention=edit, batch_size=4, view=view).get(Site.RESID_POST)
+    for text, onset in enumerate(corpus.frame["onset"]):
+        start = 0 if pd.isna(onset) else int(onset) - 1
+        ids = corpus.tokens[text, : LENGTHS[text]][None]
+        with loaded.hooks(fwd_hooks=edit.hooks(loaded, torch.tensor([start]))):
+            _, cache = loaded.run_with_cache(ids)
+        for layer in range(N_LAYERS):
+            own = cache[loaded.anatomy.hook_name(Site.RESID_POST, layer)][0]
+            torch.testing.assert_close(seen[layer, text, : len(own)], own, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="no onset"):
+        CorpusCache(loaded, corpus, intervention=Neurons([(0, 1)], when="from_onset"))
+    with pytest.raises(InputError, match="last"):
+        CorpusCache(loaded, corpus, intervention=Neurons([(0, 1)], when="last"))

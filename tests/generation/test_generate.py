@@ -85,10 +85,18 @@ def test_an_onset_at_the_first_token_begins_there() -> None:
 def test_a_missing_onset_is_refused_where_it_is_needed_and_nowhere_else() -> None:
     corpus = prompts(onset=[3, None, 3, 3])
     with pytest.raises(InputError, match="'tokens-1', which has no onset"):
-        written(corpus, interventions=Neurons(UNITS))
-    one_edit = [Neurons(UNITS), None, None, None]
+        written(corpus, interventions=Neurons(UNITS, when="from_onset"))
+    one_edit = [Neurons(UNITS, when="from_onset"), None, None, None]
     assert written(corpus, interventions=one_edit)[1:] == written(corpus)[1:]
     assert written(corpus, interventions=Neurons(UNITS), starts=[0, 0, 0, 0]) != written(corpus)
+
+
+def test_without_a_word_an_edit_begins_at_the_onset_or_where_there_is_none_at_once() -> None:
+    corpus = prompts(onset=[3, None, 5, None])
+    by_itself = written(corpus, interventions=Neurons(UNITS))
+    assert by_itself == written(corpus, interventions=Neurons(UNITS, when="all"), starts=[2, 0, 4, 0])
+    alone = written(corpus.select([1, 3]), interventions=Neurons(UNITS, when="all"))
+    assert [by_itself[1], by_itself[3]] == alone
 
 
 def test_silent_neurons_removed_leave_every_text_alone() -> None:

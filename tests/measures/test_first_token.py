@@ -46,8 +46,7 @@ ROWS = [row.tolist() for row in random_tokens(3, 20)] + [[5, 9, 9, 5, 9], [7], [
 
 def measured(model: Any, rows: list[list[int]] = ROWS, **options: Any) -> OtherTokenResult:
     corpus = Corpus.from_tokens(rows, model=model)
-    result = CorpusCache(model, corpus, **options).run(FirstTokenDetection.of(model))
-    return result
+    return CorpusCache(model, corpus, **options).run(FirstTokenDetection.of(model))
 
 
 def eager(family: str) -> Any:

@@ -18,8 +18,7 @@ CONTROLS = ("random", "layer_matched", "activation_matched")
 def neurons(model: mechrep.Model) -> mechrep.RepetitionNeuronResult:
     """Neurons found on one half of the loops."""
     analyzer = mechrep.RepetitionNeurons("hiraoka2025", r=10)
-    result = mechrep.CorpusCache(model, halves(model)[0], progress=False).run(analyzer)
-    return result
+    return mechrep.CorpusCache(model, halves(model)[0], progress=False).run(analyzer)
 
 
 _OF_EXPERTS = ("normal_routed", "repetition_routed", "d_expert")  # these models have none
