@@ -27,7 +27,7 @@ from mechrep.provenance import provenance_of
 from mechrep.text.corpus import Corpus
 from mechrep.text.counters import counting_loop
 from mechrep.text.cycles import MIN_COPIES, repeats_after_prompt
-from mechrep.text.watch import NgramTripleWatch, TailWatch
+from mechrep.text.watch import TailWatch, watch_for
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,11 @@ class LoopWatch:
     """
 
     def __init__(self, preset: LoopPreset, prompt: Sequence[int], special_ids: Collection[int] = ()) -> None:
-        whole = preset.detector == "hiraoka2025"  # the published detector looks at the prompt too
-        self.preset, self.special = preset, frozenset[int]() if whole else frozenset(special_ids)
-        self.length, self.first = len(prompt), 0 if whole else len(prompt)
-        self.inner = NgramTripleWatch(prompt) if whole else TailWatch(copies=math.ceil(preset.min_copies))
+        default = preset.detector == "mechrep"  # the others are given the prompt too
+        self.preset, self.special = preset, frozenset(special_ids) if default else frozenset[int]()
+        self.length, self.first = len(prompt), len(prompt) if default else 0
+        copies = math.ceil(preset.min_copies)
+        self.inner = TailWatch(copies=copies) if default else watch_for(preset.detector)(prompt)
 
     def push(self, token: int) -> bool:
         """Take the next token; true once the text may end."""

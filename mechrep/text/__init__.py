@@ -10,6 +10,7 @@ from __future__ import annotations
 from mechrep.text.corpus import Corpus as Corpus
 from mechrep.text.corpus import windows_of_text as windows_of_text
 from mechrep.text.corpus_io import TokenizingModel as TokenizingModel
+from mechrep.text.cycles import add_detector as add_detector
 from mechrep.text.cycles import detect_cycle as detect_cycle
 from mechrep.text.cycles import ngram_triple as ngram_triple
 from mechrep.text.cycles import repeated_phrase as repeated_phrase

@@ -35,7 +35,7 @@ from typing import Any
 
 from mechrep.errors import InputError
 from mechrep.text.counters import Decode, counting_loop, frame_loop
-from mechrep.text.watch import Cycle, NgramTripleWatch, TailWatch, TokenSequence, eos_set, token_ids, up_to_eos
+from mechrep.text.watch import WATCHES, Cycle, NgramTripleWatch, TailWatch, TokenSequence, eos_set, token_ids, up_to_eos
 
 
 def tail_cycle(
@@ -255,7 +255,9 @@ _PRESETS = {
     "mahaut2025": _Preset(smallest_tail_block, skips_special_ids=True),
     "holtzman2020": _Preset(repeated_phrase),
 }
+_OWN = frozenset(_PRESETS)
 COUNTING = "counting"
+_STEPS = 8  # tokens after which a growing text is looked at again by a detector that has no watch of its own
 _OPTIONS = {"min_period", "max_period", "min_copies", "min_span", "select"}
 
 
@@ -335,6 +337,50 @@ def detect_cycle(
         return None
     # With other numbers than the preset's it is no longer the preset, and keeps the detector's own name.
     return replace(cycle.shifted(first), detector=cycle.detector if options else preset)
+
+
+def add_detector(name: str, detector: Callable[[list[int]], Cycle | None], *, whole_text: bool = False) -> None:
+    """Make a detector of your own a preset, for everything that takes one by name.
+
+    Args:
+        name: of the preset; an own one of that name is replaced.
+        detector: from token ids to a :class:`Cycle` (:meth:`Cycle.of` makes one), or ``None``.
+        whole_text: it is given prompt and continuation; by default the continuation up to its EOS.
+
+    Raises:
+        InputError: the name of a preset that mechrep has.
+
+    Limits: known in this process only.  Finished work in a store is told apart by the *name*: give a changed detector
+    another one.
+
+    Example:
+        >>> def pairs(ids):  # the text ends in two equal tokens
+        ...     two = len(ids) > 1 and ids[-1] == ids[-2]
+        ...     return Cycle.of(ids, start=len(ids) - 2, period=1, end=len(ids), detector="pairs") if two else None
+        >>> add_detector("pairs", pairs)
+        >>> detect_cycle([5, 6, 7, 7], "pairs").onset
+        3
+    """
+    if name in _OWN or name == COUNTING:
+        raise InputError(f"name={name!r}", "a name that mechrep does not use itself", "choose another")
+    _PRESETS[name] = _Preset(detector, whole_text=whole_text, ends_at_eos=not whole_text)
+    WATCHES[name] = lambda prompt: _Rereading(name, prompt)
+
+
+class _Rereading:
+    """A growing text that is read again every few tokens."""
+
+    def __init__(self, preset: str, prompt: TokenSequence) -> None:
+        self.preset, self.ids, self.cycle = preset, list(token_ids(prompt)), None
+        self.prompt_length = len(self.ids)
+
+    cycle: Cycle | None
+
+    def push(self, token: int) -> bool:
+        self.ids.append(token)
+        if self.cycle is None and (len(self.ids) - self.prompt_length) % _STEPS == 0:
+            self.cycle = detect_cycle(self.ids, self.preset, prompt_length=self.prompt_length)
+        return self.cycle is not None
 
 
 MIN_COPIES = 3

@@ -14,10 +14,10 @@ Token ids as they arrive: one check, used by every detector, watch and corpus.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import SupportsIndex, TypeAlias
+from typing import Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -325,15 +325,29 @@ class TailWatch:
         self._needed = self._run_needed(len(self._tokens))
 
 
-_WATCHES: dict[str, type[NgramTripleWatch] | type[TailWatch]] = {"hiraoka2025": NgramTripleWatch, "mechrep": TailWatch}
+class GrowingText(Protocol):
+    """Looks at one text as it grows."""
+
+    @property
+    def cycle(self) -> Cycle | None:
+        """What was found when it fired."""
+        ...
+
+    def push(self, token: int) -> bool:
+        """Take the next token; true once there is a cycle."""
+        ...
 
 
-def watch_for(preset: str) -> type[NgramTripleWatch] | type[TailWatch]:
+WATCHES: dict[str, Callable[[TokenSequence], GrowingText]] = {"hiraoka2025": NgramTripleWatch, "mechrep": TailWatch}
+
+
+def watch_for(preset: str) -> Callable[[TokenSequence], GrowingText]:
     """Return the watch that follows a preset while the text is growing.
 
     Args:
         preset: ``"hiraoka2025"`` (fires exactly when the preset does; feed it the whole text with BOS) or
-            ``"mechrep"`` (the stricter rule ``certain``; feed it the continuation).
+            ``"mechrep"`` (the stricter rule ``certain``; feed it the continuation); or one that was added with
+            :func:`mechrep.text.cycles.add_detector` (fires when it finds a cycle; feed it the whole text).
 
     Raises:
         InputError: for a preset without a watch.
@@ -342,10 +356,10 @@ def watch_for(preset: str) -> type[NgramTripleWatch] | type[TailWatch]:
         >>> watch_for("mechrep").__name__
         'TailWatch'
     """
-    if preset not in _WATCHES:
+    if preset not in WATCHES:
         raise InputError(
             f"preset {preset!r}",
-            f"a preset with a watch: {', '.join(sorted(_WATCHES))}",
+            f"a preset with a watch: {', '.join(sorted(WATCHES))}",
             "use one of them, or generate to the end and call detect_cycle",
         )
-    return _WATCHES[preset]
+    return WATCHES[preset]

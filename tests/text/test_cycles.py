@@ -350,3 +350,45 @@ def test_options_that_a_preset_does_not_have_are_refused(preset: str, option: st
 def test_options_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         tail_cycle([1, 2, 3], **options)
+
+
+def test_a_detector_of_ones_own_serves_everywhere() -> None:
+    """Added by name, it marks texts, ends texts that are being written, and decides what an ablation leaves."""
+    import mechrep
+    from mechrep.generation.loops import PRESETS, LoopPreset, collect_loops
+    from mechrep.text.cycles import add_detector, exact_loop, tail_cycle
+
+    def long_ones(ids: list[int]) -> Cycle | None:
+        found = tail_cycle(ids, min_period=3, min_copies=4)
+        return found and Cycle.of(ids, start=found.start, period=found.period, end=found.end, detector="long ones")
+
+    add_detector("long ones", long_ones)
+    PRESETS["long ones"] = LoopPreset(detector="long ones", min_copies=4.0, greedy=120)
+    try:
+        model = mechrep.load_model("mechrep-tiny")
+        text = [0, *range(30, 50), *[9, 8, 7, 6] * 5]
+        assert exact_loop(text, 21, "long ones") == detect_cycle(text, "long ones", prompt_length=21)
+        assert exact_loop(text[:-8], 21, "long ones") is None
+
+        prompts = mechrep.Corpus.from_texts(["It was a cold morning, and"], model=model)
+        whole = mechrep.generate(model, prompts, max_new_tokens=120)
+        length = int(whole.frame["prompt_length"][0])
+        ended = mechrep.generate(model, prompts, max_new_tokens=120, stop_when=["eos", "long ones"])
+        row = whole.row(0)[: len(ended.row(0))]
+        assert ended.row(0) == row and ended.frame["stop_reason"][0] == "stopped"
+        assert detect_cycle(row, "long ones", prompt_length=length)
+        assert detect_cycle(row[:-9], "long ones", prompt_length=length) is None
+
+        loops = collect_loops(model, 2, preset="long ones").where(condition="looping")
+        assert all(loops.frame["copies"] >= 4) and all(loops.frame["period"] >= 3)
+        again = loops.with_cycles("long ones", eos_id=model.eos_ids)
+        assert again.frame["onset"].tolist() == loops.frame["onset"].tolist()
+    finally:
+        PRESETS.pop("long ones")
+
+
+def test_an_own_detector_cannot_take_the_name_of_a_published_one() -> None:
+    from mechrep.text.cycles import add_detector
+
+    with pytest.raises(InputError, match="mahaut2025"):
+        add_detector("mahaut2025", lambda _ids: None)
