@@ -52,7 +52,10 @@ exclude_patterns = ["real-models/*.md", "_build", "**.ipynb_checkpoints"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # `make notebooks` runs them; the documentation shows what is stored
+nb_execution_mode = "force"  # the how-to pages: what they show is what this version does
+nb_execution_excludepatterns = ["notebooks/*"]  # `make notebooks` runs them; the documentation shows what is stored
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
