@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mechrep.text.corpus import Corpus as Corpus
     from mechrep.text.cycles import detect_cycle as detect_cycle
     from mechrep.text.watch import Cycle as Cycle
+    from mechrep.viewer.show import view as view
 
 _HOME = {
     "Anatomy": "mechrep.models.anatomy",
@@ -101,6 +102,7 @@ _HOME = {
     "score_copying": "mechrep.measures.head_copying",
     "score_heads": "mechrep.measures.head_scores",
     "target_edges": "mechrep.measures.qk_attribution",
+    "view": "mechrep.viewer.show",
 }
 _FLOORS = {"studies"}
 

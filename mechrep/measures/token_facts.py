@@ -124,8 +124,7 @@ def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
     corpus.check_model(model)
     found = torch.full(corpus.tokens.shape, torch.nan)
     width = corpus.tokens.shape[1]
-    trace = model.trace if model.fast else None
-    lens = trace is not None and trace.head is not None and trace.finish is not None
+    lens = has_lens(model)
     size = _TOKENS_PER_BATCH if lens else min(_TOKENS_PER_BATCH, _LOGITS // model.anatomy.d_vocab)
     for texts in torch.arange(len(corpus)).split(max(1, size // width)):
         tokens = corpus.tokens[texts].to(model.device)
@@ -142,14 +141,33 @@ def _losses(logits: Float[Tensor, "token d_vocab"], targets: Int64[Tensor, " tok
     return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none").cpu()
 
 
-def _losses_by_parts(model: Model, tokens: Int64[Tensor, "batch pos"]) -> Float[Tensor, "batch target"]:
-    """Losses from the last residual stream, whose logits are made of a few positions at a time."""
-    stream, seen, targets = Stream(model), list[Tensor](), tokens[:, 1:].flatten()
-    last = {Site.RESID_POST: [model.anatomy.n_layers - 1]}
-    read_activations(model, tokens, last, lambda states, *_: seen.append(states[:, :-1].flatten(0, 1)), view="plain")
+def has_lens(model: Model) -> bool:
+    """Whether the logits of the plain view are made of its last residual stream, position by position."""
+    trace = model.trace if model.fast else None
+    return trace is not None and trace.head is not None and trace.finish is not None
+
+
+@torch.no_grad()
+def losses_of_states(
+    model: Model, states: Float[Tensor, "batch pos d_model"], tokens: Int64[Tensor, "batch pos"]
+) -> Float[Tensor, "batch target"]:
+    """``-log p`` of every token but the first, from the last residual stream; logits of a few positions at a time.
+
+    Args:
+        model: one that :func:`has_lens`.
+        states: output of the last layer.
+        tokens: that the states were made of.
+    """
+    stream, targets = Stream(model), tokens[:, 1:].flatten()
     step = max(1, _LOGITS // model.anatomy.d_vocab)
-    pairs = zip(seen[0].split(step), targets.split(step), strict=True)
-    return torch.cat([_losses(stream.logits(states), some) for states, some in pairs]).view(len(tokens), -1)
+    pairs = zip(states[:, :-1].flatten(0, 1).split(step), targets.split(step), strict=True)
+    return torch.cat([_losses(stream.logits(some), those) for some, those in pairs]).view(len(tokens), -1)
+
+
+def _losses_by_parts(model: Model, tokens: Int64[Tensor, "batch pos"]) -> Float[Tensor, "batch target"]:
+    seen, last = list[Tensor](), {Site.RESID_POST: [model.anatomy.n_layers - 1]}
+    read_activations(model, tokens, last, lambda states, *_: seen.append(states), view="plain")
+    return losses_of_states(model, seen[0], tokens)
 
 
 def unigram_information(corpus: Corpus, reference: Corpus, d_vocab: int) -> Float[Tensor, "text pos"]:

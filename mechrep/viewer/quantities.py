@@ -1,0 +1,157 @@
+"""What a token can be coloured by, and how it is asked for: ``"L18N264"``, ``"L2H0"``, ``"norm L5"``, ``"surprisal"``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from mechrep.errors import InputError
+from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.units import check_unit
+
+Kind = Literal["neuron", "head", "norm", "surprisal", "given"]
+Asked: TypeAlias = "str | tuple[int, int] | Mapping[str, Any]"  # one of them, or several in a sequence
+
+_FORMS = "'L18N264' or (18, 264), a neuron; 'L2H0', a head; 'norm L5'; 'surprisal'; or {'name': one number per token}"
+UNITS: dict[Kind, str] = {"neuron": "activation", "head": "attention", "norm": "norm", "surprisal": "nats", "given": ""}
+_SITES: dict[Kind, Site] = {"neuron": Site.GATE_ACT, "head": Site.PATTERN, "norm": Site.RESID_POST}
+
+
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """Something that has a number for every token.
+
+    Attributes:
+        name: as the viewer shows it.
+        kind: where it comes from.
+        layer: of a neuron, a head or a norm (that of the residual stream behind the layer).
+        number: of a neuron or a head.
+        values: of a quantity that was handed over.
+    """
+
+    name: str
+    kind: Kind
+    layer: int = -1
+    number: int = -1
+    values: Float64[np.ndarray, " pos"] | None = None
+
+    @property
+    def site(self) -> Site | None:
+        """Where it is read; ``None`` for what is not read at one site."""
+        return _SITES.get(self.kind)
+
+    def check(self, anatomy: Anatomy, length: int) -> None:
+        """Refuse what the model, or a text of this length, does not have.
+
+        Raises:
+            InputError: a layer, neuron or head that does not exist, or values of another number than tokens.
+            MissingPartError: a kind of model that cannot show it.
+        """
+        if self.kind in ("neuron", "head"):
+            check_unit(anatomy, "neurons" if self.kind == "neuron" else "heads", self.layer, self.number)
+        if self.site is not None:
+            anatomy.check_site(self.site, self.layer)
+        if self.values is not None and self.values.shape != (length,):
+            raise InputError(
+                f"{'x'.join(map(str, self.values.shape))} values for {self.name!r}",
+                f"one for each of the {length} tokens, BOS included",
+                "view.tokens says which they are",
+            )
+
+
+def read_quantities(asked: Asked | Iterable[Asked]) -> list[Quantity]:
+    """What was asked for, one by one.
+
+    Args:
+        asked: one quantity or several, in the notations above; in a mapping the keys are names, and the values either
+            numbers or again a notation.
+
+    Raises:
+        InputError: what is none of them, or two of one name.
+
+    Example:
+        >>> [one.name for one in read_quantities(["surprisal", (18, 264), {"mine": [0.5, 1.0]}])]
+        ['surprisal', 'L18N264', 'mine']
+        >>> read_quantities("norm L5")[0].layer
+        5
+    """
+    if isinstance(asked, str | Mapping) or _is_pair(asked):
+        asked = [asked]  # pyright: ignore[reportAssignmentType]
+    found = [one for part in asked for one in _read(part)]
+    names = [one.name for one in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two quantities called {min(twice)!r}", "each once", "leave out the second, or rename it")
+    return found
+
+
+def _is_pair(given: object) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Integral) for part in given)
+
+
+def _read(part: Any) -> list[Quantity]:
+    if isinstance(part, Mapping):
+        return [_named(str(name), value) for name, value in part.items()]
+    if _is_pair(part):
+        layer, neuron = (int(number) for number in part)
+        return [Quantity(f"L{layer}N{neuron}", "neuron", layer, neuron)]
+    if not isinstance(part, str):
+        raise InputError(f"the quantity {part!r:.60}", _FORMS, "name it that way")
+    return [_noted(part)]
+
+
+def _noted(text: str) -> Quantity:
+    written = text.strip()
+    if written.lower() == "surprisal":
+        return Quantity("surprisal", "surprisal")
+    if match := re.fullmatch(r"[Ll](\d+)([NnHh])(\d+)", written):
+        layer, number, kind = int(match[1]), int(match[3]), match[2].upper()
+        return Quantity(f"L{layer}{kind}{number}", "neuron" if kind == "N" else "head", layer, number)
+    if match := re.fullmatch(r"norm[\s:_]*[Ll]?(\d+)", written):
+        return Quantity(f"norm L{int(match[1])}", "norm", int(match[1]))
+    raise InputError(f"the quantity {text!r:.60}", _FORMS, "correct it")
+
+
+def _named(name: str, value: Any) -> Quantity:
+    if isinstance(value, str) or _is_pair(value):
+        (one,) = _read(value)
+        return replace(one, name=name)
+    try:
+        numbers = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"values of {name!r} ({error})", "one number per token", "pass a list or an array") from error
+    if numbers.ndim != 1:
+        raise InputError(
+            f"values of {name!r} of shape {tuple(numbers.shape)}", "one number per token", "choose a row or a column"
+        )
+    return Quantity(name, "given", values=numbers)
+
+
+def heads_of(layers: Iterable[int], anatomy: Anatomy) -> list[Quantity]:
+    """All heads of some layers.
+
+    Raises:
+        InputError: a layer that does not exist or has no attention.
+
+    Example:
+        >>> import mechrep
+        >>> [one.name for one in heads_of([1], mechrep.load_model("mechrep-tiny").anatomy)]
+        ['L1H0', 'L1H1']
+    """
+    found: list[Quantity] = []
+    for layer in dict.fromkeys(layers):
+        anatomy.check_site(Site.PATTERN, layer)
+        found += [Quantity(f"L{layer}H{head}", "head", layer, head) for head in range(anatomy.n_heads)]
+    return found
+
+
+def maps_wanted(quantities: Sequence[Quantity], layers: Iterable[int], anatomy: Anatomy) -> list[tuple[int, int]]:
+    """``(layer, head)`` of every map: heads that are quantities, and all heads of the layers, in order."""
+    heads = [*heads_of(layers, anatomy), *(one for one in quantities if one.kind == "head")]
+    return sorted({(one.layer, one.number) for one in heads})

@@ -1,0 +1,319 @@
+"""``mechrep.view``: a text with its tokens coloured, its loop laid out, and what heads look at.
+
+One script draws it everywhere: in a file of its own (:meth:`View.to_html`), in the output of a notebook without a
+kernel (``_repr_html_``), on a page with others (:meth:`View.to_fragment`), and with a kernel that reads further layers
+when they are asked for (:meth:`View.widget`).  Nothing is loaded from anywhere.
+
+Texts are data: they stand in JSON whose ``<`` are written ``\\\\u003c``, and the script sets them as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from mechrep.errors import InputError, MissingPartError, StoreError
+from mechrep.interventions.ops import Intervention
+from mechrep.models.model import Model
+from mechrep.text.corpus import Corpus, CorpusLike
+from mechrep.text.cycles import detect_cycle
+from mechrep.text.token_classes import token_spans
+from mechrep.text.watch import Cycle
+from mechrep.viewer.packing import colour_range, pack_attention, pack_values
+from mechrep.viewer.quantities import UNITS, Asked, Quantity, maps_wanted, read_quantities
+from mechrep.viewer.text_reader import TextReading, read_text
+
+if TYPE_CHECKING:
+    from mechrep.viewer.widget import ViewWidget
+
+Theme = Literal["auto", "light", "dark"]
+
+
+def view(
+    model: Model,
+    text: CorpusLike,
+    quantities: Asked | Iterable[Asked] = "surprisal",
+    *,
+    row: int | None = None,
+    layers: Iterable[int] = (),
+    cycle: Cycle | Literal["auto"] | None = "auto",
+    intervention: Intervention | None = None,
+    theme: Theme = "auto",
+) -> View:
+    """Look at one text: its tokens coloured, its loop laid out repetition under repetition, and maps of heads.
+
+    In a notebook the result shows itself.  Everything is read in one pass of the model.
+
+    Args:
+        model: the model.
+        text: a text, its ids, or a corpus.
+        quantities: what tokens are coloured by, one or several: ``"L18N264"`` or ``(18, 264)``, the activation of a
+            neuron; ``"L2H0"``, attention of a head from and to the token under the pointer; ``"norm L5"``, of the
+            residual stream behind a layer; ``"surprisal"``, in nats; ``{"name": values}``, one number per token.
+        row: which text, of a corpus of several.
+        layers: layers whose heads are all shown as maps.
+        cycle: the loop; by default that of the corpus, and else what :func:`mechrep.detect_cycle` finds; None for none.
+        intervention: what the model is under, at all positions.
+        theme: ``"light"`` or ``"dark"``; by default that of the page around it.
+
+    Returns:
+        What can be shown, saved (:meth:`View.save`) and put on a page (:meth:`View.to_fragment`).
+
+    Raises:
+        InputError: a quantity that is none or does not fit, several texts and no ``row``, a cycle beyond the text.
+        MissingPartError: something that the model does not have.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> view = mechrep.view(model, "the sea and the sea and the sea and the sea", ["L2N5", "surprisal", "L2H0"])
+        >>> view
+        View(mechrep-tiny, 13 tokens, a loop of 3 tokens; L2N5, surprisal, L2H0)
+        >>> view.values["L2N5"].shape, view.attention(2, 0).shape
+        ((13,), (13, 13))
+    """
+    corpus = _one_text(Corpus.of(text, model), row)
+    corpus.check_model(model)
+    wanted = read_quantities(quantities)
+    length = int(corpus.lengths[0])
+    for one in wanted:
+        one.check(model.anatomy, length)
+    heads = maps_wanted(wanted, layers, model.anatomy)
+    reading = read_text(model, corpus, wanted, heads, intervention=intervention)
+    loop = _cycle_of(corpus, model) if cycle == "auto" else cycle
+    if loop is not None and loop.end > length:
+        raise InputError(f"a cycle that ends at {loop.end}", f"one within the {length} tokens", "count BOS too")
+    return View(model, corpus, tuple(wanted), reading, loop, intervention, theme)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class View:
+    """A text with what was read of it; made by :func:`view`.
+
+    Attributes:
+        model: the model.
+        corpus: of this one text.
+        quantities: what its tokens are coloured by.
+        reading: the numbers.
+        cycle: its loop, or None.
+        intervention: what the model was under.
+        theme: light, dark, or that of the page.
+    """
+
+    model: Model
+    corpus: Corpus
+    quantities: tuple[Quantity, ...]
+    reading: TextReading
+    cycle: Cycle | None
+    intervention: Intervention | None = None
+    theme: Theme = "auto"
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens as text, BOS included; empty for the later pieces of one character."""
+        return token_texts(self.model, self.corpus.row(0))
+
+    @property
+    def values(self) -> dict[str, Float64[np.ndarray, " pos"]]:
+        """The numbers by which tokens are coloured, exactly as they were read; heads are in :meth:`attention`."""
+        return {name: self.reading.values[row].numpy() for row, name in enumerate(self.reading.names)}
+
+    def attention(self, layer: int, head: int) -> Float64[np.ndarray, "query_pos key_pos"]:
+        """Attention of one of the heads that are shown, as exact as the viewer has it (1/510 of the square root).
+
+        Raises:
+            InputError: a head that is not shown.
+        """
+        heads = [tuple(one) for one in self.reading.heads]
+        if (layer, head) not in heads:
+            raise InputError(f"L{layer}H{head}", f"one of the {len(heads)} heads that are shown", "ask view() for it")
+        length = int(self.corpus.lengths[0])
+        pattern = np.zeros((length, length))
+        pattern[np.tril_indices(length)] = (self.reading.attention[heads.index((layer, head))].numpy() / 255.0) ** 2
+        return pattern
+
+    def payload(self) -> dict[str, Any]:
+        """Everything that the script is given, ready for JSON."""
+        facts, cycle = self.corpus.frame.iloc[0], self.cycle
+        heads = [tuple(head) for head in self.reading.heads]
+        return {
+            "model": self.model.name,
+            "text": str(facts["id"]),
+            "under": "" if self.intervention is None else type(self.intervention).__name__,
+            "tokens": self.tokens,
+            "ids": self.corpus.row(0),
+            "prompt": int(facts["prompt_length"]),
+            "cycle": None if cycle is None else {"start": cycle.start, "period": cycle.period, "end": cycle.end},
+            "quantities": [self._packed(one) for one in self.quantities],
+            "maps": [
+                {"layer": layer, "head": head, "data": pack_attention(self.reading.attention[row])}
+                for row, (layer, head) in enumerate(heads)
+            ],
+            "layers": sorted({layer for layer, _ in heads}),
+            "theme": self.theme,
+        }
+
+    def _packed(self, one: Quantity) -> dict[str, Any]:
+        shown = {"name": one.name, "unit": UNITS[one.kind]}
+        if one.kind == "head":
+            return shown | {"layer": one.layer, "head": one.number}
+        values = self.values[one.name]
+        colours = colour_range(values)
+        return shown | pack_values(values) | {"low": colours.low, "high": colours.high, "beyond": colours.beyond}
+
+    def to_fragment(self, *, assets: bool = True) -> str:
+        """HTML for a page of others.
+
+        Args:
+            assets: with the script and the style; a page that has several views needs them once
+                (:func:`viewer_script`, as a module, and :func:`viewer_style`).
+        """
+        data = json.dumps(self.payload(), ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+        style, script = (viewer_style(), viewer_script()) if assets else ("", "")
+        return (
+            (f"<style>{style}</style>" if assets else "")
+            + f'<div class="mechrep-view" data-theme="{self.theme}">'
+            + f'<p class="mv-plain">{html.escape("".join(self.tokens))}</p>'
+            + f'<script type="application/json">{data}</script></div>'
+            + (f'<script type="module">{script}</script>' if assets else "")
+        )
+
+    def to_html(self) -> str:
+        """A whole file that opens from disk and loads nothing."""
+        title = html.escape(f"{self.corpus.frame['id'][0]} in {self.model.name}")
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<title>{title}</title></head><body class="mv-page">{self.to_fragment()}</body></html>\n'
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_html` to a file.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        try:
+            Path(path).write_text(self.to_html(), encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"{path} ({error})", "a file that can be written", "choose another") from error
+
+    def widget(self) -> ViewWidget:
+        """The same beside a running kernel: maps of all layers, read when they are asked for.
+
+        Raises:
+            MissingPartError: anywidget is not installed.
+        """
+        try:
+            import anywidget  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingPartError(
+                "a widget without the package anywidget", "anywidget", 'pip install "mechrep[widget]"; or show the view'
+            ) from error
+        from mechrep.viewer.widget import ViewWidget
+
+        return ViewWidget(self)
+
+    def maps_of(self, layer: int) -> list[dict[str, Any]]:
+        """Maps of all heads of one layer, read now, ready for JSON.
+
+        Raises:
+            InputError: a layer that does not exist.
+            MissingPartError: a layer without attention.
+        """
+        heads = maps_wanted([], [layer], self.model.anatomy)
+        reading = read_text(self.model, self.corpus, [], heads, intervention=self.intervention)
+        packed = [pack_attention(levels) for levels in reading.attention]
+        return [{"layer": layer, "head": head, "data": data} for (_, head), data in zip(heads, packed, strict=True)]
+
+    def _repr_html_(self) -> str:
+        return self.to_fragment()
+
+    def __repr__(self) -> str:
+        loop = "no loop" if self.cycle is None else f"a loop of {self.cycle.period} tokens"
+        names = ", ".join(one.name for one in self.quantities)
+        return f"View({self.model.name}, {int(self.corpus.lengths[0])} tokens, {loop}; {names})"
+
+
+def _one_text(corpus: Corpus, row: int | None) -> Corpus:
+    if row is None and len(corpus) > 1:
+        raise InputError(f"{len(corpus)} texts", "one", "pass row=0, the number of the text to look at")
+    number = 0 if row is None else row
+    if not 0 <= number < len(corpus):
+        raise InputError(f"row={row}", f"a text from 0 to {len(corpus) - 1}", "count texts from 0")
+    return corpus.select([number])
+
+
+def _cycle_of(corpus: Corpus, model: Model) -> Cycle | None:
+    """What the corpus says, and else what is found in the whole text."""
+    facts, ids = corpus.frame.iloc[0], corpus.row(0)
+    if not (pd.isna(facts["start"]) or pd.isna(facts["period"])):
+        start, period = int(facts["start"]), int(facts["period"])
+        copies = (len(ids) - start) / period if pd.isna(facts["copies"]) else float(facts["copies"])
+        end = min(len(ids), start + round(copies * period))
+        return Cycle.of(ids, start=start, period=period, end=end, detector="corpus")
+    first = int(ids[0] in model.special_ids)
+    return detect_cycle(ids, prompt_length=first, eos_id=model.eos_ids, special_ids=model.special_ids)
+
+
+def token_texts(model: Model, ids: Sequence[int]) -> list[str]:
+    """The text of each token, as it stands in the text: with its blank in front, special tokens by their names.
+
+    Args:
+        model: whose tokens they are; without a tokenizer the ids stand for themselves.
+        ids: of the text.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> token_texts(model, model.encode("the sea"))
+        ['<|bos|>', 'the', ' sea']
+    """
+    if model.tokenizer is None:
+        return [str(number) for number in ids]
+    texts: list[str] = []
+    run: list[int] = []
+    for number in [*ids, None]:
+        if number is not None and number not in model.special_ids:
+            run.append(number)
+            continue
+        if run:
+            whole, spans = token_spans(run, model.decode)
+            texts += ["" if spans[i] in spans[:i][-1:] else whole[slice(*spans[i])] for i in range(len(run))]
+            run = []
+        if number is not None:
+            texts.append(model.decode([number]))
+    return texts
+
+
+@cache
+def viewer_script() -> str:
+    """The script, a module without imports; it shows every view on the page that it has not shown yet."""
+    lines = _asset("viewer.js").splitlines(keepends=True)
+    return _asset("numbers.js") + "".join(line for line in lines if not line.startswith("import "))
+
+
+@cache
+def viewer_style() -> str:
+    """The style of all views on a page."""
+    return _asset("viewer.css")
+
+
+def _asset(name: str) -> str:
+    # Line ends are those of HTML, because a page may take hashes of what is read from it.
+    text = resources.files("mechrep.viewer").joinpath(name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n")
+
+

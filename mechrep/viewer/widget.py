@@ -1,0 +1,50 @@
+"""The viewer beside a running kernel: maps of further layers are read when somebody moves the slider.
+
+Needs ``mechrep[widget]``; everything that a view shows without a kernel it shows without this module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+
+from mechrep.errors import MechrepError
+from mechrep.models.anatomy import Site
+from mechrep.viewer.show import viewer_script, viewer_style
+
+if TYPE_CHECKING:
+    from mechrep.viewer.show import View
+
+
+class ViewWidget(anywidget.AnyWidget):
+    """A view as an ipywidget; :meth:`mechrep.viewer.show.View.widget` makes one.
+
+    The script asks for a layer with a message ``{"layer": 3}`` and is answered with its maps, or with the error.
+
+    Args:
+        view: what to show.
+    """
+
+    _esm = viewer_script()
+    _css = viewer_style()
+    payload = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        layers = list(view.model.anatomy.layers_with(Site.PATTERN))
+        super().__init__(payload=view.payload() | {"layers": layers})
+        self.on_msg(self._asked)
+
+    def _asked(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        layer = content.get("layer") if isinstance(content, dict) else None
+        if isinstance(layer, int):
+            self.send(self.answer(layer))
+
+    def answer(self, layer: int) -> dict[str, Any]:
+        """What is sent for a layer: its ``maps``, or an ``error``."""
+        try:
+            return {"layer": layer, "maps": self.view.maps_of(layer)}
+        except MechrepError as error:
+            return {"layer": layer, "error": str(error)}
