@@ -25,7 +25,9 @@ export const levelsOf = async (base64) => {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 };
 export const levelAt = (levels, query, key) => (key > query ? 0 : levels[(query * (query + 1)) / 2 + key]);
-export const shareOf = (level) => (level / 255) ** 2;
+// The square root of the attention that a level stands for: steps of 1/96 up to 1/4, smaller ones above.
+export const rootOf = (level) => (level <= 24 ? level / 96 : 0.25 + ((level - 24) * 0.75) / 231);
+export const shareOf = (level) => rootOf(level) ** 2;
 
 // A square of the largest levels that fall onto each pixel: thin lines stay visible however small it is.
 export const pooled = (levels, n, size) => {

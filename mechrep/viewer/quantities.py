@@ -1,4 +1,4 @@
-"""What a token can be coloured by, and how it is asked for: ``"L18N264"``, ``"L2H0"``, ``"norm L5"``, ``"surprisal"``."""
+"""What a token can be coloured by, and how it is asked for: ``"L18N264"``, ``"L2H0"``, ``"norm L5"``, and so on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Anatomy, Site
-from mechrep.models.units import check_unit
+from mechrep.models.units import check_unit, read_unit, unit_name
 
 Kind = Literal["neuron", "head", "norm", "surprisal", "given"]
 Asked: TypeAlias = "str | tuple[int, int] | Mapping[str, Any]"  # one of them, or several in a sequence
@@ -62,7 +62,7 @@ class Quantity:
             raise InputError(
                 f"{'x'.join(map(str, self.values.shape))} values for {self.name!r}",
                 f"one for each of the {length} tokens, BOS included",
-                "view.tokens says which they are",
+                "model.encode(text) gives the tokens",
             )
 
 
@@ -100,7 +100,7 @@ def _read(part: Any) -> list[Quantity]:
         return [_named(str(name), value) for name, value in part.items()]
     if _is_pair(part):
         layer, neuron = (int(number) for number in part)
-        return [Quantity(f"L{layer}N{neuron}", "neuron", layer, neuron)]
+        return [Quantity(unit_name("neuron", layer, neuron), "neuron", layer, neuron)]
     if not isinstance(part, str):
         raise InputError(f"the quantity {part!r:.60}", _FORMS, "name it that way")
     return [_noted(part)]
@@ -110,11 +110,11 @@ def _noted(text: str) -> Quantity:
     written = text.strip()
     if written.lower() == "surprisal":
         return Quantity("surprisal", "surprisal")
-    if match := re.fullmatch(r"[Ll](\d+)([NnHh])(\d+)", written):
-        layer, number, kind = int(match[1]), int(match[3]), match[2].upper()
-        return Quantity(f"L{layer}{kind}{number}", "neuron" if kind == "N" else "head", layer, number)
-    if match := re.fullmatch(r"norm[\s:_]*[Ll]?(\d+)", written):
+    if match := re.fullmatch(r"norm L(\d+)", written, re.ASCII):
         return Quantity(f"norm L{int(match[1])}", "norm", int(match[1]))
+    if re.fullmatch(r"L\d+[HN]\d+", written, re.ASCII):
+        kind, layer, number = read_unit(written)
+        return Quantity(unit_name(kind, layer, number), "head" if kind == "head" else "neuron", layer, number)
     raise InputError(f"the quantity {text!r:.60}", _FORMS, "correct it")
 
 
@@ -147,7 +147,7 @@ def heads_of(layers: Iterable[int], anatomy: Anatomy) -> list[Quantity]:
     found: list[Quantity] = []
     for layer in dict.fromkeys(layers):
         anatomy.check_site(Site.PATTERN, layer)
-        found += [Quantity(f"L{layer}H{head}", "head", layer, head) for head in range(anatomy.n_heads)]
+        found += [Quantity(unit_name("head", layer, head), "head", layer, head) for head in range(anatomy.n_heads)]
     return found
 
 

@@ -4,7 +4,7 @@ One script draws it everywhere: in a file of its own (:meth:`View.to_html`), in 
 kernel (``_repr_html_``), on a page with others (:meth:`View.to_fragment`), and with a kernel that reads further layers
 when they are asked for (:meth:`View.widget`).  Nothing is loaded from anywhere.
 
-Texts are data: they stand in JSON whose ``<`` are written ``\\\\u003c``, and the script sets them as text, never as markup.
+Texts are data: they stand in JSON without any ``<``, and the script sets them as text, never as markup.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mechrep.errors import InputError, MissingPartError, StoreError
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus, CorpusLike
-from mechrep.text.cycles import detect_cycle
+from mechrep.text.cycles import detect_cycle, exact_loop
 from mechrep.text.token_classes import token_spans
 from mechrep.text.watch import Cycle
-from mechrep.viewer.packing import colour_range, pack_attention, pack_values
+from mechrep.viewer.packing import colour_range, pack_attention, pack_values, shares
 from mechrep.viewer.quantities import UNITS, Asked, Quantity, maps_wanted, read_quantities
 from mechrep.viewer.text_reader import TextReading, read_text
 
@@ -62,8 +62,9 @@ def view(
             residual stream behind a layer; ``"surprisal"``, in nats; ``{"name": values}``, one number per token.
         row: which text, of a corpus of several.
         layers: layers whose heads are all shown as maps.
-        cycle: the loop; by default that of the corpus, and else what :func:`mechrep.detect_cycle` finds; None for none.
-        intervention: what the model is under, at all positions.
+        cycle: the loop; by default that of the corpus, and else the one that the text ends
+            with, or that it has left again; None for none.
+        intervention: what the model is under, at all positions or from the onset on.
         theme: ``"light"`` or ``"dark"``; by default that of the page around it.
 
     Returns:
@@ -78,9 +79,9 @@ def view(
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> view = mechrep.view(model, "the sea and the sea and the sea and the sea", ["L2N5", "surprisal", "L2H0"])
         >>> view
-        View(mechrep-tiny, 13 tokens, a loop of 3 tokens; L2N5, surprisal, L2H0)
+        View(mechrep-tiny, 17 tokens, a loop of 4 tokens; L2N5, surprisal, L2H0)
         >>> view.values["L2N5"].shape, view.attention(2, 0).shape
-        ((13,), (13, 13))
+        ((17,), (17, 17))
     """
     corpus = _one_text(Corpus.of(text, model), row)
     corpus.check_model(model)
@@ -89,10 +90,13 @@ def view(
     for one in wanted:
         one.check(model.anatomy, length)
     heads = maps_wanted(wanted, layers, model.anatomy)
-    reading = read_text(model, corpus, wanted, heads, intervention=intervention)
     loop = _cycle_of(corpus, model) if cycle == "auto" else cycle
-    if loop is not None and loop.end > length:
-        raise InputError(f"a cycle that ends at {loop.end}", f"one within the {length} tokens", "count BOS too")
+    if loop is not None:
+        if loop.end > length:
+            raise InputError(f"a cycle that ends at {loop.end}", f"one within the {length} tokens", "count BOS too")
+        # Interventions begin at the onset that is shown.
+        corpus = corpus.with_columns(start=loop.start, onset=loop.onset, period=loop.period, copies=loop.copies)
+    reading = read_text(model, corpus, wanted, heads, intervention=intervention)
     return View(model, corpus, tuple(wanted), reading, loop, intervention, theme)
 
 
@@ -129,7 +133,7 @@ class View:
         return {name: self.reading.values[row].numpy() for row, name in enumerate(self.reading.names)}
 
     def attention(self, layer: int, head: int) -> Float64[np.ndarray, "query_pos key_pos"]:
-        """Attention of one of the heads that are shown, as exact as the viewer has it (1/510 of the square root).
+        """Attention of one of the heads that are shown, as exact as the viewer has it.
 
         Raises:
             InputError: a head that is not shown.
@@ -139,7 +143,7 @@ class View:
             raise InputError(f"L{layer}H{head}", f"one of the {len(heads)} heads that are shown", "ask view() for it")
         length = int(self.corpus.lengths[0])
         pattern = np.zeros((length, length))
-        pattern[np.tril_indices(length)] = (self.reading.attention[heads.index((layer, head))].numpy() / 255.0) ** 2
+        pattern[np.tril_indices(length)] = shares(self.reading.attention[heads.index((layer, head))]).numpy()
         return pattern
 
     def payload(self) -> dict[str, Any]:
@@ -265,7 +269,17 @@ def _cycle_of(corpus: Corpus, model: Model) -> Cycle | None:
         end = min(len(ids), start + round(copies * period))
         return Cycle.of(ids, start=start, period=period, end=end, detector="corpus")
     first = int(ids[0] in model.special_ids)
-    return detect_cycle(ids, prompt_length=first, eos_id=model.eos_ids, special_ids=model.special_ids)
+    eos, special = model.eos_ids, model.special_ids
+    found = detect_cycle(ids, prompt_length=first, eos_id=eos, special_ids=special)
+    if found is not None:
+        return found
+    ended = exact_loop(ids, first, eos_id=eos, special_ids=special)  # one that the text has left again
+    if ended is None:
+        return None
+    end = ended.end
+    while end < len(ids) and ids[end] == ids[end - ended.period]:
+        end += 1
+    return Cycle.of(ids, start=ended.start, period=ended.period, end=end, detector=ended.detector)
 
 
 def token_texts(model: Model, ids: Sequence[int]) -> list[str]:
@@ -279,7 +293,7 @@ def token_texts(model: Model, ids: Sequence[int]) -> list[str]:
         >>> import mechrep
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> token_texts(model, model.encode("the sea"))
-        ['<|bos|>', 'the', ' sea']
+        ['<|bos|>', 't', 'he', ' se', 'a']
     """
     if model.tokenizer is None:
         return [str(number) for number in ids]
@@ -315,5 +329,3 @@ def _asset(name: str) -> str:
     # Line ends are those of HTML, because a page may take hashes of what is read from it.
     text = resources.files("mechrep.viewer").joinpath(name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n")
-
-

@@ -70,11 +70,11 @@ class TextReader(Analyzer[TextReading]):
         """Names of what is read."""
         return {"quantities": [one.name for one in self.quantities], "heads": [list(head) for head in self.heads]}
 
-    def layers(self, anatomy: Anatomy, site: Site) -> Sequence[int]:
+    def layers(self, anatomy: Anatomy, site: Site) -> Sequence[int]:  # noqa: ARG002 - told by whom it was made
         """Those asked for."""
         return [layer for place, layer in self.places if place is site]
 
-    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:
+    def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - one text needs no facts
         """Make room."""
         for one in self.quantities:
             one.check(anatomy, self.length)
@@ -87,7 +87,7 @@ class TextReader(Analyzer[TextReading]):
             if one.values is not None:
                 self.state["values"][row] = torch.from_numpy(one.values)
 
-    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:
+    def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - one text
         """Take what was asked for out of one activation."""
         if site is Site.PATTERN:
             rows = [row for row, (of, _) in enumerate(self.heads) if of == layer]
@@ -129,7 +129,7 @@ def read_text(
         corpus: of one text.
         quantities: heads among them are left out.
         heads: ``(layer, head)`` whose attention is kept.
-        intervention: what the model is under; at all positions.
+        intervention: what the model is under, at all positions or from the onset on.
 
     Raises:
         InputError: a quantity that does not fit the model or the text.
@@ -156,6 +156,4 @@ def read_text(
     known = {one.name: token_surprisal(model, corpus)[0].double().numpy() for one in beside}
     wanted = [Quantity(one.name, "given", values=known[one.name]) if one.name in known else one for one in wanted]
     reader = TextReader(model, int(corpus.lengths[0]), wanted, heads)
-    cache = CorpusCache(model, corpus, intervention=intervention, progress=False)
-    (reading,) = cache.run(reader)
-    return reading
+    return CorpusCache(model, corpus, intervention=intervention, progress=False).run(reader)

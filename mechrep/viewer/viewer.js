@@ -2,7 +2,7 @@
 // a module that shows every view on the page, and a widget (the default export) where a kernel runs.
 // Texts come from models and files: they are set with textContent, never as markup.
 
-import { colourAt, css, foldedRows, inkOn, levelAt, levelsOf, loopRows, luminance, placeIn, pooled, shadeOf, shareOf, shownToken, valuesOf, written } from "./numbers.js";
+import { colourAt, css, foldedRows, inkOn, levelAt, levelsOf, loopRows, luminance, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, valuesOf, written } from "./numbers.js";
 
 // --- small things for the page ---------------------------------------------------------------------------------------
 
@@ -246,9 +246,13 @@ class Viewer {
     const levels = this.levels(one);
     if (one?.head === undefined) return Array.from(this.values[this.active] ?? [], (value) => shadeOf(value, one));
     if (!levels) return [];
-    const { focus } = this;
-    return this.tokens.map((_, i) =>
-      i <= focus ? { name: "warm", share: levelAt(levels, focus, i) / 255 } : { name: "cool", share: levelAt(levels, i, focus) / 255 });
+    return this.tokens.map((_, i) => this.attended(levels, this.focus, i));
+  }
+  // What a token reads of those before it, and how much those behind read of it.
+  attended(levels, token, other) {
+    return other <= token
+      ? { name: "warm", share: rootOf(levelAt(levels, token, other)) }
+      : { name: "cool", share: rootOf(levelAt(levels, other, token)) };
   }
 
   draw() {
@@ -331,8 +335,7 @@ class Viewer {
     const zero = one.low < 0 ? height / 2 : height - 1;
     for (let i = 0; i < this.n; i++) {
       const shade = values ? shadeOf(values[i], one) : levels
-        ? i <= this.focus ? { name: "warm", share: levelAt(levels, this.focus, i) / 255 } : { name: "cool", share: levelAt(levels, i, this.focus) / 255 }
-        : null;
+        ? this.attended(levels, this.focus, i) : null;
       if (!shade) continue;
       const share = Math.min(shade.share, 1);
       const tall = Math.max(1, share * (one.low < 0 ? height / 2 : height - 2));
@@ -446,7 +449,7 @@ class Viewer {
     const square = pooled(levels, this.n, size);
     const context = canvas.getContext("2d");
     const image = context.createImageData(size, size);
-    const colours = Array.from({ length: 256 }, (_, level) => this.colour("warm", level / 255));
+    const colours = Array.from({ length: 256 }, (_, level) => this.colour("warm", rootOf(level)));
     for (let y = 0; y < size; y++) {
       for (let x = 0; x <= y; x++) image.data.set([...colours[square[y * size + x]], 255], 4 * (y * size + x));
     }
