@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mechrep import studies as studies
     from mechrep.ablation.circuit import Circuit as Circuit
+    from mechrep.cache.corpus_cache import Analyzer as Analyzer
     from mechrep.cache.corpus_cache import CorpusCache as CorpusCache
+    from mechrep.figures import save_figure as save_figure
+    from mechrep.generation.compare import compare as compare
     from mechrep.generation.decode import Decoding as Decoding
     from mechrep.generation.decode import generate as generate
+    from mechrep.generation.loops import collect_loops as collect_loops
     from mechrep.generation.patched_model import PatchedModel as PatchedModel
     from mechrep.generation.text_kinds import control_texts as control_texts
     from mechrep.generation.text_kinds import induced_texts as induced_texts
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from mechrep.models.anatomy import Site as Site
     from mechrep.models.load import load_model as load_model
     from mechrep.models.model import Model as Model
+    from mechrep.run import Run as Run
+    from mechrep.saved import load as load
     from mechrep.studies.find_sink import find_sink as find_sink
     from mechrep.studies.first_layer import find_first_token as find_first_token
     from mechrep.studies.known_sinks import known_sinks as known_sinks
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     from mechrep.viewer.show import view as view
 
 _HOME = {
+    "Analyzer": "mechrep.cache.corpus_cache",
     "Anatomy": "mechrep.models.anatomy",
     "AttentionSinks": "mechrep.measures.attention_sinks",
     "Circuit": "mechrep.ablation.circuit",
@@ -78,12 +85,15 @@ _HOME = {
     "RepeatNorms": "mechrep.measures.sink_norms",
     "RepetitionNeuronResult": "mechrep.measures.neurons",
     "RepetitionNeurons": "mechrep.measures.neurons",
+    "Run": "mechrep.run",
     "SinkNorms": "mechrep.measures.sink_norms",
     "SinkPatch": "mechrep.interventions.ops",
     "Site": "mechrep.models.anatomy",
     "TextKindContrast": "mechrep.measures.natural_vs_induced",
     "TokenInformation": "mechrep.measures.token_information",
     "attention_sinks": "mechrep.measures.attention_sinks",
+    "collect_loops": "mechrep.generation.loops",
+    "compare": "mechrep.generation.compare",
     "control_texts": "mechrep.generation.text_kinds",
     "detect_cycle": "mechrep.text.cycles",
     "find_first_token": "mechrep.studies.first_layer",
@@ -94,11 +104,13 @@ _HOME = {
     "induced_texts": "mechrep.generation.text_kinds",
     "induction_heads": "mechrep.measures.head_scores",
     "known_sinks": "mechrep.studies.known_sinks",
+    "load": "mechrep.saved",
     "load_model": "mechrep.models.load",
     "natural_texts": "mechrep.generation.text_kinds",
     "ov_cluster": "mechrep.measures.ov_cluster",
     "ov_scores": "mechrep.measures.head_circuits",
     "qk_attribution": "mechrep.measures.qk_attribution",
+    "save_figure": "mechrep.figures",
     "score_copying": "mechrep.measures.head_copying",
     "score_heads": "mechrep.measures.head_scores",
     "target_edges": "mechrep.measures.qk_attribution",
@@ -119,4 +131,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__", "errors", "interventions"])

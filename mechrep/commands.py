@@ -33,9 +33,9 @@ from mechrep.interventions.ops import SinkPatch
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.models.units import read_unit, split_names
+from mechrep.notation import read_unit, split_names
 from mechrep.report.build import PARTS, Part, Settings, build_report, load_sections
-from mechrep.report.terminal import described_texts, frame_text, print_section
+from mechrep.report.terminal import frame_text, print_section
 from mechrep.run import EFFORTS, Run
 from mechrep.sections import Section
 from mechrep.studies.card import CardRow, card_history, measure_card
@@ -52,6 +52,7 @@ from mechrep.studies.verify import verify_model
 from mechrep.text.corpus import Corpus
 from mechrep.text.corpus_io import has_ids
 from mechrep.text.files import read_text, read_texts
+from mechrep.text.shown import described_texts
 
 Efforts = Literal["quick", "standard", "full"]
 assert set(EFFORTS) == set(typing.get_args(Efforts))

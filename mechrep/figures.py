@@ -13,17 +13,20 @@ import html
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from mechrep.drawn import Figure
 
 INK = "#747c88"  # text, axes and reference lines
 GRID = "rgba(116,124,136,0.22)"
@@ -164,6 +167,75 @@ def styled(figure: go.Figure, *, title: str, subtitle: str, x: str, y: str) -> g
     )
 
 
+def new_figure() -> Figure:
+    """An empty figure; it shows itself also where plotly's own code is missing (:mod:`mechrep.drawn`)."""
+    from mechrep.drawn import Figure
+
+    return Figure()
+
+
+def save_figure(figure: go.Figure, path: str | Path) -> Path:
+    """Write a figure to a file: ``.svg``, ``.png``, ``.pdf`` as a picture, ``.html`` live and without network.
+
+    Pictures need kaleido (``pip install 'mechrep[figures]'``) and Chrome or Chromium; ``.html`` needs nothing.
+
+    Args:
+        figure: what ``plot()`` gave.
+        path: the file; its ending says how it is drawn.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: an unknown ending, or no kaleido or no browser for it, with what to install.
+
+    Example:
+        >>> save_figure(new_figure(), "loss.bmp")
+        Traceback (most recent call last):
+        mechrep.errors.InputError: given: 'loss.bmp'; expected: a file ending in .html, ...
+    """
+    from mechrep.drawn import save
+
+    return save(figure, path)
+
+
+def axes_figure(
+    values: Shaped[Tensor, ...], axes: Sequence[str], *, name: str, subtitle: str, most: int = 256
+) -> go.Figure:
+    """Any table of numbers along one or two axes: a line, a map, or, where there are very many columns, their range.
+
+    Args:
+        values: the table.
+        axes: names of its axes.
+        name: what the numbers are.
+        subtitle: of which model, on how many texts.
+        most: columns that a map can show.
+
+    Example:
+        >>> figure = axes_figure(torch.eye(3), ["layer", "head"], name="score", subtitle="my model")
+        >>> figure.data[0].type, len(axes_figure(torch.rand(2, 999), ["layer", "neuron"], name="d", subtitle="").data)
+        ('heatmap', 3)
+    """
+    import plotly.graph_objects as go
+
+    figure, numbers, words = new_figure(), values.detach().double().cpu().numpy(), [a.replace("_", " ") for a in axes]
+    title = name.replace("_", " ")
+    if numbers.ndim == 2 and numbers.shape[1] <= most:
+        bar = {"title": {"text": plain(title), "side": "right"}, "thickness": 14, "outlinewidth": 0}
+        figure.add_trace(go.Heatmap(z=numbers, colorscale=list(SHARES), colorbar=bar))
+        return styled(figure, title=title, subtitle=subtitle, x=words[1], y=words[0])
+    if numbers.ndim == 1:
+        lines = {title: numbers}
+    else:
+        some = np.where(np.isnan(numbers).all(1, keepdims=True), 0.0, numbers)  # rows of nothing have no quantiles
+        shares = {f"largest {words[1]}": 1.0, f"median {words[1]}": 0.5, f"smallest {words[1]}": 0.0}
+        lines = {label: np.nanquantile(some, share, axis=1) for label, share in shares.items()}
+    for (label, line), colour, dash in zip(lines.items(), SEQUENCE, DASHES, strict=False):
+        pen = {"color": colour, "dash": dash}
+        figure.add_trace(go.Scatter(y=line, name=plain(label), mode="lines+markers", line=pen))
+    return styled(figure, title=title, subtitle=subtitle, x=words[0], y=title)
+
+
 def counted(number: int, what: str) -> str:
     """A number and its noun, with the plural where it belongs.
 
@@ -283,7 +355,12 @@ def panels(titles: Sequence[str], height: int) -> go.Figure:
     rows = -(-len(titles) // columns)
     inside = rows * height + (rows - 1) * _GAP
     figure = make_subplots(
-        rows, columns, subplot_titles=list(titles), vertical_spacing=_GAP / inside, horizontal_spacing=0.12
+        rows,
+        columns,
+        subplot_titles=list(titles),
+        vertical_spacing=_GAP / inside,
+        horizontal_spacing=0.12,
+        figure=new_figure(),
     )
     return figure.update_annotations(font_size=12).update_layout(height=inside + _MARGIN)
 

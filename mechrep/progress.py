@@ -1,11 +1,13 @@
 """One progress display for every long step: what is done, of how much, how fast, how long still.
 
-People see a bar (terminals and notebooks).  Where nobody watches, as in a log file, a step that takes long says so in a
-line now and then.
+People see a bar, in terminals and in notebooks, which goes when the step is done.  Where nobody watches, as in a log
+file, a step that takes long says so in a line now and then.  Continuous integration (``CI`` is set) gets nothing.
 """
 
 from __future__ import annotations
 
+import html
+import os
 import sys
 import time
 from types import TracebackType
@@ -14,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_BARS = 0.5
 
 
 class _Lines:
@@ -42,16 +45,48 @@ class _Lines:
         """What is being done."""
         self.note = note
 
-    def _say(self, now: float) -> None:
+    def _line(self, now: float) -> str:
         passed = now - self.begin
         left = passed * (self.total - self.n) / self.n if self.n else float("nan")
         note = f", {self.note}" if self.note else ""
-        sys.stderr.write(
+        return (
             f"{self.what}: {self.n:,} of {self.total:,} ({self.unit}), {self.n / max(passed, 1e-9):.3g} a second, "
-            f"{passed:.0f} s passed, {left:.0f} s left{note}\n"
+            f"{passed:.0f} s passed, {left:.0f} s left{note}"
         )
+
+    def _say(self, now: float) -> None:
+        sys.stderr.write(self._line(now) + "\n")
         sys.stderr.flush()
         self.last, self.told = now, self.n
+
+
+class _InNotebook(_Lines):
+    """A bar made of plain HTML: it needs no widgets, and leaves nothing behind."""
+
+    def __init__(self, total: int, what: str, unit: str) -> None:
+        super().__init__(total, what, unit, _SECONDS_BETWEEN_BARS)
+        self._shown: Any = None
+
+    def __exit__(self, kind: type[BaseException] | None, _error: Any, _trace: TracebackType | None) -> None:
+        if self._shown is not None:
+            self._shown.update(_html(""))
+
+    def _say(self, now: float) -> None:
+        from IPython.display import display
+
+        line = html.escape(self._line(now))
+        bar = _html(f'<progress value="{self.n}" max="{max(self.total, 1)}"></progress> <small>{line}</small>')
+        if self._shown is None:
+            self._shown = display(bar, display_id=True)
+        else:
+            self._shown.update(bar)
+        self.last, self.told = now, self.n
+
+
+def _html(text: str) -> Any:
+    from IPython.display import HTML
+
+    return HTML(text)
 
 
 def progress_bar(
@@ -63,11 +98,15 @@ def progress_bar(
         total: how many units of work there are.
         what: the step's name, e.g. ``"generating"``.
         unit: what is counted, e.g. ``"text"``.
-        shown: ``None``: a bar for people, and for log files a line every ten seconds; ``False``: nothing.
+        shown: ``None``: a bar for people, and for log files a line every ten seconds, and nothing where ``CI`` is set;
+            ``True``: a bar; ``False``: nothing.
         every: seconds between lines; 0: a line for every step.
     """
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    if shown is None and not watched:
+    notebook = "ipykernel" in sys.modules
+    watched = notebook or sys.stderr.isatty()
+    if shown is None and not watched and not os.environ.get("CI"):
         return _Lines(total, what, unit, every)
     hidden = not (watched if shown is None else shown)
+    if notebook and not hidden:
+        return _InNotebook(total, what, unit)
     return tqdm(total=total, desc=what, unit=unit, disable=hidden, dynamic_ncols=True, mininterval=0.3, leave=False)

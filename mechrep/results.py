@@ -1,4 +1,4 @@
-"""What every result can do: be saved whole, loaded, shown as a table; never a pickle.
+"""What every result can do: be saved whole, loaded, shown as a table and as a figure; never a pickle.
 
 A result is a frozen dataclass.  Its tensor fields go to one safetensors file, everything else to JSON beside it.
 """
@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor
 
 from mechrep.errors import InputError, StoreError
+from mechrep.notation import unit_name
 from mechrep.provenance import Provenance
+from mechrep.tables import LONGEST, frame_html, short
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 # Not `Self`, which the checker of shapes (beartype, function by function) cannot resolve.
 R = TypeVar("R", bound="Result")
@@ -33,8 +36,41 @@ def _made(kind: type, record: Mapping[str, Any]) -> Any:
     return kind(**record) if read is None else read(record)
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
+class Shown:
+    """A frozen dataclass that says in one short line what it holds, and in a notebook shows its parts."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = cls.__repr__  # which a dataclass would replace by one that prints every tensor
+
+    def __repr__(self) -> str:
+        fields = [f for f in dataclasses.fields(self) if f.name != "provenance"]  # pyright: ignore[reportArgumentType]
+        parts = [_in_short(field.name, getattr(self, field.name)) for field in fields]
+        return short(f"{type(self).__name__}({', '.join(parts)})", LONGEST)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            shown = getattr(getattr(self, field.name), "_repr_html_", None)
+            if shown is not None:
+                rows.append(f"<details><summary>{field.name.replace('_', ' ')}</summary>{shown()}</details>")
+        return f"<div><p><strong>{html.escape(repr(self))}</strong></p>{''.join(rows)}</div>"
+
+
+def _in_short(name: str, value: Any) -> str:
+    """One field in a few characters: shapes of tensors, numbers of elements, plain values themselves."""
+    if isinstance(value, Tensor):
+        return f"{name} [{' x '.join(map(str, value.shape))}]"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return f"{name}={f'{value:.4g}' if isinstance(value, float) else short(repr(value), 40)}"
+    if isinstance(value, Mapping) or (isinstance(value, Sequence) and not hasattr(value, "shape")):
+        return f"{name}: {len(value)}"
+    return f"{name}: {type(value).__name__}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Shown):
     """Base of the results; subclasses add tensors and plain values as fields.
 
     Attributes:
@@ -176,12 +212,73 @@ class Result:
         check_count(k, len(ranking), "units")
         return ranking[:k]
 
-    def _repr_html_(self) -> str:
-        caption = html.escape(
-            f"{type(self).__name__}: {self.provenance.model['name']}, {self.provenance.corpus['texts']} texts"
+    def plot(self) -> go.Figure:
+        """The field that ranks, or else the first that has one or two axes, as lines or as a map.
+
+        Raises:
+            InputError: a result of words, or of more axes.
+        """
+        from mechrep.figures import axes_figure
+
+        names = [self.ranked_by, *(field.name for field in dataclasses.fields(self))]
+        for name in filter(None, names):
+            value, axes = getattr(self, name, None), self._axes_of(name)
+            if isinstance(value, Tensor) and value.ndim == len(axes) in (1, 2) and value.numel():
+                return axes_figure(value, axes, name=name, subtitle=self._whence())
+        raise InputError(f"a figure of {type(self).__name__}", "a result of numbers along axes", "use to_frame()")
+
+    def save_figure(self, path: str | Path, **options: Any) -> Path:
+        """Draw :meth:`plot` into a file: ``.svg``, ``.png``, ``.pdf`` (with kaleido), or ``.html``, which stays live.
+
+        Args:
+            path: the file; its ending says how it is drawn.
+            **options: of :meth:`plot`.
+
+        Raises:
+            InputError: an unknown ending, or no kaleido, with what to install.
+        """
+        from mechrep.figures import save_figure
+
+        return save_figure(self.plot(**options), path)
+
+    def _whence(self) -> str:
+        """Model and number of texts."""
+        texts = self.provenance.corpus.get("texts")
+        name = short(self.provenance.model.get("name"), 60)
+        return name if texts is None else f"{name}, {texts:,} text{'s' * (texts != 1)}"
+
+    def _axes_of(self, name: str) -> list[str]:
+        """Names of the axes of a tensor, from the type of the field or of the property that gives it."""
+        given = getattr(type(self), name, None)
+        hint = (
+            typing.get_type_hints(given.fget).get("return")
+            if isinstance(given, property)
+            else typing.get_type_hints(type(self)).get(name)
         )
-        table = self.to_frame().head(10).to_html(border=0, index=False, escape=True)
-        return f"<div><strong>{caption}</strong>{table}</div>"
+        return getattr(hint, "dim_str", "").split() or ["unit"]
+
+    def _first(self) -> str:
+        """The units that rank highest."""
+        value = getattr(self, self.ranked_by, None) if self.ranked_by else None
+        if not isinstance(value, Tensor) or value.ndim != 2 or not value.numel():
+            return ""
+        kind = self._axes_of(self.ranked_by)[-1]
+        if kind not in ("head", "neuron"):
+            return ""
+        best = value.flatten().nan_to_num(nan=-float("inf")).topk(min(3, value.numel())).indices.tolist()
+        return "; top " + ", ".join(unit_name(kind, *_places(place, value.shape)) for place in best)
+
+    def __repr__(self) -> str:
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "provenance"]
+        held = ", ".join(_in_short(name, getattr(self, name)) for name in fields)
+        return short(f"{type(self).__name__}({self._whence()}{self._first()}; {held})", LONGEST)
+
+    def _shown_frame(self) -> pd.DataFrame:
+        """What a notebook shows."""
+        return self.to_frame()
+
+    def _repr_html_(self) -> str:
+        return frame_html(self._shown_frame(), f"{type(self).__name__}: {self._whence()}{self._first()}")
 
 
 def _places(place: int, shape: Sequence[int]) -> list[int]:

@@ -29,7 +29,7 @@ LEFT_OUT = "left-out"
 _FILE = "section.json"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Section:
     """One question and what was measured for it.
 
@@ -52,6 +52,11 @@ class Section:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     variant: str = ""
+
+    def __repr__(self) -> str:
+        held = f"{len(self.claims)} claims, {len(self.tables)} tables, {len(self.figures)} figures"
+        variant = f", {self.variant}" if self.variant else ""
+        return f"Section({self.name!r} of {str(self.provenance.model.get('name'))[:80]}{variant}: {held})"
 
     def save(self, folder: str | Path) -> None:
         """Write the section to a folder of its own, complete or not at all: JSON, tables as Parquet, figures as JSON.

@@ -20,9 +20,9 @@ from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.effects import Effects
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.models import tiny
-from mechrep.report.terminal import marked_text, printable
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
+from mechrep.text.shown import marked_text, printable
 
 LOOP = " the sea, the sea, the sea, the sea"
 

@@ -15,9 +15,11 @@ from mechrep.errors import InputError, StoreError
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
-from mechrep.models.units import as_pairs, units_per_layer
+from mechrep.models.units import units_per_layer
+from mechrep.notation import as_pairs, listed_units
 from mechrep.provenance import Provenance
 from mechrep.results import check_count
+from mechrep.tables import LONGEST, facts_html, short
 
 KINDS = ("neurons", "heads", "layers")
 _LAYER_PARTS = ("attention", "mlp")
@@ -161,7 +163,7 @@ class Ranking(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Circuit:
     """A set of neurons, heads and whole attentions or MLPs under one name; frozen, and without a model inside.
 
@@ -278,6 +280,23 @@ class Circuit:
             neurons=ranking[:k] if kind == "neurons" else (),
             heads=ranking[:k] if kind == "heads" else (),
         )
+
+    def __repr__(self) -> str:
+        parts = [listed_units(kind.removesuffix("s"), getattr(self, kind)) for kind in ("heads", "neurons")]
+        parts.append(", ".join(f"{part} {layer}" for part, layer in self.layers[:6]) + " ..." * (len(self.layers) > 6))
+        found = f"; {self.found}" if self.found else ""
+        return short(f"Circuit({self.name!r}: {', '.join(filter(None, parts))}{found})", LONGEST)
+
+    def _repr_html_(self) -> str:
+        results = ", ".join(dict.fromkeys(str(one.get("name")) for one in models_of(self.provenance)))
+        facts = {
+            "heads": listed_units("head", self.heads, 40),
+            "neurons": listed_units("neuron", self.neurons, 40),
+            "layers": ", ".join(f"{part} {layer}" for part, layer in self.layers),
+            "found": self.found,
+            "in": results,
+        }
+        return facts_html({name: value for name, value in facts.items() if value}, f"Circuit: {self.label}")
 
     def __len__(self) -> int:
         return len(self.neurons) + len(self.heads) + len(self.layers)

@@ -19,6 +19,7 @@ from mechrep.figures import (
     COLUMNS,
     INK,
     finished,
+    new_figure,
     panel_height,
     panels,
     place_of,
@@ -107,6 +108,7 @@ def _stacked(panels: Sequence[tuple[str, Any]], heights: Sequence[int], gap: int
         subplot_titles=titles,
         vertical_spacing=gap / whole if len(panels) > 1 else 0.0,
         row_heights=list(heights),
+        figure=new_figure(),
     )
 
 

@@ -172,6 +172,9 @@ class Effects(Result):
     def _names(self) -> list[str]:
         return list(dict.fromkeys(m.name for m in self.measures))
 
+    def _shown_frame(self) -> pd.DataFrame:
+        return self.to_frame() if len(self.conditions) == 1 else self.summary()
+
     # --- tables -----------------------------------------------------------------------------------------------------
 
     def to_frame(self) -> pd.DataFrame:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
 from mechrep.store import Store
+from mechrep.tables import LONGEST, facts_html, short
 from mechrep.text.corpus import Corpus, CorpusLike
 
 R = TypeVar("R", bound=Result)
@@ -390,14 +392,25 @@ class CorpusCache:
         device = self.model.device
         return Batch(tokens.to(device), lengths.to(device), tuple(texts), self.corpus.frame.iloc[texts])
 
-    def __getitem__(self, place: tuple[Site, int]) -> Shaped[Tensor, "text pos ..."]:
+    def __repr__(self) -> str:
+        under = "" if self.intervention is None else f", under {short(self.intervention, 120)}"
+        lengths = f"{len(self.corpus)} texts, {int(self.corpus.lengths.sum()):,} tokens"
+        return f"CorpusCache({short(self.model.name)}, {lengths}{under}): .run(analyzer), or cache[Site.RESID_POST, 0]"
+
+    def _repr_html_(self) -> str:
+        sites = ", ".join(site.value for site in Site if self.model.anatomy.has(site))
+        facts = {"model": self.model, "corpus": self.corpus, "sites": sites, "under": self.intervention or "nothing"}
+        return facts_html({name: short(value, LONGEST) for name, value in facts.items()}, repr(self))
+
+    def __getitem__(self, place: Any) -> Shaped[Tensor, "text pos ..."]:
         """One site of one layer for all texts; see :meth:`get`."""
-        site, layer = place
-        return self.get(site, layers=[layer])[0]
+        if not isinstance(place, tuple) or len(place) != 2:
+            raise InputError(f"cache[{place!r}]", "a site and a layer", "write for instance cache[Site.RESID_POST, 0]")
+        return self.get(place[0], layers=[place[1]])[0]
 
     def get(
         self,
-        site: Site,
+        site: Site | str,
         *,
         layers: Sequence[int] | None = None,
         texts: Sequence[int] | None = None,
@@ -406,7 +419,7 @@ class CorpusCache:
         """Activations as one CPU tensor ``[layer text pos ...]``; positions past a text's end are zero.
 
         Args:
-            site: where.
+            site: where; a :class:`~mechrep.Site` or its name.
             layers: all that have the site by default.
             texts: all by default.
             positions: all by default (``query_pos`` for ``SCORES`` and ``PATTERN``).
@@ -414,6 +427,7 @@ class CorpusCache:
         Raises:
             InputError: more than ``max_gib``, with the size; a site, layer or text that does not exist, none or twice.
         """
+        site = _as_site(site)
         if not self.model.anatomy.has(site):
             self.model.anatomy.check_site(site, 0)  # says why not
         every_layer = self.model.anatomy.layers_with(site)
@@ -462,6 +476,20 @@ class CorpusCache:
                 f"at most {self.max_gib:g} GiB",
                 "name fewer layers, texts or positions, raise max_gib, or write an Analyzer and use run()",
             )
+
+
+def _as_site(site: Site | str) -> Site:
+    """A site, or its name.
+
+    Raises:
+        InputError: no such name.
+    """
+    names = [one.value for one in Site]
+    if site not in names:
+        near = difflib.get_close_matches(str(site), names, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else "TransformerLens' names are for model.run_with_cache"
+        raise InputError(f"site {site!r}", f"one of {', '.join(names)}", remedy)
+    return Site(site)
 
 
 def _check_analyzers(analyzers: Iterable[object]) -> None:

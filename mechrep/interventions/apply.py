@@ -404,6 +404,7 @@ def applied(
     tokens: Int[Tensor, "batch pos"],
     *,
     starts: Int[Tensor, " batch"] | None = None,
+    texts: Sequence[int] | None = None,
     view: str = "auto",
 ) -> Iterator[None]:
     """While open, one forward pass over these right-padded tokens, on the chosen view, runs under an intervention.
@@ -413,6 +414,7 @@ def applied(
         intervention: ``None`` changes nothing.
         tokens: of the pass.
         starts: first edited position of each row; not needed for ``when="all"`` and ``"auto"``.
+        texts: number of the text in each row (default 0, 1, ...), which decides what resampling draws.
         view: ``"auto"``: the one that :func:`logits` takes; or one of the two by name.
 
     Raises:
@@ -427,12 +429,13 @@ def applied(
         )
     begins = torch.zeros(len(tokens), dtype=torch.long) if starts is None else starts.cpu()
     if view == "transformer_lens" or (view == "auto" and not model.fast):
-        with model.hooks(fwd_hooks=intervention.hooks(model, begins)):
+        with model.hooks(fwd_hooks=intervention.hooks(model, begins, texts=texts)):
             yield
         return
     rows = torch.arange(len(tokens), device=tokens.device)
+    numbers = rows.tolist() if texts is None else texts
     table = EditTable(
-        model, [intervention] * len(tokens), rows.tolist(), first_tokens=tokens[:, 0].tolist(), starts=begins.tolist()
+        model, [intervention] * len(tokens), numbers, first_tokens=tokens[:, 0].tolist(), starts=begins.tolist()
     )
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None].expand(len(tokens), -1)
     table.aim(rows, positions >= begins.to(tokens.device)[:, None], positions)
@@ -448,6 +451,7 @@ def logits(
     *,
     starts: Int[Tensor, " batch"] | None = None,
     lengths: Int[Tensor, " batch"] | None = None,
+    texts: Sequence[int] | None = None,
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits of right-padded tokens, under an intervention if one is given: on the fast view where there is one.
 
@@ -457,6 +461,7 @@ def logits(
         intervention: what the model is under.
         starts: first edited position of each row; not needed for ``when="all"`` and ``"auto"``.
         lengths: of the texts in the rows; needed where a model's positions depend on the length of the text.
+        texts: number of the text in each row (default 0, 1, ...), which decides what resampling draws.
 
     Raises:
         InputError: as :func:`applied`; lengths that are needed and not given.
@@ -474,7 +479,7 @@ def logits(
             stack.enter_context(model.each_alone(lengths))
         if model.lengths is not None:
             model.lengths.check(tokens)
-        stack.enter_context(applied(model, intervention, tokens, starts=starts))
+        stack.enter_context(applied(model, intervention, tokens, starts=starts, texts=texts))
         return model.plain_logits(tokens) if model.fast else model.tl(tokens)
 
 

@@ -12,6 +12,7 @@ as its activation, or an attention head, with a vector ``[d_head]``.
 from __future__ import annotations
 
 import hashlib
+import html
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +38,8 @@ from mechrep.interventions.hooks import (
 )
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
-from mechrep.models.units import check_number, check_unit, checked_units, expert_unit, listed_units, units_per_layer
+from mechrep.models.units import check_number, check_unit, expert_unit, units_per_layer
+from mechrep.notation import checked_units, listed_units
 
 
 class Intervention(ABC):
@@ -50,6 +52,9 @@ class Intervention(ABC):
     """
 
     when: When
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
 
     @property
     def needs_start(self) -> bool:

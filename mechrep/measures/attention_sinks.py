@@ -126,6 +126,10 @@ class AttentionSinkResult(Result):
         found = torch.stack([best.indices.float(), best.values], dim=-1)
         return found.masked_fill(~rivals.any() | best.values.isnan()[..., None], torch.nan)
 
+    def plot(self) -> go.Figure:
+        """Attention of every head to the first position: :func:`sink_heads_figure`."""
+        return sink_heads_figure(self)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per head, best first; ``other_key`` and ``other_alpha`` are :attr:`best_other_key`."""
         other = self.best_other_key.flatten(0, 1)[self._order(self.ranked_by)]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError, MissingPartError
-from mechrep.figures import DASHES, INK, SEQUENCE, counted, styled, translucent
+from mechrep.figures import DASHES, INK, SEQUENCE, counted, new_figure, styled, translucent
 from mechrep.interventions.apply import applied
 from mechrep.interventions.ops import Intervention
 from mechrep.models import tiny
@@ -517,10 +517,9 @@ def other_token_mass_figure(result: OtherTokenResult) -> go.Figure:
         >>> len(other_token_mass_figure(result).data) == model.anatomy.n_heads
         True
     """
-    import plotly.graph_objects as go
 
     known = int((~result.by_position.isnan().any(0)).sum())
-    figure = go.Figure()
+    figure = new_figure()
     for place, head in enumerate(result.ranking()):
         coloured = place < len(SEQUENCE)
         look = (

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.figures import SEQUENCE, styled
+from mechrep.figures import SEQUENCE, new_figure, styled
 from mechrep.measures.first_token import WIDTH, Seen, Triples, corpus_of, detector_layer, read_triples, triples_of
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
@@ -291,7 +291,6 @@ def detector_figure(result: FirstDetectorResult, neuron: int | None = None) -> g
         >>> [part.name for part in detector_figure(result).data]
         ['first token', 'second token', 'third token']
     """
-    import plotly.graph_objects as go
 
     chosen = result.neurons[0] if neuron is None else neuron
     if chosen not in result.neurons:
@@ -299,7 +298,7 @@ def detector_figure(result: FirstDetectorResult, neuron: int | None = None) -> g
     values = result.values[:, :, list(result.neurons).index(chosen)]
     low, high = float(values.min()), float(values.max())
     bins = {"start": low, "end": high, "size": max((high - low) / 40, 1e-9)}
-    figure = go.Figure()
+    figure = new_figure()
     for place, name in enumerate(_PLACES):
         figure.add_histogram(
             x=values[:, place].numpy(),

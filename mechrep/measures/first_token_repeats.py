@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.errors import InputError, MissingPartError
-from mechrep.figures import DASHES, INK, SEQUENCE, counted, styled, translucent
+from mechrep.figures import DASHES, INK, SEQUENCE, counted, new_figure, styled, translucent
 from mechrep.measures.first_token import LAYER, check_patterns, corpus_of, other_token_mass
 from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.anatomy import Site
@@ -478,9 +478,8 @@ def convergence_figure(result: ConvergenceResult, place: str = "layer") -> go.Fi
         >>> convergence_figure(result).layout.yaxis.type
         'log'
     """
-    import plotly.graph_objects as go
 
-    distances, figure, names = result.relative(place), go.Figure(), len(SEQUENCE)
+    distances, figure, names = result.relative(place), new_figure(), len(SEQUENCE)
     for text, token in enumerate(result.token_ids):
         coloured = text < names
         figure.add_scatter(

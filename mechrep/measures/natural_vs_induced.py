@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
-from mechrep.figures import ACCENT, AXIS, DASHES, SEQUENCE, counted, plain, styled, translucent
+from mechrep.figures import ACCENT, AXIS, DASHES, SEQUENCE, counted, new_figure, plain, styled, translucent
 from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, text_kinds_of
 from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.text_kind_design import HeadEffects
@@ -584,7 +584,9 @@ def confidence_figure(result: TextKindContrastResult) -> go.Figure:
     from plotly.subplots import make_subplots
 
     frame = result.to_frame()
-    figure = make_subplots(1, len(_CONFIDENCE), subplot_titles=list(_CONFIDENCE.values()), horizontal_spacing=0.09)
+    figure = make_subplots(
+        1, len(_CONFIDENCE), subplot_titles=list(_CONFIDENCE.values()), horizontal_spacing=0.09, figure=new_figure()
+    )
     for column, measure in enumerate(_CONFIDENCE, start=1):
         for number, name in enumerate(result.groups):
             line = frame[(frame["text_kind"] == name) & (frame["measure"] == measure)]
@@ -609,9 +611,8 @@ def lens_figure(result: TextKindContrastResult, copy: int = 1) -> go.Figure:
         result: of :class:`mechrep.TextKindContrast`.
         copy: cycles shown; a kind without that copy (a control) is drawn with its only one.
     """
-    import plotly.graph_objects as go
 
-    frame, figure = result.lens_frame(), go.Figure()
+    frame, figure = result.lens_frame(), new_figure()
     for number, name in enumerate(result.groups):
         own = frame[frame["text_kind"] == name]
         line = own[own["copy"] == (copy if copy in set(own["copy"]) else own["copy"].min())]

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, styled, translucent
+from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, new_figure, styled, translucent
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
@@ -497,11 +497,10 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
         >>> len(plot_onset_profile(result, k=3).data)
         3
     """
-    import plotly.graph_objects as go
 
     if k < 1:
         raise InputError(f"k = {k}", "at least 1 neuron", "ask for more")
-    figure, offsets = go.Figure(), np.arange(-result.r, result.r + 1)
+    figure, offsets = new_figure(), np.arange(-result.r, result.r + 1)
     for place, (layer, neuron) in enumerate(result.top(k)):
         name = f"L{layer}N{neuron}"
         figure.add_scatter(
@@ -563,13 +562,12 @@ def plot_sorted_delta(result: RepetitionNeuronResult) -> go.Figure:
         >>> len(plot_sorted_delta(result).data[-1].x)
         1408
     """
-    import plotly.graph_objects as go
 
     ranks = drawn_ranks(result.n_neurons)
     units = np.array(result.ranking())[ranks - 1]
     delta = result.delta.numpy()[units[:, 0], units[:, 1]]
     error = result.standard_error.numpy()[units[:, 0], units[:, 1]]
-    figure = go.Figure()
+    figure = new_figure()
     if np.isfinite(error).all():
         figure.add_scatter(
             **_band(ranks, delta - error, delta + error), name="± 1 standard error", fillcolor=translucent(ACCENT, 0.22)
@@ -634,13 +632,12 @@ def plot_layer_distribution(result: RepetitionNeuronResult, k: int | None = None
         >>> list(plot_layer_distribution(result, k=10).data[0].y) == result.layer_counts(10)
         True
     """
-    import plotly.graph_objects as go
 
     k = result.published_k if k is None else k
     counts, n_layers = result.layer_counts(k), result.delta.shape[0]
     layers = np.arange(n_layers)
     depth = layers / (n_layers - 1) if n_layers > 1 else np.ones(1)
-    figure = go.Figure()
+    figure = new_figure()
     figure.add_bar(
         x=layers,
         y=counts,

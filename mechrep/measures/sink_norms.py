@@ -28,7 +28,18 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError
-from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, shown_token, styled, tick_step, translucent
+from mechrep.figures import (
+    ACCENT,
+    DASHES,
+    INK,
+    SEQUENCE,
+    counted,
+    new_figure,
+    shown_token,
+    styled,
+    tick_step,
+    translucent,
+)
 from mechrep.measures.sink_stages import NormStage, norm_stages
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.provenance import Provenance
@@ -264,6 +275,10 @@ class SinkNormResult(Result):
         """
         check_count(k, len(self.jump), "layers")
         return self.ranking()[:k]
+
+    def plot(self) -> go.Figure:
+        """Norms layer by layer: :func:`norms_by_layer_figure`."""
+        return norms_by_layer_figure(self)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer, in order: norms at its output, ratio, jumps and the distance of its jump."""
@@ -533,9 +548,8 @@ def norms_by_layer_figure(result: SinkNormResult) -> go.Figure:
         >>> [line.name for line in norms_by_layer_figure(result).data]
         ['first position', 'other positions']
     """
-    import plotly.graph_objects as go
 
-    figure, n_layers = go.Figure(), len(result.jump)
+    figure, n_layers = new_figure(), len(result.jump)
     depths = ["input of layer 0", *(f"output of layer {layer}" for layer in range(n_layers))]
     ratios = [f"{ratio:.3g} times the other positions" for ratio in result.ratio.tolist()]
     spreads = [f"± {sd:.3g} (standard deviation over positions)" for sd in result.other_sd.tolist()]
@@ -596,13 +610,12 @@ def norms_vs_repeats_figure(
         >>> len(figure.data), figure.layout.yaxis.type
         (4, 'log')
     """
-    import plotly.graph_objects as go
 
     moved, rows = result.moved(layer, typical_norm), {token: row for row, token in enumerate(result.token_ids)}
     typical = float(typical_norm[layer + 1])
     if not 0 < typical < math.inf:
         raise InputError(f"a typical norm of {typical}", "a positive number", "measure it on texts of several tokens")
-    figure, last, ranking = go.Figure(), result.repeats[-1], result.ranking(layer)
+    figure, last, ranking = new_figure(), result.repeats[-1], result.ranking(layer)
     # The largest are drawn last, so that they lie over the others.
     for place, token in reversed(list(enumerate(ranking))):
         label = f"{shown_token(names[token])} ({token})" if names and token in names else f"token {token}"

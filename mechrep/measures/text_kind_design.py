@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.figures import AXIS, counted, plain, styled
+from mechrep.figures import AXIS, counted, new_figure, plain, styled
 from mechrep.results import check_count
 from mechrep.stats import percentile_interval
 
@@ -489,7 +489,7 @@ def head_contrast_figure(effects: HeadEffects, first: str = FIRST, second: str =
     found = contrast[["D_low", "D_high", "q"]].to_numpy().reshape(*shape, 3)
     scale = max(float(np.abs(values).max()) for values in maps.values()) or 1.0
     titles = [plain(first), plain(second), plain(f"D: half of ({first} - {second})")]
-    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07)
+    figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.07, figure=new_figure())
     for column, (name, values) in enumerate(maps.items(), start=1):
         extra = "; %{customdata[0]:.3f} to %{customdata[1]:.3f}, q = %{customdata[2]:.3f}" if name == "D" else ""
         trace = go.Heatmap(

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError
-from mechrep.figures import ACCENT, AXIS, INK, SEQUENCE, counted, plain, styled
+from mechrep.figures import ACCENT, AXIS, INK, SEQUENCE, counted, new_figure, plain, styled
 from mechrep.measures.distance_profile import TOKENS_PER_BATCH, DistanceProfileResult, distance_profile
 from mechrep.measures.token_facts import GROUPS, QUANTITIES, FactRows, TokenFacts, reference_text, token_facts
 from mechrep.models.anatomy import Anatomy, Site
@@ -582,11 +582,10 @@ def information_figure(result: TokenInformationResult, *, matched: bool | None =
         >>> figure.layout.title.text
         'Where the loop looks'
     """
-    import plotly.graph_objects as go
 
     by_distance = not bool(result.matched.isnan().any()) if matched is None else matched
     table = result.summary(matched=by_distance)
-    figure = go.Figure()
+    figure = new_figure()
     for number, (text_kind, part) in enumerate(table.groupby("text_kind", sort=False)):
         colour = _COLOURS.get(str(text_kind), SEQUENCE[number % len(SEQUENCE)])
         figure.add_scatter(

@@ -49,6 +49,7 @@ from mechrep.models.wrapped import (
     twin_sharing_parameters,
     unshare_parameters,
 )
+from mechrep.tables import facts_html
 
 
 @torch.no_grad()
@@ -296,6 +297,21 @@ class Model:
         views = "two views" if self.plain is not None else "TransformerLens view only"
         sizes = f"{a.n_layers} layers x {a.d_mlp} neurons, {a.n_heads} heads"
         return f"Model({self.name!r}, {a.architecture}, {sizes}, {views})"
+
+    def _repr_html_(self) -> str:
+        a = self.anatomy
+        facts = {
+            "architecture": a.architecture,
+            "layers": a.n_layers,
+            "heads of a layer": a.n_heads,
+            "neurons of a layer": a.d_mlp,
+            "d_model": a.d_model,
+            "vocabulary": a.d_vocab,
+            "context": f"{a.n_ctx:,} tokens",
+            "weights": f"{self.dtype}, on {self.device}".removeprefix("torch."),
+            "views": "plain and TransformerLens" if self.plain is not None else "TransformerLens",
+        }
+        return facts_html(facts, f"Model {self.name}")
 
     # -- what TransformerLens offers, made safe ---------------------------------------------------------------
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mechrep.report.view import ClaimView, cells_of, view_of
+from mechrep.report.view import ClaimView, view_of
 from mechrep.sections import Section
-from mechrep.text.corpus import Corpus
+from mechrep.tables import cells_of
+from mechrep.text.shown import printable
 
 _VERDICT, _CELL = 15, 44  # columns of the verdict; letters of a cell before it is shortened
 _HARD = "\u00a0"  # a space where no line breaks
@@ -115,76 +115,3 @@ def _aligned(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]
 def _short(cell: str) -> str:
     cell = " ".join(cell.split())
     return cell if len(cell) <= _CELL else cell[: _CELL - 1] + "…"
-
-
-# --- texts ------------------------------------------------------------------------------------------------------------
-
-_KEPT_WHITESPACE = "\n\t"
-
-
-def printable(text: str) -> str:
-    """Text with control characters written out, except line ends and tabs.
-
-    Example:
-        >>> printable("red\\x1b[31m")
-        'red\\\\x1b[31m'
-    """
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cf") and character not in _KEPT_WHITESPACE
-        else character
-        for character in text
-    )
-
-
-def marked_text(
-    ids: Sequence[int],
-    decode: Callable[[Sequence[int]], str],
-    *,
-    prompt_length: int,
-    start: int | None,
-    onset: int | None,
-) -> str:
-    """A text with a bar after its prompt, the first copy of its loop in single and the rest in double brackets.
-
-    Args:
-        ids: the whole text.
-        decode: from ids to text.
-        prompt_length: ids of the prompt.
-        start: of the first copy, or ``None``.
-        onset: of the second copy, or ``None``.
-
-    Example:
-        >>> marked_text([0, 1, 2, 1, 2], lambda ids: "".join("abc"[i] for i in ids), prompt_length=1, start=1, onset=3)
-        'a│⟨bc⟩⟪bc⟫'
-    """
-    marks = {prompt_length: "│"}
-    if start is not None and onset is not None:
-        marks[start] = marks.get(start, "") + "⟨"
-        marks[onset] = "⟩" + marks.get(onset, "") + "⟪"
-        marks[len(ids)] = marks.get(len(ids), "") + "⟫"
-    # Many tokenizers decode a piece alone differently (no leading space), so only whole beginnings are decoded.
-    whole, done, text = decode(ids), 0, ""
-    for place in sorted(marks):
-        end = min(len(decode(ids[:place])), len(whole))
-        text += printable(whole[done:end]) + marks[place]
-        done = max(done, end)
-    return text + printable(whole[done:])
-
-
-def described_texts(corpus: Corpus, decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """For each text of a corpus with cycles: whether and where it loops, and the text with its loop marked.
-
-    Example:
-        >>> corpus = Corpus.from_tokens([[0, 1, 2, 3]]).with_cycles()
-        >>> next(described_texts(corpus, lambda ids: "".join("abcd"[i] for i in ids))).splitlines()
-        ['[1/1] no loop', '│abcd']
-    """
-    for number, facts in enumerate(corpus.frame.to_dict("records")):
-        start, onset, said = None, None, "no loop"
-        if not pd.isna(facts["onset"]):
-            start, onset = int(facts["start"]), int(facts["onset"])
-            said = f"onset {onset}, period {int(facts['period'])}, {facts['copies']:.1f} copies"
-        prompt_length = int(facts["prompt_length"])
-        text = marked_text(corpus.row(number), decode, prompt_length=prompt_length, start=start, onset=onset)
-        yield f"[{number + 1}/{len(corpus)}] {said}\n{text}\n"

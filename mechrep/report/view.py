@@ -19,11 +19,11 @@ from markupsafe import Markup
 
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
 from mechrep.errors import InputError
-from mechrep.report.words import Words, clean, column_texts, number, words_of
+from mechrep.report.words import Words, clean, number, words_of
 from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
+from mechrep.tables import cells_of, column_texts
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
-_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # as code names things
 _NOT_MADE = (MISSING, LEFT_OUT)  # sections that hold nothing but their reason
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
 _SCALED = ("baseline", "value", "effect", "low", "high", "control_low", "control_high")
@@ -294,24 +294,6 @@ def _in_units(frame: pd.DataFrame) -> pd.DataFrame:
     units = [UNITS[unit] for unit in frame["unit"]]
     numbers = {name: frame[name] * [unit.scale for unit in units] for name in _SCALED if name in frame}
     return frame.assign(**numbers, unit=[unit.label for unit in units])
-
-
-def cells_of(frame: pd.DataFrame) -> tuple[list[str], list[bool], list[list[str]]]:
-    """Names of the columns, which of them hold numbers, and the rows as text, as page and terminal show them."""
-    texts, numeric = [], []
-    for place in range(frame.shape[1]):
-        values = [plain_value(value) for value in frame.iloc[:, place]]
-        if all(value is None or (isinstance(value, str) and _NAME.fullmatch(value)) for value in values):
-            values = [value and value.replace("_", " ") for value in values]
-        texts.append(column_texts(values))
-        numeric.append(_is_numeric(values))
-    columns = [str(name).replace("_", " ") for name in frame.columns]
-    return columns, numeric, [list(row) for row in zip(*texts, strict=True)]
-
-
-def _is_numeric(column: Sequence[Any]) -> bool:
-    known = [value for value in column if value is not None]
-    return bool(known) and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known)
 
 
 def _figure(section: Section, words: Words, key: str, figure: go.Figure) -> FigureView:

@@ -13,7 +13,6 @@ import functools
 import html
 import math
 import re
-import statistics
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,35 +23,16 @@ from markupsafe import Markup
 
 from mechrep.errors import InputError
 from mechrep.sections import plain_value
+from mechrep.tables import MINUS
+from mechrep.tables import column_texts as column_texts
+from mechrep.tables import number as number
 
 TEXT = Path(__file__).parent / "text"
-DASH, MINUS = "–", "−"
 _FIELD = "\ue000{}\ue001"  # private characters: they mark a field's place while the rest becomes HTML
 _ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def number(value: Any) -> str:
-    """One format for every number: four significant digits, thousands apart, a real minus, a dash where unknown.
-
-    Example:
-        >>> number(1408), number(-0.123456), number(12345.6), number(float("nan")), number(1.5e-07), number("L2H0")
-        ('1,408', '−0.1235', '12,346', '–', '1.5e−07', 'L2H0')
-    """
-    value = plain_value(value)
-    if value is None:
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace("-", MINUS)
-    if isinstance(value, float):
-        if math.isinf(value):
-            return "∞" if value > 0 else f"{MINUS}∞"
-        return (f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}").replace("-", MINUS)
-    return str(value)
 
 
 def clean(value: Any) -> Any:
@@ -63,43 +43,6 @@ def clean(value: Any) -> Any:
     if isinstance(value, list):
         return [clean(one) for one in value]
     return None if isinstance(value, float) and math.isinf(value) else value
-
-
-def column_texts(values: Sequence[Any], digits: int = 4, more: int = 3) -> list[str]:
-    """The cells of one column, numbers with the same number of decimals so that they can be compared down the column.
-
-    Args:
-        values: numbers, texts, ``None``.
-        digits: significant digits of the largest number.
-        more: decimals more than that, at most, for two significant digits of the median.
-
-    Example:
-        >>> column_texts([0.5, 12.25, None]), column_texts([1.0, 400.0]), column_texts(["a", 2])
-        (['0.50', '12.25', '–'], ['1', '400'], ['a', '2'])
-        >>> column_texts([0.8559, 0.25, 1.2e-06]), column_texts([0.5, 0.25])
-        (['0.8559', '0.2500', '1.2e−06'], ['0.50', '0.25'])
-    """
-    cells = [plain_value(value) for value in values]
-    known = [abs(cell) for cell in cells if isinstance(cell, float) and math.isfinite(cell)]
-    if any(not isinstance(cell, float) for cell in cells if cell is not None) or not known:
-        return [number(cell) for cell in cells]
-    sizes = [size for size in known if size] or [1.0]
-    if max(sizes) < 1e-4:  # so many zeros cannot be compared by eye
-        return [number(cell) for cell in cells]
-    most = digits - 1 - math.floor(math.log10(max(sizes)))
-    decimals = min(max(most, min(1 - math.floor(math.log10(statistics.median(sizes))), most + more), 0), 9)
-    used = (f"{size:.{decimals}f}".partition(".")[2].rstrip("0") for size in known)
-    decimals = max(map(len, used))  # zeros at the end of all of them say nothing
-    return [_decimals(cell, decimals) for cell in cells]
-
-
-def _decimals(cell: float | None, decimals: int) -> str:
-    if cell is None or math.isinf(cell):
-        return number(cell)
-    text = f"{cell:,.{decimals}f}"
-    if cell and not text.strip("-0.,"):
-        text = f"{cell:.2g}"
-    return text.replace("-", MINUS)
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from mechrep.ablation.norm_profiles import excess_removed, norm_profiles
 from mechrep.ablation.texts import loop_share, null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
-from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
+from mechrep.figures import ACCENT, AXIS, INK, new_figure, plain, styled, translucent
 from mechrep.generation.loops import loop_preset
 from mechrep.interventions.ops import Neurons
 from mechrep.journal import Journal
@@ -41,7 +41,7 @@ from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.models.units import listed_units, unit_name
+from mechrep.notation import listed_units, unit_name
 from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
@@ -586,7 +586,14 @@ def history_figure(history: pd.DataFrame, name: str, tokens_seen: dict[str, int]
     rows = -(-len(measures) // _COLUMNS)
     parts = [history[history["measure"] == measure] for measure in measures]
     titles = [_title(str(part["phenomenon"].iloc[0]), str(part["measure"].iloc[0])) for part in parts]
-    figure = make_subplots(rows, _COLUMNS, subplot_titles=titles, vertical_spacing=0.35 / rows, horizontal_spacing=0.09)
+    figure = make_subplots(
+        rows,
+        _COLUMNS,
+        subplot_titles=titles,
+        vertical_spacing=0.35 / rows,
+        horizontal_spacing=0.09,
+        figure=new_figure(),
+    )
     for index, part in enumerate(parts):
         places = _places(part["revision"].tolist(), tokens_seen)
         _add_panel(figure, part, places, index // _COLUMNS + 1, index % _COLUMNS + 1)

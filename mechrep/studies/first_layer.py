@@ -37,7 +37,7 @@ from mechrep.measures.first_token_repeats import ConvergenceResult, convergence_
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result, Shown, check_count
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.stats import range_of_draws
@@ -272,7 +272,7 @@ def _marked(mark: FirstTokenMark) -> dict[str, float]:
 
 
 @dataclass(frozen=True, eq=False)
-class FirstLayerStudy:
+class FirstLayerStudy(Shown):
     """What was measured in the first layer.
 
     Attributes:

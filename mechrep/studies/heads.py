@@ -43,7 +43,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import check_same_model
+from mechrep.results import Shown, check_same_model
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
 from mechrep.stats import known
@@ -163,7 +163,7 @@ class LoopExample:
 
 
 @dataclass(frozen=True)
-class HeadStudy:
+class HeadStudy(Shown):
     """Which heads carry repetition, and what the model loses without them.
 
     Attributes:

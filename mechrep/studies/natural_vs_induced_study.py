@@ -30,6 +30,7 @@ from mechrep.measures.text_kind_design import FIRST, SECOND, HeadEffects, head_c
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Shown
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.studies.text_kind_effects import (
@@ -122,7 +123,7 @@ class TextKindContrastStudy:
 
 
 @dataclass(frozen=True)
-class TextKindStudy:
+class TextKindStudy(Shown):
     """Everything that the report shows about natural loops and induced copies.
 
     Attributes:

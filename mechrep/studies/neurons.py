@@ -27,6 +27,7 @@ from mechrep.measures.neurons import (
 )
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Shown
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
@@ -41,7 +42,7 @@ _BOOSTED_TOKENS, _WINDOWS, _WINDOW = 48, 6, 64
 
 
 @dataclass(frozen=True)
-class RepetitionStudy:
+class RepetitionStudy(Shown):
     """What was found and tested.
 
     Attributes:

@@ -14,6 +14,7 @@ from mechrep.errors import MissingPartError
 from mechrep.measures.router_shift import Against, RouterShift, RouterShiftResult
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.results import Shown
 from mechrep.run import Run
 from mechrep.stats import cluster_intervals
 from mechrep.text.corpus import Corpus
@@ -22,7 +23,7 @@ _DRAWS = 999  # they cost nothing, and a model has many layers
 
 
 @dataclass(frozen=True)
-class RouterShiftStudy:
+class RouterShiftStudy(Shown):
     """Which experts take over when a loop begins.
 
     Attributes:

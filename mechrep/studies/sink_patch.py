@@ -24,6 +24,7 @@ from mechrep.interventions.ops import SinkPatch
 from mechrep.measures.sink_norms import CLEARLY_ABOVE, MOVED
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Shown
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.studies.find_sink import SinkResult, find_sink, ordinary_texts
@@ -143,7 +144,7 @@ def with_drift(effects: Effects) -> Effects:
 
 
 @dataclass(frozen=True)
-class RepairStudy:
+class RepairStudy(Shown):
     """What a patch on the sink repairs, and what it costs.
 
     Attributes:

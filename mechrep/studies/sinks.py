@@ -36,6 +36,7 @@ from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Shown
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
 from mechrep.stats import cluster_intervals, known, proportion_interval
@@ -219,7 +220,7 @@ def text_against_repeats_figure(shown: Sequence[ShownPattern], *, head: tuple[in
 
 
 @dataclass(frozen=True, eq=False)
-class SinkStudy:
+class SinkStudy(Shown):
     """Everything that the report shows about attention sinks.
 
     Attributes:

@@ -25,6 +25,7 @@ from mechrep.measures.token_information import (
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.provenance import Provenance, provenance_of
+from mechrep.results import Shown
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus, windows_of_text
@@ -41,7 +42,7 @@ _COLUMNS = ("id", "text_kind", "prompt", "prompt_length", "start", "onset", "per
 
 
 @dataclass(frozen=True)
-class InformationStudy:
+class InformationStudy(Shown):
     """What was found and tried.
 
     Attributes:

@@ -25,6 +25,7 @@ from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.models.revisions import Revisions
 from mechrep.provenance import Provenance
+from mechrep.results import Shown
 from mechrep.run import EFFORTS, Run, one_of
 from mechrep.sections import Section
 from mechrep.studies.checkpoints import (
@@ -76,7 +77,7 @@ _AGREEMENTS = {(NATURAL, INDUCED): "same-heads", (NATURAL, INDUCTION): "loops-on
 
 
 @dataclass(frozen=True)
-class TrainingStudy:
+class TrainingStudy(Shown):
     """When each mechanism appears, in which order, and whether the same heads carry loops and induced repetition.
 
     Attributes:

@@ -31,7 +31,7 @@ from torch import Tensor, tensor
 
 from mechrep.ablation.effects import Effects, Measure, detection, judge
 from mechrep.errors import InputError
-from mechrep.figures import ACCENT, AXIS, INK, plain, styled, translucent
+from mechrep.figures import ACCENT, AXIS, INK, new_figure, plain, styled, translucent
 from mechrep.measures.change_points import DRAWS, change_point, drawn_means, unit_draws
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL, SEQUENCES, head_effects
 from mechrep.measures.text_kind_design import gini, rank_correlation
@@ -431,6 +431,7 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
         shared_yaxes=True,
         horizontal_spacing=0.015,
         vertical_spacing=0.06,
+        figure=new_figure(),
     )
     for row, kind in enumerate(kinds, start=1):
         for column in range(len(chosen)):
@@ -477,7 +478,7 @@ def curves_figure(curves: pd.DataFrame, name: str) -> go.Figure:
     known = [(kinds, part) for kinds, part in curves.groupby(keys, sort=False) if part["value"].notna().any()]
     parts = [(kinds, part) for kinds, part in known if part["value"].notna().sum() > 1] or known  # a point is no curve
     titles = [" and ".join(KIND_WORDS[str(kind)] for kind in kinds) for kinds, _ in parts]
-    figure = make_subplots(max(1, len(parts)), 1, shared_xaxes=True, subplot_titles=titles or None)
+    figure = make_subplots(max(1, len(parts)), 1, shared_xaxes=True, subplot_titles=titles or None, figure=new_figure())
     for row, (kinds, part) in enumerate(parts, start=1):
         _add_curve(figure, part, titles[row - 1], _COLOURS[str(kinds[0])], row)
         lines = {"upper end of the controls": (part["baseline"] + part["control_high"], "solid")}

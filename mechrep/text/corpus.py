@@ -3,18 +3,16 @@
 Ids mean nothing without their tokenizer, and an analysis means little without knowing whether texts begin with BOS:
 both travel with the corpus, through selection, joining and the disk, and are checked when a model meets it.
 
-How a corpus looks in a notebook.  Everything from texts or files is data: escaped, and cut short.
-
 Cutting one long text into windows of equal length: held-out text as a corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
-import html
 import json
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -25,6 +23,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError, StoreError
+from mechrep.tables import LONGEST, frame_html, short
 from mechrep.text import corpus_io
 from mechrep.text.batches import Batch, Fillers, check_no_filling, read_batch, warn_of_bos_twice, without_filling
 from mechrep.text.corpus_checks import (
@@ -40,9 +39,11 @@ from mechrep.text.corpus_checks import (
 )
 from mechrep.text.corpus_io import TokenizingModel, complete_frame, pad_rows
 from mechrep.text.cycles import detect_cycle
+from mechrep.text.shown import marked_text
 from mechrep.text.watch import TokenSequence, eos_set
 
-_ROWS, _COLUMNS, _CHARACTERS = 5, 12, 60
+_ROWS = 5  # texts that a notebook shows
+_PROMPT, _WRITTEN = 40, 120  # characters of each before the rest is left out
 
 
 def summary(lengths: Int64[Tensor, " text"], facts: Mapping[str, object]) -> str:
@@ -55,45 +56,38 @@ def summary(lengths: Int64[Tensor, " text"], facts: Mapping[str, object]) -> str
     shortest, longest = int(lengths.min()), int(lengths.max())
     tokens = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
     return (
-        f"{len(lengths)} texts of {tokens} tokens, model {_short(facts['model_name'])}, "
-        f"tokenizer {_short(facts['tokenizer'])}, BOS {facts['bos_policy']}"
+        f"{len(lengths)} texts of {tokens} tokens, model {short(facts['model_name'])}, "
+        f"tokenizer {short(facts['tokenizer'])}, BOS {facts['bos_policy']}"
     )
 
 
-def to_html(frame: pd.DataFrame, caption: str) -> str:
-    """Return the first rows of the facts as an HTML table, every cell escaped.
-
-    Args:
-        frame: the facts, one row per text.
-        caption: a line above the table, as plain text.
-
-    Example:
-        >>> "<td>&lt;b&gt;</td>" in to_html(pd.DataFrame({"id": ["<b>"]}), "one text")
-        True
-    """
-    shown = frame.iloc[:_ROWS, :_COLUMNS]
-    head = "".join(f"<th>{_cell(name)}</th>" for name in shown.columns)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(v)}</td>' for v in row)}</tr>" for row in shown.itertuples(index=False))
-    hidden = [
-        f"{count} more {what}"
-        for count, what in ((len(frame) - _ROWS, "rows"), (len(frame.columns) - _COLUMNS, "columns"))
-        if count > 0
-    ]
-    foot = f"<p>and {' and '.join(hidden)}</p>" if hidden else ""
-    return f"<div><p>{html.escape(caption)}</p><table><tr>{head}</tr>{body}</table>{foot}</div>"
-
-
-def _short(value: object) -> str:
-    text = "unknown" if value is None else str(value)
-    return text if len(text) <= _CHARACTERS else text[: _CHARACTERS - 1] + "…"
-
-
-def _cell(value: object) -> str:
-    return html.escape(_short(value))
-
-
 CorpusLike: TypeAlias = "Corpus | str | Iterable[Any]"  # what Corpus.of takes where a corpus belongs
+_LOOPING = ("looping", "loop_free")
 BOS_POLICIES = ("prepended", "absent", "as given")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Text:
+    """One text of a corpus.
+
+    Attributes:
+        ids: its tokens.
+        text: its words; None where no tokenizer is known.
+        facts: its row of the corpus' frame.
+    """
+
+    ids: tuple[int, ...]
+    text: str | None
+    facts: pd.Series
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __str__(self) -> str:
+        return self.text if self.text is not None else " ".join(map(str, self.ids))
+
+    def __repr__(self) -> str:
+        return short(f"Text({list(self.ids) if self.text is None else self.text!r})", LONGEST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +106,7 @@ class Corpus:
         d_vocab: size of the vocabulary that the ids were checked against, None if they were not.
         model_name: the model that tokenized or wrote the texts, None if unknown or several.
         pad_id: the id that fills up short rows; no function reads it.
+        words: the tokenizer of the model that the texts were made with, for showing them; None if unknown.
 
     Example:
         >>> corpus = Corpus.from_tokens([[0, 5, 6], [0, 7]], source="demo")
@@ -130,6 +125,7 @@ class Corpus:
     d_vocab: int | None = None
     model_name: str | None = None
     pad_id: int = 0
+    words: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         n_texts, width = self.tokens.shape
@@ -297,6 +293,43 @@ class Corpus:
         """
         return self.tokens[i, : int(self.lengths[i])].tolist()
 
+    def __getitem__(self, i: int | slice) -> Text | Corpus:
+        """One text, or some as a corpus: ``corpus[0]``, ``corpus[:5]``.
+
+        Raises:
+            IndexError: a number outside the corpus.
+
+        Example:
+            >>> corpus = Corpus.from_tokens([[0, 5, 6], [0, 7]])
+            >>> corpus[1], len(corpus[:1]), [len(text) for text in corpus]
+            (Text([0, 7]), 1, [3, 2])
+        """
+        if isinstance(i, slice):
+            return self.select(range(len(self))[i])
+        place = operator.index(i)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"text {place} of a corpus of {len(self)}")
+        place %= len(self)
+        return Text(tuple(self.row(place)), self._words_of(place), self.frame.iloc[place])
+
+    def __iter__(self) -> Iterator[Text]:
+        """The texts, one after the other."""
+        for i in range(len(self)):
+            yield Text(tuple(self.row(i)), self._words_of(i), self.frame.iloc[i])
+
+    def _words_of(self, i: int) -> str | None:
+        return None if self.words is None else self.text_of(self.row(i))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Ids as text, by the tokenizer that came with them.
+
+        Raises:
+            InputError: no tokenizer is known.
+        """
+        if self.words is None:
+            raise InputError("ids whose tokenizer is not known", "a corpus made with model=", "use decode(i, model)")
+        return self.words.decode(list(ids), clean_up_tokenization_spaces=False)
+
     def select(
         self, texts: Sequence[int] | Sequence[bool] | Shaped[np.ndarray, " _"] | Shaped[Tensor, " _"] | pd.Series
     ) -> Corpus:
@@ -412,7 +445,8 @@ class Corpus:
     ) -> Corpus:
         """Return the same texts with ``start``, ``onset``, ``period``, ``copies`` and ``detector`` filled in.
 
-        Positions count from the first id of the text, BOS included.  BOS and EOS are no cycle on their own.
+        Positions count from the first id of the text, BOS included.  BOS and EOS are no cycle on their own.  Where
+        ``condition`` says nothing yet it becomes ``"looping"`` or ``"loop_free"``.
 
         Args:
             preset: a preset of `mechrep.text.detect_cycle`, which says what it looks at.
@@ -430,10 +464,13 @@ class Corpus:
             )
             for i in range(len(self))
         ]
+        own = self.frame["condition"].isin(("", *_LOOPING))
+        said = pd.Series([_LOOPING[cycle is None] for cycle in found])
         return self.with_columns(
             **{
                 name: [getattr(cycle, name, None) for cycle in found] for name in ("start", "onset", "period", "copies")
             },
+            condition=said.where(own, self.frame["condition"]),
             detector=preset,
         )
 
@@ -455,16 +492,18 @@ class Corpus:
         if self.tokenizer is None and self.d_vocab is None:  # nobody has looked for padding yet
             check_no_filling(rows, replace(Fillers.of(model), of_one_length=False))
 
-    def decode(self, i: int, model: TokenizingModel) -> str:
+    def decode(self, i: int, model: TokenizingModel | None = None) -> str:
         """Return text i as a string.
 
         Args:
             i: number of the text.
-            model: the model whose tokenizer made the ids.
+            model: the model whose tokenizer made the ids; not needed where the corpus was made with it.
 
         Raises:
-            InputError: if the model has no tokenizer, or another one.
+            InputError: if the model has no tokenizer, or another one; or if no tokenizer is known.
         """
+        if model is None:
+            return self.text_of(self.row(i))
         if model.tokenizer_fingerprint is None or self.tokenizer not in (None, model.tokenizer_fingerprint):
             raise InputError(
                 f"ids of tokenizer {self.tokenizer} for {model.name}",
@@ -538,7 +577,22 @@ class Corpus:
         return f"Corpus({summary(self.lengths, self._facts())})"
 
     def _repr_html_(self) -> str:
-        return to_html(self.frame, summary(self.lengths, self._facts()))
+        frame = self.frame.head(_ROWS)
+        if self.words is not None:
+            texts = [self._shown(i) for i in range(len(frame))]
+            frame = pd.concat([pd.DataFrame({"text": texts}, index=frame.index), frame], axis="columns")
+        caption = summary(self.lengths, self._facts())
+        return frame_html(frame, caption, wide=_PROMPT + _WRITTEN + 8, total=len(self))
+
+    def _shown(self, i: int) -> str:
+        """The end of a text's prompt and the beginning of what follows, with the loop marked."""
+        facts = self.frame.iloc[i]
+        start, onset = (None if pd.isna(facts[name]) else int(facts[name]) for name in ("start", "onset"))
+        length = int(facts["prompt_length"])
+        text = marked_text(self.row(i), self.text_of, prompt_length=length, start=start, onset=onset)
+        prompt, bar, written = text.partition("│")
+        cut = prompt if len(prompt) <= _PROMPT or not bar or not length else "…" + prompt[-_PROMPT:]
+        return (cut + bar if length else cut) + written[:_WRITTEN] + "…" * (len(written) > _WRITTEN)
 
 
 def _facts_of(model: TokenizingModel) -> dict[str, Any]:
@@ -547,6 +601,7 @@ def _facts_of(model: TokenizingModel) -> dict[str, Any]:
         "bos_id": model.bos_id,
         "d_vocab": model.anatomy.d_vocab,
         "model_name": model.name,
+        "words": getattr(model, "tokenizer", None),
     }
 
 

@@ -58,6 +58,11 @@ class Cycle:
     tokens: tuple[int, ...]
     detector: str = field(compare=False)
 
+    def __repr__(self) -> str:
+        tokens = f"{list(self.tokens[:8])}"[:-1] + (", ...]" if len(self.tokens) > 8 else "]")
+        at = f"start={self.start}, period={self.period}, copies={self.copies:.3g}, end={self.end}"
+        return f"Cycle({at}, tokens={tokens}, detector={self.detector!r})"
+
     @classmethod
     def of(cls, tokens: Sequence[int] | np.ndarray, *, start: int, period: int, end: int, detector: str) -> Cycle:
         """Build the record from the text and the three numbers that fix it.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mechrep.ablation.circuit import Circuit
 from mechrep.errors import InputError
 from mechrep.interventions import Experts, Heads, Neurons
-from mechrep.models.units import as_pairs, checked_units, read_unit, unit_name
+from mechrep.notation import as_pairs, checked_units, read_unit, unit_name
 
 
 @given(st.sampled_from(["head", "neuron", "expert"]), st.integers(0, 99), st.integers(0, 99_999))
