@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Anatomy, Site
-from mechrep.models.units import check_unit, read_unit, unit_name
+from mechrep.models.units import check_unit
+from mechrep.notation import read_unit, unit_name
 
 Kind = Literal["neuron", "head", "norm", "surprisal", "given"]
 Asked: TypeAlias = "str | tuple[int, int] | Mapping[str, Any]"  # one of them, or several in a sequence
