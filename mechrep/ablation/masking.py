@@ -26,8 +26,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mechrep.ablation.effects import ABLATION, Condition, Effects, Measure
+from mechrep.ablation.score import (
+    LOGITS_PER_BATCH,
+    ScoredText,
+    first_read,
+    go_on_from,
+    judged_tokens,
+    prefixes_of,
+    score_tokens,
+)
 from mechrep.errors import InputError, ModelError, NothingFoundError
-from mechrep.interventions.apply import logits
 from mechrep.journal import Journal
 from mechrep.measures.token_facts import GROUPS, TokenFacts
 from mechrep.models.model import Model
@@ -40,7 +48,7 @@ from mechrep.text.families import loop_families
 Way = Literal["mask", "swap"]
 LOW, PARTNERS = "low-information tokens", "nearest other tokens"
 REACH = 16  # positions between a low token and its partner, at most
-_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 2048
 _SAME_LOGITS = 1e-2  # between our own causal mask and the model's
 
 
@@ -56,7 +64,8 @@ def information_masking(
 ) -> Effects:
     """Hide or exchange low-information tokens, and as many others, and score the last repetition.
 
-    Measure ``loop_log_probability``: mean log p of the last repetition's tokens, nats per token.  Draws of partners
+    Measure ``loop_log_probability``: mean log p of the last repetition's tokens (of its first few, where the run's
+    effort is ``brief`` on this model), nats per token.  Draws of partners
     differ in which low tokens have one, and (``"swap"``) in which tokens are left to score; changes are taken within a
     draw.
 
@@ -90,7 +99,10 @@ def information_masking(
         ['baseline', 'ablation', 'nearest other tokens']
     """
     options = run or Run()
-    number = options.sizes_on(model).draws if draws is None else draws
+    sizes = options.sizes_on(model)
+    brief = sizes.brief
+    usual = sizes.draws if brief is None or way == "mask" else sizes.regenerated_draws  # a swap reads whole texts
+    number = usual if draws is None else draws
     one_of("way", way, ("mask", "swap"))
     if number < 1 or facts.source.shape != corpus.tokens.shape:
         raise InputError(
@@ -101,7 +113,7 @@ def information_masking(
     corpus.check_model(model)
     if way == "mask" and not model.fast:
         raise ModelError(f"{model.name} without a plain view", "a model with one", "choose way='swap'")
-    config = {"study": "information masking", "way": way, "draws": number, "seed": options.seed}
+    config = {"study": "information masking", "way": way, "draws": number, "seed": options.seed, "brief": brief}
     provenance = provenance_of(model, corpus, config | {"facts": facts.fingerprint()})
     journal = None if options.store is None else Journal(Path(options.store), provenance)
     measured: list[list[float] | None] = []
@@ -110,7 +122,7 @@ def information_masking(
             kept = None if journal is None else journal.find(text)
             if kept is None:
                 generator = np.random.default_rng([options.seed, text])
-                kept = [{"values": _one_text(model, corpus, facts, text, way, number, generator)}]
+                kept = [{"values": _one_text(model, corpus, facts, text, way, number, generator, brief)}]
                 if journal is not None:
                     journal.keep(text, kept)
             measured.append(kept[0]["values"])
@@ -147,7 +159,14 @@ def _effects(
 
 
 def _one_text(
-    model: Model, corpus: Corpus, facts: TokenFacts, text: int, way: Way, draws: int, generator: np.random.Generator
+    model: Model,
+    corpus: Corpus,
+    facts: TokenFacts,
+    text: int,
+    way: Way,
+    draws: int,
+    generator: np.random.Generator,
+    brief: int | None,
 ) -> list[float] | None:
     """Pairs, distance, baseline, low, and partners by draw of one text; None where it cannot be used."""
     if pd.isna(corpus.frame["start"][text]):
@@ -156,8 +175,9 @@ def _one_text(
     copies = (int(corpus.lengths[text]) - start) // period
     if copies < 2:
         return None
-    end = start + copies * period
-    first = end - period  # of the last repetition
+    first = start + (copies - 1) * period  # of the last repetition
+    counted = period if brief is None else min(period, brief)
+    end = first + counted
     row, source = corpus.tokens[text, :end], facts.source[text, :end]
     low = facts.groups[GROUPS.index("low_surprisal"), text, :end]
     rows, hidden, scored, pairs, distances = [], [], [], [], []
@@ -168,7 +188,7 @@ def _one_text(
         pairs.append(len(pair))
         distances.append(float(np.abs(pair[:, 0] - pair[:, 1]).mean()))
         sets = [torch.isin(source, torch.from_numpy(column)) for column in pair.T]
-        left = ~(sets[0] | sets[1])[first:] if way == "swap" else torch.ones(period, dtype=torch.bool)
+        left = ~(sets[0] | sets[1])[first:] if way == "swap" else torch.ones(counted, dtype=torch.bool)
         for chosen in sets:
             rows.append(_swapped(row, source, chosen, corpus, generator) if way == "swap" else row)
             hidden.append(chosen & (torch.arange(end) < first - 1))  # a query always sees itself
@@ -188,23 +208,59 @@ def _one_text(
 def _log_probabilities(
     model: Model, rows: Int64[Tensor, "row pos"], hidden: Bool[Tensor, "row pos"], first: int, way: Way
 ) -> Float[Tensor, "row token"]:
-    """Of the last repetition's tokens in every row; rows that are alike are computed once."""
+    """Of the tokens from ``first`` on in every row; rows that are alike are computed once."""
     both = torch.cat([rows, hidden.long()], dim=1)
     distinct, places = torch.unique(both, dim=0, return_inverse=True)
-    order = [int(places[0]), *(i for i in range(len(distinct)) if i != int(places[0]))]  # row 0, the baseline, first
-    where = torch.argsort(torch.tensor(order))[places]
-    tokens, masks = distinct[order][:, : rows.shape[1]], distinct[order][:, rows.shape[1] :].bool()
+    tokens, masks = distinct[:, : rows.shape[1]], distinct[:, rows.shape[1] :].bool()
+    if way == "mask":
+        return _masked(model, rows[0], masks, first)[places]
+    texts = [ScoredText(tuple(row), first, 0, number) for number, row in enumerate(tokens.tolist())]
+    return torch.cat([scores.log_probability for scores in score_tokens(model, texts, [None], progress=False)])[places]
+
+
+def _masked(
+    model: Model, row: Int64[Tensor, " pos"], hidden: Bool[Tensor, "mask pos"], first: int
+) -> Float[Tensor, "mask token"]:
+    """Log-probabilities of a text's tokens from ``first`` on, where the queries that foretell them see no hidden key.
+
+    What lies before these queries is as it was under every mask, so it is read once where a model can go on from it.
+    A mask that hides nothing is checked: it has to give what the model gives without one.
+
+    Raises:
+        ModelError: it does not.
+    """
+    assert model.plain is not None
+    width, begin, tokens = len(row), first_read(model, (len(row), first, first - 1)), row[None].to(model.device)
+    kept, position = width - first + 1, torch.arange(width)
+    prefixes = prefixes_of(model, tokens[:, :begin])
+    told = model.plain(input_ids=tokens, logits_to_keep=kept, use_cache=False).logits[0]
+    causal = position[begin:, None] >= position
+    asks = (position[begin:] >= first - 1)[:, None]
+    size = min(_TOKENS_PER_BATCH // (width - begin), LOGITS_PER_BATCH // (model.anatomy.d_vocab * kept))
     parts = []
-    for some in torch.arange(len(order)).split(max(1, _TOKENS_PER_BATCH // rows.shape[1])):
-        chosen = torch.cat([torch.zeros(1, dtype=torch.long), some])  # the baseline beside each batch, for the check
-        here = tokens[chosen].to(model.device)
-        if way == "mask":
-            found = _masked_logits(model, here, masks[chosen], first - 1)
-        else:
-            found = logits(model, here, lengths=torch.full((len(here),), here.shape[1]))
-        scores = found[:, first - 1 : -1].float().log_softmax(-1)
-        parts.append(scores.gather(-1, here[:, first:, None])[1:, :, 0].cpu().double())
-    return torch.cat(parts)[where]
+    for some in torch.cat([torch.zeros_like(hidden[:1]), hidden]).split(max(2, size)):
+        seen = causal & ~(asks & some[:, None, :])
+        mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)[:, None]
+        logits = model.plain(
+            input_ids=tokens[:, begin:].expand(len(some), -1),
+            attention_mask=mask.to(tokens.device),
+            logits_to_keep=kept,
+            **go_on_from(prefixes, [torch.zeros(len(some), dtype=torch.long)] * model.anatomy.n_layers),
+        ).logits
+        if not parts:
+            _check_mask(model, logits[0], told)
+        parts.append(judged_tokens(logits[:, :-1], tokens[:, first:].expand(len(some), -1))[0].double())
+    return torch.cat(parts)[1:]
+
+
+def _check_mask(model: Model, masked: Tensor, told: Tensor) -> None:
+    error = (masked - told).abs().max().item()
+    if error > _SAME_LOGITS * max(1.0, told.abs().max().item()):
+        raise ModelError(
+            f"{model.name}, whose logits move by {error:.2g} under a mask that hides nothing",
+            "a model that takes a mask of queries and keys",
+            "choose way='swap'",
+        )
 
 
 def paired_tokens(
@@ -252,30 +308,3 @@ def _swapped(
     for place in source[chosen].unique().tolist():
         new[chosen & (source == place)] = pool[int(generator.integers(len(pool)))]
     return new
-
-
-def _masked_logits(
-    model: Model, tokens: Int64[Tensor, "row pos"], hidden: Bool[Tensor, "row pos"], first_query: int
-) -> Tensor:
-    """Logits where queries from ``first_query`` on cannot see the hidden keys of their row.
-
-    The mask is checked on row 0, which hides nothing: it has to give what the model gives without one.
-
-    Raises:
-        ModelError: it does not.
-    """
-    assert model.plain is not None
-    rows, width = tokens.shape
-    position = torch.arange(width)
-    seen = (position[:, None] >= position).expand(rows, 1, width, width).clone()
-    seen[:, 0, first_query:] &= ~hidden[:, None]
-    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
-    logits = model.plain(input_ids=tokens, attention_mask=mask.to(tokens.device), use_cache=False).logits
-    error = (logits[0] - model.plain_logits(tokens[:1])[0]).abs().max().item()
-    if error > _SAME_LOGITS * max(1.0, logits[0].abs().max().item()):
-        raise ModelError(
-            f"{model.name}, whose logits move by {error:.2g} under a mask that hides nothing",
-            "a model that takes a mask of queries and keys",
-            "choose way='swap'",
-        )
-    return logits

@@ -166,7 +166,7 @@ def _beside(value: Any, origins: Int[Tensor, " row"], size: int, name: str = "")
 
 
 _TOKENS_PER_BATCH = 2048
-_LOGITS_PER_BATCH = 2**25  # 128 MiB in single precision: a large vocabulary makes batches smaller
+LOGITS_PER_BATCH = 2**25  # 128 MiB in single precision: a large vocabulary makes batches smaller
 _LOGITS_AT_ONCE = 2**22  # turned into losses together: that needs copies
 
 
@@ -311,7 +311,7 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
     positions = torch.arange(begin, end, device=model.device)[None]
     first_layers = parting_layers(table, one_length=True)
     kept = end - first + 1  # positions with logits
-    size = min(_TOKENS_PER_BATCH // positions.shape[1], _LOGITS_PER_BATCH // (model.anatomy.d_vocab * kept))
+    size = min(_TOKENS_PER_BATCH // positions.shape[1], LOGITS_PER_BATCH // (model.anatomy.d_vocab * kept))
     known, prefixes = list[int](), None
     with table.applied():
         for rows in torch.arange(len(pairs), device=model.device).split(max(1, size)):

@@ -69,7 +69,14 @@ class TokenFacts:
         return torch.cat([self.groups.double(), self.values.double().nan_to_num(0.0)]).permute(1, 2, 0).contiguous()
 
 
-def token_facts(model: Model, corpus: Corpus, *, reference: Corpus | None = None, on: str = "word") -> TokenFacts:
+def token_facts(
+    model: Model,
+    corpus: Corpus,
+    *,
+    reference: Corpus | None = None,
+    on: str = "word",
+    surprisal: Float[Tensor, "text pos"] | None = None,
+) -> TokenFacts:
     """Work out classes, surprisals and frequencies of all tokens.
 
     Args:
@@ -77,6 +84,7 @@ def token_facts(model: Model, corpus: Corpus, *, reference: Corpus | None = None
         corpus: the texts, with ``start``, ``onset`` and ``period`` where they loop.
         reference: text that token frequencies are counted in; by default the embedded held-out text, which is English.
         on: ``"word"``: classes of the word a token is part of; ``"piece"``: of the token alone, as published.
+        surprisal: of these texts, where it is known; else it is read.
 
     Raises:
         InputError: a model without a tokenizer, or a corpus of another one.
@@ -91,7 +99,8 @@ def token_facts(model: Model, corpus: Corpus, *, reference: Corpus | None = None
     classes = token_classes(corpus, model, on=on)
     source, queries, ends, prompt = _places(corpus)
     reference = reference_text(model) if reference is None else reference
-    surprisal = token_surprisal(model, corpus).gather(1, source)
+    known = token_surprisal(model, corpus) if surprisal is None else surprisal
+    surprisal = known.gather(1, source)
     unigram = unigram_information(corpus, reference, model.anatomy.d_vocab)
     values = torch.stack([surprisal, unigram.masked_fill(surprisal.isnan(), torch.nan)])
     by_class = [classes == number for number in range(len(CLASSES))]

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import DynamicCache
 
 import mechrep
-from mechrep.ablation.masking import _log_probabilities, _masked_logits, information_masking, paired_tokens
+from mechrep.ablation.masking import _log_probabilities, _masked, information_masking, paired_tokens
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.token_facts import GROUPS, lowest, token_facts, token_surprisal
 from mechrep.measures.token_information import token_information
@@ -128,27 +127,24 @@ def test_the_whole_chain(model: mechrep.Model, loops: Corpus, tmp_path: Any) -> 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
-def test_hidden_keys_are_those_of_a_padding_mask(family: str) -> None:
-    """The same with a cache: the beginning unmasked, then the rest with transformers' own mask of keys."""
+@torch.no_grad()
+def test_hidden_keys_are_those_of_one_large_mask(family: str) -> None:
+    """The whole text in one pass without a cache, under a mask of every query and key written out by hand."""
     module: Any = tiny(family)
-    tokens = random_tokens(3, 14)
+    row, first = random_tokens(1, 14)[0], 10
     hidden = torch.zeros(3, 14, dtype=torch.bool)
     hidden[1, [2, 5]], hidden[2, [1, 8]] = True, True
-    first = 10
-    found = _masked_logits(mechrep.load_model(module), tokens, hidden, first)
-    with torch.no_grad():
-        for row in range(3):
-            cache = DynamicCache()
-            module(tokens[row : row + 1, :first], past_key_values=cache, use_cache=True)
-            mask = (~hidden[row : row + 1]).long()
-            rest = module(
-                tokens[row : row + 1, first:],
-                past_key_values=cache,
-                attention_mask=mask,
-                position_ids=torch.arange(first, 14)[None],
-            ).logits[0]
-            torch.testing.assert_close(found[row, first:], rest, rtol=1e-3, atol=1e-3)
-    assert float((found[1, first:] - module(tokens[1:2]).logits[0, first:]).abs().max()) > 0.01
+    found = _masked(mechrep.load_model(module), row, hidden, first)
+    for number in range(3):
+        mask = torch.zeros(1, 1, 14, 14)
+        for query in range(14):
+            for key in range(14):
+                if key > query or (query >= first - 1 and hidden[number, key]):
+                    mask[0, 0, query, key] = torch.finfo(torch.float32).min
+        logits = module(row[None], attention_mask=mask, use_cache=False).logits[0, first - 1 : -1]
+        told = logits.log_softmax(-1).gather(-1, row[first:, None])[:, 0].double()
+        torch.testing.assert_close(found[number], told, rtol=1e-4, atol=1e-4)
+    assert float((found[1] - found[0]).abs().max()) > 0.001
 
 
 def test_partners_are_near_of_the_same_part_and_used_once() -> None:
@@ -187,17 +183,21 @@ def test_the_baseline_is_the_texts_own_log_probability(model: mechrep.Model, loo
         assert effects.of()[0, place] == pytest.approx(float(last), abs=1e-4)
 
 
-@torch.no_grad()
-def test_a_row_by_itself_gives_what_the_batch_gives(model: mechrep.Model, loops: Corpus) -> None:
-    rows = loops.tokens[:1, : int(loops.lengths[0])].repeat(3, 1)
-    hidden = torch.zeros(rows.shape, dtype=torch.bool)
-    hidden[1, 3], hidden[2, 5] = True, True
-    first = rows.shape[1] - 6
-    together = _log_probabilities(model, rows, hidden, first, "mask")
-    for row in range(3):
-        alone = _masked_logits(model, rows[[0, row]], hidden[[0, row]], first - 1)
-        scores = alone[1, first - 1 : -1].log_softmax(-1).gather(-1, rows[row, first:, None])[:, 0]
-        torch.testing.assert_close(together[row], scores.double(), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("way", ["mask", "swap"])
+def test_a_row_by_itself_gives_what_the_batch_gives(model: mechrep.Model, loops: Corpus, way: Any) -> None:
+    rows = loops.tokens[:1, : int(loops.lengths[0])].repeat(4, 1)
+    hidden, first = torch.zeros(rows.shape, dtype=torch.bool), rows.shape[1] - 6
+    if way == "mask":
+        hidden[1, 3], hidden[2, 5] = True, True
+    else:
+        rows[1, 3], rows[2, first + 1] = 7, 8
+    together = _log_probabilities(model, rows, hidden, first, way)
+    for row in range(4):
+        alone = _log_probabilities(model, rows[[row]], hidden[[row]], first, way)
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
+    own = model.plain_logits(rows[:1])[0, first - 1 : -1].log_softmax(-1).gather(-1, rows[0, first:, None])[:, 0]
+    torch.testing.assert_close(together[[0, 3]], own.double().expand(2, -1), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[1], together[0], atol=1e-3)
 
 
 def test_what_cannot_be_masked(model: mechrep.Model) -> None:
