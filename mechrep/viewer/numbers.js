@@ -42,6 +42,15 @@ export const pooled = (levels, n, size) => {
   return square;
 };
 
+// Where the colours of a head end: what 19 of 20 tokens read at most of another token behind the first, which is often
+// a sink. At least 1/20, so that a head that reads everything alike stays pale.
+export const topOf = (levels, n) => {
+  const most = [];
+  for (let query = 2, at = 3; query < n; at += ++query) most.push(Math.max(...levels.subarray(at + 1, at + query)));
+  most.sort((a, b) => a - b);
+  return Math.max(0.05, most.length ? shareOf(most[Math.ceil(0.95 * most.length) - 1]) : 1);
+};
+
 export const written = (value) => {
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);

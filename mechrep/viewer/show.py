@@ -146,12 +146,16 @@ class View:
         pattern[np.tril_indices(length)] = shares(self.reading.attention[heads.index((layer, head))]).numpy()
         return pattern
 
+    @property
+    def _model_name(self) -> str:
+        return self.model.name.replace("\\", "/").rstrip("/").rpartition("/")[2]  # of a folder the last part
+
     def payload(self) -> dict[str, Any]:
         """Everything that the script is given, ready for JSON."""
         facts, cycle = self.corpus.frame.iloc[0], self.cycle
         heads = [tuple(head) for head in self.reading.heads]
         return {
-            "model": self.model.name,
+            "model": self._model_name,
             "text": str(facts["id"]),
             "under": "" if self.intervention is None else type(self.intervention).__name__,
             "tokens": self.tokens,
@@ -194,7 +198,7 @@ class View:
 
     def to_html(self) -> str:
         """A whole file that opens from disk and loads nothing."""
-        title = html.escape(f"{self.corpus.frame['id'][0]} in {self.model.name}")
+        title = html.escape(f"{self.corpus.frame['id'][0]} in {self._model_name}")
         policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -248,7 +252,7 @@ class View:
     def __repr__(self) -> str:
         loop = "no loop" if self.cycle is None else f"a loop of {self.cycle.period} tokens"
         names = ", ".join(one.name for one in self.quantities)
-        return f"View({self.model.name}, {int(self.corpus.lengths[0])} tokens, {loop}; {names})"
+        return f"View({self._model_name}, {int(self.corpus.lengths[0])} tokens, {loop}; {names})"
 
 
 def _one_text(corpus: Corpus, row: int | None) -> Corpus:

@@ -2,7 +2,7 @@
 // a module that shows every view on the page, and a widget (the default export) where a kernel runs.
 // Texts come from models and files: they are set with textContent, never as markup.
 
-import { colourAt, css, foldedRows, inkOn, levelAt, levelsOf, loopRows, luminance, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, valuesOf, written } from "./numbers.js";
+import { colourAt, css, foldedRows, inkOn, levelAt, levelsOf, loopRows, luminance, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, topOf, valuesOf, written } from "./numbers.js";
 
 // --- small things for the page ---------------------------------------------------------------------------------------
 
@@ -70,7 +70,9 @@ class Viewer {
   }
 
   async unpack({ layer, head, data }) {
-    this.maps.set(`${layer} ${head}`, await levelsOf(data));
+    const levels = await levelsOf(data);
+    levels.top = topOf(levels, this.n);
+    this.maps.set(`${layer} ${head}`, levels);
   }
 
   get quantity() {
@@ -94,7 +96,7 @@ class Viewer {
     const { given } = this;
     const loop = this.cycle
       ? `loop of ${this.cycle.period} from token ${this.cycle.start}, ` +
-        `${written((this.cycle.end - this.cycle.start) / this.cycle.period)} times`
+        `${Number(((this.cycle.end - this.cycle.start) / this.cycle.period).toFixed(1))} times`
       : "no loop";
     this.title = make("p", { class: "mv-title" });
     this.title.append(make("b", {}, given.model), ` ${this.n} tokens, ${loop}${given.under ? `, under ${given.under}` : ""}`);
@@ -120,6 +122,7 @@ class Viewer {
     this.root.setAttribute("aria-label", `Text ${given.text} in ${given.model}`);
     this.tokens = given.tokens.map((token, i) => this.token(token, i));
     this.given.quantities.forEach((one, i) => this.strip(one, i));
+    this.strips.classList.toggle("mv-many", this.given.quantities.length > 5);
   }
 
   token(token, i) {
@@ -187,7 +190,7 @@ class Viewer {
     grid.style.setProperty("--columns", columns);
     this.places = Array.from({ length: columns }, (_, j) => {
       const name = make("span", { class: "mv-place", "aria-hidden": "true" });
-      name.append(make("i", {}, String((j % period) + 1)), make("b", {}, shownToken(this.given.tokens[start + j])));
+      name.append(make("i", {}, period > 1 ? String((j % period) + 1) : ""), make("b", {}, shownToken(this.given.tokens[start + j])));
       return name;
     });
     grid.append(make("span", { class: "mv-corner" }), ...this.places, make("span", { class: "mv-mean mv-corner", "aria-hidden": "true" }, "mean"));
@@ -250,9 +253,8 @@ class Viewer {
   }
   // What a token reads of those before it, and how much those behind read of it.
   attended(levels, token, other) {
-    return other <= token
-      ? { name: "warm", share: rootOf(levelAt(levels, token, other)) }
-      : { name: "cool", share: rootOf(levelAt(levels, other, token)) };
+    const [name, level] = other <= token ? ["warm", levelAt(levels, token, other)] : ["cool", levelAt(levels, other, token)];
+    return { name, share: rootOf(level) / Math.sqrt(levels.top) };
   }
 
   draw() {
@@ -302,8 +304,9 @@ class Viewer {
     const one = this.quantity ?? this.chosen;
     if (!one) return this.legend.replaceChildren();
     if (one.head !== undefined) {
+      const most = `≥ ${written(this.levels(one)?.top ?? 1)}`;
       return this.legend.replaceChildren(
-        this.scale("warm", "0", "1", `L${one.layer}H${one.head}: the token reads`), this.scale("cool", "0", "1", "and is read by"));
+        this.scale("warm", "0", most, `L${one.layer}H${one.head}: the token reads`), this.scale("cool", "0", most, "and is read by"));
     }
     const unit = one.unit && one.unit !== one.name ? ` (${one.unit})` : "";
     const scale = one.low < 0
@@ -373,7 +376,7 @@ class Viewer {
     const grid = make("div", { class: "mv-thumbs", role: "group", "aria-label": "Heads" }, ...this.thumbs.map((one) => one.button));
     const caption = make("p", { class: "mv-caption" });
     this.caption = caption;
-    const map = make("div", { class: "mv-map" }, make("div", { class: "mv-square" }, this.large, this.cross), caption);
+    const map = make("div", { class: "mv-square" }, this.large, caption, this.cross);
     this.gallery.replaceChildren(...(this.many && layers.length > 1 ? [this.slider()] : []), make("div", { class: "mv-both" }, map, grid));
   }
 
@@ -449,7 +452,7 @@ class Viewer {
     const square = pooled(levels, this.n, size);
     const context = canvas.getContext("2d");
     const image = context.createImageData(size, size);
-    const colours = Array.from({ length: 256 }, (_, level) => this.colour("warm", rootOf(level)));
+    const colours = Array.from({ length: 256 }, (_, level) => this.colour("warm", rootOf(level) / Math.sqrt(levels.top)));
     for (let y = 0; y < size; y++) {
       for (let x = 0; x <= y; x++) image.data.set([...colours[square[y * size + x]], 255], 4 * (y * size + x));
     }
@@ -470,23 +473,25 @@ class Viewer {
       }
     }
     const [query, key] = this.pair ?? [this.pin ?? this.hover, this.pin ?? this.hover];
-    if (query === null) return void (this.caption.textContent = `L${large.layer}H${large.head}: queries downwards, keys across`);
+    const name = `L${large.layer}H${large.head}`;
+    if (query === null) return void this.caption.replaceChildren(make("b", {}, name), make("br"), "queries downwards, keys across");
     const ink = this.dark ? "rgba(230,232,235,.75)" : "rgba(29,33,39,.6)";
     line(ink, 0, (query + 0.5) * step, (query + 0.5) * step, 1);
     line(ink, (key + 0.5) * step, (key + 0.5) * step, 1, width - (key + 0.5) * step);
     const levels = this.levels(large);
     if (!levels) return;
-    this.caption.textContent = this.pair
-      ? `L${large.layer}H${large.head}: ${quoted(this.given.tokens[query])} (${query}) reads ${quoted(this.given.tokens[key])} (${key}): ${written(shareOf(levelAt(levels, query, key)))}`
-      : this.reads(large, levels, query);
+    const said = this.pair
+      ? `${quoted(this.given.tokens[query])} (${query}) reads ${quoted(this.given.tokens[key])} (${key}): ${written(shareOf(levelAt(levels, query, key)))}`
+      : `${quoted(this.given.tokens[query])} (${query}) ${this.reads(levels, query)}`;
+    this.caption.replaceChildren(make("b", {}, name), make("br"), said);
   }
 
   // In words: what a token reads most, and by whom it is read most.
-  reads(one, levels, token) {
+  reads(levels, token) {
     let [best, reader] = [0, token];
     for (let i = 1; i <= token; i++) if (levelAt(levels, token, i) > levelAt(levels, token, best)) best = i;
     for (let i = token + 1; i < this.n; i++) if (reader === token || levelAt(levels, i, token) > levelAt(levels, reader, token)) reader = i;
-    const said = `L${one.layer}H${one.head} reads ${quoted(this.given.tokens[best])} (${best}) most, ${written(shareOf(levelAt(levels, token, best)))}`;
+    const said = `reads ${quoted(this.given.tokens[best])} (${best}) most, ${written(shareOf(levelAt(levels, token, best)))}`;
     return reader === token ? said
       : `${said}; is read most by ${quoted(this.given.tokens[reader])} (${reader}), ${written(shareOf(levelAt(levels, reader, token)))}`;
   }
@@ -536,7 +541,9 @@ class Viewer {
   mark() {
     const here = this.hover ?? this.pin;
     const attended = (this.quantity ?? this.chosen)?.head !== undefined;
+    const place = placeIn(this.cycle, here ?? -1);
     this.tokens.forEach((token, i) => {
+      token.classList.toggle("mv-same", place !== null && i !== here && this.cycle.period > 3 && placeIn(this.cycle, i)?.place === place.place);
       token.classList.toggle("mv-here", i === here);
       token.classList.toggle("mv-pin", i === this.pin);
       token.classList.toggle("mv-focus", attended && i === this.focus);
@@ -544,7 +551,6 @@ class Viewer {
       if ((i === this.pin) !== (token.getAttribute("aria-selected") === "true")) token.setAttribute("aria-selected", String(i === this.pin));
     });
     this.text.setAttribute("aria-activedescendant", `${this.name}-${here ?? this.cursor}`);
-    const place = placeIn(this.cycle, here ?? -1);
     const column = place ? (here - this.cycle.start) % (this.places?.length || this.cycle.period) : -1;
     this.places?.forEach((name, j) => name.classList.toggle("mv-on", j === column));
     this.labels?.forEach(({ row, label }) => label.classList.toggle("mv-on", here !== null && here >= row.first && here < row.last));
@@ -564,7 +570,7 @@ class Viewer {
     const numbers = this.given.quantities.flatMap((one, i) =>
       this.values[i] ? [`${one.name} ${written(this.values[i][here])}${one.unit === "nats" ? " nats" : ""}`] : []);
     const levels = this.levels(this.head);
-    if (levels && this.head) numbers.push(this.reads(this.head, levels, here));
+    if (levels && this.head) numbers.push(`L${this.head.layer}H${this.head.head} ${this.reads(levels, here)}`);
     const token = make("b", {}, quoted(this.given.tokens[here]));
     this.readout.replaceChildren(token, ` token ${here} of ${this.n}${where}${numbers.length ? ` · ${numbers.join(" · ")}` : ""}`);
   }

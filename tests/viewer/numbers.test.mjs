@@ -35,6 +35,18 @@ test("a small map keeps the largest level of what falls onto a pixel, and loses 
   }
 });
 
+test("the colours of a head end at what tokens read of others, whatever the first token gets", () => {
+  const n = 41;
+  const levels = new Uint8Array((n * (n + 1)) / 2);
+  const at = (query, key) => (query * (query + 1)) / 2 + key;
+  for (let query = 0; query < n; query++) levels[at(query, 0)] = levels[at(query, query)] = 255;
+  assert.equal(numbers.topOf(levels, n), 0.05);
+  for (let query = 2; query < n; query++) levels[at(query, query - 1)] = 72;
+  levels[at(40, 3)] = 250; // one token alone
+  assert.equal(numbers.topOf(levels, n), numbers.shareOf(72));
+  assert.equal(numbers.topOf(levels.subarray(0, 1), 1), 1);
+});
+
 test("rows of a loop hold each of its tokens once, the same places under each other", () => {
   for (const [start, period, end] of [[4, 7, 40], [0, 1, 100], [2, 3, 17], [2, 3, 80], [5, 50, 160], [3, 4, 9]]) {
     const rows = numbers.loopRows({ start, period, end });
