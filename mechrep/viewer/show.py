@@ -13,8 +13,6 @@ import html
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +22,13 @@ from jaxtyping import Float64
 
 from mechrep.errors import InputError, MissingPartError, StoreError
 from mechrep.interventions.ops import Intervention
+from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.cycles import detect_cycle, exact_loop
 from mechrep.text.token_classes import token_spans
 from mechrep.text.watch import Cycle
+from mechrep.viewer.assets import viewer_script, viewer_style
 from mechrep.viewer.packing import colour_range, pack_attention, pack_values, shares
 from mechrep.viewer.quantities import UNITS, Asked, Quantity, maps_wanted, read_quantities
 from mechrep.viewer.text_reader import TextReading, read_text
@@ -157,7 +157,7 @@ class View:
         return {
             "model": self._model_name,
             "text": str(facts["id"]),
-            "under": "" if self.intervention is None else type(self.intervention).__name__,
+            "under": "" if self.intervention is None else str(self.intervention),
             "tokens": self.tokens,
             "ids": self.corpus.row(0),
             "prompt": int(facts["prompt_length"]),
@@ -184,7 +184,7 @@ class View:
 
         Args:
             assets: with the script and the style; a page that has several views needs them once
-                (:func:`viewer_script`, as a module, and :func:`viewer_style`).
+                (:mod:`mechrep.viewer.assets`).
         """
         data = json.dumps(self.payload(), ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
         style, script = (viewer_style(), viewer_script()) if assets else ("", "")
@@ -232,7 +232,8 @@ class View:
             ) from error
         from mechrep.viewer.widget import ViewWidget
 
-        return ViewWidget(self)
+        layers = list(self.model.anatomy.layers_with(Site.PATTERN))
+        return ViewWidget(self.payload() | {"layers": layers}, self.maps_of)
 
     def maps_of(self, layer: int) -> list[dict[str, Any]]:
         """Maps of all heads of one layer, read now, ready for JSON.
@@ -314,22 +315,3 @@ def token_texts(model: Model, ids: Sequence[int]) -> list[str]:
         if number is not None:
             texts.append(model.decode([number]))
     return texts
-
-
-@cache
-def viewer_script() -> str:
-    """The script, a module without imports; it shows every view on the page that it has not shown yet."""
-    lines = _asset("viewer.js").splitlines(keepends=True)
-    return _asset("numbers.js") + "".join(line for line in lines if not line.startswith("import "))
-
-
-@cache
-def viewer_style() -> str:
-    """The style of all views on a page."""
-    return _asset("viewer.css")
-
-
-def _asset(name: str) -> str:
-    # Line ends are those of HTML, because a page may take hashes of what is read from it.
-    text = resources.files("mechrep.viewer").joinpath(name).read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")

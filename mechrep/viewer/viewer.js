@@ -377,7 +377,7 @@ class Viewer {
     const caption = make("p", { class: "mv-caption" });
     this.caption = caption;
     const map = make("div", { class: "mv-square" }, this.large, caption, this.cross);
-    this.gallery.replaceChildren(...(this.many && layers.length > 1 ? [this.slider()] : []), make("div", { class: "mv-both" }, map, grid));
+    this.gallery.replaceChildren(...(this.many && layers.length > 1 ? [this.slider()] : []), make("div", { class: "mv-both" }, map, ...(shown.length > 1 || this.ask ? [grid] : [])));
   }
 
   slider() {

@@ -5,17 +5,16 @@ Needs ``mechrep[widget]``; everything that a view shows without a kernel it show
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import anywidget
 import traitlets
 
 from mechrep.errors import MechrepError
-from mechrep.models.anatomy import Site
-from mechrep.viewer.show import viewer_script, viewer_style
+from mechrep.viewer.assets import viewer_script, viewer_style
 
-if TYPE_CHECKING:
-    from mechrep.viewer.show import View
+Maps = list[dict[str, Any]]
 
 
 class ViewWidget(anywidget.AnyWidget):
@@ -24,17 +23,17 @@ class ViewWidget(anywidget.AnyWidget):
     The script asks for a layer with a message ``{"layer": 3}`` and is answered with its maps, or with the error.
 
     Args:
-        view: what to show.
+        payload: what the script is given.
+        maps_of: reads the maps of a layer.
     """
 
     _esm = viewer_script()
     _css = viewer_style()
     payload = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, view: View) -> None:
-        self.view = view
-        layers = list(view.model.anatomy.layers_with(Site.PATTERN))
-        super().__init__(payload=view.payload() | {"layers": layers})
+    def __init__(self, payload: Mapping[str, Any], maps_of: Callable[[int], Maps]) -> None:
+        self.maps_of = maps_of
+        super().__init__(payload=dict(payload))
         self.on_msg(self._asked)
 
     def _asked(self, _widget: Any, content: Any, _buffers: Any) -> None:
@@ -45,6 +44,6 @@ class ViewWidget(anywidget.AnyWidget):
     def answer(self, layer: int) -> dict[str, Any]:
         """What is sent for a layer: its ``maps``, or an ``error``."""
         try:
-            return {"layer": layer, "maps": self.view.maps_of(layer)}
+            return {"layer": layer, "maps": self.maps_of(layer)}
         except MechrepError as error:
             return {"layer": layer, "error": str(error)}

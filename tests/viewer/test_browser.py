@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import mechrep
-from mechrep.viewer.show import View, viewer_script, viewer_style
+from mechrep.viewer.assets import viewer_script, viewer_style
+from mechrep.viewer.show import View
 
 LOOP = "The sea was calm, and the sea was calm, and the sea was calm, and the sea was calm, and the sea was calm, and"
 HOSTILE = "</script><img src=x onerror=\"document.title='ran'\"><!-- &lt;b&gt; \u202e"

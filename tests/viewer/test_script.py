@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mechrep.viewer.show import viewer_script
+from mechrep.viewer.assets import viewer_script
 
 
 def test_what_the_script_works_out() -> None:
