@@ -295,7 +295,7 @@ class Viewer {
       const share = x / 119;
       const shade = name === "both" ? { name: share < 0.5 ? "cool" : "warm", share: Math.abs(2 * share - 1) } : { name, share };
       context.fillStyle = css(this.colour(shade.name, shade.share));
-      context.fillRect(x, 0, 1, 9);
+      context.fillRect(x, 0, 2, 9);
     }
     return make("span", { class: "mv-scale" }, make("b", {}, title), make("span", {}, from), canvas, make("span", {}, to));
   }
@@ -335,15 +335,18 @@ class Viewer {
       this.rows.forEach((row, number) => number % 2 || context.fillRect(at(row.first), 0, at(row.last) - at(row.first), height));
     }
     const levels = this.levels(one);
-    const zero = one.low < 0 ? height / 2 : height - 1;
+    const signed = one.low < 0;
+    const known = signed ? values.filter(Number.isFinite) : [];
+    const below = signed ? Math.min(1, -Math.min(0, ...known) / one.high) : 0; // how far bars go down and up, in shares
+    const above = signed ? Math.min(1, Math.max(0, ...known) / one.high) : 1;
+    const zero = 1 + ((height - 2) * above) / (above + below);
     for (let i = 0; i < this.n; i++) {
-      const shade = values ? shadeOf(values[i], one) : levels
-        ? this.attended(levels, this.focus, i) : null;
+      const shade = values ? shadeOf(values[i], one) : levels ? this.attended(levels, this.focus, i) : null;
       if (!shade) continue;
       const share = Math.min(shade.share, 1);
-      const tall = Math.max(1, share * (one.low < 0 ? height / 2 : height - 2));
+      const tall = Math.max(1, (share * (height - 2)) / (above + below));
       context.fillStyle = css(this.colour(shade.name, 0.35 + 0.65 * share));
-      context.fillRect(at(i), one.low < 0 && values[i] < 0 ? zero : zero - tall, wide, tall);
+      context.fillRect(at(i), signed && values[i] < 0 ? zero : zero - tall, wide, tall);
     }
     const here = this.pin ?? this.hover;
     if (here !== null) {
