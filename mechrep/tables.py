@@ -18,6 +18,7 @@ from mechrep.sections import plain_value
 
 DASH, MINUS = "–", "−"
 LONGEST = 400  # characters of any repr
+_CHANCE = re.compile(r"(^|[ _])[pq]$")  # columns of p- and q-values
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # as code names things
 _CELL, _ROWS = 60, 10
 _BOX = "overflow-x:auto;max-width:100%"
@@ -42,6 +43,22 @@ def number(value: Any) -> str:
             return "∞" if value > 0 else f"{MINUS}∞"
         return (f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}").replace("-", MINUS)
     return str(value)
+
+
+LEAST = 0.001  # a p- or q-value below it is shown as smaller than this
+
+
+def chance(value: float | None) -> str:
+    """A p- or q-value in a table.
+
+    Example:
+        >>> chance(0.0004), chance(0.05), chance(0.0512), chance(None)
+        ('< 0.001', '0.050', '0.051', '–')
+    """
+    value = plain_value(value)
+    if not isinstance(value, (int, float)):
+        return number(value)
+    return f"< {LEAST:g}" if value < LEAST else f"{value:.3f}"
 
 
 def column_texts(values: Sequence[Any], digits: int = 4, more: int = 3) -> list[str]:
@@ -88,7 +105,8 @@ def cells_of(frame: pd.DataFrame) -> tuple[list[str], list[bool], list[list[str]
         values = [plain_value(value) for value in frame.iloc[:, place]]
         if all(value is None or (isinstance(value, str) and _NAME.fullmatch(value)) for value in values):
             values = [value and value.replace("_", " ") for value in values]
-        texts.append(column_texts(values))
+        chances = _CHANCE.search(str(frame.columns[place]))
+        texts.append([chance(value) for value in values] if chances else column_texts(values))
         numeric.append(_is_numeric(values))
     columns = [str(name).replace("_", " ") for name in frame.columns]
     return columns, numeric, [list(row) for row in zip(*texts, strict=True)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -206,12 +207,56 @@ def write_page(out: str | Path, *, texts: Path | None = None) -> Path:
     target, listed = Path(out), _listed(Path(out))
     sections = load_sections(target)
     name = listed["model"]["name"]
-    command = "\n".join(dict.fromkeys(part["command"] for part in listed["parts"].values() if part["command"]))
+    command = whole_command({part: one["command"] for part, one in listed["parts"].items()})
+    redo = {
+        section: command_of(one["command"], part)
+        or f"build_report(load_model({name!r}), {str(out)!r}, only=[{part!r}])"
+        for part, one in listed["parts"].items()
+        for section in one["sections"]
+    }
     costs = {part: one["cost"] for part, one in listed["parts"].items() if one["cost"]}
     record = report_json(name, sections, command=command, costs=costs, texts=texts)
     _write(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    _write(target / "report.html", render_page(name, sections, command=command, costs=costs, texts=texts))
+    _write(target / "report.html", render_page(name, sections, command=command, costs=costs, redo=redo, texts=texts))
     return target / "report.html"
+
+
+def command_of(command: str, part: str) -> str:
+    """The command line that makes one part again, from the one that made it with others.
+
+    Example:
+        >>> command_of("mechrep report net --only heads,sinks --effort quick", "sinks")
+        'mechrep report net --effort quick --only sinks'
+    """
+    words = shlex.split(command)
+    if words[:2] != ["mechrep", "report"]:
+        return command  # it makes this part alone
+    return shlex.join([*_without_only(words), "--only", part])
+
+
+def whole_command(commands: Mapping[str, str]) -> str:
+    """One command line for all parts, where they were made with the same options; otherwise one for each.
+
+    Args:
+        commands: that made the parts, by part.
+
+    Example:
+        >>> whole_command({"heads": "mechrep report net --only heads", "sinks": "mechrep report net --only sinks"})
+        'mechrep report net --only heads,sinks'
+    """
+    lines = list(dict.fromkeys(line for line in commands.values() if line))
+    bare = {shlex.join(_without_only(shlex.split(line))) for line in lines}
+    if len(lines) < 2 or len(bare) > 1 or not lines[0].startswith("mechrep report "):
+        return "\n".join(lines)
+    return f"{bare.pop()} --only {','.join(commands)}"
+
+
+def _without_only(words: Sequence[str]) -> list[str]:
+    kept = [word for word in words if not word.startswith("--only=")]
+    while "--only" in kept:
+        place = kept.index("--only")
+        del kept[place : place + 2]
+    return kept
 
 
 def load_sections(out: str | Path) -> list[Section]:

@@ -237,7 +237,7 @@ def _heatmap(trace: Record, x: Axis, y: Axis, box: Box, layout: Record) -> Itera
         left, top = min(lefts[0], lefts[-1]) - wide / 2, min(tops[0], tops[-1]) - high / 2
         yield pixels(turned, Box(left, top, wide * z.shape[1], high * z.shape[0]))
         return
-    gap = min(as_number(trace.get("xgap", 0)), wide / 4)
+    gap = min(as_number(trace.get("xgap", 0)), wide / 8, high / 12)
     texts = values_of(trace.get("text")) if trace.get("texttemplate") else []
     size = min(TEXT_SIZE, high * 0.7, wide / 2.6)
     for row, top in enumerate(tops):

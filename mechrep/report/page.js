@@ -1,5 +1,6 @@
 "use strict";
-// Draws figures when they come into view, in the page's own colours; sorts, unfolds and saves tables.
+// Makes figures live when they come into view, in the page's own colours; sorts, unfolds and saves tables.
+// Without it the page shows still pictures and all rows.
 (() => {
   const colours = JSON.parse(document.getElementById("colours").textContent);
   const boxes = [...document.querySelectorAll(".plot")];
@@ -53,21 +54,36 @@
     return layout;
   };
 
-  const draw = (box, map, width) => {
-    if (!drawn.has(box)) drawn.set(box, JSON.parse(document.getElementById(`data-${box.dataset.figure}`).textContent));
+  // The library that draws lies packed in the page, so that nothing waits for it; it is unpacked for the first figure.
+  let library;
+  const unpacked = async () => {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (one) => one.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  };
+
+  const draw = async (box, map) => {
+    await (library ??= unpacked());
+    if (!drawn.has(box)) {
+      drawn.set(box, JSON.parse(document.getElementById(`data-${box.dataset.figure}`).textContent));
+      box.still = box.querySelector("svg.still");
+      box.live = document.createElement("div");
+      box.append(box.live);
+    }
     const figure = drawn.get(box);
-    const layout = fitted(recoloured(figure.layout, map), width ?? box.clientWidth);
-    if (width) layout.width = width;
-    Plotly.react(box, recoloured(figure.data, map), layout, {
+    const layout = fitted(recoloured(figure.layout, map), box.clientWidth);
+    await Plotly.react(box.live, recoloured(figure.data, map), layout, {
       responsive: true,
       displaylogo: false,
-      displayModeBar: layout.width || box.clientWidth < NARROW ? false : "hover",
+      displayModeBar: box.clientWidth < NARROW ? false : "hover",
       modeBarButtons: [["zoom2d", "resetScale2d", "toImage"]],
       toImageButtonOptions: { filename: box.dataset.figure, format: "svg" },
     });
+    box.classList.add("drawn"); // now the still picture goes
   };
   const redraw = () => [...drawn.keys()].forEach((box) => draw(box, palette()));
-  const drawAll = (width) => boxes.forEach((box) => draw(box, palette(), width));
 
   const watcher = new IntersectionObserver(
     (entries) => {
@@ -76,7 +92,7 @@
         draw(entry.target, palette());
       }
     },
-    { rootMargin: "900px" },
+    { rootMargin: "150px" },
   );
 
   // --- light and dark ----------------------------------------------------------------------------------------------
@@ -93,12 +109,16 @@
     redraw();
   });
   wantsDark.addEventListener("change", redraw);
-  // A row of the table of claims may be folded away where a link leads to it.
+  // What a link leads to may be folded away.
   const reveal = () => {
-    const row = document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest(".short tr.other");
-    if (!row) return;
-    document.querySelector(`button.all[data-table="${row.closest(".table").id}"]`).click();
-    row.scrollIntoView({ block: "center" });
+    const place = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!place) return;
+    for (let one = place.closest("details"); one; one = one.parentElement.closest("details")) one.open = true;
+    const inside = place.querySelector(":scope > details"); // a section that is folded to one line
+    if (inside) inside.open = true;
+    const rows = place.closest(".short");
+    if (rows) rows.classList.remove("short");
+    place.scrollIntoView({ block: place.closest("tr") ? "center" : "start" });
   };
   window.addEventListener("hashchange", () => {
     if (fromAddress()) redraw();
@@ -112,28 +132,27 @@
     redraw();
   });
 
-  // Paper is white and as wide as paper, whatever the screen was; everything is unfolded.
+  // On paper: light, still pictures, and everything unfolded but the glossary and raw settings.
   let onScreen, folded;
   window.addEventListener("beforeprint", () => {
     onScreen = root.dataset.theme;
     root.dataset.theme = "light";
-    folded = [...document.querySelectorAll("section:not(#provenance) details:not([open])")];
+    folded = [...document.querySelectorAll("section:not(#glossary, #provenance) details:not([open])")];
     folded.forEach((one) => (one.open = true));
-    drawAll(660);
   });
   window.addEventListener("afterprint", () => {
     if (onScreen) root.dataset.theme = onScreen;
     else delete root.dataset.theme;
     folded.forEach((one) => (one.open = false));
-    redraw();
   });
 
   // --- tables ------------------------------------------------------------------------------------------------------
 
   const shown = (cell) => cell.textContent.trim();
   const size = (text) => {
-    const match = text.replace(/,/g, "").replace(/−/g, "-").match(/^[+-]?[\d.]+(e[+-]?\d+)?/i);
-    return match ? Number(match[0]) : text.startsWith("∞") ? Infinity : NaN;
+    const match = text.replace(/,/g, "").replace(/−/g, "-").match(/^(< )?([+-]?[\d.]+(e[+-]?\d+)?)/i);
+    if (match) return match[1] ? Number(match[2]) / 2 : Number(match[2]); // "< 0.001" before 0.001
+    return text.startsWith("∞") ? Infinity : NaN;
   };
   // Numbers by size, words by the alphabet, what is unknown last.
   const compare = (a, b, sign) => {
@@ -157,6 +176,18 @@
   };
   for (const button of document.querySelectorAll(".sortable thead button")) {
     button.addEventListener("click", () => sort(button.closest("th")));
+  }
+  for (const button of document.querySelectorAll("button.copy")) {
+    button.addEventListener("click", async () => {
+      const code = button.previousElementSibling;
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(code); // a page from disk may not write to the clipboard: select it
+        button.textContent = "Selected";
+      }
+    });
   }
   const tableOf = (button) => document.querySelector(`#${CSS.escape(button.dataset.table)} table`);
   for (const button of document.querySelectorAll("button.all")) {
@@ -182,6 +213,6 @@
     });
   }
 
-  fromAddress();
+  if (!fromAddress()) reveal();
   boxes.forEach((box) => watcher.observe(box));
 })();

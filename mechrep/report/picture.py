@@ -93,13 +93,15 @@ class _Picture:
         edge = [axis for name, axis in self.axes.items() if name[0] == "y" and axis.domain[0] >= 0]
         outer = [self.axes[y] for x, y in self.panels if self.axes[x].domain[0] <= 0.01]
         most = max((text_width(label) for axis in outer for _, label in axis.ticks(self._most(axis, "y"))), default=0.0)
-        titled = any(axis.title for axis in edge)
+        titled = any(axis.title and (not self.first or text_width(axis.title) < self.height - 30) for axis in edge)
         left = min(most + 10 + (18 if titled else 0), self.width * 0.45)
         bottom = 40 + max((self._tallest(name) for name in self.axes if name[0] == "x"), default=0.0)
         rows = self._legend_rows(left)
-        annotated = any(one.get("yref") == "paper" and one.get("y", 0) >= 0.99 for one in self._annotations())
-        top = 10 + 18 * rows + (18 if annotated else 0)
-        right = 12 if self.first or not self._scale() else 74
+        annotated = bool(self._panel_title()) or any(
+            one.get("yref") == "paper" and one.get("y", 0) >= 0.99 for one in self._annotations()
+        )
+        top = 10.0 + 18 * rows + (18 if annotated else 0)
+        right = 12.0 if self.first or not self._scale() else 74.0
         return Box(left, top, self.width - left - right, self.height - top - bottom)
 
     def _most(self, axis: Axis, way: str) -> int:
@@ -137,6 +139,7 @@ class _Picture:
         inside = [*self._legend(), *self._colour_bar()]
         for names in self.panels:
             inside += self._panel(*names)
+        inside += [text_at(self.area.left, 18, self._panel_title())] if self._panel_title() else []
         inside += [part for one in self._annotations() for part in self._annotation(one)]
         return (
             f'<svg class="still" viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}" '
@@ -162,6 +165,13 @@ class _Picture:
             if shape.get("layer") != "below":
                 yield _shape(shape, x, y, box)
         yield "</svg>"
+
+    def _panel_title(self) -> str:
+        """Of the first panel, where it is drawn alone."""
+        titles = [
+            one["text"] for one in self.layout.get("annotations", []) if one.get("yref") == one.get("xref") == "paper"
+        ]
+        return plain_label(titles[0]) if self.first and len(titles) > 1 and not self._entries() else ""
 
     def _annotations(self) -> list[Record]:
         shown = [one for one in self.layout.get("annotations", []) if one.get("text")]
@@ -258,7 +268,7 @@ def _axis_lines(x: Axis, y: Axis, box: Box, most_x: int, most_y: int, turned: bo
         top = bottom - share * box.height
         if y.record.get("showgrid", True):
             yield line_at(box.left, top, right, top, GRID)
-        yield text_at(box.left - 6, top + 4, label, "end")
+        yield text_at(box.left - 6, top + 4, _fitting(label, box.left - 8 if x.domain[0] <= 0.01 else box.width), "end")
     for share, label in x.ticks(most_x):
         left = box.left + share * box.width
         if x.record.get("showgrid", True):
@@ -274,10 +284,16 @@ def _axis_lines(x: Axis, y: Axis, box: Box, most_x: int, most_y: int, turned: bo
     if x.title and x.domain[1] > 0:
         deep = max((text_width(label) for _, label in x.ticks(most_x)), default=0.0) - 4 if turned else 0
         yield text_at((box.left + right) / 2, bottom + 32 + deep, x.title, "middle")
-    if y.title and x.domain[0] <= 0.01:
+    if y.title and x.domain[0] <= 0.01 and text_width(y.title) < box.height + 60:
         middle = box.top + box.height / 2
         yield (f'<text x="11" y="{middle:.1f}" transform="rotate(-90 11 {middle:.1f})" text-anchor="middle" '
                f'fill="currentColor">{html.escape(y.title)}</text>')  # fmt: skip
+
+
+def _fitting(label: str, width: float) -> str:
+    """A label that is not wider than its place."""
+    most = max(int(width / text_width("x")), 2)
+    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def _on(shape: Record, x_name: str, y_name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,17 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from mechrep.ablation.conditions import SUPPORTED
 from mechrep.errors import InputError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
+from mechrep.report.front import front_of
 from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, view_of
 from mechrep.report.words import Words, clean, number, to_html, to_text, words_of
 from mechrep.sections import Section, slug
 
 SHOWN = 12  # rows of a table before "show all"
+LINES = 8  # claims of a section before they are folded
 _WIDE, _HIGH, _MARGIN = 112, 24, 6  # pixels of the little drawing of an effect beside its controls
 
 
@@ -33,9 +36,10 @@ def render_page(
     *,
     command: str = "",
     costs: Costs | None = None,
+    redo: Mapping[str, str] | None = None,
     texts: Path | None = None,
 ) -> str:
-    """One self-contained HTML page: a table of all claims with their verdicts, then a section for each question.
+    """One self-contained HTML page in three depths: a first screen, a screen for each question, and folded, everything.
 
     It opens from disk, loads nothing, prints, and is light or dark by the reader's setting (or ``#light``, ``#dark``).
     All text in fields, tables, captions and figures is shown as it is, never as markup.
@@ -45,38 +49,61 @@ def render_page(
         sections: in the order of the page.
         command: that makes this page again.
         costs: of each part, see :class:`mechrep.models.meter.Meter`.
+        redo: by section, the command that makes it again; by default ``command``.
         texts: folder of the words; by default mechrep's own.
 
     Raises:
         InputError: no section, or two of one name; words or fields that are missing, with file and name.
     """
-    from plotly.offline import get_plotlyjs
-
     views = _views(sections, texts)
     claims = ordered_claims(views)
-    intro = words_of("intro", texts)
-    # Line ends are those of HTML, because the hashes are taken after they are read.
-    scripts = [text.replace("\r\n", "\n").replace("\r", "\n") for text in (get_plotlyjs(), _asset("page.js"))]
-    colours = json.dumps({"ink": INK, "grid": GRID, "paper": PAPER, "paper-ink": PAPER_INK})
-    return _template().render(
+    facts = _facts(views)
+    return page_of(
+        "page.html.j2",
         model_name=model_name,
         sections=views,
         claims=claims,
+        front=front_of(views, texts),
         section_of={claim.anchor: view for view in views for claim in view.claims},
-        words=_Intro(intro, _counts(model_name, views)),
-        folded=_folded(claims),
+        words=Intro(words_of("intro", texts), _counts(model_name, views)),
         tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
         glossary=glossary(texts),
-        facts=[*_facts(views), *_cost_rows(costs or {})],
+        facts=[*facts, *_cost_rows(costs or {})],
+        made=_made_line(dict(facts), costs or {}),
         command=command,
+        redo={view.name: (redo or {}).get(view.name, command) for view in views},
         provenance=_provenance(views),
-        shown=SHOWN,
-        plotly=Markup(scripts[0]),
-        script=Markup(scripts[1]),
+    )
+
+
+def page_of(template: str, **values: Any) -> str:
+    """A template of pages, filled: with style, script and figures inside, and a policy that lets only these run.
+
+    Args:
+        template: file of this package.
+        values: that it mentions.
+    """
+    script = _asset("page.js").replace("\r\n", "\n")  # as HTML reads it, because the hash is taken of that
+    plotly, plotly_hash = _packed_plotly()
+    colours = json.dumps({"ink": INK, "grid": GRID, "paper": PAPER, "paper-ink": PAPER_INK})
+    hashes = f"{_hash(script)} {plotly_hash}"
+    return _template(template).render(
+        **values,
+        plotly=Markup(plotly),
+        script=Markup(script),
         style=Markup(_asset("page.css")),
         colours=Markup(colours),
-        policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {_hashes(scripts)}",
+        policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes}",
     )
+
+
+@functools.cache
+def _packed_plotly() -> tuple[str, str]:
+    """The library that draws figures, packed, and its hash: a browser unpacks it where the first figure is seen."""
+    from plotly.offline import get_plotlyjs
+
+    script = get_plotlyjs()
+    return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode(), _hash(script)
 
 
 def report_json(
@@ -139,12 +166,6 @@ def _counts(model_name: str, views: Sequence[SectionView]) -> dict[str, Any]:
     return {"model": model_name, "sections": len(views), "claims": len(claims), **tally}
 
 
-def _folded(claims: Sequence[ClaimView]) -> int:
-    """How many rows of the table of claims are folded: all that are not supported, where one is."""
-    others = sum(claim.verdict != SUPPORTED for claim in claims)
-    return others if others < len(claims) else 0
-
-
 def _facts(views: Sequence[SectionView]) -> list[tuple[str, str]]:
     """Model, versions and date, of the section that was made last."""
     provenance = max((view.section.provenance for view in views), key=lambda one: one.made)
@@ -176,6 +197,14 @@ def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
     ]
 
 
+def _made_line(facts: Mapping[str, str], costs: Costs) -> str:
+    """What it cost, where and when it was made, in one line."""
+    parts = [value for _, value in _cost_rows(costs)[-1:]]
+    parts += [f"on {facts['Computed on']}"] if "Computed on" in facts else []
+    parts += [facts["Made"], f"mechrep {facts.get('mechrep', '')}".strip()]
+    return " · ".join(parts)
+
+
 def in_time(seconds: float) -> str:
     """Seconds in words.
 
@@ -196,7 +225,7 @@ def _provenance(views: Sequence[SectionView]) -> str:
     return json.dumps(shared | {"sections": own}, indent=2, ensure_ascii=False)
 
 
-class _Intro:
+class Intro:
     """The introduction's words, for the template."""
 
     def __init__(self, words: Words, fields: dict[str, Any]) -> None:
@@ -241,15 +270,21 @@ def strip_svg(claim: ClaimView) -> Markup:
     )
 
 
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"number": number, "slug": slug, "strip": strip_svg}
-    return environment.from_string(_asset("page.html.j2"))
+    environment.globals |= {"SHOWN": SHOWN, "LINES": LINES}
+    return environment.get_template(name)
 
 
-def _hashes(scripts: Sequence[str]) -> str:
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _asset(name: str) -> str:

@@ -19,14 +19,19 @@ from markupsafe import Markup
 
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
 from mechrep.errors import InputError
+from mechrep.figures import counted
+from mechrep.report.picture import WIDTH, picture_of
 from mechrep.report.words import Words, clean, number, words_of
 from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
-from mechrep.tables import cells_of, column_texts
+from mechrep.tables import LEAST, cells_of, chance, column_texts
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
 _NOT_MADE = (MISSING, LEFT_OUT)  # sections that hold nothing but their reason
 ROWS = 200  # rows of a table that the page holds; the Parquet file has all of them
 _SCALED = ("baseline", "value", "effect", "low", "high", "control_low", "control_high")
+_BESIDE = 520  # pixels of a figure that stands beside the claims, at most
+_SMALL = (380, 150)  # pixels of a small picture
+_SCALED_DOWN = 580  # pixels that a figure beside the claims is wide
 _TITLE = 44  # pixels of a figure's upper margin that its title takes; the page sets the title above the figure
 
 
@@ -36,8 +41,9 @@ class ClaimView:
 
     Attributes:
         anchor: of the row in the table of claims.
-        html: the claim in words.
-        text: the same without markup.
+        html: what is claimed, in words.
+        who: of which component, where the words name one before a bar.
+        text: both without markup.
         verdict: of :func:`mechrep.ablation.effects.judge`.
         level: the baseline's value and the value under the condition.
         effect: their difference.
@@ -51,10 +57,12 @@ class ClaimView:
         tests: their number.
         row: the numbers.
         scaled: effect, low, high, control_low, control_high in the unit shown.
+        told: what sentences about this claim can mention.
     """
 
     anchor: str
     html: Markup
+    who: Markup
     text: str
     verdict: str
     level: tuple[str, str]
@@ -69,6 +77,7 @@ class ClaimView:
     tests: str
     row: Mapping[str, Any]
     scaled: Sequence[float | None]
+    told: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,8 @@ class FigureView:
         caption: HTML.
         text: the caption without markup.
         height: pixels.
-        json: data and layout, safe inside a ``<script>`` element.
+        record: data and layout.
+        width: of the still picture in pixels.
     """
 
     anchor: str
@@ -118,7 +128,31 @@ class FigureView:
     caption: Markup
     text: str
     height: int
-    json: Markup
+    record: Mapping[str, Any]
+    width: int
+
+    @property
+    def json(self) -> Markup:
+        """Data and layout, safe inside a ``<script>`` element."""
+        text = json.dumps(self.record, separators=(",", ":"), sort_keys=True)
+        for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
+            text = text.replace(mark, written)  # no text from a model can end the element that holds it
+        return Markup(text)
+
+    @property
+    def still(self) -> Markup:
+        """A picture that needs no script."""
+        return Markup(picture_of(self.record, width=self.width))
+
+    @property
+    def small(self) -> Markup:
+        """Its first panel, small."""
+        return Markup(picture_of(self.record, width=_SMALL[0], height=_SMALL[1], first=True))
+
+    @property
+    def part(self) -> Markup:
+        """Its first panel, as large as a figure beside the claims."""
+        return Markup(picture_of(self.record, width=_SCALED_DOWN, height=_BESIDE - 120, first=True))
 
 
 @dataclass(frozen=True)
@@ -163,14 +197,42 @@ class SectionView:
         return [family for family in families if not family.endswith(("(0 tests)", "(1 test)"))]
 
     @property
-    def folded(self) -> bool:
-        """Whether figures and tables are folded: no claim is supported, and all could be judged."""
-        return bool(self.claims) and all(claim.verdict == NOT_SUPPORTED for claim in self.claims)
+    def supported(self) -> int:
+        """How many claims are supported."""
+        return sum(claim.verdict == SUPPORTED for claim in self.claims)
 
     @property
     def missing(self) -> bool:
         """Whether the model has nothing that this section could study, or not what it needs."""
         return self.section.variant in _NOT_MADE
+
+    @property
+    def null(self) -> bool:
+        """Whether the section folds to one line: nothing to study, or no claim is supported and all could be judged."""
+        return self.missing or (bool(self.claims) and all(claim.verdict == NOT_SUPPORTED for claim in self.claims))
+
+    @property
+    def why_null(self) -> str:
+        """What stands on that line."""
+        if self.missing:
+            return "left out" if self.section.variant == LEFT_OUT else "nothing to study"
+        return f"{counted(len(self.claims), 'claim')}, none supported"
+
+    @property
+    def main(self) -> FigureView | None:
+        """The first figure, where it is not too tall to stand beside the claims."""
+        return next((one for one in self.figures[:1] if one.height <= _BESIDE), None)
+
+    @property
+    def holds(self) -> str:
+        """What is folded away."""
+        parts = [
+            counted(len(self.figures) - (self.main is not None), "figure"),
+            counted(len(self.tables), "table"),
+            *(["method"] if self.notes else []),
+            *(["limits"] if self.limits else []),
+        ]
+        return ", ".join(part for part in parts if not part.startswith("0 "))
 
 
 def view_of(section: Section, texts: Path | None = None) -> SectionView:
@@ -198,7 +260,10 @@ def view_of(section: Section, texts: Path | None = None) -> SectionView:
         lead_text=lead_text,
         claims=_claims(section, words),
         tables=[_table(section, words, key, frame) for key, frame in section.tables.items()],
-        figures=[_figure(section, words, key, figure) for key, figure in section.figures.items()],
+        figures=[
+            _figure(section, words, key, section.figures[key], beside=place == 0)
+            for place, key in enumerate(sorted(section.figures, key=lambda one: one != words.blocks.get("main figure")))
+        ],
         notes=blocks.get("notes", []),
         limits=blocks.get("limits", []),
         source=blocks.get("source", []),
@@ -238,10 +303,12 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
     before, after = (f"{text}{percent if value is not None else ''}"
                      for text, value in zip(column_texts(levels, 3, 1), levels, strict=True))  # fmt: skip
     kinds = str(row.get("controls") or "").replace("_", "-")
+    (who, what), (who_text, what_text) = (words.parts(heading, told, way) for way in ("html", "text"))
     return ClaimView(
         anchor=anchor,
-        html=words.html(heading, told),
-        text=words.text(heading, told),
+        html=Markup(what),
+        who=Markup(who),
+        text=f"{who_text}: {what_text}" if who_text else what_text,
         verdict=row["verdict"],
         level=(before, after),
         effect=effect,
@@ -255,6 +322,7 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         tests="".join(re.findall(r"\(([1-9]\d* tests?)\)$", str(row.get("family") or ""))),
         row=row,
         scaled=scaled,
+        told=told,
     )
 
 
@@ -263,7 +331,7 @@ def _ends(low: str, high: str, values: Sequence[float | None]) -> str:
 
 
 def _small(value: float | None) -> str:
-    return number(None if value is None else float(f"{value:.2g}"))
+    return chance(value) if value is None or value < LEAST else number(float(f"{value:.2g}"))
 
 
 # --- tables and figures -----------------------------------------------------------------------------------------------
@@ -296,16 +364,13 @@ def _in_units(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**numbers, unit=[unit.label for unit in units])
 
 
-def _figure(section: Section, words: Words, key: str, figure: go.Figure) -> FigureView:
+def _figure(section: Section, words: Words, key: str, figure: go.Figure, beside: bool) -> FigureView:
     record, heading = json.loads(str(figure.to_json())), f"figure: {key}"
     layout = record["layout"]
     title = layout.pop("title", {})
     margin, height = layout.get("margin", {}), int(layout.get("height", 420))
     margin["t"] = max(40, margin.get("t", 104) - _TITLE)
     layout |= {"margin": margin, "height": height if height <= 420 else height - _TITLE}
-    text = json.dumps({"data": record["data"], "layout": layout}, separators=(",", ":"), sort_keys=True)
-    for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
-        text = text.replace(mark, written)  # no text from a model can end the element that holds it
     own = f"figure title: {key}"
     return FigureView(
         anchor=f"figure-{section.name}-{slug(key)}",
@@ -315,7 +380,8 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure) -> Figu
         caption=words.html(heading, section.fields),
         text=words.text(heading, section.fields),
         height=layout["height"],
-        json=Markup(text),
+        record={"data": record["data"], "layout": layout},
+        width=_SCALED_DOWN if beside and layout["height"] <= _BESIDE else WIDTH,
     )
 
 

@@ -1,10 +1,12 @@
 """The words of the report: Markdown files with fields, filled with numbers; here no sentence is composed.
 
 ``text/NAME.md`` holds blocks under headings: ``# title``, ``# lead`` and, for another case, ``# lead: VARIANT``;
-``# claim: KEY``, ``# table: KEY`` (its caption), ``# figure: KEY`` (its caption), ``# figure title: KEY`` (in place of
-the figure's own); ``# notes``, ``# limits``, ``# source``.  A field in braces is replaced by a number or a short name;
-what it may contain never becomes markup.  Of Markdown it knows ``**bold**``, code between backticks,
-``[words](#place)``, lists of lines that begin with a dash, and blank lines between paragraphs.
+``# claim: KEY`` (``which component | what is claimed``); ``# answer: KEY VERDICT`` (a sentence for the first screen);
+``# main figure`` (the key of the one beside the claims; by default the first); ``# table: KEY`` (its caption);
+``# figure: KEY`` (its caption), ``# figure title: KEY`` (in place of the figure's own); ``# notes``, ``# limits``,
+``# source``.  A field in braces is replaced by a number or a short name; what it may contain never becomes markup.  Of
+Markdown it knows ``**bold**``, code between backticks, ``[words](#place)``, lists of lines that begin with a dash, and
+blank lines between paragraphs.
 """
 
 from __future__ import annotations
@@ -32,7 +34,18 @@ _FIELD = "\ue000{}\ue001"  # private characters: they mark a field's place while
 _ARXIV = re.compile(r"arXiv[: ](\d{4}\.\d{4,5})")
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def few(names: str) -> str:
+    """A list of names, of which more than three are counted; ``{names:few}`` in the texts.
+
+    Example:
+        >>> few("L1H0, L2H0"), few("L1H0, L2H0, L2H3, L4H1")
+        ('L1H0, L2H0', 'L1H0, L2H0 + 2 more')
+    """
+    each = names.split(", ")
+    return names if len(each) <= 3 else f"{', '.join(each[:2])} + {len(each) - 2} more"
 
 
 def clean(value: Any) -> Any:
@@ -49,7 +62,7 @@ def clean(value: Any) -> Any:
 
 
 class _Fields(string.Formatter):
-    """Python's format, with plain names only and the report's numbers."""
+    """Python's format, with plain names only, the report's numbers, and ``few``."""
 
     def __init__(self, place: str) -> None:
         self.place = place
@@ -67,6 +80,8 @@ class _Fields(string.Formatter):
         value = plain_value(value)
         if value is None or not format_spec:
             return number(value)
+        if format_spec == "few":
+            return few(number(value))
         try:
             text = format(value, format_spec)
         except (ValueError, TypeError) as error:
@@ -196,6 +211,19 @@ class Words:
     def html(self, heading: str, fields: Mapping[str, Any]) -> Markup:
         """A block as HTML that stands in a line."""
         return to_html(self.block(heading), fields, self.place(heading))
+
+    def parts(self, heading: str, fields: Mapping[str, Any], way: str = "html") -> tuple[str, str]:
+        """A block in two parts: before and after its bar; the first is empty where there is none.
+
+        Args:
+            heading: of the block.
+            fields: that it mentions; a bar in them is none.
+            way: ``"html"`` or ``"text"``.
+        """
+        written = to_html if way == "html" else to_text
+        who, bar, what = self.block(heading).partition(" | ")
+        parts = (who, what) if bar else ("", who)
+        return str(written(parts[0], fields, self.place(heading))), str(written(parts[1], fields, self.place(heading)))
 
     def paragraphs(self, heading: str, fields: Mapping[str, Any]) -> list[Markup]:
         """A block as paragraphs and lists; none where the heading is missing."""
