@@ -48,17 +48,17 @@ def number(value: Any) -> str:
 LEAST = 0.001  # a p- or q-value below it is shown as smaller than this
 
 
-def chance(value: float | None) -> str:
+def chance(value: Any) -> str:
     """A p- or q-value in a table.
 
     Example:
         >>> chance(0.0004), chance(0.05), chance(0.0512), chance(None)
-        ('< 0.001', '0.050', '0.051', '–')
+        ('< 0.001', '0.05', '0.051', '–')
     """
     value = plain_value(value)
     if not isinstance(value, (int, float)):
         return number(value)
-    return f"< {LEAST:g}" if value < LEAST else f"{value:.3f}"
+    return f"< {LEAST:g}" if value < LEAST else number(float(f"{value:.2g}"))
 
 
 def column_texts(values: Sequence[Any], digits: int = 4, more: int = 3) -> list[str]:

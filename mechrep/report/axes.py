@@ -44,12 +44,12 @@ def plain_label(text: Any) -> str:
     return html.unescape(_MARKUP.sub(" ", str(text)))
 
 
-def text_width(text: str, size: float = TEXT_SIZE) -> float:
+def text_width(text: str, size: float | int = TEXT_SIZE) -> float:
     """About how many pixels wide a text is."""
     return len(text) * size * _LETTER
 
 
-def short_number(value: float) -> str:
+def short_number(value: float | int) -> str:
     """A number beside a tick.
 
     Example:
@@ -86,7 +86,7 @@ class Axis:
         """Plain text."""
         return plain_label(self.record.get("title", {}).get("text", ""))
 
-    def at(self, values: Iterable[Any], shift: float = 0.0) -> list[float]:
+    def at(self, values: Iterable[Any], shift: float | int = 0.0) -> list[float]:
         """How far along the axis values lie, from 0 to 1; NaN where that cannot be said."""
         places = {word: float(place) for place, word in enumerate(self.words)}
         found = []
@@ -134,7 +134,7 @@ class Axis:
         return list(zip(self.at(values), names, strict=True))
 
 
-def nice_step(span: float, most: int) -> float:
+def nice_step(span: float | int, most: int) -> float:
     """1, 2 or 5 times a power of ten: at most so many steps.
 
     Example:

@@ -29,10 +29,10 @@ Record = Mapping[str, Any]
 class Box:
     """A panel's place in pixels."""
 
-    left: float
-    top: float
-    width: float
-    height: float
+    left: float | int
+    top: float | int
+    width: float | int
+    height: float | int
 
 
 # --- traces -----------------------------------------------------------------------------------------------------------
@@ -80,7 +80,9 @@ def counted(trace: Record) -> Record:
     return {**trace, "type": "bar", "x": middles, "y": shown.tolist(), "width": size}
 
 
-def draw_trace(trace: Record, colour: str, x: Axis, y: Axis, box: Box, shift: float, layout: Record) -> Iterator[str]:
+def draw_trace(
+    trace: Record, colour: str, x: Axis, y: Axis, box: Box, shift: float | int, layout: Record
+) -> Iterator[str]:
     if trace.get("type") == "heatmap":
         yield from _heatmap(trace, x, y, box, layout)
         return
@@ -176,7 +178,7 @@ def _markers(trace: Record, colour: str, lefts: Sequence[float], tops: Sequence[
             yield _mark(kind, left, top, as_number(size) / 2, shade if isinstance(shade, str) else ACCENT, faint)
 
 
-def _mark(symbol: Any, x: float, y: float, r: float, colour: str, opacity: float = 1.0) -> str:
+def _mark(symbol: Any, x: float | int, y: float | int, r: float | int, colour: str, opacity: float | int = 1.0) -> str:
     if isinstance(symbol, (int, float)):
         symbol = _SYMBOLS[int(symbol) % 100 % len(_SYMBOLS)] + ("-open" if int(symbol) % 200 >= 100 else "")
     name = str(symbol)
@@ -199,7 +201,7 @@ def _mark(symbol: Any, x: float, y: float, r: float, colour: str, opacity: float
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {look}/>'
 
 
-def swatch(trace: Record, colour: str, x: float, y: float) -> Iterator[str]:
+def swatch(trace: Record, colour: str, x: float | int, y: float | int) -> Iterator[str]:
     mode = str(trace.get("mode", "lines"))
     if trace.get("type") == "bar":
         yield f'<rect x="{x + 5}" y="{y - 5}" width="12" height="10" {fill_of(_colour_of(trace, colour))}/>'
@@ -262,7 +264,7 @@ def limits_of(scale: Record, z: Any) -> tuple[float, float]:
     return low, high if math.isfinite(high) else float(values.max()) if values.size else 1.0
 
 
-def coloured(z: np.ndarray, low: float, high: float, scale: Record) -> np.ndarray:
+def coloured(z: np.ndarray, low: float | int, high: float | int, scale: Record) -> np.ndarray:
     """Red, green, blue and opacity of every cell."""
     pairs = [pair for pair in values_of(scale.get("colorscale")) if isinstance(pair, (list, tuple))]
     stops = [(as_number(place), _rgba(colour)) for place, colour in pairs] or [
@@ -280,11 +282,11 @@ def coloured(z: np.ndarray, low: float, high: float, scale: Record) -> np.ndarra
 def _rgba(colour: str) -> tuple[float, float, float, float]:
     text = str(colour).strip().lower()
     if re.fullmatch(r"#[0-9a-f]{6}", text):
-        return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16), 255
+        return float(int(text[1:3], 16)), float(int(text[3:5], 16)), float(int(text[5:7], 16)), 255.0
     numbers = [float(one) for one in re.findall(r"[\d.]+", text)] if text.startswith("rgb") else []
     if len(numbers) in (3, 4):
         return numbers[0], numbers[1], numbers[2], 255 * (numbers[3] if len(numbers) == 4 else 1.0)
-    return 128, 128, 128, 255
+    return 128.0, 128.0, 128.0, 255.0
 
 
 def pixels(colours: np.ndarray, box: Box) -> str:
@@ -315,13 +317,23 @@ def _png(colours: np.ndarray) -> bytes:
 # --- elements ---------------------------------------------------------------------------------------------------------
 
 
-def text_at(x: float, y: float, text: Any, anchor: str = "start", size: float = TEXT_SIZE, colour: str = INK) -> str:
+def text_at(
+    x: float | int, y: float | int, text: Any, anchor: str = "start", size: float | int = TEXT_SIZE, colour: str = INK
+) -> str:
     own = f' font-size="{size:.1f}"' if size != TEXT_SIZE else ""
     where = f' text-anchor="{anchor}"' if anchor != "start" else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{where}{own} {fill_of(colour)}>{html.escape(plain_label(text))}</text>'
 
 
-def line_at(x0: float, y0: float, x1: float, y1: float, colour: str, width: float = 1, dash: str = "solid") -> str:
+def line_at(
+    x0: float | int,
+    y0: float | int,
+    x1: float | int,
+    y1: float | int,
+    colour: str,
+    width: float | int = 1,
+    dash: str = "solid",
+) -> str:
     return f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" {stroke_of(colour, width, dash)}/>'
 
 

@@ -213,7 +213,7 @@ class _Picture:
         shown = self.layout.get("showlegend", len(entries) > 1 or told)
         return entries if shown and not (self.first and len(entries) > 3) else []
 
-    def _placed_entries(self, left: float) -> list[tuple[Record, str, float, int]]:
+    def _placed_entries(self, left: float | int) -> list[tuple[Record, str, float, int]]:
         placed, x, row = [], left, 0
         for trace, colour in self._entries():
             width = 26 + text_width(plain_label(trace["name"])) + 14
@@ -223,7 +223,7 @@ class _Picture:
             x += width
         return placed
 
-    def _legend_rows(self, left: float) -> int:
+    def _legend_rows(self, left: float | int) -> int:
         return max((row + 1 for *_, row in self._placed_entries(left)), default=0)
 
     def _legend(self) -> Iterator[str]:
@@ -290,7 +290,7 @@ def _axis_lines(x: Axis, y: Axis, box: Box, most_x: int, most_y: int, turned: bo
                f'fill="currentColor">{html.escape(y.title)}</text>')  # fmt: skip
 
 
-def _fitting(label: str, width: float) -> str:
+def _fitting(label: str, width: float | int) -> str:
     """A label that is not wider than its place."""
     most = max(int(width / text_width("x")), 2)
     return label if len(label) <= most else label[: most - 1] + "…"
@@ -307,8 +307,8 @@ def _shape(shape: Record, x: Axis, y: Axis, box: Box) -> str:
         inside = str(shape.get(f"{way}ref", way)).endswith(("domain", "paper"))
         return [as_number(end) for end in ends] if inside else axis.at(ends)
 
-    (x0, x1), (y0, y1) = place(x, "x"), place(y, "y")
-    corners = [x0 * box.width, (1 - y0) * box.height, x1 * box.width, (1 - y1) * box.height]
+    across, up = place(x, "x"), place(y, "y")
+    corners = [across[0] * box.width, (1 - up[0]) * box.height, across[1] * box.width, (1 - up[1]) * box.height]
     if not all(map(math.isfinite, corners)):
         return ""
     line = shape.get("line", {})
@@ -316,4 +316,5 @@ def _shape(shape: Record, x: Axis, y: Axis, box: Box) -> str:
         left, top = min(corners[0], corners[2]), min(corners[1], corners[3])
         return (f'<rect x="{left:.1f}" y="{top:.1f}" width="{abs(corners[2] - corners[0]):.1f}" '
                 f'height="{abs(corners[3] - corners[1]):.1f}" {fill_of(shape.get("fillcolor", "none"))}/>')  # fmt: skip
-    return line_at(*corners, line.get("color", INK), line.get("width", 1), line.get("dash", "solid"))
+    x0, y0, x1, y1 = corners
+    return line_at(x0, y0, x1, y1, line.get("color", INK), line.get("width", 1), line.get("dash", "solid"))

@@ -9,7 +9,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mechrep.figures import counted
 from mechrep.report.picture import WIDTH, picture_of
 from mechrep.report.words import Words, clean, number, words_of
 from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
-from mechrep.tables import LEAST, cells_of, chance, column_texts
+from mechrep.tables import cells_of, chance, column_texts
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
 _NOT_MADE = (MISSING, LEFT_OUT)  # sections that hold nothing but their reason
@@ -77,7 +77,7 @@ class ClaimView:
     tests: str
     row: Mapping[str, Any]
     scaled: Sequence[float | None]
-    told: Mapping[str, Any]
+    told: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class FigureView:
     caption: Markup
     text: str
     height: int
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(repr=False)
     width: int
 
     @property
@@ -316,8 +316,8 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
         unit=unit.label,
         range=least if least == most and scaled[3] is not None else _ends(least, most, scaled[3:]),
         controls=f"{number(row.get('m'))} × {kinds}" if kinds else "",
-        q=_small(row.get("q")),
-        p=_small(row.get("p")),
+        q=chance(row.get("q")),
+        p=chance(row.get("p")),
         family=str(row.get("family") or ""),
         tests="".join(re.findall(r"\(([1-9]\d* tests?)\)$", str(row.get("family") or ""))),
         row=row,
@@ -328,10 +328,6 @@ def _claim(row: Mapping[str, Any], fields: Mapping[str, Any], words: Words, anch
 
 def _ends(low: str, high: str, values: Sequence[float | None]) -> str:
     return "" if None in values else f"{low} to {high}"
-
-
-def _small(value: float | None) -> str:
-    return chance(value) if value is None or value < LEAST else number(float(f"{value:.2g}"))
 
 
 # --- tables and figures -----------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def test_a_section_comes_back_as_it_was(section: Section, texts: Path, tmp_path:
     before, after = view_of(section, texts), view_of(back, texts)
     for name in ("title", "lead_text", "claims", "tables", "figures", "plain"):
         assert str(getattr(before, name)) == str(getattr(after, name))
+    assert [one.json for one in before.figures] == [one.json for one in after.figures]
 
 
 def test_awkward_values_can_be_kept(tmp_path: Path) -> None:
