@@ -277,7 +277,8 @@ def compare(
     most = max(int(length) - first for written in texts for length, first in zip(written.lengths, lengths, strict=True))
     ids = _padded([[written.row(i)[lengths[i] :] for i in range(len(corpus))] for written in texts], most)
     chances, best, best_chances = _kept(scores, ids, top_k)
-    pieces = [[token_texts(w.row(i), decode)[lengths[i] :] for i in range(len(corpus))] for w in texts]
+    special = model.special_ids
+    pieces = [[token_texts(w.row(i), decode, special)[lengths[i] :] for i in range(len(corpus))] for w in texts]
     return Comparison(
         provenance_of(model, corpus, {"study": "compare", "max_new_tokens": max_new_tokens, "top_k": top_k}),
         list(chosen),

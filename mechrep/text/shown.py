@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from mechrep.text.corpus import Corpus
 
 Decode = Callable[[list[int]], str]
-_BEFORE = 16  # tokens that decide how the next one is written
+_UNFINISHED = "\ufffd"  # what decoders write for bytes that are no character yet
+_LONGEST_CHARACTER = 4  # bytes, so at most so many tokens
 
 _KEPT_WHITESPACE = "\n\t"
 
@@ -87,25 +88,59 @@ def described_texts(corpus: Corpus, decode: Decode) -> Iterator[str]:
         yield f"[{number + 1}/{len(corpus)}] {said}\n{text}\n"
 
 
-def token_texts(ids: Sequence[int], decode: Decode) -> list[str]:
-    """What each token adds to the text; together they are the text.
+def token_spans(ids: Sequence[int], decode: Decode) -> tuple[str, list[tuple[int, int]]]:
+    """The text of some ids, and the characters that each of them writes.
 
-    A token that is half of a character adds nothing, or the whole of it.
+    Tokens that are parts of one character have the span of that character.  Each piece is decoded behind the one before
+    it, because many tokenizers drop the blank in front of a piece that stands alone.
 
     Args:
-        ids: the whole text.
-        decode: from ids to text, such as ``model.decode``.
+        ids: without special ones.
+        decode: from ids to text.
 
     Example:
-        >>> token_texts([0, 1, 2], lambda ids: " ".join("abc"[i] for i in ids))
-        ['a', ' b', ' c']
+        >>> token_spans([0, 1], lambda ids: "".join(["the", " sea"][i] for i in ids))
+        ('the sea', [(0, 3), (3, 7)])
     """
-    ids, pieces, done = list(ids), [], 0
-    whole = decode(ids)
-    for place in range(len(ids)):
-        before = ids[max(0, place - _BEFORE) : place]
-        length = len(decode([*before, ids[place]])) - (len(decode(before)) if before else 0)
-        end = len(whole) if place == len(ids) - 1 else min(len(whole), done + max(0, length))
-        pieces.append(whole[done:end])
-        done = end
-    return pieces
+    ids, text, spans = list(ids), "", []
+    context, done = 0, 0
+    for end in range(1, len(ids) + 1):
+        before, now = decode(ids[context:done]) if done else "", decode(ids[context:end])
+        unfinished = now.endswith(_UNFINISHED) and end < len(ids) and end - done < _LONGEST_CHARACTER
+        if unfinished:
+            continue
+        piece = now[len(before) :]
+        spans += [(len(text), len(text) + len(piece))] * (end - done)
+        text += piece
+        context, done = done, end
+    return text, spans
+
+
+def token_texts(ids: Sequence[int], decode: Decode, special_ids: Collection[int] = ()) -> list[str]:
+    """The text of each token, as it stands in the text: with its blank in front, special tokens by their names.
+
+    Args:
+        ids: of the text.
+        decode: from ids to text, such as ``model.decode``.
+        special_ids: ids that stand for themselves, such as BOS.
+
+    Returns:
+        One text per token; of the tokens that are parts of one character the first has it, and the others are empty.
+
+    Example:
+        >>> token_texts([2, 0, 1], lambda ids: "".join(["the", " sea", "<s>"][i] for i in ids), {2})
+        ['<s>', 'the', ' sea']
+    """
+    texts: list[str] = []
+    run: list[int] = []
+    for token in [*ids, None]:
+        if token is not None and token not in special_ids:
+            run.append(token)
+            continue
+        if run:
+            whole, spans = token_spans(run, decode)
+            texts += ["" if spans[i] in spans[:i][-1:] else whole[slice(*spans[i])] for i in range(len(run))]
+            run = []
+        if token is not None:
+            texts.append(decode([token]))
+    return texts

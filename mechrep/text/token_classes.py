@@ -30,6 +30,7 @@ from torch import Tensor
 from mechrep.errors import InputError
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
+from mechrep.text.shown import token_spans as token_spans
 
 _ENGLISH = """
 a an the this that these those some any no each every either neither both all such another other
@@ -92,8 +93,6 @@ _WORDS = re.compile(
     rf"|(?P<word>{_LETTER}+(?:['’]{_LETTER}+)*)"
 )
 _HIRAGANA = re.compile("[\u3041-\u309f]+")
-_LONGEST_CHARACTER = 4  # bytes, so at most so many tokens
-_UNFINISHED = "\ufffd"  # what decoders write for bytes that are no character yet
 
 
 def token_classes(corpus: Corpus, model: Model, *, on: str = "word") -> Int64[Tensor, "text pos"]:
@@ -173,34 +172,6 @@ def classes_of_tokens(
             classes = character_classes(text)
             names += [_class_at(text, begin, end, classes) for begin, end in spans]
     return names
-
-
-def token_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of some ids, and the characters that each of them writes.
-
-    Tokens that are parts of one character have the span of that character.  Each piece is decoded behind the one before
-    it, because many tokenizers drop the blank in front of a piece that stands alone.
-
-    Args:
-        ids: without special ones.
-        decode: from ids to text.
-
-    Example:
-        >>> token_spans([0, 1], lambda ids: "".join(["the", " sea"][i] for i in ids))
-        ('the sea', [(0, 3), (3, 7)])
-    """
-    text, spans = "", []
-    context, done = 0, 0
-    for end in range(1, len(ids) + 1):
-        before, now = decode(ids[context:done]) if done else "", decode(ids[context:end])
-        unfinished = now.endswith(_UNFINISHED) and end < len(ids) and end - done < _LONGEST_CHARACTER
-        if unfinished:
-            continue
-        piece = now[len(before) :]
-        spans += [(len(text), len(text) + len(piece))] * (end - done)
-        text += piece
-        context, done = done, end
-    return text, spans
 
 
 def character_classes(text: str) -> list[str]:

@@ -26,7 +26,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.cycles import detect_cycle, exact_loop
-from mechrep.text.token_classes import token_spans
+from mechrep.text.shown import token_texts as texts_of
 from mechrep.text.watch import Cycle
 from mechrep.viewer.assets import viewer_script, viewer_style
 from mechrep.viewer.packing import colour_range, pack_attention, pack_values, shares
@@ -302,16 +302,4 @@ def token_texts(model: Model, ids: Sequence[int]) -> list[str]:
     """
     if model.tokenizer is None:
         return [str(number) for number in ids]
-    texts: list[str] = []
-    run: list[int] = []
-    for number in [*ids, None]:
-        if number is not None and number not in model.special_ids:
-            run.append(number)
-            continue
-        if run:
-            whole, spans = token_spans(run, model.decode)
-            texts += ["" if spans[i] in spans[:i][-1:] else whole[slice(*spans[i])] for i in range(len(run))]
-            run = []
-        if number is not None:
-            texts.append(model.decode([number]))
-    return texts
+    return texts_of(ids, model.decode, model.special_ids)
