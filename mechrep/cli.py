@@ -40,9 +40,22 @@ COMMANDS = {
         "mechrep-tiny L2H0,L3H1 --outcomes loss",
     ),
     "eval": ("What an ablation or a patch costs on benchmarks.", "mechrep-tiny --ablate L2H0 --limit 20"),
+    "compare": (
+        "Two continuations of one prompt side by side: where an ablation makes them part.",
+        'mechrep-tiny "The sea was" --ablate L2H0',
+        'mechrep-tiny --prompt "The sea was" --zero L2H0 --zero L0H1 --html both.html',
+    ),
+    "look": (
+        "One text in the terminal, its tokens coloured, its loop laid out.",
+        'mechrep-tiny "And the king" --by L2N5',
+        'mechrep-tiny --prompt "And the king" --by surprisal,L2H0 --html king.html',
+    ),
     "generate": ("Continue prompts and mark the loops.", 'mechrep-tiny "The sea was" --ablate L2H0'),
+    "doctor": ("What is installed, what is missing, and how to get it.", "", "--json"),
     "models": ("The embedded models; or what can be measured on one, and why not the rest.", "mechrep-tiny --explain"),
 }
+
+_HOMES = {"compare": "mechrep.commands_texts", "look": "mechrep.commands_texts", "doctor": "mechrep.doctor"}
 
 app = App(
     name="mechrep",
@@ -54,7 +67,9 @@ app = App(
 )
 for _name, (_help, *_examples) in COMMANDS.items():
     _lines = "\n".join(f"    mechrep {_name} {example}" for example in _examples)
-    app.command(f"mechrep.commands:{_name.replace('-', '_')}", name=_name, help=f"{_help}\n\nExamples:\n\n{_lines}")
+    _place = f"{_HOMES.get(_name, 'mechrep.commands')}:{_name.replace('-', '_')}"
+    app.command(_place, name=_name, help=f"{_help}\n\nFor example:\n\n{_lines}")
+app.register_install_completion_command(help="Teach this shell to complete commands and options.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

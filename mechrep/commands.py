@@ -117,9 +117,31 @@ class Writing:
     temperature: float = 0.0
     top_k: int | None = None
 
+    def decoding(self, seed: int) -> Decoding:
+        """The same for :func:`mechrep.generate`."""
+        return Decoding(temperature=self.temperature, top_k=self.top_k, seed=seed)
+
 
 _FILE = "a text file (UTF-8), .jsonl, .csv or .parquet (FILE::COLUMN), also .gz or .zst"
 MODEL = Annotated[str, Parameter(help="An embedded model (mechrep models), a hub name, or a folder.")]
+PROMPT = Annotated[list[str] | None, Parameter(help="A prompt; may be given several times.", negative=())]
+PROMPTS = Annotated[Path | None, Parameter(help=f"A prompt per line or row: {_FILE}.")]
+ABLATED = Annotated[
+    str | None,
+    Parameter(name=["--ablate", "--zero"], help="Components to set to zero: L3H1,L2N57, or a circuit's file."),
+]
+
+
+def prompts_of(prompt: Sequence[str] | None, prompts: Path | None) -> list[str]:
+    """Prompts from the command line and from a file.
+
+    Raises:
+        InputError: none.
+    """
+    written = [*(prompt or []), *(read_texts(prompts) if prompts else [])]
+    if not written:
+        raise InputError("no prompt", "at least one", 'give a "text", or --prompts FILE')
+    return written
 
 
 # --- studies --------------------------------------------------------------------------------------------------------
@@ -336,7 +358,7 @@ def ablate(
 def eval(
     model: MODEL,
     *,
-    ablate: Annotated[str | None, Parameter(help="Components to set to zero: L3H1,L2N57, or a circuit's file.")] = None,
+    ablate: ABLATED = None,
     patch: Annotated[str | None, Parameter(help="Sink neurons to hold: L1N5,L1N9, or auto to find them.")] = None,
     tasks: Annotated[str, Parameter(help="Benchmarks; continuation and recall need no data.")] = "continuation,recall",
     data: Annotated[Path | None, Parameter(help="Folder of the files of questions.")] = None,
@@ -484,18 +506,16 @@ def verify(model: MODEL, *, options: Options = Options()) -> None:
 
 def generate(
     model: MODEL,
-    prompt: Annotated[list[str] | None, Parameter(help="A prompt; may be given several times.", negative=())] = None,
+    prompt: PROMPT = None,
     *,
-    prompts: Annotated[Path | None, Parameter(help=f"A prompt per line or row: {_FILE}.")] = None,
+    prompts: PROMPTS = None,
     writing: Writing = Writing(),
-    ablate: Annotated[str | None, Parameter(help="Components to set to zero while writing: L3H1,L2N57.")] = None,
+    ablate: ABLATED = None,
     preset: Annotated[Literal["mechrep", "hiraoka2025"], Parameter(help="Whose detector marks loops.")] = "mechrep",
     options: Options = Options(),
 ) -> None:
     """Continue prompts, with components ablated if asked, and mark the loops: │ ends the prompt, ⟪loop⟫."""
-    written = [*(prompt or []), *(read_texts(prompts) if prompts else [])]
-    if not written:
-        raise InputError("no prompt", "at least one", 'give a "text", or --prompts FILE')
+    written = prompts_of(prompt, prompts)
     circuit, loaded = None if ablate is None else read_components(ablate), options.load(model)
     if circuit is not None:
         circuit.check(loaded.anatomy)
@@ -503,8 +523,8 @@ def generate(
         loaded,
         Corpus.from_texts(written, model=loaded, source="prompt"),
         max_new_tokens=writing.max_new_tokens,
-        decoding=Decoding(temperature=writing.temperature, top_k=writing.top_k, seed=options.seed),
-        interventions=None if circuit is None else circuit.intervention("zero", "last"),
+        decoding=writing.decoding(options.seed),
+        interventions=None if circuit is None else circuit.intervention(),
     ).with_cycles(preset, eos_id=loaded.eos_ids)
     if options.json:
         texts = [{"text": loaded.decode(corpus.row(i)), **_plain(corpus.frame.iloc[i])} for i in range(len(corpus))]

@@ -57,8 +57,11 @@ def test_every_command_is_listed_and_explains_itself_with_an_example(run: Any) -
     for name in cli.COMMANDS:
         assert name in listed
         explained, _ = run(name, "--help")
-        assert f"mechrep {name}" in explained and ("--json" in explained)
-        if name != "models":
+        for example in cli.COMMANDS[name][1:]:
+            words = f"mechrep {name} {example}".split()
+            assert re.search(r"\s+".join(map(re.escape, words)), explained), f"an example of {name} is not shown"
+        assert "--json" in explained
+        if name not in ("models", "doctor"):
             assert all(option in explained for option in ("--effort", "--seed", "--out", "--quiet", "MODEL"))
     assert mechrep.__version__ in run("--version")[0]
 
@@ -152,6 +155,41 @@ def test_text_in_a_terminal_is_marked_and_harmless() -> None:
     assert "\x1b" not in printable("\x1b[2J") and printable("tab\tand line\n") == "tab\tand line\n"
 
 
+def test_compare_shows_where_two_texts_part(run: Any, tmp_path: Path) -> None:
+    command = [
+        "compare",
+        "mechrep-tiny",
+        "The sea was",
+        "--zero",
+        "L2H0",
+        "--ablate",
+        "L0H1,L1N5",
+        "--max-new-tokens",
+        16,
+    ]
+    out, _ = run(*command, "--html", "both.html", "--out", "kept")
+    assert out.count("⟦") == 2 and "without L2H0" in out and "nats" in out
+    assert "<span" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    rows = json.loads(run(*command, "--json")[0])
+    assert [row["condition"] for row in rows] == ["baseline", "without L2H0", "without L0H1,L1N5"]
+    kept = mechrep.load(tmp_path / "kept" / "comparison").to_frame()
+    assert kept["continuation"].tolist() == [row["continuation"] for row in rows]
+    assert "--ablate" in run("compare", "mechrep-tiny", "x", code=1)[1]
+
+
+def test_look_lays_out_a_loop_and_writes_the_viewer(run: Any, tmp_path: Path) -> None:
+    command = ["look", "mechrep-tiny", LOOP, "--max-new-tokens", 0]
+    out, _ = run(*command, "--by", "L2N5,L2H0", "--html", "l.html")
+    assert len(re.findall(r"(?m)^ +\d+ │", out)) >= 3 and "L2N5" in out and "\x1b" not in out
+    assert "<script" in (tmp_path / "l.html").read_text(encoding="utf-8")
+    told = json.loads(run(*command, "--json")[0])
+    assert len(told["values"]) == len(told["tokens"]) == len(told["ids"]) and told["loop"]["period"] >= 1
+    assert "surprisal" in told["name"] and told["values"][1] > 0
+    assert "attention of the last token" in run(*command, "--by", "L2H0")[0]
+    assert "one prompt" in run("look", "mechrep-tiny", "a", "b", code=1)[1]
+    assert "surprisal" in run(*command, "--by", "nosuch", code=1)[1]
+
+
 def test_models_lists_what_the_history_says(run: Any) -> None:
     out, _ = run("models")
     for line in tiny.history():
@@ -184,6 +222,8 @@ def test_a_command_line_that_makes_no_sense_exits_with_two(run: Any, arguments: 
         ["report", "mechrep-tiny", "--only", "nosuch"],
         ["ablate", "mechrep-tiny", "missing.json"],
         ["eval", "mechrep-tiny", "--tasks", "nosuch"],
+        ["compare", "mechrep-tiny", "x", "--zero", "L9H0"],
+        ["look", "mechrep-tiny", "x", "--by", "L9N0"],
     ],
 )
 def test_errors_are_one_line_without_traceback(run: Any, arguments: list[str]) -> None:
