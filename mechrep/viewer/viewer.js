@@ -13,6 +13,8 @@ const make = (kind, given = {}, ...children) => {
     else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value);
   }
+  // JupyterLab takes no keys from an element with this mark; its shortcuts look at whatever has the focus.
+  if (kind === "button" || kind === "input" || "tabindex" in given) element.setAttribute("data-lm-suppress-shortcuts", "true");
   element.append(...children);
   return element;
 };
@@ -117,7 +119,6 @@ class Viewer {
     this.strips = make("div", { class: "mv-strips", role: "radiogroup", "aria-label": "What tokens are coloured by" });
     this.gallery = make("div", { class: "mv-heads" });
     this.root.replaceChildren(make("div", { class: "mv-top" }, this.title, tools), this.legend, this.text, this.readout, this.strips, this.gallery);
-    this.root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab leaves the keys to the view
     this.root.setAttribute("role", "region");
     this.root.setAttribute("aria-label", `Text ${given.text} in ${given.model}`);
     this.tokens = given.tokens.map((token, i) => this.token(token, i));
