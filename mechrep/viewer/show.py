@@ -233,7 +233,7 @@ class View:
         from mechrep.viewer.widget import ViewWidget
 
         layers = list(self.model.anatomy.layers_with(Site.PATTERN))
-        return ViewWidget(self.payload() | {"layers": layers}, self.maps_of)
+        return ViewWidget(self.payload() | {"layers": layers}, self.maps_of, self.to_fragment())
 
     def maps_of(self, layer: int) -> list[dict[str, Any]]:
         """Maps of all heads of one layer, read now, ready for JSON.

@@ -25,14 +25,15 @@ class ViewWidget(anywidget.AnyWidget):
     Args:
         payload: what the script is given.
         maps_of: reads the maps of a layer.
+        fragment: what stands in the notebook beside it, for where no widget can be shown.
     """
 
     _esm = viewer_script()
     _css = viewer_style()
     payload = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, payload: Mapping[str, Any], maps_of: Callable[[int], Maps]) -> None:
-        self.maps_of = maps_of
+    def __init__(self, payload: Mapping[str, Any], maps_of: Callable[[int], Maps], fragment: str) -> None:
+        self.maps_of, self.fragment = maps_of, fragment
         super().__init__(payload=dict(payload))
         self.on_msg(self._asked)
 
@@ -47,3 +48,7 @@ class ViewWidget(anywidget.AnyWidget):
             return {"layer": layer, "maps": self.maps_of(layer)}
         except MechrepError as error:
             return {"layer": layer, "error": str(error)}
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        return data | {"text/html": self.fragment}, metadata

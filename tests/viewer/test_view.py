@@ -171,6 +171,8 @@ def test_the_widget_answers_for_a_layer(model: mechrep.Model) -> None:
     shown = mechrep.view(model, LOOP, (), layers=[2]).payload()["maps"]
     assert answer == {"layer": 2, "maps": shown}
     assert "layer 9" in widget.answer(9)["error"]
+    data, _ = widget._repr_mimebundle_()
+    assert data["text/html"] == view.to_fragment() and "application/vnd.jupyter.widget-view+json" in data
     sent: list[dict] = []
     widget.send = lambda content, buffers=None: sent.append(content)
     widget._handle_custom_msg({"layer": 2}, [])
