@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
+_SCRIPTS = ("numbers.js", "page.js", "viewer.js")  # in the order in which they need each other
+
 
 @cache
 def viewer_script() -> str:
     """The script, a module without imports; it shows every view on the page that it has not shown yet."""
-    lines = _asset("viewer.js").splitlines(keepends=True)
-    return _asset("numbers.js") + "".join(line for line in lines if not line.startswith("import "))
+    lines = [line for name in _SCRIPTS for line in _asset(name).splitlines(keepends=True)]
+    return "".join(line for line in lines if not line.startswith("import "))
 
 
 @cache

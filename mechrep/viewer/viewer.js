@@ -2,43 +2,8 @@
 // a module that shows every view on the page, and a widget (the default export) where a kernel runs.
 // Texts come from models and files: they are set with textContent, never as markup.
 
-import { colourAt, css, foldedRows, inkOn, levelAt, levelsOf, loopRows, luminance, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, topOf, valuesOf, written } from "./numbers.js";
-
-// --- small things for the page ---------------------------------------------------------------------------------------
-
-const make = (kind, given = {}, ...children) => {
-  const element = document.createElement(kind);
-  for (const [name, value] of Object.entries(given)) {
-    if (name === "class") element.className = value;
-    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value);
-  }
-  // JupyterLab takes no keys from an element with this mark; its shortcuts look at whatever has the focus.
-  if (kind === "button" || kind === "input" || "tabindex" in given) element.setAttribute("data-lm-suppress-shortcuts", "true");
-  element.append(...children);
-  return element;
-};
-
-const quoted = (token) => `“${shownToken(token).replaceAll(" ", "␣")}”`;
-
-const canvasOf = (canvas, width, height) => {
-  const ratio = globalThis.devicePixelRatio || 1;
-  [canvas.width, canvas.height] = [Math.max(1, Math.round(width * ratio)), Math.max(1, Math.round(height * ratio))];
-  const context = canvas.getContext("2d");
-  context.scale(ratio, ratio);
-  return context;
-};
-
-// Light or dark, as the page around an element really is: its background decides, whatever notebook or site it is.
-const pageTheme = (element) => {
-  for (let one = element.parentElement; one; one = one.parentElement) {
-    const colour = getComputedStyle(one).backgroundColor.match(/[\d.]+/g)?.map(Number);
-    if (colour && (colour[3] ?? 1) > 0.5) return luminance(colour) > 0.35 ? "light" : "dark";
-  }
-  const scheme = getComputedStyle(document.documentElement).colorScheme;
-  if (/dark/.test(scheme) && !/light/.test(scheme)) return "dark";
-  return matchMedia("(prefers-color-scheme: dark)").matches && /dark/.test(scheme) ? "dark" : "light";
-};
+import { colourAt, foldedRows, levelAt, levelsOf, loopRows, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, topOf, valuesOf, written } from "./numbers.js";
+import { canvasOf, make, pageTheme, quoted, tintOf } from "./page.js";
 
 let views = 0;
 
@@ -50,6 +15,7 @@ class Viewer {
     this.rows = loopRows(this.cycle);
     this.values = given.quantities.map((one) => (one.data ? valuesOf(one) : null));
     this.maps = new Map(); // "layer head": levels, once they are unpacked
+    this.marked = {}; // class: the tokens that have it
     this.waiting = new Set(); // layers that a kernel has been asked for
     this.active = 0;
     this.hover = this.pin = null;
@@ -116,7 +82,17 @@ class Viewer {
       onclick: (event) => this.click(event), onfocus: () => this.point(this.pin ?? this.cursor), onblur: () => this.point(null),
     });
     this.readout = make("p", { class: "mv-readout", role: "status", "aria-live": "polite" });
-    this.strips = make("div", { class: "mv-strips", role: "radiogroup", "aria-label": "What tokens are coloured by" });
+    this.strips = make("div", {
+      class: "mv-strips", role: "radiogroup", "aria-label": "What tokens are coloured by",
+      onkeydown: (event) => {
+        const by = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+        if (!by) return;
+        const count = this.given.quantities.length;
+        this.choose((Math.max(this.active, 0) + by + count) % count);
+        this.strips.children[this.active].firstChild.focus();
+        event.preventDefault();
+      },
+    });
     this.gallery = make("div", { class: "mv-heads" });
     this.root.replaceChildren(make("div", { class: "mv-top" }, this.title, tools), this.legend, this.text, this.readout, this.strips, this.gallery);
     this.root.setAttribute("role", "region");
@@ -141,7 +117,8 @@ class Viewer {
     const value = make("output", { class: "mv-value" });
     const button = make("button", { type: "button", role: "radio", onclick: () => this.choose(i) }, one.name);
     if (one.unit && one.unit !== one.name) button.append(make("small", {}, one.unit));
-    const line = make("div", { class: "mv-strip" }, button, canvas, value);
+    const bars = make("span", { class: "mv-bars" }, canvas, make("i"));
+    const line = make("div", { class: "mv-strip" }, button, bars, value);
     canvas.addEventListener("mousemove", (event) => this.point(this.tokenIn(canvas, event)));
     canvas.addEventListener("mouseleave", () => this.point(null));
     canvas.addEventListener("click", (event) => this.pinned(this.tokenIn(canvas, event)));
@@ -240,8 +217,8 @@ class Viewer {
     this.theme();
     this.draw();
   }
-  colour(name, share) {
-    return colourAt(this.dark ? "dark" : "light", name, share);
+  tint(name, share) {
+    return tintOf(this.dark ? "dark" : "light", name, share);
   }
 
   // Ramp and share of every token under the active quantity.
@@ -258,17 +235,21 @@ class Viewer {
     return { name, share: rootOf(level) / Math.sqrt(levels.top) };
   }
 
-  draw() {
+  // Everything, or only what follows the pointer.
+  draw(all = true) {
     const shades = this.shades();
     this.tokens.forEach((token, i) => {
-      const shade = shades[i];
-      const colour = shade ? this.colour(shade.name, shade.share) : null;
-      token.style.backgroundColor = colour ? css(colour) : "";
-      token.style.color = colour ? inkOn(colour) : "";
+      const tint = shades[i] ? this.tint(shades[i].name, shades[i].share) : null;
+      if (token.tint === tint) return;
+      token.tint = tint;
+      token.style.backgroundColor = tint?.fill ?? "";
+      token.style.color = tint?.ink ?? "";
     });
-    this.drawMeans();
-    this.drawLegend();
-    this.drawStrips();
+    if (all) {
+      this.drawMeans();
+      this.drawLegend();
+    }
+    this.drawStrips(all);
     this.drawMaps();
     this.mark();
   }
@@ -284,7 +265,7 @@ class Viewer {
     const most = Math.max(...means.map((mean) => Math.abs(mean) || 0)) || 1;
     this.means.forEach(({ bar }, i) => {
       bar.style.width = `${(100 * (Math.abs(means[i]) || 0)) / most}%`;
-      bar.style.backgroundColor = css(this.colour(means[i] < 0 ? "cool" : "warm", 0.62));
+      bar.style.backgroundColor = this.tint(means[i] < 0 ? "cool" : "warm", 0.62).fill;
       bar.parentElement.title = `mean ${written(means[i])}`;
     });
   }
@@ -295,7 +276,7 @@ class Viewer {
     for (let x = 0; x < 120; x++) {
       const share = x / 119;
       const shade = name === "both" ? { name: share < 0.5 ? "cool" : "warm", share: Math.abs(2 * share - 1) } : { name, share };
-      context.fillStyle = css(this.colour(shade.name, shade.share));
+      context.fillStyle = this.tint(shade.name, shade.share).fill;
       context.fillRect(x, 0, 2, 9);
     }
     return make("span", { class: "mv-scale" }, make("b", {}, title), make("span", {}, from), canvas, make("span", {}, to));
@@ -317,12 +298,14 @@ class Viewer {
     this.legend.replaceChildren(scale);
   }
 
-  drawStrips() {
+  // All strips, or only those of heads, which follow the pointer.
+  drawStrips(all = true) {
     [...this.strips.children].forEach((line, i) => {
+      if (!all && this.values[i]) return;
       line.classList.toggle("mv-on", i === this.active);
       line.firstChild.setAttribute("aria-checked", String(i === this.active));
-      line.firstChild.tabIndex = i === this.active ? 0 : -1;
-      this.drawStrip(line.children[1], this.given.quantities[i], this.values[i]);
+      line.firstChild.tabIndex = i === Math.max(this.active, 0) ? 0 : -1;
+      this.drawStrip(line.querySelector("canvas"), this.given.quantities[i], this.values[i]);
     });
   }
 
@@ -346,13 +329,8 @@ class Viewer {
       if (!shade) continue;
       const share = Math.min(shade.share, 1);
       const tall = Math.max(1, (share * (height - 2)) / (above + below));
-      context.fillStyle = css(this.colour(shade.name, 0.35 + 0.65 * share));
+      context.fillStyle = this.tint(shade.name, 0.35 + 0.65 * share).fill;
       context.fillRect(at(i), signed && values[i] < 0 ? zero : zero - tall, wide, tall);
-    }
-    const here = this.pin ?? this.hover;
-    if (here !== null) {
-      context.fillStyle = this.dark ? "#e6e8eb" : "#1d2127";
-      context.fillRect(at(here + 0.5) - 0.5, 0, 1, height);
     }
   }
 
@@ -456,7 +434,7 @@ class Viewer {
     const square = pooled(levels, this.n, size);
     const context = canvas.getContext("2d");
     const image = context.createImageData(size, size);
-    const colours = Array.from({ length: 256 }, (_, level) => this.colour("warm", rootOf(level) / Math.sqrt(levels.top)));
+    const colours = Array.from({ length: 256 }, (_, level) => colourAt(this.dark ? "dark" : "light", "warm", rootOf(level) / Math.sqrt(levels.top)));
     for (let y = 0; y < size; y++) {
       for (let x = 0; x <= y; x++) image.data.set([...colours[square[y * size + x]], 255], 4 * (y * size + x));
     }
@@ -536,24 +514,33 @@ class Viewer {
   }
   // What depends on the token that is pointed at.
   refresh() {
-    if ((this.quantity ?? this.chosen)?.head !== undefined) return this.draw();
-    this.drawStrips();
+    if ((this.quantity ?? this.chosen)?.head !== undefined) return this.draw(false);
+    this.drawStrips(false);
     if (this.thumbs?.length) this.drawCross();
     return this.mark();
+  }
+
+  // A class for some tokens and for no others.
+  set(name, tokens) {
+    for (const i of this.marked[name] ?? []) this.tokens[i].classList.remove(name);
+    for (const i of tokens) this.tokens[i].classList.add(name);
+    this.marked[name] = tokens;
   }
 
   mark() {
     const here = this.hover ?? this.pin;
     const attended = (this.quantity ?? this.chosen)?.head !== undefined;
     const place = placeIn(this.cycle, here ?? -1);
-    this.tokens.forEach((token, i) => {
-      token.classList.toggle("mv-same", place !== null && i !== here && this.cycle.period > 3 && placeIn(this.cycle, i)?.place === place.place);
-      token.classList.toggle("mv-here", i === here);
-      token.classList.toggle("mv-pin", i === this.pin);
-      token.classList.toggle("mv-focus", attended && i === this.focus);
-      token.classList.toggle("mv-key", this.pair?.[1] === i);
-      if ((i === this.pin) !== (token.getAttribute("aria-selected") === "true")) token.setAttribute("aria-selected", String(i === this.pin));
-    });
+    const { start, period, end } = this.cycle ?? {};
+    const same = [];
+    if (place && period > 3) for (let i = start + place.place - 1; i < end; i += period) if (i !== here) same.push(i);
+    this.set("mv-same", same);
+    this.set("mv-here", here === null ? [] : [here]);
+    this.set("mv-focus", attended ? [this.focus] : []);
+    this.set("mv-key", this.pair ? [this.pair[1]] : []);
+    for (const i of this.marked["mv-pin"] ?? []) this.tokens[i].setAttribute("aria-selected", "false");
+    this.set("mv-pin", this.pin === null ? [] : [this.pin]);
+    if (this.pin !== null) this.tokens[this.pin].setAttribute("aria-selected", "true");
     this.text.setAttribute("aria-activedescendant", `${this.name}-${here ?? this.cursor}`);
     const column = place ? (here - this.cycle.start) % (this.places?.length || this.cycle.period) : -1;
     this.places?.forEach((name, j) => name.classList.toggle("mv-on", j === column));
@@ -562,6 +549,9 @@ class Viewer {
     [...this.strips.children].forEach((line, i) => {
       const value = this.values[i];
       line.lastChild.textContent = value && here !== null ? written(value[here]) : "";
+      const pointer = line.querySelector("i");
+      pointer.hidden = here === null;
+      pointer.style.left = `${(100 * ((here ?? 0) + 0.5)) / this.n}%`;
     });
   }
 
