@@ -18,7 +18,7 @@ from typing import Any
 OUT = Path(__file__).parent / "real-models"
 _REPORTS = Path(__file__).parents[1] / "report-real"
 _USUAL = {"SmolLM2-135M-Instruct": "smollm2-135m", "Gemma 3 270M": "gemma3-270m", "mechrep-tiny": "mechrep-tiny"}
-_SIZE = {"width": 760, "height": 420}
+_WIDTH, _HEIGHT = 760, 420  # where a figure does not say how high it is
 
 # Table -> rows: section and claim of a report, and what was asked.
 TABLES: Mapping[str, Sequence[tuple[str, str, str]]] = {
@@ -152,7 +152,7 @@ def draw(name: str, folder: Path) -> None:
     for (section, figure), target in FIGURES.items():
         for path in sorted((folder / "sections" / section / "figures").glob(f"{figure}*.json"))[:1]:
             shown = plotly.io.from_json(path.read_text(encoding="utf-8"))
-            shown.write_image(OUT / f"{name}-{target}.svg", **_SIZE)
+            shown.write_image(OUT / f"{name}-{target}.svg", width=_WIDTH, height=shown.layout.height or _HEIGHT)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -47,11 +47,11 @@ class _Lines:
 
     def _line(self, now: float) -> str:
         passed = now - self.begin
-        left = passed * (self.total - self.n) / self.n if self.n else float("nan")
+        left = f", {passed * (self.total - self.n) / self.n:.0f} s left" if self.n else ""
         note = f", {self.note}" if self.note else ""
         return (
             f"{self.what}: {self.n:,} of {self.total:,} ({self.unit}), {self.n / max(passed, 1e-9):.3g} a second, "
-            f"{passed:.0f} s passed, {left:.0f} s left{note}"
+            f"{passed:.0f} s passed{left}{note}"
         )
 
     def _say(self, now: float) -> None:
