@@ -27,7 +27,7 @@ from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.effects import Effects
 from mechrep.ablation.study import OUTCOMES, READ_OUTCOMES, Controls, ablation_study
 from mechrep.errors import InputError
-from mechrep.generation.decode import Decoding
+from mechrep.generation.decode import NEW_TOKENS, Decoding
 from mechrep.generation.decode import generate as continue_texts
 from mechrep.interventions.ops import SinkPatch
 from mechrep.models import tiny
@@ -113,7 +113,7 @@ class Writing:
         top_k: sample among so many tokens.
     """
 
-    max_new_tokens: int = 200
+    max_new_tokens: int = NEW_TOKENS
     temperature: float = 0.0
     top_k: int | None = None
 
@@ -393,15 +393,11 @@ def _patch(text: str, model: Model, run: Run) -> SinkPatch:
     if text == "auto":
         from mechrep.studies.find_sink import find_sink
 
-        sink = find_sink(model, run=run)
-        if sink.layer is None or not sink.neurons:
-            raise InputError(f"--patch auto for {model.name}", "a model with a norm sink", "name its neurons yourself")
-        return SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])
+        return SinkPatch(find_sink(model, run=run))
     circuit = read_components(text)
-    layers = {layer for layer, _ in circuit.neurons}
-    if circuit.heads or len(layers) != 1:
-        raise InputError(f"--patch {text}", "neurons of one layer", "choose one layer")
-    return SinkPatch(layers.pop(), [neuron for _, neuron in circuit.neurons])
+    if circuit.heads:
+        raise InputError(f"--patch {text}", "neurons of one layer", "leave the heads out")
+    return SinkPatch(circuit.neurons)
 
 
 def _keep(effects: Effects, folder: Path, options: Options) -> None:
@@ -526,12 +522,17 @@ def generate(
         decoding=writing.decoding(options.seed),
         interventions=None if circuit is None else circuit.intervention(),
     ).with_cycles(preset, eos_id=loaded.eos_ids)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        corpus.save(options.out / "texts.parquet")
     if options.json:
         texts = [{"text": loaded.decode(corpus.row(i)), **_plain(corpus.frame.iloc[i])} for i in range(len(corpus))]
         sys.stdout.write(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
         return
     for text in described_texts(corpus, loaded.decode):
         sys.stdout.write(f"{text}\n")
+    if options.out is not None:
+        sys.stdout.write(f"{options.out / 'texts.parquet'}\n")
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -115,3 +115,41 @@ def listed_units(kind: str, units: Sequence[tuple[int, int]], most: int = 6) -> 
     """
     names = ", ".join(unit_name(kind, *unit) for unit in units[:most])
     return names if len(units) <= most else f"{names} and {len(units) - most} more"
+
+
+def neurons_of_one_layer(layer: Any, neurons: Iterable[int] | int | None = None) -> tuple[int, tuple[int, ...]]:
+    """A layer and neurons of it.
+
+    Args:
+        layer: its number; or, alone, names or pairs of neurons, or an object with such a pair as its ``patch``.
+        neurons: numbers of neurons in it, or one number.
+
+    Raises:
+        InputError: malformed, none, one twice, or neurons of several layers.
+
+    Example:
+        >>> neurons_of_one_layer("L1N5, L1N9"), neurons_of_one_layer(1, [5, 9])
+        ((1, (5, 9)), (1, (5, 9)))
+    """
+    expected = "a layer and numbers of neurons in it, or names such as L1N5, L1N9"
+    if neurons is None and hasattr(layer, "patch"):
+        if layer.patch is None:
+            raise InputError(f"a {type(layer).__name__} without sink neurons", expected, "name the neurons yourself")
+        layer, neurons = layer.patch
+    elif neurons is None and isinstance(layer, Iterable):
+        units = checked_units(layer, "neuron")
+        if len({place for place, _ in units}) != 1:
+            raise InputError(f"neurons {listed_units('neuron', units)}", "neurons of one layer", "choose one layer")
+        layer, neurons = units[0][0], [number for _, number in units]
+    try:
+        given = tuple(neurons) if isinstance(neurons, Iterable) else (neurons,)
+        numbers = tuple(operator.index(neuron) for neuron in given)  # pyright: ignore[reportArgumentType]
+        place = operator.index(layer)
+    except TypeError as error:
+        remedy = (
+            "pass for instance SinkPatch(3, [5, 9]), SinkPatch('L3N5, L3N9') or SinkPatch(mechrep.find_sink(model))"
+        )
+        raise InputError(f"layer={layer!r}, neurons={neurons!r} ({error})", expected, remedy) from None
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"neurons {list(numbers)}", "at least one neuron, none twice", "correct the list")
+    return place, numbers

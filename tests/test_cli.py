@@ -131,7 +131,7 @@ def test_eval_compares_a_patch_and_an_ablation_with_the_baseline(run: Any, small
         "ablated",
         "patched",
     }
-    for patch in ("L1N5,L2N9", "L1H0"):
+    for patch in ("L1N5,L2N9", "L1H0", "L1H0,L1N5"):
         assert "neurons of one layer" in run("eval", "mechrep-tiny", "--tasks", "recall", "--patch", patch, code=1)[1]
 
 

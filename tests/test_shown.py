@@ -106,6 +106,7 @@ def test_a_corpus_shows_its_words_and_its_loop(model: mechrep.Model, corpus: Cor
     text = corpus[0]
     assert not isinstance(text, Corpus)
     assert (list(text.ids), text.text) == (corpus.row(0), model.decode(corpus.row(0))) and str(text) == text.text
+    assert "".join(text.tokens) == text.text and len(text.tokens) == len(text.ids)
     assert [list(one.ids) for one in corpus] == [corpus.row(0), corpus.row(1)] and corpus[-1].ids == list(corpus)[1].ids  # pyright: ignore[reportAttributeAccessIssue]
     assert corpus.decode(1) == corpus.decode(1, model)
     bare = Corpus.from_tokens([[1, 2]])

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.generation.decode import Decoding, decoding_of, generate
+from mechrep.generation.decode import NEW_TOKENS, Decoding, decoding_of, generate
 from mechrep.interventions.apply import first_edited, logits
 from mechrep.interventions.ops import Heads, Intervention, Neurons
 from mechrep.models.model import Model
@@ -225,7 +225,7 @@ def compare(
     prompts: CorpusLike,
     conditions: Mapping[str, Change] | Change,
     *,
-    max_new_tokens: int = 60,
+    max_new_tokens: int = NEW_TOKENS,
     top_k: int = 5,
     decoding: Decoding | None = None,
     progress: bool | None = None,

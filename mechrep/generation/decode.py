@@ -34,6 +34,7 @@ from mechrep.models.state import is_patched
 from mechrep.progress import progress_bar
 from mechrep.text.corpus import Corpus, CorpusLike
 
+NEW_TOKENS = 200  # that are written where nothing is said
 _USUAL = Decoding()
 _TOKENS_PER_PREFILL = 4096
 _SPARE_COLUMNS = 1.5  # room to move before the cache must be shifted, over the longest text
@@ -265,7 +266,7 @@ def generate(
     model: Model,
     corpus: CorpusLike,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int = NEW_TOKENS,
     decoding: Decoding | None = None,
     interventions: Intervention | Sequence[Intervention | None] | None = None,
     starts: Sequence[int] | None = None,

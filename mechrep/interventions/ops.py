@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from mechrep.interventions.hooks import (
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.models.units import check_number, check_unit, expert_unit, units_per_layer
-from mechrep.notation import checked_units, listed_units
+from mechrep.notation import checked_units, listed_units, neurons_of_one_layer
 
 
 class Intervention(ABC):
@@ -520,7 +519,8 @@ class SinkPatch(Intervention):
     is what the activation function reads, so holding it holds the neuron's activation.  This is mechrep's extension.
 
     Args:
-        layer: the sink layer, from 0.
+        layer: the sink layer, from 0; or, alone, the neurons by name, ``"L1N5, L1N9"``, or what
+            :func:`mechrep.find_sink` found.
         neurons: numbers of the sink neurons in it (or one number).
         when: ``"all"`` is the patch.  The others may hold from a later start on, at the level of the same anchor; see
             :class:`~mechrep.interventions.ops.Intervention`.
@@ -550,19 +550,8 @@ class SinkPatch(Intervention):
     neurons: tuple[int, ...]
     when: When
 
-    def __init__(self, layer: int, neurons: Iterable[int] | int, when: When = "all") -> None:
-        try:
-            given = tuple(neurons) if isinstance(neurons, Iterable) else (neurons,)
-            numbers = tuple(operator.index(neuron) for neuron in given)
-            place = operator.index(layer)
-        except TypeError as error:
-            raise InputError(
-                f"layer={layer!r}, neurons={neurons!r} ({error})",
-                "the number of a layer and numbers of neurons in it",
-                "pass for instance SinkPatch(sink.layer, [neuron for _, neuron in sink.neurons])",
-            ) from None
-        if not numbers or len(set(numbers)) < len(numbers):
-            raise InputError(f"neurons {list(numbers)}", "at least one neuron, none twice", "correct the list")
+    def __init__(self, layer: Any, neurons: Iterable[int] | int | None = None, when: When = "all") -> None:
+        place, numbers = neurons_of_one_layer(layer, neurons)
         check_when(when)
         for name, value in (("layer", place), ("neurons", numbers), ("when", when)):
             object.__setattr__(self, name, value)

@@ -73,7 +73,9 @@ def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None
     with listening(source):
         try:
             file = find_adapter_config_file(
-                source.where, revision=options.revision or "main", local_files_only=source.local
+                source.where,
+                revision=options.revision or "main",
+                local_files_only=source.local or source.offline,
             )
         except (OSError, ValueError):  # the model itself will not be found either, and says so better
             return None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import json
 import logging
 import re
+import socket
+import urllib.parse
+import urllib.request
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -44,12 +48,14 @@ class Source:
         where: an absolute path of a folder, or a hub name.
         gguf: the name of a GGUF file in it, or ``None``.
         local: whether it is a folder of this machine.
+        offline: whether the hub cannot be reached, so that only what was loaded before is there.
     """
 
     name: str
     where: str
     gguf: str | None = None
     local: bool = True
+    offline: bool = False
 
 
 @dataclass
@@ -77,10 +83,30 @@ def locate(name: str) -> Source:
         return _file(name, path.resolve())
     if name.count("/") == 2 and name.endswith(".gguf") and not name.startswith((".", "/", "~")):
         owner, repository, file = name.split("/")
-        return Source(name, f"{owner}/{repository}", file, local=False)
+        return Source(name, f"{owner}/{repository}", file, local=False, offline=not hub_is_known())
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise ModelError(f"path {name!r}", "an existing folder with config.json and weights", "check the path")
-    return Source(name, name, local=False)
+    near = difflib.get_close_matches(name, tiny.NAMES, n=1, cutoff=0.8)
+    if near:
+        raise ModelError(f"model {name!r}", f"one of {', '.join(tiny.NAMES)}, or another", f"did you mean {near[0]!r}?")
+    return Source(name, name, local=False, offline=not hub_is_known())
+
+
+def hub_is_known() -> bool:
+    """Whether the hub's address is known here; without it every file would be asked for again and again.
+
+    Offline mode and proxies are left to huggingface_hub.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return True
+    hub = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(hub.hostname, hub.port or 443)
+    except OSError:
+        return False
+    return True
 
 
 def _folder(name: str, path: Path) -> Source:
@@ -140,7 +166,7 @@ def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> R
     from transformers import AutoConfig
 
     shared: dict[str, Any] = {"revision": options.revision} if options.revision else {}
-    shared |= {"local_files_only": True} if source.local else {}
+    shared |= {"local_files_only": True} if source.local or source.offline else {}
     shared |= {"gguf_file": source.gguf} if source.gguf else {}
     with listening(source) as said:
         try:
@@ -282,6 +308,7 @@ def _dequantised(source: Source, config: Any) -> tuple[dict[str, Any], list[str]
 
 def _unreadable(source: Source, revision: str | None, error: Exception) -> ModelError:
     check = "its files" if source.local else "the spelling and the network"
+    check = "the network: the hub's address is not known here" if source.offline else check
     return ModelError(
         f"model {source.name!r}" + (f" at revision {revision!r}" if revision else ""),
         f"one of the embedded models ({', '.join(tiny.NAMES)}), a hub name that can be reached, or a local folder "

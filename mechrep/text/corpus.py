@@ -39,7 +39,7 @@ from mechrep.text.corpus_checks import (
 )
 from mechrep.text.corpus_io import TokenizingModel, complete_frame, pad_rows
 from mechrep.text.cycles import detect_cycle
-from mechrep.text.shown import marked_text
+from mechrep.text.shown import marked_text, token_texts
 from mechrep.text.watch import TokenSequence, eos_set
 
 _ROWS = 5  # texts that a notebook shows
@@ -74,11 +74,24 @@ class Text:
         ids: its tokens.
         text: its words; None where no tokenizer is known.
         facts: its row of the corpus' frame.
+        words: the tokenizer, or None.
     """
 
     ids: tuple[int, ...]
     text: str | None
     facts: pd.Series
+    words: Any = field(default=None, repr=False)
+
+    @property
+    def tokens(self) -> list[str]:
+        """Its tokens as text, one by one; ids where no tokenizer is known."""
+        if self.words is None:
+            return [str(token) for token in self.ids]
+
+        def decode(ids: list[int]) -> str:
+            return self.words.decode(ids, clean_up_tokenization_spaces=False)
+
+        return token_texts(self.ids, decode, set(self.words.all_special_ids))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -310,12 +323,12 @@ class Corpus:
         if not -len(self) <= place < len(self):
             raise IndexError(f"text {place} of a corpus of {len(self)}")
         place %= len(self)
-        return Text(tuple(self.row(place)), self._words_of(place), self.frame.iloc[place])
+        return Text(tuple(self.row(place)), self._words_of(place), self.frame.iloc[place], self.words)
 
     def __iter__(self) -> Iterator[Text]:
         """The texts, one after the other."""
         for i in range(len(self)):
-            yield Text(tuple(self.row(i)), self._words_of(i), self.frame.iloc[i])
+            yield Text(tuple(self.row(i)), self._words_of(i), self.frame.iloc[i], self.words)
 
     def _words_of(self, i: int) -> str | None:
         return None if self.words is None else self.text_of(self.row(i))

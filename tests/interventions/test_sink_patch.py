@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,9 @@ def test_it_is_a_value_that_json_holds() -> None:
     assert patch == SinkPatch.from_dict(json.loads(json.dumps(patch.to_dict()))) and patch != SinkPatch(2, [5, 3])
     assert hash(patch) == hash(SinkPatch(2, (5, 3), "last"))
     assert SinkPatch(2, 5) == SinkPatch(2, [5]) and patch.units == ((2, 5), (2, 3))
+    found = SimpleNamespace(patch=(2, [5, 3]))
+    for named in ("L2N5, L2N3", ["L2N5", (2, 3)], found):
+        assert SinkPatch(named, when="last") == patch
     both = SinkPatch(0, [1]) + (SinkPatch(0, [2]) + Neurons([(1, 1)], when="all"))
     assert both.holds(loaded("llama_gqa").anatomy) == {0: (1, 2)}
 
@@ -68,12 +72,16 @@ def test_it_is_a_value_that_json_holds() -> None:
     "bad",
     [
         lambda: SinkPatch(1, []),
+        lambda: SinkPatch(1),
+        lambda: SinkPatch("L1N2, L2N2"),
+        lambda: SinkPatch("L1H2"),
+        lambda: SinkPatch(SimpleNamespace(patch=None)),
         lambda: SinkPatch(1, [2, 2]),
         lambda: SinkPatch(1, [2.5]),  # pyright: ignore
         lambda: SinkPatch(1, "34"),  # pyright: ignore
         lambda: SinkPatch(1, [2], when="now"),  # pyright: ignore
         lambda: SinkPatch.from_dict({"layer": 1, "neuron": 2}),
-        lambda: PATCH + Neurons([(0, 1)]),
+        lambda: PATCH + Neurons([(0, 1)], when="last"),
         lambda: SinkPatch(3, [2]).hooks(loaded("llama_gqa")),
         lambda: SinkPatch(-1, [2]).hooks(loaded("llama_gqa")),
         lambda: SinkPatch(1, [48]).hooks(loaded("llama_gqa")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from mechrep.errors import ModelError
 from mechrep.models.load import load_model
 from mechrep.models.neurons import find_up_projections
 from mechrep.models.parts import find_handles
+from mechrep.models.sources import locate
 from mechrep.models.wrapped import bridge
 from tests.tiny_models import PARTS, fresh, random_tokens
 
@@ -111,3 +113,29 @@ def test_a_model_whose_neurons_write_nothing_is_refused_unless_the_check_is_off(
 def test_other_architectures_are_refused(config: transformers.PretrainedConfig, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         load_model(transformers.AutoModelForCausalLM.from_config(config).eval())
+
+
+def test_a_name_that_is_nearly_an_embedded_one_is_refused_at_once() -> None:
+    for name in ("mechrep-tinny", "mechrep-tiny-repeat", "mechrep_tiny"):
+        with pytest.raises(ModelError, match="did you mean 'mechrep-tiny"):
+            locate(name)
+
+
+def test_without_a_network_the_hub_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    source = locate("someone/something")
+    assert source.offline and not source.local
+    begin = time.monotonic()
+    with pytest.raises(ModelError, match="not known here"):
+        load_model("someone/something")
+    assert time.monotonic() - begin < 5
+    monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy"})
+    assert not locate("someone/something").offline, "a proxy may know what this machine does not"
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    assert not locate("someone/something").offline
