@@ -52,6 +52,14 @@ for number in range(len(texts)):
     print(texts.decode(number, model), "\n", mechrep.detect_cycle(texts.row(number)), "\n")
 
 # %% [markdown]
+# `mechrep.view` shows a text: each token in the colour of a number, and of a loop each repetition in a row of its own,
+# the same place under the same place. Here the number is the surprisal, how unexpected a token was: it falls from
+# repetition to repetition. Choose `L2H0`, a head, and point at a token: it reads what came after it before.
+
+# %%
+mechrep.view(model, texts, ["surprisal", "L2H0"], row=1)
+
+# %% [markdown]
 # ## Collect loops as the literature does
 #
 # BOS and ten sampled tokens, then greedy decoding; some texts loop, some do not. A model falls into the same loop again
@@ -73,6 +81,13 @@ neurons.to_frame().head(8).round(3)
 
 # %%
 neurons.plot(k=4)
+
+# %% [markdown]
+# The first of them in one of the loops: how much does it rise from the first repetition (row 1) to the second?
+
+# %%
+looping = find.where(condition="looping")
+mechrep.view(model, looping, [*neurons.top(3), "surprisal"], row=0)
 
 # %% [markdown]
 # ## Switch them off

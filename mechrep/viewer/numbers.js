@@ -126,3 +126,6 @@ const MARKS = { "\n": "↵", "\r": "␍", "\t": "⇥" };
 // A token as one line: what cannot be seen is written out, and letters that turn the order round do nothing.
 export const shownToken = (token) =>
   [...token].map((one) => MARKS[one] ?? (/[\p{C}\u2028\u2029]/u.test(one) ? "·" : one)).join("") || "·";
+// The same where lines break.
+export const linedToken = (token) =>
+  token.includes("\n") ? token.split("\n").map((part) => part && shownToken(part)).join("↵\n") : shownToken(token);

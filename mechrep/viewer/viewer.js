@@ -2,7 +2,7 @@
 // a module that shows every view on the page, and a widget (the default export) where a kernel runs.
 // Texts come from models and files: they are set with textContent, never as markup.
 
-import { colourAt, foldedRows, levelAt, levelsOf, loopRows, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, topOf, valuesOf, written } from "./numbers.js";
+import { colourAt, foldedRows, levelAt, levelsOf, linedToken, loopRows, placeIn, pooled, rootOf, shadeOf, shareOf, shownToken, topOf, valuesOf, written } from "./numbers.js";
 import { canvasOf, make, pageTheme, quoted, tintOf } from "./page.js";
 
 let views = 0;
@@ -97,14 +97,13 @@ class Viewer {
     this.root.replaceChildren(make("div", { class: "mv-top" }, this.title, tools), this.legend, this.text, this.readout, this.strips, this.gallery);
     this.root.setAttribute("role", "region");
     this.root.setAttribute("aria-label", `Text ${given.text} in ${given.model}`);
-    this.tokens = given.tokens.map((token, i) => this.token(token, i));
+    this.tokens = given.tokens.map((_, i) => this.token(i));
     this.given.quantities.forEach((one, i) => this.strip(one, i));
     this.strips.classList.toggle("mv-many", this.given.quantities.length > 5);
   }
 
-  token(token, i) {
+  token(i) {
     const span = make("span", { class: "mv-token", role: "option", id: `${this.name}-${i}`, "data-at": i, "aria-selected": "false" });
-    span.textContent = shownToken(token);
     const place = placeIn(this.cycle, i);
     if (place?.place === 1) span.dataset.repetition = place.repetition;
     if (place && this.given.ids[i] !== this.given.ids[this.cycle.start + place.place - 1]) span.classList.add("mv-other");
@@ -144,12 +143,10 @@ class Viewer {
     this.fit();
   }
 
-  run(first, last) {
-    const pieces = [];
-    for (let i = first; i < last; i++) {
-      pieces.push(this.tokens[i]);
-      if (this.given.tokens[i].endsWith("\n")) pieces.push(document.createElement("br"));
-    }
+  // Tokens as running text, which breaks its lines, or as cells, which do not.
+  run(first, last, written = linedToken) {
+    const pieces = this.tokens.slice(first, last);
+    pieces.forEach((piece, i) => { piece.textContent = written(this.given.tokens[first + i]); });
     return pieces;
   }
   chip(count) {
@@ -181,7 +178,7 @@ class Viewer {
       if (number === 1 && row.number === 2) label.append(make("em", {}, "onset"));
       const bar = make("span", { class: "mv-mean", "aria-hidden": "true" }, make("i"));
       const blanks = Array.from({ length: columns - (row.last - row.first) }, () => make("span", { "aria-hidden": "true" }));
-      grid.append(label, ...this.tokens.slice(row.first, row.last), ...blanks, bar);
+      grid.append(label, ...this.run(row.first, row.last, shownToken), ...blanks, bar);
       this.labels.push({ row, label });
       this.means.push({ row, bar: bar.firstChild });
     });

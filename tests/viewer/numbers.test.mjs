@@ -106,6 +106,7 @@ test("tokens: what cannot be seen is written out, and what turns the order of le
   assert.equal(numbers.shownToken("a\u202eb\u0000"), "a·b·");
   assert.equal(numbers.shownToken(""), "·");
   assert.equal(numbers.shownToken("海<b>"), "海<b>");
+  assert.deepEqual(["\n", "\n\n", "a\n  b", "a", ""].map(numbers.linedToken), ["↵\n", "↵\n↵\n", "a↵\n  b", "a", "·"]);
 });
 
 test("numbers in words of a few letters", () => {
