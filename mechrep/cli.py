@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "neurons": ("Which neurons rise when a loop begins, and what happens without them.", "mechrep-tiny --ks 7,98"),
     "heads": ("Which heads copy, and what happens without them.", "mechrep-tiny --effort quick"),
-    "sinks": ("What marks the first position, and what repeated tokens do.", "mechrep-tiny-repeats --layer 1"),
+    "sinks": ("What marks the first position, and what repeated tokens do.", "mechrep-tiny-repeats --sink-layer 1"),
     "first-layer": ("Does the first layer tell the first token from others?", "mechrep-tiny-repeats --effort quick"),
     "patch": ("Hold the sink neurons: what that repairs, and what it costs.", "mechrep-tiny --tasks recall"),
     "text-kinds": ("Natural loops against copying in context, head by head.", "mechrep-tiny --effort quick"),

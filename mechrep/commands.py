@@ -147,6 +147,21 @@ def prompts_of(prompt: Sequence[str] | None, prompts: Path | None) -> list[str]:
 # --- studies --------------------------------------------------------------------------------------------------------
 
 
+# One option has one meaning in every command; where a study's own word is another's, the option is called so.
+_FLAGS = {
+    ("training", "prompts"): "--n-prompts",
+    ("heads", "repeats"): "--random-repeats",
+    ("sinks", "layer"): "--sink-layer",
+    ("patch", "layer"): "--sink-layer",
+}
+
+
+def _flag(part: str, name: str) -> str:
+    """How a parameter of a study is called on the command line."""
+    usual = "--held-out" if name == "held_out_text" else f"--{name.replace('_', '-')}"
+    return _FLAGS.get((part, name), usual)
+
+
 def _from_study(part: str, study: Callable[..., Any]) -> Callable[..., None]:
     """A command from the signature of a study: its report, of this part alone, in a folder of its own."""
     signature, hints = inspect.signature(study), typing.get_type_hints(study)
@@ -163,7 +178,8 @@ def _from_study(part: str, study: Callable[..., Any]) -> Callable[..., None]:
         if reader is not None:
             readers[name] = reader
         default = one.default if reader is None else None
-        shown = Annotated[annotation, Parameter(help=_explained(words.get(name, "")))]
+        named = Parameter(name=_flag(part, name), help=_explained(words.get(name, "")))
+        shown = Annotated[annotation, named]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
     parameters.append(
         inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, default=Options(), annotation=Options)
@@ -180,7 +196,8 @@ def _from_study(part: str, study: Callable[..., Any]) -> Callable[..., None]:
         def make(model: Model, run: Run, _settings: Settings) -> Section | Sequence[Section]:
             return study(model, **chosen, run=run).section()
 
-        _build(loaded, part, {part: make}, options, line=_line(_COMMANDS.get(part, part), model, given, options))
+        told = {_flag(part, name): value for name, value in given.items()}
+        _build(loaded, part, {part: make}, options, line=_line(_COMMANDS.get(part, part), model, told, options))
 
     command.__doc__ = (study.__doc__ or "").partition("\n    Args:")[0]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
@@ -265,7 +282,7 @@ def _line(command: str, model: str, given: Mapping[str, Any], options: Options) 
     values = dict(given) | {name: getattr(options, name) for name in _SAID}
     words = ["mechrep", command, model]
     for name, value in values.items():
-        flag = name.replace("_", "-")
+        flag = name.removeprefix("--").replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
@@ -432,7 +449,9 @@ def card(
     model: MODEL,
     *,
     revisions: Annotated[str | None, Parameter(help="Checkpoints too: step0,step512 or, if embedded, all.")] = None,
-    prompts: Annotated[int | None, Parameter(help="Sampled prompts for the share that loops.")] = None,
+    prompts: Annotated[
+        int | None, Parameter(name="--n-prompts", help="Sampled prompts for the share that loops.")
+    ] = None,
     nulls: Annotated[int | None, Parameter(help="Null models to compare with; 0: none.")] = None,
     sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
     held_out: Annotated[Path | None, Parameter(help=f"Text for losses and sinks: {_FILE}.")] = None,

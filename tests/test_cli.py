@@ -66,6 +66,20 @@ def test_every_command_is_listed_and_explains_itself_with_an_example(run: Any) -
     assert mechrep.__version__ in run("--version")[0]
 
 
+def test_one_option_has_one_meaning_in_every_command() -> None:
+    kinds: dict[str, dict[bool, list[str]]] = {}
+    for name in cli.COMMANDS:
+        command = cli.app[name]
+        for argument in command.assemble_argument_collection(parse_docstring=False):
+            if not argument.children:
+                takes_file = "Path" in str(argument.hint)
+                for option in argument.names:
+                    kinds.setdefault(option, {}).setdefault(takes_file, []).append(name)
+    assert {"--prompts", "--held-out", "--sink-layer", "--n-prompts"} <= set(kinds), sorted(kinds)
+    twofold = {option: found for option, found in kinds.items() if len(found) > 1}
+    assert not twofold, "an option that is a file here and something else there"
+
+
 def test_options_are_those_of_the_study() -> None:
     from mechrep.studies.neurons import run_repetition_study
 

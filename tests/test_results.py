@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -156,9 +158,48 @@ def test_provenance_names_the_versions_that_ran() -> None:
     assert Provenance(**json.loads(json.dumps(PROVENANCE.to_dict()))) == PROVENANCE
 
 
-def test_progress_is_shown_to_people_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_to_people_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
     for shown, expected in ((True, True), (False, False), (None, False)):  # no terminal is watching here
         with progress_bar(2, "reading", "text", shown) as bar:
             bar.update(2)
         captured = capsys.readouterr()
         assert ("reading" in captured.err) == expected and captured.out == ""
+
+
+def test_progress_is_lines_in_a_log_and_nothing_in_continuous_integration(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ci, lines in (("", 2), ("true", 0)):
+        monkeypatch.setenv("CI", ci)
+        with progress_bar(2, "reading", "text", every=0.0) as bar:
+            bar.update(1)
+            bar.update(1)
+        said = capsys.readouterr()
+        assert said.err.count("reading: ") == lines and said.out == ""
+
+
+def test_a_notebook_gets_a_bar_that_goes_when_it_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    display = pytest.importorskip("IPython.display", reason="IPython is not installed: pip install mechrep[notebooks]")
+    pages: list[str] = []
+
+    class Handle:
+        def update(self, page: Any) -> None:
+            pages.append(page.data)
+
+    def shown(page: Any, display_id: bool) -> Handle:
+        assert display_id
+        pages.append(page.data)
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(display, "display", shown)
+    monkeypatch.setattr("mechrep.progress._SECONDS_BETWEEN_BARS", 0.0)
+    with progress_bar(4, "<reading>", "text") as bar:
+        bar.update(1)
+        bar.update(3)
+    assert "&lt;reading&gt;: 1 of 4" in pages[0] and 'value="4" max="4"' in pages[1] and pages[2] == ""
+    said = capsys.readouterr()
+    assert said.err == "" and said.out == ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -233,7 +234,7 @@ def run_repair_study(
     repeats: int | None = None,
     tasks: Sequence[str] = EMBEDDED_TASKS,
     limit: int | None = None,
-    data: str | None = None,
+    data: str | Path | None = None,
     run: Run | None = None,
 ) -> RepairStudy:
     """Patches the sink that is found in a model, and measures what that repairs and what it costs.

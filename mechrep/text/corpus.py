@@ -87,11 +87,27 @@ class Text:
         """Its tokens as text, one by one; ids where no tokenizer is known."""
         if self.words is None:
             return [str(token) for token in self.ids]
+        return token_texts(self.ids, self._decode, set(self.words.all_special_ids))
 
-        def decode(ids: list[int]) -> str:
-            return self.words.decode(ids, clean_up_tokenization_spaces=False)
+    @property
+    def marked(self) -> str:
+        """The text with a bar after its prompt, the first copy of its loop in single and the rest in double brackets.
 
-        return token_texts(self.ids, decode, set(self.words.all_special_ids))
+        Example:
+            >>> import mechrep
+            >>> model = mechrep.load_model("mechrep-tiny")
+            >>> corpus = mechrep.Corpus.from_texts([" the sea, the sea, the sea, the sea"], model=model)
+            >>> print(corpus.with_cycles()[0].marked)
+            │<|bos|>⟨ the sea,⟩⟪ the sea, the sea, the sea⟫
+        """
+        start, onset = (None if pd.isna(self.facts[name]) else int(self.facts[name]) for name in ("start", "onset"))
+        length = int(self.facts["prompt_length"])
+        return marked_text(self.ids, self._decode, prompt_length=length, start=start, onset=onset)
+
+    def _decode(self, ids: list[int]) -> str:
+        if self.words is None:
+            return " ".join(map(str, ids))
+        return self.words.decode(ids, clean_up_tokenization_spaces=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -599,10 +615,7 @@ class Corpus:
 
     def _shown(self, i: int) -> str:
         """The end of a text's prompt and the beginning of what follows, with the loop marked."""
-        facts = self.frame.iloc[i]
-        start, onset = (None if pd.isna(facts[name]) else int(facts[name]) for name in ("start", "onset"))
-        length = int(facts["prompt_length"])
-        text = marked_text(self.row(i), self.text_of, prompt_length=length, start=start, onset=onset)
+        text, length = self[i].marked, int(self.frame["prompt_length"].iloc[i])  # pyright: ignore[reportAttributeAccessIssue]
         prompt, bar, written = text.partition("│")
         cut = prompt if len(prompt) <= _PROMPT or not bar or not length else "…" + prompt[-_PROMPT:]
         return (cut + bar if length else cut) + written[:_WRITTEN] + "…" * (len(written) > _WRITTEN)
