@@ -21,8 +21,9 @@ _INTERRUPTED = 130  # what shells say of a program that was stopped
 # Name: what it does, and lines to try.
 COMMANDS = {
     "report": (
-        "Everything about one model, as one page.",
+        "Everything about a model as one page; several models side by side.",
         "mechrep-tiny --effort quick",
+        "mechrep-tiny ./my-model --out both",
         "./my-model --only sinks,patch",
     ),
     "neurons": ("Which neurons rise when a loop begins, and what happens without them.", "mechrep-tiny --ks 7,98"),

@@ -34,10 +34,11 @@ from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.notation import read_unit, split_names
-from mechrep.report.build import PARTS, Part, Settings, build_report, load_sections
+from mechrep.report.build import PARTS, Part, Settings, build_report, is_report, load_sections, write_page
+from mechrep.report.side_by_side import write_side_by_side
 from mechrep.report.terminal import frame_text, print_section
 from mechrep.run import EFFORTS, Run
-from mechrep.sections import Section
+from mechrep.sections import Section, slug
 from mechrep.studies.card import CardRow, card_history, measure_card
 from mechrep.studies.first_layer import run_first_layer_study
 from mechrep.studies.heads import run_head_study
@@ -294,8 +295,8 @@ _SAID = ("effort", "seed", "revision", "dtype")  # options that change numbers
 
 
 def report(
-    model: MODEL,
-    *,
+    model: Annotated[str, Parameter(help="A model (embedded, hub name, folder), or the folder of a finished report.")],
+    *others: Annotated[str, Parameter(help="More of them: all side by side on one page.")],
     only: Annotated[
         str | None, Parameter(help="Parts to run, of " + ",".join(PARTS) + "; those that are there already stay.")
     ] = None,
@@ -309,6 +310,8 @@ def report(
     """Ask every question of mechrep of one model, beside controls, and write the answers as one page.
 
     The page is written after every part, and grows.  A stopped run goes on when the same command is given again.
+    Several models get a page each and one on which they stand side by side.  The folder of a finished report is taken
+    as it is, and its page made again.
 
     """
     chosen = None if only is None else [_ALIASES.get(name, name) for name in _read_words(only)]
@@ -322,8 +325,24 @@ def report(
         "sink_layer": sink_layer,
         "held_out": held_out,
     }
-    line = _line("report", model, given, options)
-    _build(options.load(model), "report", PARTS, options, chosen, settings, line)
+    folders: list[Path] = []
+    for name in (model, *others):
+        folder = options.folder("report") / slug(Path(name).name) if others else options.folder("report")
+        if is_report(name):
+            folder = Path(name)
+        elif not others:
+            _build(
+                options.load(name), "report", PARTS, options, chosen, settings, _line("report", name, given, options)
+            )
+            return
+        else:
+            run = dataclasses.replace(options.run("report"), store=folder / "store")
+            line = _line("report", name, given, options)
+            build_report(options.load(name), folder, only=chosen, run=run, settings=settings, command=line)
+        folders.append(folder)
+    page = write_side_by_side(folders, options.folder("report")) if others else write_page(folders[0])
+    record = page.with_name("report.json")
+    sys.stdout.write(record.read_text(encoding="utf-8") + "\n" if options.json else f"{page}\n")
 
 
 _ALIASES = {"conditions": "text-kinds"}  # as the part was called before

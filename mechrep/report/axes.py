@@ -16,6 +16,8 @@ TEXT_SIZE = 11
 _LETTER = 0.56  # of the size of the text: the width of one letter, on average
 _NAMED = 24  # names at most on an axis of words that has no step of its own
 _MINUS = "−"
+_FAR = 9.0  # lengths of an axis: what lies beyond is not drawn in its place
+_LARGEST, _FINEST = 1e200, 1e-9  # sizes that an axis can have, and differences of them that it can show
 _MARKUP = re.compile(r"</?(br|b|i|sub|sup|span|em|extra)\b[^>]*>")
 
 
@@ -96,7 +98,8 @@ class Axis:
             number = as_number(value)
             if self.log:
                 number = math.log10(number) if number > 0 else math.nan
-            found.append((number - self.low) / ((self.high - self.low) or 1.0))
+            share = (number - self.low) / (self.high - self.low)
+            found.append(share if math.isnan(share) else min(max(share, -_FAR), _FAR))
         return found
 
     def ticks(self, most: int) -> list[tuple[float, str]]:
@@ -141,7 +144,7 @@ def nice_step(span: float | int, most: int) -> float:
         >>> nice_step(10.0, 5), nice_step(0.7, 4)
         (2.0, 0.2)
     """
-    if not (math.isfinite(span) and span > 0):
+    if not (math.isfinite(span) and span > 1 / _LARGEST):
         return 1.0
     rough = span / max(most, 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -165,14 +168,15 @@ def axis_of(record: Mapping[str, Any], values: Sequence[Any], *, zero: bool = Fa
     words = tuple(dict.fromkeys(value for value in values if isinstance(value, str)))
     log = record.get("type") == "log" and not words
     numbers = [as_number(value) for value in values]
-    numbers = [math.log10(one) if log and one > 0 else one for one in numbers if math.isfinite(one)]
+    numbers = [min(max(one, -_LARGEST), _LARGEST) for one in numbers if math.isfinite(one)]
     if log:
-        numbers = [one for one in numbers if math.isfinite(one)]
+        numbers = [math.log10(one) for one in numbers if one > 1 / _LARGEST]
     told = [as_number(end) for end in values_of(record.get("range"))]
     if words:
         low, high = -0.5, len(words) - 0.5
     elif len(told) == 2 and all(math.isfinite(end) for end in told):
-        low, high = told
+        most = 200.0 if log else _LARGEST
+        low, high = (min(max(end, -most), most) for end in told)
     else:
         low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
         edge = 0.5 if cells else (high - low) * 0.05 or 0.5
@@ -180,6 +184,8 @@ def axis_of(record: Mapping[str, Any], values: Sequence[Any], *, zero: bool = Fa
         low, high = 0.0 if flush else low - edge, high + edge
         if record.get("rangemode") == "tozero" and not log:
             low = min(low, 0.0) if min(numbers, default=0.0) < 0 else 0.0
+    if abs(high - low) <= _FINEST * max(abs(low), abs(high), 1 / _LARGEST):
+        low, high = low - 0.5 * max(abs(low), 1.0), high + 0.5 * max(abs(high), 1.0)
     if record.get("autorange") == "reversed":
         low, high = high, low
     domain = values_of(record.get("domain")) or [0.0, 1.0]

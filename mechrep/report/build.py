@@ -178,7 +178,7 @@ def build_report(
                 listed["parts"] = {
                     one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
                 }
-                _write(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
+                write_file(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
                 for stale in set(before) - set(after):
                     shutil.rmtree(target / "sections" / stale, ignore_errors=True)
                 if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
@@ -216,9 +216,43 @@ def write_page(out: str | Path, *, texts: Path | None = None) -> Path:
     }
     costs = {part: one["cost"] for part, one in listed["parts"].items() if one["cost"]}
     record = report_json(name, sections, command=command, costs=costs, texts=texts)
-    _write(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    _write(target / "report.html", render_page(name, sections, command=command, costs=costs, redo=redo, texts=texts))
+    write_file(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+    write_file(
+        target / "report.html", render_page(name, sections, command=command, costs=costs, redo=redo, texts=texts)
+    )
     return target / "report.html"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report's folder says about the report.
+
+    Attributes:
+        name: of the model.
+        command: that makes all of it again; empty where it was made in Python.
+        costs: of each part, see :class:`mechrep.models.meter.Meter`.
+    """
+
+    name: str
+    command: str
+    costs: Mapping[str, Mapping[str, float]]
+
+
+def facts_of(out: str | Path) -> Facts:
+    """What a report's folder says about the report.
+
+    Raises:
+        StoreError: there is no report in this folder, or it is damaged.
+    """
+    listed = _found(Path(out))
+    costs = {part: one["cost"] for part, one in listed["parts"].items() if one["cost"]}
+    command = whole_command({part: one["command"] for part, one in listed["parts"].items()})
+    return Facts(listed["model"]["name"], command, costs)
+
+
+def is_report(folder: str | Path) -> bool:
+    """Whether a folder holds a report that :func:`build_report` wrote."""
+    return (Path(folder) / "sections" / _LIST).is_file()
 
 
 def command_of(command: str, part: str) -> str:
@@ -265,9 +299,7 @@ def load_sections(out: str | Path) -> list[Section]:
     Raises:
         StoreError: there is no report in this folder, or it is damaged.
     """
-    target, listed = Path(out), _listed(Path(out))
-    if not listed:
-        raise StoreError(f"{target} without a report", "a folder that build_report() wrote", "build the report first")
+    target, listed = Path(out), _found(Path(out))
     names = [name for part in listed["parts"].values() for name in part["sections"]]
     return [Section.load(target / "sections" / name) for name in names]
 
@@ -313,6 +345,13 @@ def _made(name: str, part: Part, model: Model, run: Run, settings: Settings) -> 
     return [made] if isinstance(made, Section) else list(made)
 
 
+def _found(target: Path) -> dict[str, Any]:
+    listed = _listed(target)
+    if not listed:
+        raise StoreError(f"{target} without a report", "a folder that build_report() wrote", "build the report first")
+    return listed
+
+
 def _listed(target: Path) -> dict[str, Any]:
     """What the folder holds: the model, and of every part the sections and the command; nothing of a new folder."""
     path = target / "sections" / _LIST
@@ -329,8 +368,12 @@ def _listed(target: Path) -> dict[str, Any]:
         raise StoreError(f"{path} ({error})", "the list of a report's parts", "delete it and build again") from error
 
 
-def _write(path: Path, text: str) -> None:
-    """A file, whole or not at all."""
+def write_file(path: Path, text: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

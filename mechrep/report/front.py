@@ -25,7 +25,7 @@ _CAUSES = (
     ("neurons", "escaped"),
 )
 _MEANS = (("heads", "induction_in_loops"), ("heads", "induction"), ("sinks", "norm_sink"))
-_MAIN = (
+MAIN = (  # sections and claims
     *_CAUSES,
     ("ablation", "copying"),
     ("ablation", "loss"),
@@ -77,7 +77,7 @@ def front_of(views: Sequence[SectionView], texts: Path | None = None) -> Front:
         texts: folder of the words; by default mechrep's own.
     """
     claims = [claim for view in views for claim in view.claims]
-    main = [claim for place in _MAIN for claim in claims if _place(claim, views) == place]
+    main = [claim for place in MAIN for claim in claims if _place(claim, views) == place]
     first = list({_place(claim, views): claim for claim in reversed(main)}.values())[::-1]
     others = sorted((claim for claim in claims if claim not in first), key=_rank)
     chosen = [*first, *others][:CLAIMS]

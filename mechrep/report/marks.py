@@ -250,7 +250,7 @@ def _heatmap(trace: Record, x: Axis, y: Axis, box: Box, layout: Record) -> Itera
                 yield (f'<rect x="{left - wide / 2 + gap / 2:.1f}" y="{top - high / 2 + gap / 2:.1f}" '
                        f'width="{wide - gap:.1f}" height="{high - gap:.1f}" '
                        f'fill="#{red:02x}{green:02x}{blue:02x}"{faint}/>')  # fmt: skip
-            if texts and size >= 4.5 and texts[row][column]:
+            if texts and size >= 4.5 and texts[row][column] not in (None, ""):
                 bright = 0.3 * red + 0.6 * green + 0.1 * blue > 130
                 shade = INK if alpha < 128 else "#15181c" if bright else "#f7f8f9"
                 yield text_at(left, top + size * 0.36, texts[row][column], "middle", size, shade)

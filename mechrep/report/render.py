@@ -69,7 +69,7 @@ def render_page(
         tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
         glossary=glossary(texts),
         facts=[*facts, *_cost_rows(costs or {})],
-        made=_made_line(dict(facts), costs or {}),
+        made=made_of(views, costs or {}),
         command=command,
         redo={view.name: (redo or {}).get(view.name, command) for view in views},
         provenance=_provenance(views),
@@ -197,8 +197,14 @@ def _cost_rows(costs: Costs) -> list[tuple[str, str]]:
     ]
 
 
-def _made_line(facts: Mapping[str, str], costs: Costs) -> str:
-    """What it cost, where and when it was made, in one line."""
+def made_of(views: Sequence[SectionView], costs: Costs) -> str:
+    """What a report cost, where and when it was made, in one line.
+
+    Args:
+        views: its sections.
+        costs: of its parts.
+    """
+    facts = dict(_facts(views))
     parts = [value for _, value in _cost_rows(costs)[-1:]]
     parts += [f"on {facts['Computed on']}"] if "Computed on" in facts else []
     parts += [facts["Made"], f"mechrep {facts.get('mechrep', '')}".strip()]
