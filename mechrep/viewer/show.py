@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mechrep.viewer.widget import ViewWidget
 
 Theme = Literal["auto", "light", "dark"]
+_AT_ONCE = 2**28  # bytes of attention that are read in one pass for a widget
 
 
 def view(
@@ -233,19 +234,36 @@ class View:
         from mechrep.viewer.widget import ViewWidget
 
         layers = list(self.model.anatomy.layers_with(Site.PATTERN))
-        return ViewWidget(self.payload() | {"layers": layers}, self.maps_of, self.to_fragment())
+        return ViewWidget(self.payload() | {"layers": layers}, self._on_demand(), self.to_fragment())
 
-    def maps_of(self, layer: int) -> list[dict[str, Any]]:
-        """Maps of all heads of one layer, read now, ready for JSON.
+    def maps_of(self, layers: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+        """Maps of all heads of some layers, read now in one pass, ready for JSON.
 
         Raises:
             InputError: a layer that does not exist.
             MissingPartError: a layer without attention.
         """
-        heads = maps_wanted([], [layer], self.model.anatomy)
+        heads = maps_wanted([], layers, self.model.anatomy)
         reading = read_text(self.model, self.corpus, [], heads, intervention=self.intervention)
-        packed = [pack_attention(levels) for levels in reading.attention]
-        return [{"layer": layer, "head": head, "data": data} for (_, head), data in zip(heads, packed, strict=True)]
+        found: dict[int, list[dict[str, Any]]] = {}
+        for (layer, head), levels in zip(heads, reading.attention, strict=True):
+            found.setdefault(layer, []).append({"layer": layer, "head": head, "data": pack_attention(levels)})
+        return found
+
+    def _on_demand(self) -> Callable[[int], list[dict[str, Any]]]:
+        """Reads a layer when it is asked for; all of them at once where they are not too many bytes."""
+        anatomy, length = self.model.anatomy, int(self.corpus.lengths[0])
+        every = anatomy.layers_with(Site.PATTERN)
+        at_once = len(every) * anatomy.n_heads * length * (length + 1) // 2 <= _AT_ONCE
+        kept: dict[int, list[dict[str, Any]]] = {}
+
+        def maps(layer: int) -> list[dict[str, Any]]:
+            anatomy.check_site(Site.PATTERN, layer)
+            if layer not in kept:
+                kept.update(self.maps_of(every if at_once else [layer]))
+            return kept[layer]
+
+        return maps
 
     def _repr_html_(self) -> str:
         return self.to_fragment()

@@ -193,7 +193,7 @@ def test_a_kernel_is_asked_for_the_layers_that_are_not_there(opened: Any, looked
     view = mechrep.view(model, LOOP, ["surprisal"])
     page = opened(f"<body>{looked.to_fragment()}</body>")
     payload = view.payload() | {"layers": [0, 1, 2, 3]}
-    answers = [{"layer": layer, "maps": view.maps_of(layer)} for layer in range(4)]
+    answers = [{"layer": layer, "maps": maps} for layer, maps in view.maps_of(range(4)).items()]
     page.evaluate(
         """async ([script, payload, answers]) => {
             const module = await import("data:text/javascript," + encodeURIComponent(script));

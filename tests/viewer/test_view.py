@@ -162,7 +162,7 @@ def test_the_names_of_the_text_and_the_columns_survive(looked: View) -> None:
     assert pd.notna(looked.corpus.frame["onset"][0]) and len(repr(looked)) < 400
 
 
-def test_the_widget_answers_for_a_layer(model: mechrep.Model) -> None:
+def test_the_widget_answers_for_a_layer(model: mechrep.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("anywidget", reason="anywidget is not installed: pip install mechrep[widget]")
     view = mechrep.view(model, LOOP, "surprisal")
     widget = view.widget()
@@ -171,6 +171,8 @@ def test_the_widget_answers_for_a_layer(model: mechrep.Model) -> None:
     shown = mechrep.view(model, LOOP, (), layers=[2]).payload()["maps"]
     assert answer == {"layer": 2, "maps": shown}
     assert "layer 9" in widget.answer(9)["error"]
+    monkeypatch.setattr(View, "maps_of", lambda *_: pytest.fail("every layer was read with the first"))
+    assert [one["layer"] for one in widget.answer(3)["maps"]] == [3, 3]
     data, _ = widget._repr_mimebundle_()
     assert data["text/html"] == view.to_fragment() and "application/vnd.jupyter.widget-view+json" in data
     sent: list[dict] = []
