@@ -51,6 +51,12 @@ overlap = len(set(published.top(50)) & set(neurons.top(50)))
 print(f"{overlap} of the top 50 are the same; {neurons.n_texts} texts, {neurons.n_dropped} dropped")
 neurons.to_frame().head(10).round(3)
 
+# %% [markdown]
+# One of the loops, a repetition per row, in the colour of the neuron that rises most.
+
+# %%
+mechrep.view(model, find, [*neurons.top(2), "surprisal"], row=0)
+
 # %%
 plot_onset_profile(neurons, k=6)
 

@@ -158,6 +158,12 @@ maps = {unit: cache["pattern", unit[0]][0, unit[1]][shown][:, shown] for unit in
 attention_maps_figure(maps, tokens, name=model.name)
 
 # %% [markdown]
+# The same in the text: choose a head and point at a token to see where it looks.
+
+# %%
+mechrep.view(model, loops, [label(best), label(feeder_by_score)], row=number)
+
+# %% [markdown]
 # ## Why it looks there
 #
 # A score before the softmax is a sum over pairs of earlier parts: what each wrote into the query times what each wrote

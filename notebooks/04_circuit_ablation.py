@@ -85,6 +85,14 @@ effects = pd.DataFrame({name: frame["effect"] for name, frame in tables.items()}
 effects.sort_values("loop_log_probability").round(3)
 
 # %% [markdown]
+# What one of these heads does to a text: two continuations of one prompt, and where they part.
+
+# %%
+mechrep.compare(
+    model, "It was a cold morning, and", {"as it is": None, "without it": mechrep.Heads([chosen])}, max_new_tokens=48
+)
+
+# %% [markdown]
 # A head whose ablation makes the loop's tokens less probable is not yet a head for loops: if it costs as much on
 # ordinary text, the model has simply become worse. The last column of the next table takes that off.
 

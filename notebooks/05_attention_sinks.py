@@ -170,9 +170,7 @@ if effects is not None:
 
 # %%
 copies = min(400, model.anatomy.n_ctx - 1)
-repeats = mechrep.CorpusCache(model, repeated_tokens(model, tokens, copies), progress=False).run(
-    mechrep.RepeatNorms()
-)
+repeats = mechrep.CorpusCache(model, repeated_tokens(model, tokens, copies), progress=False).run(mechrep.RepeatNorms())
 moved = repeats.moved(layer, norms.other_norm)
 print(moved.reason or f"{moved.share:.0%} of {len(tokens)} tokens end at least half-way to BOS")
 norms_vs_repeats_figure(repeats, layer, norms.other_norm, names={token: model.decode([token]) for token in tokens})
@@ -214,6 +212,14 @@ patch = mechrep.SinkPatch(*found.patch)
 few = windows_of_text(by_place, tiny.held_out_text(), length=64, limit=8)
 patched = mechrep.studies.run_patch_study(by_place, patch, texts=few, repeats=200, sink=found, run=run).summary()
 patched[["measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "verdict"]].round(3)
+
+# %% [markdown]
+# A run of one token there, in the colour of the norm behind layer 1: the first token is large, and the copies become it.
+
+# %%
+mechrep.view(
+    by_place, [by_place.bos_id] + [by_place.to_tokens(" king", prepend_bos=False)[0, -1].item()] * 60, "norm L1"
+)
 
 # %%
 drifted = patched.set_index("measure").loc["drifted"]

@@ -175,6 +175,12 @@ low.round(2)
 information.plot()
 
 # %% [markdown]
+# One loop in the colour of its surprisal: light tokens are those of low information.
+
+# %%
+mechrep.view(model, study.natural, ["surprisal", "L2H0"], row=0)
+
+# %% [markdown]
 # ## Attention is not effect
 #
 # So the tokens are hidden from the queries that foretell the last copy, beside as many other tokens, each the nearest

@@ -96,6 +96,12 @@ find, test = find_and_test(corpus)
 neurons = mechrep.CorpusCache(model, find).run(mechrep.RepetitionNeurons())
 plot_onset_profile(neurons, k=1)
 
+# %% [markdown]
+# One of the loops, a repetition per row, in the colour of that neuron.
+
+# %%
+mechrep.view(model, find, [*neurons.top(2), "surprisal"], row=0)
+
 # %%
 plot_layer_distribution(neurons)
 
