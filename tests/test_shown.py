@@ -58,7 +58,7 @@ def filled(kind: type) -> Any:
         elif isinstance(origin, type) and issubclass(origin, Sequence) and origin is not str:
             value = [getattr(kind, "ranked_by", ""), *[EVIL] * 10_000]
         elif origin in (int, float, bool):
-            value = origin(1)
+            value = origin(origin is not bool)
         object.__setattr__(one, field.name, value)
     return one
 

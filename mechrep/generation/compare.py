@@ -216,7 +216,7 @@ def _why(one: Parting) -> str:
     place = f"parts at new token {one.step}: {one.before or '(end)'!r} → {one.after or '(end)'!r}"
     if one.margin_before != one.margin_before:
         return place
-    before, after = number(round(one.margin_before, 2)), number(round(one.margin_after, 2))
+    before, after = (number(float(f"{margin:.2g}")) for margin in (one.margin_before, one.margin_after))
     return f"{place}; the first was ahead by {before} nats before, {after} after"
 
 

@@ -38,6 +38,7 @@ from mechrep.measures.sink_norms import SinkNormResult, SinkNorms
 from mechrep.measures.sink_stages import NormStage, norm_stages, stage_of_layer
 from mechrep.models import tiny
 from mechrep.models.model import Model
+from mechrep.notation import listed_units, unit_name
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
@@ -167,6 +168,15 @@ class SinkResult(Result):
         """Share of all heads that count as sinks."""
         return len(self.sink_heads) / len(known(self.alpha))
 
+    def _first(self) -> str:
+        """What was found, for the line and the table that show the result."""
+        if not self.found:
+            return "; no sink stands out from null models"
+        carried = f", carried by {listed_units('neuron', self.neurons)}" if self.neurons else ", by no small set"
+        norm = f"norm sink behind layer {self.layer}{carried}" if self.norm_found else "no norm sink"
+        heads = f"{len(self.sink_heads)} sink heads, first {unit_name('head', *self.best_head)}"
+        return f"; {norm}; {heads if self.heads_found else 'no sink heads'}"
+
     def top(self, k: int) -> list[tuple[int, int]]:
         """The first ``k`` sink neurons of the main stage, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
 
@@ -206,7 +216,7 @@ class SinkResult(Result):
                 "ratio": stage.norm.ratio,
                 "rise": stage.norm.rise,
                 "stands_until": stage.norm.last - 1,
-                "neurons": ", ".join(f"L{layer}N{unit}" for layer, unit in stage.neurons),
+                "neurons": listed_units("neuron", [(x, y) for x, y in stage.neurons], len(stage.neurons)),
                 "removed_at_peak": stage.removed_at_peak,
                 "removed_later": stage.removed,
                 "removed_by_random": stage.removed_by_random,

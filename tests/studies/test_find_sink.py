@@ -14,6 +14,7 @@ import torch
 from mechrep.ablation.norm_profiles import norm_profiles
 from mechrep.errors import InputError
 from mechrep.models.load import load_model
+from mechrep.notation import unit_name
 from mechrep.run import Run
 from mechrep.studies import sink_cause
 from mechrep.studies.find_sink import SinkResult, find_sink, read_sink
@@ -44,6 +45,8 @@ def test_a_planted_sink_is_found_with_its_layer_neuron_and_head(builder: Any, fa
     assert result.found and result.norm_found and result.heads_found and result.first_is_bos
     assert result.layer == fixture.sink_layer and result.neurons == [fixture.sink_neuron]
     assert result.top(1) == [fixture.sink_neuron] and result.best_head == fixture.sink_head
+    for shown in (repr(result), result._repr_html_()):
+        assert unit_name("neuron", *fixture.sink_neuron) in shown and unit_name("head", *fixture.sink_head) in shown
     assert list(fixture.sink_head) in result.sink_heads and result.largest_ratio > 20 > 5 * min(result.null_rises)
     (stage,) = result.stages
     assert stage.norm.layers == [fixture.sink_layer] and result.alpha[fixture.sink_head] > 0.9
