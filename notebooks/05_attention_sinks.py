@@ -214,7 +214,8 @@ patched = mechrep.studies.run_patch_study(by_place, patch, texts=few, repeats=20
 patched[["measure", "baseline", "value", "effect", "low", "high", "control_low", "control_high", "verdict"]].round(3)
 
 # %% [markdown]
-# A run of one token there, in the colour of the norm behind layer 1: the first token is large, and the copies become it.
+# A run of one token there, in the colour of the norm behind layer 1: the first token is large, and the copies move
+# towards it.
 
 # %%
 mechrep.view(
@@ -222,11 +223,8 @@ mechrep.view(
 )
 
 # %%
-drifted = patched.set_index("measure").loc["drifted"]
-moved_tokens = found.moved_frame().query("kind == 'all' and bos")
-assert float(moved_tokens["moved"].iloc[0]) > 0.5, "most repeated tokens come half-way to BOS"
-assert drifted["effect"] < -0.2, "fewer do with the neuron held"
-assert drifted["effect"] < drifted["control_low"], "and no other neuron of the layer does it"
+token = by_place.to_tokens(" king", prepend_bos=False)[0, -1].item()
+mechrep.view(by_place, [by_place.bos_id, *[token] * 60], "norm L1")
 
 # %% [markdown]
 # ## What this notebook claims
