@@ -126,7 +126,7 @@ def colour_range(values: Float[np.ndarray, " pos"]) -> ColourRange:
     """
     size = np.abs(values)
     rest = size[1:][~np.isnan(size[1:])]
-    beyond = len(rest) > 0 and bool(rest.any()) and not math.isnan(size[0]) and size[0] > 2 * rest.max()
+    beyond = len(rest) > 0 and bool(rest.any()) and not math.isnan(size[0]) and size[0] / 2 > rest.max()
     shown = values[1:] if beyond else values
     shown = shown[~np.isnan(shown)]
     if not len(shown):

@@ -15,7 +15,7 @@ from torch import Tensor
 from mechrep.errors import InputError
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.units import check_unit
-from mechrep.notation import read_unit, unit_name
+from mechrep.notation import read_unit, split_names, unit_name
 
 Kind = Literal["neuron", "head", "norm", "surprisal", "given"]
 Asked: TypeAlias = "str | tuple[int, int] | Mapping[str, Any]"  # one of them, or several in a sequence
@@ -71,8 +71,8 @@ def read_quantities(asked: Asked | Iterable[Asked]) -> list[Quantity]:
     """What was asked for, one by one.
 
     Args:
-        asked: one quantity or several, in the notations above; in a mapping the keys are names, and the values either
-            numbers or again a notation.
+        asked: one quantity or several, in the notations above, or their names with commas between; in a mapping the
+            keys are names, and the values either numbers or again a notation.
 
     Raises:
         InputError: what is none of them, or two of one name.
@@ -80,10 +80,10 @@ def read_quantities(asked: Asked | Iterable[Asked]) -> list[Quantity]:
     Example:
         >>> [one.name for one in read_quantities(["surprisal", (18, 264), {"mine": [0.5, 1.0]}])]
         ['surprisal', 'L18N264', 'mine']
-        >>> read_quantities("norm L5")[0].layer
-        5
+        >>> [one.layer for one in read_quantities("norm L5, L2H0")]
+        [5, 2]
     """
-    if isinstance(asked, str | Mapping) or _is_pair(asked):
+    if isinstance(asked, str | Mapping) or _is_pair(asked) or not isinstance(asked, Iterable):
         asked = [asked]  # pyright: ignore[reportAssignmentType]
     found = [one for part in asked for one in _read(part)]
     names = [one.name for one in found]
@@ -93,7 +93,7 @@ def read_quantities(asked: Asked | Iterable[Asked]) -> list[Quantity]:
 
 
 def _is_pair(given: object) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Integral) for part in given)
+    return isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(part, Integral) for part in given)
 
 
 def _read(part: Any) -> list[Quantity]:
@@ -104,7 +104,7 @@ def _read(part: Any) -> list[Quantity]:
         return [Quantity(unit_name("neuron", layer, neuron), "neuron", layer, neuron)]
     if not isinstance(part, str):
         raise InputError(f"the quantity {part!r:.60}", _FORMS, "name it that way")
-    return [_noted(part)]
+    return [_noted(one) for one in split_names(part)]
 
 
 def _noted(text: str) -> Quantity:
@@ -120,9 +120,10 @@ def _noted(text: str) -> Quantity:
 
 
 def _named(name: str, value: Any) -> Quantity:
-    if isinstance(value, str) or _is_pair(value):
-        (one,) = _read(value)
-        return replace(one, name=name)
+    if isinstance(value, str):
+        return replace(_noted(value), name=name)
+    if isinstance(value, tuple) and _is_pair(value):
+        return replace(_read(value)[0], name=name)
     try:
         numbers = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
@@ -146,6 +147,8 @@ def heads_of(layers: Iterable[int], anatomy: Anatomy) -> list[Quantity]:
         ['L1H0', 'L1H1']
     """
     found: list[Quantity] = []
+    if not isinstance(layers, Iterable):
+        raise InputError(f"layers={layers!r}", "layers in a list", f"pass [{layers!r}]")
     for layer in dict.fromkeys(layers):
         anatomy.check_site(Site.PATTERN, layer)
         found += [Quantity(unit_name("head", layer, head), "head", layer, head) for head in range(anatomy.n_heads)]

@@ -14,13 +14,14 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
 from mechrep.errors import InputError, MissingPartError, StoreError
+from mechrep.figures import counted
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -84,6 +85,8 @@ def view(
         >>> view.values["L2N5"].shape, view.attention(2, 0).shape
         ((17,), (17, 17))
     """
+    if theme not in get_args(Theme):
+        raise InputError(f"theme={theme!r}", f"one of {get_args(Theme)}", "choose one of them")
     corpus = _one_text(Corpus.of(text, model), row)
     corpus.check_model(model)
     wanted = read_quantities(quantities)
@@ -269,9 +272,9 @@ class View:
         return self.to_fragment()
 
     def __repr__(self) -> str:
-        loop = "no loop" if self.cycle is None else f"a loop of {self.cycle.period} tokens"
+        loop = "no loop" if self.cycle is None else f"a loop of {counted(self.cycle.period, 'token')}"
         names = ", ".join(one.name for one in self.quantities)
-        return f"View({self._model_name}, {int(self.corpus.lengths[0])} tokens, {loop}; {names})"
+        return f"View({self._model_name}, {counted(int(self.corpus.lengths[0]), 'token')}, {loop}; {names})"
 
 
 def _one_text(corpus: Corpus, row: int | None) -> Corpus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,13 +180,33 @@ def test_hostile_texts_run_nothing(opened: Any) -> None:
     assert "onerror" in plain.text_content(".mv-plain") and plain.query_selector("img") is None
 
 
-def test_several_views_share_one_script(opened: Any, looked: View) -> None:
-    one = looked.to_fragment(assets=False)
-    script, style = viewer_script(), viewer_style()
-    page = opened(f'<style>{style}</style><body>{one}{one}<script type="module">{script}</script></body>')
+def test_several_views_share_one_script_that_a_strict_page_allows_by_its_hash(opened: Any, looked: View) -> None:
+    one, script, style = looked.to_fragment(assets=False), viewer_script(), viewer_style()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    page = opened(
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><style>{style}</style>'
+        f'<body>{one}{one}<script type="module">{script}</script></body>'
+    )
     assert page.eval_on_selector_all(".mv-text", "all => all.length") == 2
+    page.click(".mv-thumb >> nth=-1")
     ids = page.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
-    assert len(set(ids)) == len(ids)
+    assert len(ids) == 2 * len(looked.tokens) and len(set(ids)) == len(ids)
+
+
+def test_the_quantities_are_chosen_with_arrow_keys(opened: Any, looked: View) -> None:
+    page = opened(looked.to_html())
+    page.focus(".mv-strip button >> nth=0")
+    page.keyboard.press("ArrowDown")
+    assert page.eval_on_selector_all('[role="radio"]', "all => all.map(one => one.ariaChecked)") == [
+        "false",
+        "true",
+        "false",
+    ]
+    assert page.evaluate("document.activeElement.textContent").startswith("surprisal")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert "L2H0" in page.text_content(".mv-legend")
 
 
 def test_a_kernel_is_asked_for_the_layers_that_are_not_there(opened: Any, looked: View) -> None:

@@ -115,6 +115,7 @@ def test_tokens_join_to_the_text(model: mechrep.Model) -> None:
         ({"mine": [[1.0]]}, "one number per token"),
         ({"mine": ["a"]}, "one number per token"),
         ([1.5], "L18N264"),
+        (np.arange(3.0), "L18N264"),
         (["surprisal", "surprisal"], "each once"),
     ],
 )
@@ -128,6 +129,27 @@ def test_one_text_at_a_time(model: mechrep.Model) -> None:
         mechrep.view(model, ["one", "two"])
     with pytest.raises(InputError, match="row=7"):
         mechrep.view(model, ["one", "two"], row=7)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(5),
+        np.full(5, np.nan),
+        np.array([1e308, -1e308, 0, 1, 2]),
+        np.array([1e-320, 0, 0, 0, 0]),
+        np.ones(5) > 0,
+    ],
+)
+def test_values_of_any_size_can_be_shown(model: mechrep.Model, values: np.ndarray) -> None:
+    (shown,) = mechrep.view(model, "the sea", {"mine": values}).payload()["quantities"]
+    assert shown["low"] < shown["high"] and json.dumps(shown, allow_nan=False)
+
+
+def test_a_text_of_one_token_and_one_without_quantities(model: mechrep.Model) -> None:
+    one = mechrep.view(model, [[5]], ["surprisal", "L2N5", "L2H0"])
+    assert np.isnan(one.values["surprisal"]).all() and one.attention(2, 0).tolist() == [[1.0]]
+    assert mechrep.view(model, "the sea", (), layers=[1]).payload()["quantities"] == []
 
 
 def test_names_for_what_has_one() -> None:
