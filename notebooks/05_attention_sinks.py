@@ -218,13 +218,15 @@ patched[["measure", "baseline", "value", "effect", "low", "high", "control_low",
 # towards it.
 
 # %%
-mechrep.view(
-    by_place, [by_place.bos_id] + [by_place.to_tokens(" king", prepend_bos=False)[0, -1].item()] * 60, "norm L1"
-)
-
-# %%
 token = by_place.to_tokens(" king", prepend_bos=False)[0, -1].item()
 mechrep.view(by_place, [by_place.bos_id, *[token] * 60], "norm L1")
+
+# %%
+drifted = patched.set_index("measure").loc["drifted"]
+moved_tokens = found.moved_frame().query("kind == 'all' and bos")
+assert float(moved_tokens["moved"].iloc[0]) > 0.5, "most repeated tokens come half-way to BOS"
+assert drifted["effect"] < -0.2, "fewer do with the neuron held"
+assert drifted["effect"] < drifted["control_low"], "and no other neuron of the layer does it"
 
 # %% [markdown]
 # ## What this notebook claims
