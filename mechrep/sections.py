@@ -41,6 +41,7 @@ class Section:
             wording in the text.
         tables: frames by the key of their caption.
         figures: figures by the key of their caption; ``# figure title: KEY`` gives one another title.
+        views: texts to look at, ``mechrep.view(...).payload()``, by the key of their caption ``# view: KEY``.
         variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study;
             ``"left-out"``: it does not have what the part needs.
     """
@@ -52,6 +53,7 @@ class Section:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     variant: str = ""
+    views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         held = f"{len(self.claims)} claims, {len(self.tables)} tables, {len(self.figures)} figures"
@@ -95,6 +97,7 @@ class Section:
             "provenance": plain_value(self.provenance.to_dict()),
             "tables": {key: slug(key) for key in self.tables},
             "figures": {key: slug(key) for key in self.figures},
+            "views": plain_value(self.views),
         }
         (folder / _FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         _write_frame(self.claims, folder / "claims.parquet")
@@ -127,6 +130,7 @@ class Section:
                 {key: pd.read_parquet(path / "tables" / f"{file}.parquet") for key, file in record["tables"].items()},
                 figures,
                 record["variant"],
+                record.get("views", {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} ({error})", "a folder that save() wrote", "make this part again") from error

@@ -214,5 +214,6 @@
   }
 
   if (!fromAddress()) reveal();
+  window.addEventListener("load", reveal); // texts have taken their place above it
   boxes.forEach((box) => watcher.observe(box));
 })();

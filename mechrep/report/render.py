@@ -21,6 +21,7 @@ from mechrep.report.front import front_of
 from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, view_of
 from mechrep.report.words import Words, clean, number, to_html, to_text, words_of
 from mechrep.sections import Section, slug
+from mechrep.viewer.assets import viewer_script, viewer_style
 
 SHOWN = 12  # rows of a table before "show all"
 LINES = 8  # claims of a section before they are folded
@@ -64,6 +65,7 @@ def render_page(
         sections=views,
         claims=claims,
         front=front_of(views, texts),
+        viewed=any(view.texts for view in views),
         section_of={claim.anchor: view for view in views for claim in view.claims},
         words=Intro(words_of("intro", texts), _counts(model_name, views)),
         tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
@@ -86,11 +88,13 @@ def page_of(template: str, **values: Any) -> str:
     script = _asset("page.js").replace("\r\n", "\n")  # as HTML reads it, because the hash is taken of that
     plotly, plotly_hash = _packed_plotly()
     colours = json.dumps({"ink": INK, "grid": GRID, "paper": PAPER, "paper-ink": PAPER_INK})
-    hashes = f"{_hash(script)} {plotly_hash}"
+    hashes = f"{_hash(script)} {plotly_hash} {_hash(viewer_script())}"
     return _template(template).render(
         **values,
         plotly=Markup(plotly),
         script=Markup(script),
+        viewer=Markup(viewer_script()),
+        viewer_style=Markup(viewer_style()),
         style=Markup(_asset("page.css")),
         colours=Markup(colours),
         policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes}",

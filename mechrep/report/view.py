@@ -107,6 +107,13 @@ class TableView:
     file: str
 
 
+def _as_script(record: Mapping[str, Any]) -> Markup:
+    text = json.dumps(record, separators=(",", ":"), sort_keys=True)
+    for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
+        text = text.replace(mark, written)  # no text from a model can end the element that holds it
+    return Markup(text)
+
+
 @dataclass(frozen=True)
 class FigureView:
     """One figure.
@@ -134,10 +141,7 @@ class FigureView:
     @property
     def json(self) -> Markup:
         """Data and layout, safe inside a ``<script>`` element."""
-        text = json.dumps(self.record, separators=(",", ":"), sort_keys=True)
-        for mark, written in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
-            text = text.replace(mark, written)  # no text from a model can end the element that holds it
-        return Markup(text)
+        return _as_script(self.record)
 
     @property
     def still(self) -> Markup:
@@ -156,6 +160,33 @@ class FigureView:
 
 
 @dataclass(frozen=True)
+class TextView:
+    """A text to look at.
+
+    Attributes:
+        anchor: of the text.
+        title: plain text.
+        caption: HTML.
+        payload: what the viewer is given, see :meth:`mechrep.viewer.show.View.payload`.
+    """
+
+    anchor: str
+    title: str
+    caption: Markup
+    payload: Mapping[str, Any]
+
+    @property
+    def plain(self) -> str:
+        """The text alone, for readers without the viewer."""
+        return "".join(map(str, self.payload.get("tokens", [])))
+
+    @property
+    def json(self) -> Markup:
+        """The payload, safe inside a ``<script>`` element."""
+        return _as_script(self.payload)
+
+
+@dataclass(frozen=True)
 class SectionView:
     """One section, ready to be rendered.
 
@@ -167,6 +198,7 @@ class SectionView:
         claims: rows of the table of claims.
         tables: in their order.
         figures: in their order.
+        texts: to look at.
         notes: how it was measured.
         limits: what it cannot say.
         source: where the method comes from.
@@ -180,6 +212,7 @@ class SectionView:
     claims: Sequence[ClaimView]
     tables: Sequence[TableView]
     figures: Sequence[FigureView]
+    texts: Sequence[TextView]
     notes: Sequence[Markup]
     limits: Sequence[Markup]
     source: Sequence[Markup]
@@ -229,6 +262,7 @@ class SectionView:
         parts = [
             counted(len(self.figures) - (self.main is not None), "figure"),
             counted(len(self.tables), "table"),
+            counted(len(self.texts), "text"),
             *(["method"] if self.notes else []),
             *(["limits"] if self.limits else []),
         ]
@@ -264,6 +298,7 @@ def view_of(section: Section, texts: Path | None = None) -> SectionView:
             _figure(section, words, key, section.figures[key], beside=place == 0)
             for place, key in enumerate(sorted(section.figures, key=lambda one: one != words.blocks.get("main figure")))
         ],
+        texts=[_text(section, words, key, payload) for key, payload in section.views.items()],
         notes=blocks.get("notes", []),
         limits=blocks.get("limits", []),
         source=blocks.get("source", []),
@@ -378,6 +413,15 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure, beside:
         height=layout["height"],
         record={"data": record["data"], "layout": layout},
         width=_SCALED_DOWN if beside and layout["height"] <= _BESIDE else WIDTH,
+    )
+
+
+def _text(section: Section, words: Words, key: str, payload: Mapping[str, Any]) -> TextView:
+    return TextView(
+        anchor=f"text-{section.name}-{slug(key)}",
+        title=words.text(f"view title: {key}", section.fields),
+        caption=words.html(f"view: {key}", section.fields),
+        payload=payload,
     )
 
 

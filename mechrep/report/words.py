@@ -3,10 +3,10 @@
 ``text/NAME.md`` holds blocks under headings: ``# title``, ``# lead`` and, for another case, ``# lead: VARIANT``;
 ``# claim: KEY`` (``which component | what is claimed``); ``# answer: KEY VERDICT`` (a sentence for the first screen);
 ``# main figure`` (the key of the one beside the claims; by default the first); ``# table: KEY`` (its caption);
-``# figure: KEY`` (its caption), ``# figure title: KEY`` (in place of the figure's own); ``# notes``, ``# limits``,
-``# source``.  A field in braces is replaced by a number or a short name; what it may contain never becomes markup.  Of
-Markdown it knows ``**bold**``, code between backticks, ``[words](#place)``, lists of lines that begin with a dash, and
-blank lines between paragraphs.
+``# figure: KEY`` (its caption), ``# figure title: KEY`` (in place of the figure's own); ``# view: KEY`` and
+``# view title: KEY`` (of a text to look at); ``# notes``, ``# limits``, ``# source``.  A field in braces is replaced by
+a number or a short name; what it may contain never becomes markup.  Of Markdown it knows ``**bold**``, code between
+backticks, ``[words](#place)``, lists of lines that begin with a dash, and blank lines between paragraphs.
 """
 
 from __future__ import annotations

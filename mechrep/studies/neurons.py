@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -31,6 +31,7 @@ from mechrep.results import Shown
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
+from mechrep.viewer.show import view
 
 _SHARES = (0.005, 0.07, 0.02, 0.0025, 0.01, 0.04)  # of all neurons; the published share first
 _EXAMPLES = 3
@@ -56,6 +57,7 @@ class RepetitionStudy(Shown):
         loop_share: share of sampled prompts that loop, with its interval and their number.
         examples: looping texts with and without the top neurons.
         provenance: of the whole study.
+        views: a loop and an ordinary text to look at, see :func:`mechrep.view`.
     """
 
     model_name: str
@@ -68,6 +70,7 @@ class RepetitionStudy(Shown):
     loop_share: tuple[float, tuple[float, float], int]
     examples: pd.DataFrame
     provenance: Provenance
+    views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def claimed_k(self) -> int:
@@ -117,7 +120,7 @@ class RepetitionStudy(Shown):
         if self.activation is not None:
             figures["activation"] = self.activation.plot()
         tables = {"effects": _shown(self.judged()), "neurons": _rising(result, most), "examples": self.examples}
-        return Section("neurons", self.provenance, fields, self.claims(), tables, figures)
+        return Section("neurons", self.provenance, fields, self.claims(), tables, figures, views=self.views)
 
 
 _WHAT = {
@@ -217,7 +220,20 @@ def run_repetition_study(
     return RepetitionStudy(
         model.name, preset, texts, neurons, sweep, boosted, losses, share, examples,
         provenance_of(model, texts, config),
+        _views(model, test, shared_windows(model, options, held_out_text), neurons),
     )  # fmt: skip
+
+
+def _views(
+    model: Model, loops: Corpus, windows: Corpus, neurons: RepetitionNeuronResult
+) -> dict[str, Mapping[str, Any]]:
+    """A loop coloured by the neuron that rises most, and an ordinary text coloured by surprisal."""
+    ((layer, neuron),) = neurons.top(1)
+    top = f"L{layer}N{neuron}"
+    return {
+        "loop": view(model, loops, [top, "surprisal"], row=0).payload(),
+        "ordinary": view(model, windows, ["surprisal", top], row=0).payload(),
+    }
 
 
 def _large(model: Model) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -55,6 +55,7 @@ from mechrep.studies.sink_ablation import ALL, changed, sink_ablation, sink_cond
 from mechrep.studies.sink_repeats import RepeatedTokens
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import ordinary_ids, repeated_tokens
+from mechrep.viewer.show import view
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,6 +66,7 @@ _NEW_TOKENS = 32
 _CLUSTER, _SETS, _ORDERS = 4, 19, 4
 _SHORT = 64  # tokens of the texts of a cluster, in large models
 _SHOWN = 24  # positions of a drawn pattern
+_SEEN = 96  # of the repeated token that the page shows
 _TESTED = ["attention", "loss", "repeat_norm", "p_next"]  # by the ablation; the neurons were chosen by the norm
 _LAYER_COLUMNS = {
     "first": "norm at the first position", "typical": "norm elsewhere", "mlp_at_bos": "norm of MLP at BOS",
@@ -239,6 +241,7 @@ class SinkStudy(Shown):
         cluster: different tokens that the first layer takes for one; ``None`` where none could be built.
         known: whether published sinks of this model are met; ``"unknown"`` where none is published.
         provenance: of the whole study.
+        views: the token whose norm grows most, repeated, to look at; see :func:`mechrep.view`.
     """
 
     model_name: str
@@ -255,6 +258,7 @@ class SinkStudy(Shown):
     cluster: OVClusterResult | None
     known: Known
     provenance: Provenance
+    views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def norms(self) -> SinkNormResult:
@@ -324,9 +328,8 @@ class SinkStudy(Shown):
         sink, variant = self.sink, "" if self.sink.neurons else "no_neurons"
         if not sink.norm_found:
             variant = "heads_only" if sink.heads_found else "not_found"
-        return Section(
-            "sinks", self.provenance, self._fields(), self.claims(), self._tables(), self._figures(), variant
-        )
+        parts = self._fields(), self.claims(), self._tables(), self._figures()
+        return Section("sinks", self.provenance, *parts, variant, self.views)
 
     def _fields(self) -> dict[str, Any]:
         sink, main = self.sink, self.sink.main
@@ -519,6 +522,7 @@ def run_sink_study(
     where = int(reading.norms[reading.bos].ratio[1:].nan_to_num(0.0).argmax()) if main is None else main.layer
     largest = moved.top(1, where)[0]
     stimulus = repeated_tokens(model, [largest], moved.repeats[-1], moved.bos)
+    seen = view(model, stimulus.row(0)[:_SEEN], [f"norm L{where}", "surprisal"], cycle=None)
     return SinkStudy(
         model_name=model.name,
         sink=sink,
@@ -540,6 +544,7 @@ def run_sink_study(
         if matches_known(model.name, sink.found_neurons)
         else "not met",
         provenance=provenance_of(model, texts, config),
+        views={"repeated": seen.payload()},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from mechrep.ablation.effects import detection, example_effects, judge
 from mechrep.provenance import Provenance
 from mechrep.report.words import TEXT
 from mechrep.sections import Section
+from mechrep.viewer.packing import pack_values
 
 SCRIPT = "</script><script>alert(1)</script>"
 HEADS = """# title
@@ -32,6 +34,10 @@ Scores of {head}.
 All of them.
 # figure: forest
 Effects beside {m} draws.
+# view title: seen
+A text of {model}
+# view: seen
+By surprisal.
 # notes
 - First note.
 - Second note that
@@ -75,6 +81,16 @@ def heads(**changes: object) -> Section:
         "tables": {"scores": scores, "long": long}, "figures": {"forest": effects.plot()},
     }  # fmt: skip
     return Section(**(facts | changes))  # pyright: ignore[reportArgumentType]
+
+
+def seen() -> dict[str, Any]:
+    """What a viewer is given, of a text whose tokens would do harm."""
+    values = {**pack_values(np.array([0.5, 2.0, 1.0])), "low": 0.0, "high": 2.0, "beyond": None}
+    return {
+        "model": "net", "text": "t", "under": "", "tokens": [SCRIPT, " <b>b", "c"], "ids": [1, 2, 3], "prompt": 1,
+        "cycle": None, "quantities": [{"name": "surprisal", "unit": "nats"} | values], "maps": [], "layers": [],
+        "theme": "auto",
+    }  # fmt: skip
 
 
 def sinks(**changes: object) -> Section:

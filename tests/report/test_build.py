@@ -20,7 +20,7 @@ from mechrep.report.terminal import print_section, section_text
 from mechrep.report.view import view_of
 from mechrep.run import Run
 from mechrep.sections import Section
-from tests.report.made_up import FIELDS, heads, missing, provenance, sinks, words
+from tests.report.made_up import FIELDS, heads, missing, provenance, seen, sinks, words
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def parts(**makers: Part) -> dict[str, Part]:
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("section", [heads(), sinks(variant="not_found"), missing()], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "section", [heads(views={"seen": seen()}), sinks(variant="not_found"), missing()], ids=lambda one: one.name
+)
 def test_a_section_comes_back_as_it_was(section: Section, texts: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second replaces the first
         section.save(tmp_path / "one")
@@ -61,7 +63,8 @@ def test_a_section_comes_back_as_it_was(section: Section, texts: Path, tmp_path:
     before, after = view_of(section, texts), view_of(back, texts)
     for name in ("title", "lead_text", "claims", "tables", "figures", "plain"):
         assert str(getattr(before, name)) == str(getattr(after, name))
-    assert [one.json for one in before.figures] == [one.json for one in after.figures]
+    for name in ("figures", "texts"):
+        assert [one.json for one in getattr(before, name)] == [one.json for one in getattr(after, name)]
 
 
 def test_awkward_values_can_be_kept(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from mechrep.ablation.effects import NOT_SUPPORTED
 from mechrep.figures import styled
 from mechrep.report.render import render_page
-from tests.report.made_up import FIELDS, SCRIPT, heads, missing, sinks, words
+from tests.report.made_up import FIELDS, SCRIPT, heads, missing, seen, sinks, words
 
 WIDTH, HEIGHT = 1280, 800
 LONG = "a_name_that_goes_on_and_on " * 8
@@ -28,7 +28,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     wide = pd.DataFrame({f"column number {i}": [0.123 * i, 2.0] for i in range(14)} | {SCRIPT: [SCRIPT, LONG]})
     figures = {"forest": _figure()}
     tables = {"scores": wide, "long": heads().tables["long"]}
-    first = heads(fields=FIELDS | {"model": SCRIPT}, claims=many, tables=tables, figures=figures)
+    first = heads(fields=FIELDS | {"model": SCRIPT}, claims=many, tables=tables, figures=figures,
+                  views={"seen": seen()})  # fmt: skip
     nothing = sinks(claims=sinks().claims.assign(verdict=NOT_SUPPORTED))
     page = folder / "report.html"
     costs = {"heads": {"seconds": 12.0, "read": 1000.0, "written": 10.0}}
@@ -92,6 +93,15 @@ def test_figures_become_live_when_they_are_seen(opened: Any) -> None:
     assert not page.locator("#figure-heads-forest .still").is_visible()
     page.click("#theme")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_texts_can_be_looked_at(opened: Any) -> None:
+    page = opened("#text-heads-seen")
+    shown = page.locator("#text-heads-seen .mechrep-view[data-shown]")
+    assert shown.is_visible() and SCRIPT in shown.inner_text() and "surprisal" in shown.inner_text()
+    plain = opened(java_script_enabled=False)
+    plain.locator("#heads summary").click()
+    assert SCRIPT in plain.locator("#text-heads-seen .mv-plain").inner_text()
 
 
 def test_an_address_unfolds_what_it_names(opened: Any) -> None:

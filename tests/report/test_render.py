@@ -26,7 +26,8 @@ from mechrep.report.render import render_page, report_json
 from mechrep.report.view import VERDICTS, view_of
 from mechrep.report.words import TEXT, column_texts, number, to_html, words_of
 from mechrep.sections import Section
-from tests.report.made_up import FIELDS, SCRIPT, heads, missing, sinks, words
+from mechrep.viewer.assets import viewer_script
+from tests.report.made_up import FIELDS, SCRIPT, heads, missing, seen, sinks, words
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 SECTIONS = [heads(), sinks(), missing()]
@@ -109,7 +110,8 @@ def test_only_our_scripts_may_run(page: Page) -> None:
     (script,) = (text for attributes, text in page.scripts if "type" not in attributes)
     (packed,) = (text for attributes, text in page.scripts if attributes.get("id") == "plotly")
     plotly = gzip.decompress(base64.b64decode(packed)).decode()
-    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (script, plotly)]
+    texts = (script, plotly, viewer_script())
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
     assert [f"'sha256-{digest}'" for digest in digests] == re.findall(r"'sha256-[^']+'", policy)
     assert "plotly.js" in plotly[:200]
 
@@ -119,13 +121,14 @@ def test_planted_markup_stays_text(texts: Path) -> None:
     figure = go.Figure(go.Bar(x=[SCRIPT], y=[1])).update_layout(title={"text": SCRIPT})
     claims = heads().claims.assign(name=SCRIPT, family=SCRIPT, controls=SCRIPT)
     bad = heads(fields=FIELDS | {"head": SCRIPT, "model": SCRIPT}, claims=claims, tables={"scores": table},
-                figures={"forest": figure})  # fmt: skip
+                figures={"forest": figure}, views={"seen": seen()})  # fmt: skip
     source = render_page(f"net {SCRIPT}", [bad, sinks()], command=SCRIPT, texts=texts)
     found = Page(source)
     assert found.open == [] and "<script>alert" not in source and "<b>cell" not in source
     assert found.text.count("<script>alert(1)</script>") >= 12 and "<b>cell</b>" in found.text
-    assert len(found.scripts) == 4
-    assert "alert" in json.dumps(json.loads(found.scripts[0][1])["data"])
+    data = [json.loads(text) for attributes, text in found.scripts if attributes.get("type") == "application/json"]
+    assert len(found.scripts) == 6 and len(data) == 3
+    assert all("alert" in json.dumps(one) for one in data if "ink" not in one)
     assert str(to_html("{x} **{x}**", {"x": "**a** [b](#c) {y}"}, "here")).count("**a** [b](#c) {y}") == 2
 
 
