@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from importlib import resources
 
@@ -13,6 +15,17 @@ def viewer_script() -> str:
     """The script, a module without imports; it shows every view on the page that it has not shown yet."""
     lines = [line for name in _SCRIPTS for line in _asset(name).splitlines(keepends=True)]
     return "".join(line for line in lines if not line.startswith("import "))
+
+
+@cache
+def script_hash() -> str:
+    """By which a page's policy allows this script and no other.
+
+    Example:
+        >>> script_hash().partition("-")[0]
+        'sha256'
+    """
+    return "sha256-" + base64.b64encode(hashlib.sha256(viewer_script().encode()).digest()).decode("ascii")
 
 
 @cache

@@ -29,7 +29,7 @@ from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.cycles import detect_cycle, exact_loop
 from mechrep.text.shown import token_texts as texts_of
 from mechrep.text.watch import Cycle
-from mechrep.viewer.assets import viewer_script, viewer_style
+from mechrep.viewer.assets import script_hash, viewer_script, viewer_style
 from mechrep.viewer.packing import colour_range, pack_attention, pack_values, shares
 from mechrep.viewer.quantities import UNITS, Asked, Quantity, maps_wanted, read_quantities
 from mechrep.viewer.text_reader import TextReading, read_text
@@ -203,7 +203,7 @@ class View:
     def to_html(self) -> str:
         """A whole file that opens from disk and loads nothing."""
         title = html.escape(f"{self.corpus.frame['id'][0]} in {self._model_name}")
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+        policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{script_hash()}'"
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'

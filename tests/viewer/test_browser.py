@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 import mechrep
-from mechrep.viewer.assets import viewer_script, viewer_style
+from mechrep.viewer.assets import script_hash, viewer_script, viewer_style
 from mechrep.viewer.show import View
 
 LOOP = "The sea was calm, and the sea was calm, and the sea was calm, and the sea was calm, and the sea was calm, and"
@@ -182,8 +180,7 @@ def test_hostile_texts_run_nothing(opened: Any) -> None:
 
 def test_several_views_share_one_script_that_a_strict_page_allows_by_its_hash(opened: Any, looked: View) -> None:
     one, script, style = looked.to_fragment(assets=False), viewer_script(), viewer_style()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{script_hash()}'"
     page = opened(
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><style>{style}</style>'
         f'<body>{one}{one}<script type="module">{script}</script></body>'

@@ -58,6 +58,7 @@ def test_attention_comes_back_within_half_a_level(seed: int, length: int, sharpn
             true = head[query, : query + 1]
             half = np.where(true <= 1 / 16, 0.5 / 96, 0.5 / 308)
             assert (np.abs(np.sqrt(row) - np.sqrt(true)) <= half + 1e-6).all()
+            assert (np.abs(row - true) <= 0.004).all()
         back = torch.tensor([share_of(level) for level in levels.tolist()], dtype=torch.float64)
         torch.testing.assert_close(shares(levels), back)
 

@@ -50,8 +50,13 @@ def test_surprisal_and_attention_are_those_of_transformers(model: mechrep.Model,
     ids = torch.tensor([looked.corpus.row(0)])
     plain = model.plain
     assert plain is not None
+    usual = plain.config._attn_implementation
+    plain.set_attn_implementation("eager")
     with torch.no_grad():
-        out = plain(input_ids=ids)
+        out = plain(input_ids=ids, output_attentions=True)
+    plain.set_attn_implementation(usual)
+    for layer, head in [(2, 0), (3, 1)]:
+        np.testing.assert_allclose(looked.attention(layer, head), out.attentions[layer][0, head].numpy(), atol=0.004)
     losses = -out.logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     assert np.isnan(looked.values["surprisal"][0])
     np.testing.assert_allclose(looked.values["surprisal"][1:], losses.double().numpy(), rtol=1e-4, atol=1e-5)
