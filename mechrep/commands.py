@@ -325,22 +325,23 @@ def report(
         "sink_layer": sink_layer,
         "held_out": held_out,
     }
-    folders: list[Path] = []
-    for name in (model, *others):
-        folder = options.folder("report") / slug(Path(name).name) if others else options.folder("report")
-        if is_report(name):
-            folder = Path(name)
-        elif not others:
-            _build(
-                options.load(name), "report", PARTS, options, chosen, settings, _line("report", name, given, options)
-            )
-            return
-        else:
-            run = dataclasses.replace(options.run("report"), store=folder / "store")
-            line = _line("report", name, given, options)
-            build_report(options.load(name), folder, only=chosen, run=run, settings=settings, command=line)
-        folders.append(folder)
-    page = write_side_by_side(folders, options.folder("report")) if others else write_page(folders[0])
+    reports = [name for name in (model, *others) if is_report(name)]
+    if reports and not others:
+        if only is not None:
+            raise InputError(f"--only with {model}, a finished report", "a model", "give the model, and this as --out")
+        page = write_page(model)
+    elif not others:
+        _build(options.load(model), "report", PARTS, options, chosen, settings, _line("report", model, given, options))
+        return
+    else:
+        folders: list[Path] = []
+        for name in (model, *others):
+            folders.append(Path(name) if name in reports else options.folder("report") / slug(name))
+            if name not in reports:
+                run = dataclasses.replace(options.run("report"), store=folders[-1] / "store")
+                line = _line("report", name, given, options)
+                build_report(options.load(name), folders[-1], only=chosen, run=run, settings=settings, command=line)
+        page = write_side_by_side(folders, options.folder("report"))
     record = page.with_name("report.json")
     sys.stdout.write(record.read_text(encoding="utf-8") + "\n" if options.json else f"{page}\n")
 

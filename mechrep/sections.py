@@ -118,7 +118,7 @@ class Section:
         path = Path(folder)
         try:
             record = json.loads((path / _FILE).read_text(encoding="utf-8"))
-            figures = {
+            figures: dict[str, Any] = {
                 key: from_json((path / "figures" / f"{file}.json").read_text(encoding="utf-8"))
                 for key, file in record["figures"].items()
             }

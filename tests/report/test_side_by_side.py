@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mechrep.cli import main
 from mechrep.errors import InputError, StoreError
 from mechrep.models.load import load_model
 from mechrep.provenance import Provenance
@@ -95,3 +96,13 @@ def test_a_section_made_in_python_says_it_in_python(texts: Path, tmp_path: Path)
     assert isinstance(one, Section)
     page = build_report(load_model("mechrep-tiny"), tmp_path / "r", parts={"sinks": lambda *_: one}, texts=texts)
     assert "only=['sinks']" in Page(page.read_text()).text
+
+
+def test_the_command_takes_finished_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        build_report(load_model("mechrep-tiny"), tmp_path / name, parts={"first-layer": lambda *_: missing()})
+        (tmp_path / name / "report.html").unlink()
+    a, b, both = (str(tmp_path / name) for name in ("a", "b", "both"))
+    assert main(["report", a]) == 0 and (tmp_path / "a" / "report.html").is_file()
+    assert main(["report", a, b, "--out", both]) == 0 and (tmp_path / "both" / "report.html").is_file()
+    assert main(["report", a, "--only", "heads"]) == 1 and "finished report" in capsys.readouterr().err
