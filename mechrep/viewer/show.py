@@ -26,7 +26,7 @@ from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus, CorpusLike
-from mechrep.text.cycles import detect_cycle, exact_loop
+from mechrep.text.cycles import detect_cycle, repeats_after_prompt
 from mechrep.text.shown import token_texts as texts_of
 from mechrep.text.watch import Cycle
 from mechrep.viewer.assets import script_hash, viewer_script, viewer_style
@@ -64,8 +64,8 @@ def view(
             residual stream behind a layer; ``"surprisal"``, in nats; ``{"name": values}``, one number per token.
         row: which text, of a corpus of several.
         layers: layers whose heads are all shown as maps.
-        cycle: the loop; by default that of the corpus, and else the one that the text ends
-            with, or that it has left again; None for none.
+        cycle: the loop; by default that of the corpus, and else the one that the text ends with or has left again,
+            also one that counts (its copies differ in a number); None for none.
         intervention: what the model is under, at all positions or from the onset on.
         theme: ``"light"`` or ``"dark"``; by default that of the page around it.
 
@@ -299,7 +299,9 @@ def _cycle_of(corpus: Corpus, model: Model) -> Cycle | None:
     found = detect_cycle(ids, prompt_length=first, eos_id=eos, special_ids=special)
     if found is not None:
         return found
-    ended = exact_loop(ids, first, eos_id=eos, special_ids=special)  # one that the text has left again
+    # One that the text has left again, or one that counts.
+    decode = None if model.tokenizer is None else model.decode
+    ended = repeats_after_prompt(ids, first, eos_id=eos, special_ids=special, decode=decode)
     if ended is None:
         return None
     end = ended.end

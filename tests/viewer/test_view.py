@@ -94,6 +94,8 @@ def test_the_loop_is_found_taken_from_the_corpus_or_given(model: mechrep.Model) 
     assert all(ids[i] == ids[i + cycle.period] for i in range(cycle.start, cycle.end - cycle.period))
     left = mechrep.view(model, LOOP + " then it rained.").cycle
     assert (left.start, left.period) == (cycle.start, cycle.period) and left.end >= cycle.end
+    counting = mechrep.view(model, "".join(f"Day {day}: rain. " for day in range(1, 8)).strip())
+    assert counting.cycle.period == 8 and counting.cycle.end == len(counting.tokens)
     corpus = mechrep.Corpus.from_texts([LOOP, "no loop"], model=model).with_cycles()
     assert mechrep.view(model, corpus, row=0).cycle == cycle
     assert mechrep.view(model, corpus, row=1).cycle is None
