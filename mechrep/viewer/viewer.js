@@ -361,7 +361,7 @@ class Viewer {
 
   slider() {
     const { layers } = this.given;
-    const value = make("output", {}, `layer ${this.layer}`);
+    const value = make("output", {}, `layer ${this.layer}${this.waiting.has(this.layer) ? ", reading …" : ""}`);
     const range = make("input", { type: "range", min: 0, max: layers.length - 1, step: 1, value: layers.indexOf(this.layer), "aria-label": "Layer" });
     range.setAttribute("aria-valuetext", `layer ${this.layer}`);
     range.addEventListener("input", () => this.toLayer(layers[range.value], value, range));

@@ -220,13 +220,15 @@ def test_a_kernel_is_asked_for_the_layers_that_are_not_there(opened: Any, looked
             let answer;
             const model = {
                 get: () => payload, on: (_, call) => { answer = call; }, off: () => {},
-                send: ({layer}) => { (window.asked ??= []).push(layer); setTimeout(() => answer(answers[layer]), 5); },
+                send: ({layer}) => { (window.asked ??= []).push(layer); setTimeout(() => answer(answers[layer]), 99); },
             };
             module.default.render({model, el: document.querySelector("main")});
         }""",
         [viewer_script(), payload, answers],
     )
+    page.wait_for_selector(".mv-slider:has-text('layer 0, reading')")
     page.wait_for_selector(".mv-thumb:has-text('L0H1')")
+    assert page.text_content(".mv-slider") == "layer 0"
     page.focus(".mv-slider input")
     page.keyboard.press("ArrowRight")
     page.wait_for_selector(".mv-thumb:has-text('L1H1')")
