@@ -49,7 +49,9 @@ def load(path: str | PathLike[str]) -> Result | Corpus | Circuit | Section:
     if (where / "config.json").is_file():
         remedy = "use mechrep.load_model for a model"
     elif where.is_dir():
-        inside = sorted(str(one.parent.relative_to(where)) for one in where.glob("**/result.json"))
+        inside = sorted(
+            str(one.parent.relative_to(where)) for depth in ("*", "*/*") for one in where.glob(f"{depth}/result.json")
+        )
         remedy = f"it holds {', '.join(inside[:5])}: name one of these" if inside else remedy
     given = f"{where}, {'which holds nothing of the kind' if where.exists() else 'which does not exist'}"
     raise StoreError(given, "what a save() wrote: a folder, a .parquet or a .json file", remedy)

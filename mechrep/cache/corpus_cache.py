@@ -383,7 +383,7 @@ class CorpusCache:
         view = choose_view(self.model, wanted, self.view)
         alone = self.model.each_alone(batch.lengths)
         starts = torch.tensor([self.starts[text] for text in batch.texts])
-        with alone, applied(self.model, self.intervention, batch.tokens, starts=starts, view=view):
+        with alone, applied(self.model, self.intervention, batch.tokens, starts=starts, texts=batch.texts, view=view):
             read_activations(self.model, batch.tokens, wanted, receive, view=view)
 
     def _batch(self, texts: list[int]) -> Batch:

@@ -132,8 +132,9 @@ class Axis:
         start = math.ceil((low - first) / step - 1e-9)
         count = min(math.floor((high - low) / step + 1e-9) + 2, 1000)
         values = [first + (start + one) * step for one in range(count)]
+        values = [0.0 if abs(value) < 1e-9 * step else value for value in values]
         alias = self.record.get("labelalias") or {}
-        names = [plain_label(alias.get(f"{value:g}", short_number(round(value, 10)))) for value in values]
+        names = [plain_label(alias.get(f"{value:g}", short_number(value))) for value in values]
         return list(zip(self.at(values), names, strict=True))
 
 
@@ -148,7 +149,7 @@ def nice_step(span: float | int, most: int) -> float:
         return 1.0
     rough = span / max(most, 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(round(a * power, 12) for a in (1, 2, 5, 10) if a * power >= rough * (1 - 1e-9))
+    return next(float(f"{a * power:.6g}") for a in (1, 2, 5, 10) if a * power >= rough * (1 - 1e-9))
 
 
 def as_number(value: Any) -> float:

@@ -88,7 +88,7 @@ class ColouredText:
         known = np.where(np.isnan(self.values), -np.inf, np.abs(self.values))
         places = [int(place) for place in np.argsort(-known, kind="stable")[:_LISTED] if known[place] > 0]
         listed = [
-            f"{printable(self.tokens[place])!r} {number(float(self.values[place]))} ({'token ' * (not i)}{place})"
+            f"{self.tokens[place]!r} {number(float(self.values[place]))} ({'token ' * (not i)}{place})"
             for i, place in enumerate(places)
         ]
         unit = f" ({self.unit})" if self.unit else ""
@@ -139,8 +139,8 @@ def _columns(letter: str) -> int:
 
 
 def _step(value: float, scale: ColourRange) -> int | None:
-    """The colour of a number; ``None`` for the lowest tenth, which stays plain."""
-    if np.isnan(value):
+    """The colour of a number; ``None`` for the lowest tenth and for what is no finite number, which stay plain."""
+    if not np.isfinite(value):
         return None
     low, high = (0.0, scale.high) if scale.low < 0 else (scale.low, scale.high)
     share = (abs(value) - low) / (high - low) if high > low else 0.0

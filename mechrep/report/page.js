@@ -213,7 +213,7 @@
     });
   }
 
-  if (!fromAddress()) reveal();
-  window.addEventListener("load", reveal); // texts have taken their place above it
   boxes.forEach((box) => watcher.observe(box));
+  window.addEventListener("load", reveal); // texts have taken their place above it
+  if (!fromAddress()) reveal(); // last: an address may be malformed
 })();

@@ -139,7 +139,7 @@ def token_texts(ids: Sequence[int], decode: Decode, special_ids: Collection[int]
             continue
         if run:
             whole, spans = token_spans(run, decode)
-            texts += ["" if spans[i] in spans[:i][-1:] else whole[slice(*spans[i])] for i in range(len(run))]
+            texts += ["" if i and spans[i] == spans[i - 1] else whole[slice(*spans[i])] for i in range(len(run))]
             run = []
         if token is not None:
             texts.append(decode([token]))

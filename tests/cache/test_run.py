@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechrep.cache import Batch, CorpusCache
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.interventions import Neurons, add
+from mechrep.interventions import Neurons, add, resample
 from mechrep.measures.neurons import RepetitionNeurons
 from mechrep.models.anatomy import Site
 from tests.analyzers.looping_texts import as_corpus, random_loops
@@ -166,3 +166,14 @@ def test_reading_under_an_edit_begins_where_writing_would(view: Any) -> None:
         CorpusCache(loaded, corpus, intervention=Neurons([(0, 1)], when="from_onset"))
     with pytest.raises(InputError, match="last"):
         CorpusCache(loaded, corpus, intervention=Neurons([(0, 1)], when="last"))
+
+
+def test_what_a_text_draws_does_not_depend_on_its_batch() -> None:
+    loaded, corpus = model("llama_gqa"), texts_of((9, 9, 9, 9))
+    a = loaded.anatomy
+    bank = torch.randn(7, a.n_layers, a.d_mlp, generator=torch.Generator().manual_seed(0))
+    drawn = Neurons([(0, n) for n in range(8)], resample(bank), when="all")
+    together, alone = (
+        CorpusCache(loaded, corpus, intervention=drawn, batch_size=size).get(Site.RESID_POST) for size in (4, 1)
+    )
+    torch.testing.assert_close(together, alone)

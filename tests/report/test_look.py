@@ -66,6 +66,8 @@ def test_numbers_are_said_where_no_colour_is() -> None:
     assert "surprisal (nats)" in said and "' end' 18 (token 18)" in said
     empty = ColouredText(["a"], np.array([np.nan]), "x").drawn(colours=True, width=40)
     assert "none" in empty and "no loop" in empty
+    endless = ColouredText(["a", "b"], np.array([np.inf, 1.0]), "x").drawn(colours=True, width=40)
+    assert "'a' ∞" in endless
 
 
 def test_a_terminal_is_not_commanded_by_a_text() -> None:

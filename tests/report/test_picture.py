@@ -58,6 +58,13 @@ def test_points_lie_where_their_axes_say() -> None:
     assert turned[0][1] < turned[2][1]
 
 
+@pytest.mark.parametrize("size", [1e-18, 1e-13, 1e-6, 1.0, 1e9])
+def test_numbers_of_any_size_have_ticks_that_differ(size: float) -> None:
+    written = [one.text for one in drawn(go.Figure(go.Scatter(x=[0, 1], y=[0, 3 * size]))).iter("text")]
+    ticks = written[: written.index("0", 1)]  # those of y come first
+    assert len(ticks) > 2 and len(set(ticks)) == len(ticks)
+
+
 def test_packed_numbers_are_those_that_were_packed() -> None:
     values = np.array([[0.0, 1.0], [2.0, 3.0]], dtype="f4")
     for z in (values, values.tolist()):
