@@ -41,7 +41,7 @@ class Figure(go.Figure):
         bundle = super()._repr_mimebundle_(*args, **kwargs)
         if _LIVE in bundle:
             bundle["text/plain"] = repr(self)
-            if can_draw():
+            if drawing_works():
                 bundle[_PICTURE] = picture_of(self, "svg").decode()
         return bundle
 
@@ -74,8 +74,8 @@ def picture_of(figure: go.Figure, kind: str) -> bytes:
         raise InputError(
             f"a picture ({kind}) without kaleido", "the package that draws it", "pip install 'mechrep[figures]'"
         )
+    from choreographer.errors import BrowserClosedError, BrowserDepsError, BrowserFailedError, ChromeNotFoundError
     from kaleido import calc_fig_sync
-    from kaleido.errors import ChromeNotFoundError
 
     try:
         _start_drawing()
@@ -85,6 +85,24 @@ def picture_of(figure: go.Figure, kind: str) -> bytes:
         raise InputError(
             f"a picture ({kind}) without Chrome or Chromium", "one of them", "install it, or run kaleido_get_chrome"
         ) from error
+    except (BrowserClosedError, BrowserDepsError, BrowserFailedError, TimeoutError) as error:
+        raise InputError(
+            f"a picture ({kind}): the browser does not start ({type(error).__name__})",
+            "Chrome or Chromium that kaleido can run",
+            "see what mechrep doctor finds; save_figure('x.html') needs no browser",
+        ) from error
+
+
+@functools.cache
+def drawing_works() -> bool:
+    """Whether pictures can be drawn here; tried once, on an empty figure."""
+    if not can_draw():
+        return False
+    try:
+        picture_of(go.Figure(), "svg")
+    except InputError:
+        return False
+    return True
 
 
 @functools.cache  # a browser takes seconds to start, and 0.3 s for each figure afterwards

@@ -17,7 +17,7 @@ from torch import Tensor
 import mechrep
 from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.effects import example_effects
-from mechrep.drawn import Figure
+from mechrep.drawn import Figure, drawing_works, picture_of
 from mechrep.errors import InputError, StoreError
 from mechrep.figures import new_figure, save_figure
 from mechrep.interventions import Experts, Heads, Neurons, SinkPatch, resample
@@ -100,15 +100,18 @@ def test_the_other_objects_are_short_too_and_show_html(model: mechrep.Model, cor
     assert all(hasattr(one, "_repr_html_") for one in shown[:2] + shown[3:12])
 
 
-def test_a_corpus_shows_its_words_and_its_loop(model: mechrep.Model, corpus: Corpus) -> None:
+def test_a_corpus_shows_its_words_and_its_loop(model: mechrep.Model, corpus: Corpus, tmp_path: Path) -> None:
     page = corpus._repr_html_()
     assert model.decode(corpus.row(0)[-20:-16]) in page and "⟪" in page and "looping" in page
     text = corpus[0]
-    assert not isinstance(text, Corpus)
     assert (list(text.ids), text.text) == (corpus.row(0), model.decode(corpus.row(0))) and str(text) == text.text
     assert "".join(text.tokens) == text.text and len(text.tokens) == len(text.ids)
-    assert [list(one.ids) for one in corpus] == [corpus.row(0), corpus.row(1)] and corpus[-1].ids == list(corpus)[1].ids  # pyright: ignore[reportAttributeAccessIssue]
+    assert [list(one.ids) for one in corpus] == [corpus.row(0), corpus.row(1)] and corpus[-1].ids == list(corpus)[1].ids
     assert corpus.decode(1) == corpus.decode(1, model)
+    corpus.save(tmp_path / "texts.parquet")
+    assert Corpus.load(tmp_path / "texts.parquet", model)[0].text == text.text
+    joined = Corpus.concatenate(Corpus.load(tmp_path / "texts.parquet"), corpus.with_columns(id=["a", "b"]))
+    assert joined[0].text == joined[2].text == text.text
     bare = Corpus.from_tokens([[1, 2]])
     assert "<td>tokens-0</td>" in bare._repr_html_() and repr(bare[0]) == "Text([1, 2])"
     for wrong in (2, -3):
@@ -164,9 +167,27 @@ def test_a_notebook_gets_a_picture_beside_the_live_figure(monkeypatch: pytest.Mo
     monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")
     monkeypatch.setattr("mechrep.drawn.picture_of", lambda figure, kind: b"<svg/>")
     for can, kinds in ((True, {"image/svg+xml"}), (False, set())):
-        monkeypatch.setattr("mechrep.drawn.can_draw", lambda can=can: can)
+        monkeypatch.setattr("mechrep.drawn.drawing_works", lambda can=can: can)
         bundle = new_figure()._repr_mimebundle_()
         assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain"} | kinds
+
+
+def test_a_browser_that_is_not_there_is_no_reason_to_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("choreographer.errors", reason="kaleido is not installed: mechrep[figures]")
+
+    def fails(*_: object, **__: object) -> bytes:
+        raise errors.ChromeNotFoundError
+
+    monkeypatch.setattr("kaleido.calc_fig_sync", fails)
+    monkeypatch.setattr("mechrep.drawn._start_drawing", lambda: None)
+    monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")
+    drawing_works.cache_clear()
+    try:
+        assert not drawing_works() and "application/vnd.plotly.v1+json" in new_figure()._repr_mimebundle_()
+        with pytest.raises(InputError, match="kaleido_get_chrome"):
+            picture_of(new_figure(), "svg")
+    finally:
+        drawing_works.cache_clear()
 
 
 @pytest.mark.slow

@@ -470,8 +470,7 @@ class _Card:
         depth = self.layer + 1
         ratios = norm_profiles(model, self.windows, [None, *zeros], depth)
         removed, *others = excess_removed(ratios)[:, depth].tolist()
-        names = ", ".join(str(neuron) for neuron in scores.ranking()[:_ABLATED])
-        note = f"neurons {names}; {_ABLATED} random ones {float(np.mean(others)):.2f}"
+        note = f"{listed_units('neuron', units, _ABLATED)}; {_ABLATED} random ones {float(np.mean(others)):.2f}"
         measure = f"share of the excess that {_ABLATED} neurons of that layer make"
         facts: dict[str, Any] = {"n": f"{self.read[1].n_texts} windows", "unit": "share", "note": note}
         own = CardRow("BOS norm", measure, removed, least=0.5, draws=others, controls="random neurons", **facts)

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import pandas as pd
@@ -322,6 +322,12 @@ class Corpus:
         """
         return self.tokens[i, : int(self.lengths[i])].tolist()
 
+    @overload
+    def __getitem__(self, i: int) -> Text: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Corpus: ...
+
     def __getitem__(self, i: int | slice) -> Text | Corpus:
         """One text, or some as a corpus: ``corpus[0]``, ``corpus[:5]``.
 
@@ -446,6 +452,7 @@ class Corpus:
             bos_policy=policies.pop() if len(policies) == 1 else "as given",
             d_vocab=max((c.d_vocab for c in corpora if c.d_vocab is not None), default=None),
             model_name=names.pop() if len(names) == 1 else None,
+            words=next((corpus.words for corpus in corpora if corpus.words is not None), None),
         )
 
     def with_columns(self, **columns: Any) -> Corpus:
@@ -595,6 +602,7 @@ class Corpus:
             raise StoreError(f"{path} ({error.given})", "a corpus as it was saved", "save it again") from error
         if model is not None:
             corpus.check_model(model)
+            corpus = replace(corpus, words=getattr(model, "tokenizer", None))
         elif corpus.fingerprint() != fingerprint:
             raise StoreError(f"{path}, whose texts have changed", "a corpus as it was saved", remedy)
         return corpus
@@ -615,7 +623,7 @@ class Corpus:
 
     def _shown(self, i: int) -> str:
         """The end of a text's prompt and the beginning of what follows, with the loop marked."""
-        text, length = self[i].marked, int(self.frame["prompt_length"].iloc[i])  # pyright: ignore[reportAttributeAccessIssue]
+        text, length = self[i].marked, int(self.frame["prompt_length"].iloc[i])
         prompt, bar, written = text.partition("│")
         cut = prompt if len(prompt) <= _PROMPT or not bar or not length else "…" + prompt[-_PROMPT:]
         return (cut + bar if length else cut) + written[:_WRITTEN] + "…" * (len(written) > _WRITTEN)

@@ -21,6 +21,7 @@ from mechrep.ablation.effects import SUPPORTED
 from mechrep.errors import InputError
 from mechrep.models import tiny
 from mechrep.models.model import Model
+from mechrep.notation import as_pairs
 from mechrep.run import Run
 from mechrep.studies.card import (
     SINK_LENGTH,
@@ -90,7 +91,7 @@ def test_copying_heads(model: Model, card: CardResult, eager: Any) -> None:
         row = card.row(measure)
         layer, head = divmod(int(scores.argmax()), scores.shape[1])
         assert row.value == pytest.approx(scores.max().item(), abs=1e-5)
-        assert row.note == f"layer {layer}, head {head}"
+        assert row.note == f"L{layer}H{head}"
     loss = by_hand.losses(seen, tokens)
     gain = loss[:, :PERIOD].mean() - loss[:, PERIOD + 1 :].mean()
     assert card.value("loss on the first copy") == pytest.approx(gain.item(), abs=1e-4)
@@ -108,7 +109,9 @@ def test_sinks_and_norms(model: Model, card: CardResult, eager: Any) -> None:
 def test_the_neurons_named_make_the_norm(model: Model, card: CardResult, eager: Any) -> None:
     layer = int(card.row("norm at the first").note.removeprefix("layer "))
     row = card.row("share of the excess")
-    names = [int(name) for name in row.note.removeprefix("neurons ").split(";")[0].split(",")]
+    pairs = as_pairs(row.note.partition(";")[0], "neuron")
+    names = [neuron for _, neuron in pairs]
+    assert {place for place, _ in pairs} == {layer}
 
     def cut(_module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
         values = args[0].clone()
