@@ -220,20 +220,19 @@ def test_a_kernel_is_asked_for_the_layers_that_are_not_there(opened: Any, looked
             let answer;
             const model = {
                 get: () => payload, on: (_, call) => { answer = call; }, off: () => {},
-                send: ({layer}) => { (window.asked ??= []).push(layer); setTimeout(() => answer(answers[layer]), 99); },
+                send: ({layer}) => { (window.asked ??= []).push(layer); },
             };
+            window.reply = () => answer(answers[window.asked.at(-1)]);
             module.default.render({model, el: document.querySelector("main")});
         }""",
         [viewer_script(), payload, answers],
     )
-    page.wait_for_selector(".mv-slider:has-text('layer 0, reading')")
-    page.wait_for_selector(".mv-thumb:has-text('L0H1')")
-    assert page.text_content(".mv-slider") == "layer 0"
-    page.focus(".mv-slider input")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector(".mv-thumb:has-text('L1H1')")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector(".mv-thumb:has-text('L2H1')")
-    page.keyboard.press("ArrowLeft")
+    for layer, key in [(0, "ArrowRight"), (1, "ArrowRight"), (2, "ArrowLeft")]:
+        page.wait_for_selector(f".mv-slider:has-text('layer {layer}, reading')")
+        page.evaluate("window.reply()")
+        page.wait_for_selector(f".mv-thumb:has-text('L{layer}H1')")
+        assert page.text_content(".mv-slider") == f"layer {layer}"
+        page.focus(".mv-slider input")
+        page.keyboard.press(key)
     page.wait_for_selector(".mv-thumb:has-text('L1H1')")
     assert page.evaluate("window.asked") == [0, 1, 2]
