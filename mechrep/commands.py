@@ -35,7 +35,7 @@ from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.notation import read_unit, split_names
 from mechrep.report.build import PARTS, Part, Settings, build_report, is_report, load_sections, write_page
-from mechrep.report.side_by_side import write_side_by_side
+from mechrep.report.side_by_side import check_folders, write_side_by_side
 from mechrep.report.terminal import frame_text, print_section
 from mechrep.run import EFFORTS, Run
 from mechrep.sections import Section, slug
@@ -334,14 +334,15 @@ def report(
         _build(options.load(model), "report", PARTS, options, chosen, settings, _line("report", model, given, options))
         return
     else:
-        folders: list[Path] = []
-        for name in (model, *others):
-            folders.append(Path(name) if name in reports else options.folder("report") / slug(name))
+        out = options.folder("report")
+        folders = [Path(name) if name in reports else out / slug(name) for name in (model, *others)]
+        check_folders(folders, out)
+        for name, folder in zip((model, *others), folders, strict=True):
             if name not in reports:
-                run = dataclasses.replace(options.run("report"), store=folders[-1] / "store")
+                run = dataclasses.replace(options.run("report"), store=folder / "store")
                 line = _line("report", name, given, options)
-                build_report(options.load(name), folders[-1], only=chosen, run=run, settings=settings, command=line)
-        page = write_side_by_side(folders, options.folder("report"))
+                build_report(options.load(name), folder, only=chosen, run=run, settings=settings, command=line)
+        page = write_side_by_side(folders, out)
     record = page.with_name("report.json")
     sys.stdout.write(record.read_text(encoding="utf-8") + "\n" if options.json else f"{page}\n")
 

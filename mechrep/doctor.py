@@ -143,7 +143,7 @@ def _models() -> list[Finding]:
 
     cache = Path(HF_HUB_CACHE)
     kept = sorted(one.name.removeprefix("models--").replace("--", "/") for one in cache.glob("models--*"))
-    named = f"{len(kept)} models in {cache}" + (f" ({', '.join(kept[:3])}, ...)" if kept else "")
+    named = f"{len(kept)} models in {cache}" + (f" ({', '.join(kept[:3])}{', ...' * (len(kept) > 3)})" if kept else "")
     found = [Finding("embedded models", "ok", ", ".join(tiny.NAMES)), Finding("models from the hub", "note", named)]
     given = os.environ.get("MECHREP_REAL_MODELS")
     folder = Path(given) if given else Path("real-models")

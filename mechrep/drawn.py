@@ -16,7 +16,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mechrep.errors import InputError
+from mechrep.errors import InputError, StoreError
 
 PICTURES = ("svg", "png", "pdf", "jpg", "webp")
 _LIVE, _PICTURE = "application/vnd.plotly.v1+json", "image/svg+xml"
@@ -119,10 +119,14 @@ def save(figure: go.Figure, path: str | Path) -> Path:
     kind = target.suffix.lower().removeprefix(".")
     if kind not in (*PICTURES, "html", "json"):
         raise InputError(f"{target.name!r}", f"a file ending in .html, .json, .{', .'.join(PICTURES)}", "rename it")
-    if kind == "html":
-        figure.write_html(target, include_plotlyjs=True)
-    elif kind == "json":
-        figure.write_json(target)
-    else:
-        target.write_bytes(picture_of(figure, kind))
+    picture = picture_of(figure, kind) if kind in PICTURES else b""
+    try:
+        if kind == "html":
+            figure.write_html(target, include_plotlyjs=True)
+        elif kind == "json":
+            figure.write_json(target)
+        else:
+            target.write_bytes(picture)
+    except OSError as error:
+        raise StoreError(f"{target} ({error.strerror})", "a file that can be written", "choose another") from error
     return target

@@ -188,6 +188,7 @@ def save_figure(figure: go.Figure, path: str | Path) -> Path:
 
     Raises:
         InputError: an unknown ending, or no kaleido or no browser for it, with what to install.
+        StoreError: the file cannot be written.
 
     Example:
         >>> save_figure(new_figure(), "loss.bmp")

@@ -83,6 +83,15 @@ class _InNotebook(_Lines):
         self.last, self.told = now, self.n
 
 
+def _has_kernel() -> bool:
+    """Whether this runs in the kernel of a notebook, and has not only imported what one is made of."""
+    if "ipykernel" not in sys.modules:
+        return False
+    import IPython
+
+    return getattr(IPython.get_ipython(), "kernel", None) is not None
+
+
 def _html(text: str) -> Any:
     from IPython.display import HTML
 
@@ -102,7 +111,7 @@ def progress_bar(
             ``True``: a bar; ``False``: nothing.
         every: seconds between lines; 0: a line for every step.
     """
-    notebook = "ipykernel" in sys.modules
+    notebook = _has_kernel()
     watched = notebook or sys.stderr.isatty()
     if shown is None and not watched and not os.environ.get("CI"):
         return _Lines(total, what, unit, every)

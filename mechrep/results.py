@@ -236,6 +236,7 @@ class Result(Shown):
 
         Raises:
             InputError: an unknown ending, or no kaleido, with what to install.
+            StoreError: the file cannot be written.
         """
         from mechrep.figures import save_figure
 

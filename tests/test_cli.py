@@ -191,6 +191,17 @@ def test_compare_shows_where_two_texts_part(run: Any, tmp_path: Path) -> None:
     assert "--ablate" in run("compare", "mechrep-tiny", "x", code=1)[1]
 
 
+def test_models_that_cannot_stand_side_by_side_are_refused_before_the_work(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mechrep.commands.build_report", lambda *_, **__: pytest.fail("a model was measured"))
+    for other in ("mechrep-tiny", "Mechrep.Tiny"):
+        assert "each once" in run("report", "mechrep-tiny", other, code=1)[1]
+    (tmp_path / "one" / "sections").mkdir(parents=True)
+    (tmp_path / "one" / "sections" / "parts.json").write_text("{}")
+    assert "--out" in run("report", "mechrep-tiny", "mechrep-tiny-repeats", "--out", "one", code=1)[1]
+
+
 def test_look_lays_out_a_loop_and_writes_the_viewer(run: Any, tmp_path: Path) -> None:
     command = ["look", "mechrep-tiny", LOOP, "--max-new-tokens", 0]
     out, _ = run(*command, "--by", "L2N5,L2H0", "--html", "l.html")

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -195,6 +195,11 @@ def test_a_notebook_gets_a_bar_that_goes_when_it_is_done(
         return Handle()
 
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.delenv("CI", raising=False)
+    with progress_bar(4, "reading", "text", every=0.0) as bar:
+        bar.update(1)
+    assert not pages and "reading: 1 of 4" in capsys.readouterr().err, "imported, but no kernel runs"
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=object()))
     monkeypatch.setattr(display, "display", shown)
     monkeypatch.setattr("mechrep.progress._SECONDS_BETWEEN_BARS", 0.0)
     with progress_bar(4, "<reading>", "text") as bar:

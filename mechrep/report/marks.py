@@ -39,6 +39,7 @@ class Box:
 
 
 def axes_of(trace: Record) -> tuple[str, str]:
+    """The names of a trace's axes."""
     return trace.get("xaxis") or "x", trace.get("yaxis") or "y"
 
 
@@ -83,6 +84,7 @@ def counted(trace: Record) -> Record:
 def draw_trace(
     trace: Record, colour: str, x: Axis, y: Axis, box: Box, shift: float | int, layout: Record
 ) -> Iterator[str]:
+    """The elements of one trace, inside its panel."""
     if trace.get("type") == "heatmap":
         yield from _heatmap(trace, x, y, box, layout)
         return
@@ -202,6 +204,7 @@ def _mark(symbol: Any, x: float | int, y: float | int, r: float | int, colour: s
 
 
 def swatch(trace: Record, colour: str, x: float | int, y: float | int) -> Iterator[str]:
+    """What stands for a trace in the legend."""
     mode = str(trace.get("mode", "lines"))
     if trace.get("type") == "bar":
         yield f'<rect x="{x + 5}" y="{y - 5}" width="12" height="10" {fill_of(_colour_of(trace, colour))}/>'
@@ -257,6 +260,7 @@ def _heatmap(trace: Record, x: Axis, y: Axis, box: Box, layout: Record) -> Itera
 
 
 def limits_of(scale: Record, z: Any) -> tuple[float, float]:
+    """The values at both ends of a scale of colours: those that it tells, or else those of the cells."""
     values = np.asarray(z, dtype=float)
     values = values[np.isfinite(values)]
     low, high = (as_number(scale.get(f"c{end}", scale.get(f"z{end}"))) for end in ("min", "max"))
@@ -320,6 +324,7 @@ def _png(colours: np.ndarray) -> bytes:
 def text_at(
     x: float | int, y: float | int, text: Any, anchor: str = "start", size: float | int = TEXT_SIZE, colour: str = INK
 ) -> str:
+    """A text, escaped."""
     own = f' font-size="{size:.1f}"' if size != TEXT_SIZE else ""
     where = f' text-anchor="{anchor}"' if anchor != "start" else ""
     return f'<text x="{x:.1f}" y="{y:.1f}"{where}{own} {fill_of(colour)}>{html.escape(plain_label(text))}</text>'
@@ -334,6 +339,7 @@ def line_at(
     width: float | int = 1,
     dash: str = "solid",
 ) -> str:
+    """A straight line."""
     return f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" {stroke_of(colour, width, dash)}/>'
 
 
@@ -350,11 +356,13 @@ def _paint(colour: Any) -> tuple[str, float]:
 
 
 def fill_of(colour: Any) -> str:
+    """Attributes that fill with a colour of plotly's."""
     shade, alpha = _paint(colour)
     return f'fill="{shade}"' + (f' fill-opacity="{alpha:.2g}"' if alpha < 1 else "")
 
 
 def stroke_of(colour: Any, width: Any = 1, dash: str = "solid") -> str:
+    """Attributes that draw a line in a colour of plotly's."""
     shade, alpha = _paint(colour)
     pattern = f' stroke-dasharray="{_DASHES[dash]}"' if dash in _DASHES else ""
     faint = f' stroke-opacity="{alpha:.2g}"' if alpha < 1 else ""

@@ -79,11 +79,7 @@ def write_side_by_side(reports: Sequence[str | Path], out: str | Path, *, texts:
         StoreError: there is no report in a folder, or the page cannot be written.
     """
     folders, target = [Path(folder) for folder in reports], Path(out)
-    places = [folder.resolve() for folder in folders]
-    if len(places) < 2 or len(set(places)) < len(places):
-        raise InputError(f"reports {[str(folder) for folder in folders]}", "two or more, each once", "add another")
-    if is_report(target):
-        raise InputError(f"{target}, the report of one model", "a folder for the page of all", "choose another --out")
+    check_folders(folders, target)
     columns = [_column(folder, target, place, texts) for place, folder in enumerate(folders)]
     lines = lines_of(columns, texts)
     intro = Intro(words_of("side-by-side", texts), {"models": len(columns), "names": _listed(columns)})
@@ -97,6 +93,22 @@ def write_side_by_side(reports: Sequence[str | Path], out: str | Path, *, texts:
     write_file(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
     write_file(target / "report.html", page)
     return target / "report.html"
+
+
+def check_folders(folders: Sequence[Path], out: Path) -> None:
+    """Refuse reports that cannot stand side by side, before anything is computed for them.
+
+    Args:
+        folders: of the reports, finished or not.
+        out: of the page of all.
+
+    Raises:
+        InputError: fewer than two, one twice, or ``out`` is the report of one model.
+    """
+    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"reports {[str(folder) for folder in folders]}", "two or more, each once", "add another")
+    if is_report(out):
+        raise InputError(f"{out}, the report of one model", "a folder for the page of all", "choose another --out")
 
 
 def lines_of(columns: Sequence[Column], texts: Path | None = None) -> list[Line]:
