@@ -66,6 +66,12 @@ def test_every_command_is_listed_and_explains_itself_with_an_example(run: Any) -
     assert mechrep.__version__ in run("--version")[0]
 
 
+def test_shells_can_complete_commands_and_options(run: Any) -> None:
+    script = cli.app.generate_completion(shell="bash")
+    assert all(name in script for name in cli.COMMANDS) and "--sink-layer" in script
+    assert "--install-completion" in run("--help")[0]
+
+
 def test_one_option_has_one_meaning_in_every_command() -> None:
     kinds: dict[str, dict[bool, list[str]]] = {}
     for name in cli.COMMANDS:
