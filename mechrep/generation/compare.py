@@ -7,7 +7,7 @@ far apart the two tokens were before anything was changed, and how far afterward
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -266,31 +266,36 @@ def compare(
         raise InputError(f"top_k={top_k}", f"1 to {model.anatomy.d_vocab} candidates", "correct it")
     corpus = Corpus.of(prompts, model)
     lengths, decode = corpus.lengths.tolist(), model.decode
-    texts, scores = [], []
-    for one in chosen.values():
-        written = generate(
+    texts = [
+        generate(
             model, corpus, max_new_tokens=max_new_tokens, decoding=rules, interventions=one, progress=progress
         ).with_cycles(eos_id=model.eos_ids)
-        starts = first_edited(corpus.frame, lengths, [one] * len(corpus))
-        texts.append(written)
-        scores.append(_scored(model, written, lengths, one, starts))
+        for one in chosen.values()
+    ]
     most = max(int(length) - first for written in texts for length, first in zip(written.lengths, lengths, strict=True))
     ids = _padded([[written.row(i)[lengths[i] :] for i in range(len(corpus))] for written in texts], most)
-    chances, best, best_chances = _kept(scores, ids, top_k)
+    kept = _Kept(ids, top_k)
+    for place, one in enumerate(chosen.values()):
+        starts = first_edited(corpus.frame, lengths, [one] * len(corpus))
+        for text, table in enumerate(_scored(model, texts[place], lengths, one, starts)):
+            kept.take(place, text, table)
     special = model.special_ids
     pieces = [[token_texts(w.row(i), decode, special)[lengths[i] :] for i in range(len(corpus))] for w in texts]
+    config = {"study": "compare", "max_new_tokens": max_new_tokens, "top_k": top_k}
+    config |= {"conditions": {name: repr(one) for name, one in chosen.items()}}
+    config |= {"temperature": rules.temperature, "sampled_from": rules.top_k, "seed": rules.seed}
     return Comparison(
-        provenance_of(model, corpus, {"study": "compare", "max_new_tokens": max_new_tokens, "top_k": top_k}),
+        provenance_of(model, corpus, config),
         list(chosen),
         [decode(corpus.row(i)) for i in range(len(corpus))],
         pieces,
         ids,
-        chances,
-        best,
-        best_chances,
-        {str(one): decode([one]) for one in best[best >= 0].unique().tolist()},
+        kept.chances,
+        kept.best,
+        kept.best_chances,
+        {str(one): decode([one]) for one in kept.best[kept.best >= 0].unique().tolist()},
         [[_onset(written, i, lengths[i]) for i in range(len(corpus))] for written in texts],
-        _partings(list(chosen), pieces, ids, scores),
+        _partings(list(chosen), pieces, kept),
     )
 
 
@@ -327,14 +332,10 @@ def _intervention(given: Change) -> Intervention | None:
     raise InputError(f"a {type(given).__name__}", "an intervention, or components by name", "use mechrep.Heads('L2H0')")
 
 
-Scores = list[Float[Tensor, "step d_vocab"]]
-
-
 def _scored(
     model: Model, written: Corpus, lengths: Sequence[int], one: Intervention | None, starts: Sequence[int]
-) -> Scores:
-    """Log-probabilities of every new place of every text, read under the intervention that it was written under."""
-    scores: Scores = []
+) -> Iterator[Float[Tensor, "step d_vocab"]]:
+    """Log-probabilities of every new place, text by text, read under the intervention that it was written under."""
     at_once = max(1, _VALUES_AT_ONCE // (written.tokens.shape[1] * model.anatomy.d_vocab))
     for begin in range(0, len(written), at_once):
         some = list(range(begin, min(begin + at_once, len(written))))
@@ -349,8 +350,7 @@ def _scored(
             texts=some,
         )
         for row, i in enumerate(some):
-            scores.append(raw[row, lengths[i] - 1 : int(sizes[row]) - 1].float().log_softmax(-1).cpu())
-    return scores
+            yield raw[row, lengths[i] - 1 : int(sizes[row]) - 1].float().log_softmax(-1).cpu()
 
 
 def _padded(rows: Sequence[Sequence[Sequence[int]]], most: int) -> Int[Tensor, "condition text step"]:
@@ -358,18 +358,28 @@ def _padded(rows: Sequence[Sequence[Sequence[int]]], most: int) -> Int[Tensor, "
     return torch.tensor([[[*text, *[-1] * (most - len(text))] for text in texts] for texts in rows])
 
 
-def _kept(scores: Sequence[Scores], ids: Int[Tensor, "condition text step"], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of what was written; the best candidates of each step, and theirs."""
-    shape = ids.shape
-    chances, best = torch.full(shape, torch.nan), torch.full((*shape, k), -1)
-    best_chances = torch.full((*shape, k), torch.nan)
-    for place, texts in enumerate(scores):
-        for text, table in enumerate(texts):
-            n = len(table)
-            chances[place, text, :n] = table.gather(1, ids[place, text, :n, None])[:, 0]
-            top = table.topk(k, dim=-1)
-            best[place, text, :n], best_chances[place, text, :n] = top.indices, top.values
-    return chances, best, best_chances
+class _Kept:
+    """What is kept of the log-probabilities of each text, which are too many for all texts together."""
+
+    def __init__(self, ids: Int[Tensor, "condition text step"], k: int) -> None:
+        self.ids, self.k = ids, k
+        self.chances, self.best = torch.full(ids.shape, torch.nan), torch.full((*ids.shape, k), -1)
+        self.best_chances = torch.full((*ids.shape, k), torch.nan)
+        differs = [(int(c), int(text), int(step)) for c, text, step in (ids != ids[:1]).nonzero()]
+        self.steps = {(c, text): step for c, text, step in reversed(differs)}  # the first that differs
+        self.margins: dict[tuple[int, int, bool], float] = {}  # (condition, text, whether under it)
+
+    def take(self, place: int, text: int, table: Float[Tensor, "step d_vocab"]) -> None:
+        """Keep what was written and the best candidates of each step, and the margins where texts part."""
+        n = len(table)
+        self.chances[place, text, :n] = table.gather(1, self.ids[place, text, :n, None])[:, 0]
+        top = table.topk(self.k, dim=-1)
+        self.best[place, text, :n], self.best_chances[place, text, :n] = top.indices, top.values
+        for condition in range(1, len(self.ids)) if place == 0 else [place]:
+            step = self.steps.get((condition, text))
+            if step is not None and (self.ids[[0, condition], text, step] >= 0).all():
+                one, other = self.ids[[0, condition], text, step].tolist()
+                self.margins[condition, text, place > 0] = float(table[step, one] - table[step, other])
 
 
 def _onset(written: Corpus, text: int, length: int) -> int | None:
@@ -377,24 +387,10 @@ def _onset(written: Corpus, text: int, length: int) -> int | None:
     return None if pd.isna(onset) else max(0, int(onset) - length)
 
 
-def _partings(
-    names: Sequence[str],
-    pieces: Sequence[Sequence[Sequence[str]]],
-    ids: Int[Tensor, "condition text step"],
-    scores: Sequence[Scores],
-) -> list[Parting]:
+def _partings(names: Sequence[str], pieces: Sequence[Sequence[Sequence[str]]], kept: _Kept) -> list[Parting]:
     found = []
-    for place in range(1, len(names)):
-        for text in range(ids.shape[1]):
-            differs = (ids[place, text] != ids[0, text]).nonzero().flatten()
-            if not len(differs):
-                continue
-            step = int(differs[0])
-            one, other = int(ids[0, text, step]), int(ids[place, text, step])
-            margins = [
-                float(table[text][step, one] - table[text][step, other]) if one >= 0 and other >= 0 else float("nan")
-                for table in (scores[0], scores[place])
-            ]
-            before, after = (pieces[c][text][step] if token >= 0 else "" for c, token in ((0, one), (place, other)))
-            found.append(Parting(names[place], text, step, before, after, margins[0], margins[1]))
+    for (place, text), step in sorted(kept.steps.items()):
+        before, after = (pieces[c][text][step] if kept.ids[c, text, step] >= 0 else "" for c in (0, place))
+        margins = [kept.margins.get((place, text, under), float("nan")) for under in (False, True)]
+        found.append(Parting(names[place], text, step, before, after, margins[0], margins[1]))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import mechrep
 from mechrep.ablation.circuit import Circuit
 from mechrep.errors import InputError
-from mechrep.generation.compare import Comparison, compare
+from mechrep.generation.compare import Comparison, _Kept, compare
 from mechrep.interventions import Heads, Neurons, SinkPatch, add, resample
 from mechrep.interventions.apply import logits
 from mechrep.results import Result
@@ -85,6 +86,24 @@ def test_candidates_are_those_of_plain_logits(
                 own = found.ids[place, text, step]
                 torch.testing.assert_close(found.log_probability[place, text, step], expected[own], atol=2e-4, rtol=0)
                 assert found.top_log_probability[place, text, step, 0] >= found.log_probability[place, text, step]
+
+
+def test_logits_of_all_texts_are_never_held_together(
+    model: mechrep.Model, conditions: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[torch.Tensor]] = []
+    take = _Kept.take
+
+    def watched(self: _Kept, place: int, text: int, table: torch.Tensor) -> None:
+        seen.append(weakref.ref(table))
+        assert sum(one() is not None for one in seen) <= 2
+        take(self, place, text, table)
+
+    monkeypatch.setattr(_Kept, "take", watched)
+    two = {name: conditions[name] for name in ("baseline", "head")}
+    found = compare(model, [*PROMPTS, "It was"], two, max_new_tokens=4, temperature=1.0, seed=7)
+    assert len(seen) == 6 and found.provenance.config["seed"] == 7
+    assert "L2H0" in found.provenance.config["conditions"]["head"]
 
 
 def test_the_first_difference_and_its_margins(model: mechrep.Model, conditions: dict[str, Any]) -> None:
