@@ -257,10 +257,11 @@ class Intro:
 
 def strip_svg(claim: ClaimView) -> Markup:
     """The effect with its interval (a dot on a line) over the range of its controls (a bar), and a mark at zero."""
-    effect, low, high, least, most = claim.scaled
+    known = [value if value is not None and abs(value) < 1e100 else None for value in claim.scaled]
+    effect, low, high, least, most = known
     if effect is None:
         return Markup("")
-    ends = [0.0, *(value for value in claim.scaled if value is not None)]
+    ends = [0.0, *(value for value in known if value is not None)]
     span = (max(ends) - min(ends)) or 1.0
 
     def place(value: float) -> float:

@@ -18,6 +18,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW
 from mechrep.errors import InputError
@@ -32,6 +34,10 @@ from tests.report.made_up import FIELDS, SCRIPT, heads, missing, seen, sinks, wo
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 SECTIONS = [heads(), sinks(), missing()]
 Attributes = dict[str, str | None]
+TAGS = re.compile(
+    "html|head|meta|title|style|noscript|body|a|nav|div|button|span|main|header|p|h[123]|section|details|summary|table|"
+    "caption|thead|tbody|t[rhd]|b|strong|code|ul|li|d[ltd]|pre|figure|figcaption|script|svg|rect|path|circle"
+)
 
 
 class Page(HTMLParser):
@@ -130,6 +136,42 @@ def test_planted_markup_stays_text(texts: Path) -> None:
     assert len(found.scripts) == 6 and len(data) == 3
     assert all("alert" in json.dumps(one) for one in data if "ink" not in one)
     assert str(to_html("{x} **{x}**", {"x": "**a** [b](#c) {y}"}, "here")).count("**a** [b](#c) {y}") == 2
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20)
+SIZES = st.one_of(st.none(), st.floats(-1e300, 1e300), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+CELLS = st.one_of(SIZES, st.integers(-(10**9), 10**9), WORDS, st.booleans())
+
+
+@settings(max_examples=8, phases=(Phase.generate,))  # a page takes a second: no shrinking
+@given(
+    names=st.lists(
+        st.tuples(WORDS, st.sampled_from(VERDICTS), st.sampled_from(["loss", "few"])), min_size=1, max_size=12
+    ),
+    numbers=st.lists(st.one_of(SIZES, st.floats(0, 1)), min_size=12, max_size=12),
+    rows=st.lists(st.tuples(CELLS, CELLS), max_size=4),
+    head=WORDS,
+)
+def test_whatever_a_section_holds_the_page_is_whole(
+    texts: Path, names: list[Any], numbers: list[Any], rows: list[Any], head: str
+) -> None:
+    claims = pd.DataFrame(
+        [
+            {"claim": claim, "verdict": verdict, "unit": "nats", "name": name, "k": 1, "effect": number, "low": number,
+             "high": number, "baseline": 0.0, "value": number, "q": number, "m": 9, "controls": name, "family": name}
+            for (name, verdict, claim), number in zip(names, numbers, strict=False)
+        ]
+    ).astype(object)  # fmt: skip
+    table = pd.DataFrame(rows, columns=["a", head or "b"]) if head != "a" else pd.DataFrame()
+    fields = FIELDS | {"head": head, "model": head}
+    section = dataclasses.replace(SECTIONS[0], fields=fields, claims=claims, tables={"scores": table}, figures={})
+    page = Page(render_page(head, [section, SECTIONS[1]], command=head, texts=texts))
+    assert page.open == [] and all(TAGS.fullmatch(tag) for tag, _, _ in page.tags)
+    ids = [str(attributes["id"]) for _, attributes, _ in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and {str(a["href"])[1:] for a in page.all("a") if a["href"][0] == "#"} <= set(ids)
+    rows_of_claims = [one for one in ids if re.match(r"claim-", one)]
+    assert len(rows_of_claims) == len(names) + len(SECTIONS[1].claims)
+    assert all(name in page.text for name, _, _ in names)
 
 
 def test_the_same_sections_make_the_same_page(source: str, texts: Path) -> None:
