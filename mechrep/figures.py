@@ -144,7 +144,8 @@ def styled(figure: go.Figure, *, title: str, subtitle: str, x: str, y: str) -> g
             "xref": "paper",
             "xanchor": "left",
             "yref": "container",
-            "y": 0.97,
+            "y": 1,  # from above, so that it stays at the top of a tall figure
+            "pad": {"t": 13},
             "yanchor": "top",
         },
         font={"family": FONT, "size": 13, "color": INK},
