@@ -41,7 +41,7 @@ def read_unit(text: str) -> tuple[str, int, int]:
         >>> read_unit("L2H0")
         ('head', 2, 0)
     """
-    match = re.fullmatch(r"L(\d+)([HNE])(\d+)", text.strip(), re.ASCII)
+    match = re.fullmatch(r"L(\d{1,9})([HNE])(\d{1,9})", text.strip(), re.ASCII)
     if match is None:
         raise InputError(f"component {text!r}", "L3H1 for a head, L2N57 for a neuron, L5E7 for an expert", "correct it")
     return _KINDS[match[2]], int(match[1]), int(match[3])

@@ -262,7 +262,7 @@ def compare(
         without L2H0  ...
     """
     chosen, rules = _conditions(conditions), decoding_of(decoding, fields)
-    if top_k < 1 or top_k > model.anatomy.d_vocab:
+    if not isinstance(top_k, int) or top_k < 1 or top_k > model.anatomy.d_vocab:
         raise InputError(f"top_k={top_k}", f"1 to {model.anatomy.d_vocab} candidates", "correct it")
     corpus = Corpus.of(prompts, model)
     lengths, decode = corpus.lengths.tolist(), model.decode

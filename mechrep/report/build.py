@@ -171,10 +171,14 @@ def build_report(
         try:
             for name in chosen:
                 bar.set_postfix_str(name)
-                before = listed["parts"].pop(name, {"sections": []})["sections"]
+                old = listed["parts"].pop(name, {"sections": [], "command": None, "cost": {}})
+                before = old["sections"]
                 with metered(model) as meter:
                     made = _made(name, known[name], model, run, settings)
-                after = _keep(target, name, made, listed, {"command": command, "cost": meter.facts()})
+                # Made again by the same command, a part takes its work from the store, and costs what it once did.
+                costs = [meter.facts(), *([old["cost"]] if old["command"] == command and old["cost"] else [])]
+                cost = max(costs, key=lambda one: one["read"] + one["written"])
+                after = _keep(target, name, made, listed, {"command": command, "cost": cost})
                 listed["parts"] = {
                     one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
                 }

@@ -196,7 +196,9 @@
       button.remove();
     });
   }
-  const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text);
+  // What begins like a formula is text, and stays text in a spreadsheet.
+  const plain = (text) => (/^[=+@\t\r-]/.test(text) ? `'${text}` : text);
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${plain(text).replace(/"/g, '""')}"` : plain(text));
   for (const button of document.querySelectorAll("button.csv")) {
     button.addEventListener("click", () => {
       const cell = (one) => {

@@ -111,9 +111,9 @@ def _noted(text: str) -> Quantity:
     written = text.strip()
     if written.lower() == "surprisal":
         return Quantity("surprisal", "surprisal")
-    if match := re.fullmatch(r"norm L(\d+)", written, re.ASCII):
+    if match := re.fullmatch(r"norm L(\d{1,9})", written, re.ASCII):
         return Quantity(f"norm L{int(match[1])}", "norm", int(match[1]))
-    if re.fullmatch(r"L\d+[HN]\d+", written, re.ASCII):
+    if re.fullmatch(r"L\d{1,9}[HN]\d{1,9}", written, re.ASCII):
         kind, layer, number = read_unit(written)
         return Quantity(unit_name(kind, layer, number), "head" if kind == "head" else "neuron", layer, number)
     raise InputError(f"the quantity {text!r:.60}", _FORMS, "correct it")

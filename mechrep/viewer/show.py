@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mechrep.viewer.widget import ViewWidget
 
 Theme = Literal["auto", "light", "dark"]
+_MOST_PAIRS = 2**27  # of queries and keys on one page; half of them are packed
 _AT_ONCE = 2**28  # bytes of attention that are read in one pass for a widget
 
 
@@ -94,6 +95,12 @@ def view(
     for one in wanted:
         one.check(model.anatomy, length)
     heads = maps_wanted(wanted, layers, model.anatomy)
+    if len(heads) * length**2 > _MOST_PAIRS:
+        raise InputError(
+            f"{len(heads)} heads of {length} tokens, {len(heads) * length**2:.1e} pairs",
+            f"at most {_MOST_PAIRS:.1e} on one page",
+            "choose fewer layers, a shorter text, or view(...).widget(), which reads layers when they are asked for",
+        )
     loop = _cycle_of(corpus, model) if cycle == "auto" else cycle
     if loop is not None:
         if loop.end > length:
@@ -180,6 +187,8 @@ class View:
         if one.kind == "head":
             return shown | {"layer": one.layer, "head": one.number}
         values = self.values[one.name]
+        if one.kind != "given":  # a token that the model holds for impossible has no colour; the rest is shown
+            values = np.where(np.isinf(values), np.nan, values)
         colours = colour_range(values)
         return shown | pack_values(values) | {"low": colours.low, "high": colours.high, "beyond": colours.beyond}
 
@@ -281,8 +290,8 @@ def _one_text(corpus: Corpus, row: int | None) -> Corpus:
     if row is None and len(corpus) > 1:
         raise InputError(f"{len(corpus)} texts", "one", "pass row=0, the number of the text to look at")
     number = 0 if row is None else row
-    if not 0 <= number < len(corpus):
-        raise InputError(f"row={row}", f"a text from 0 to {len(corpus) - 1}", "count texts from 0")
+    if not isinstance(number, int) or not 0 <= number < len(corpus):
+        raise InputError(f"row={row!r}", f"a text from 0 to {len(corpus) - 1}", "count texts from 0")
     return corpus.select([number])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mechrep.errors import InputError, NothingFoundError, StoreError
 from mechrep.models.load import load_model
@@ -175,6 +176,28 @@ def test_every_part_says_by_which_command_it_was_made(tiny: Model, texts: Path, 
     assert "mechrep all" in (out / "report.html").read_text()
     with pytest.raises(InputError, match="nowhere"):
         Settings(held_out=tmp_path / "nowhere").held_out_text  # noqa: B018
+
+
+def test_a_part_that_takes_its_work_from_the_store_costs_what_it_once_did(
+    tiny: Model, texts: Path, tmp_path: Path
+) -> None:
+    lengths = [12, 0, 5, 5]
+
+    def reads(*arguments: Any) -> Section:
+        if length := lengths.pop(0):
+            tiny.plain_logits(torch.arange(length)[None])
+        return nothing(*arguments)
+
+    def cost(command: str) -> float:
+        given = parts(sinks=reads)
+        run = Run(progress=False)
+        build_report(tiny, tmp_path, only=["sinks"], parts=given, texts=texts, run=run, command=command)
+        return json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["costs"]["sinks"]["read"]
+
+    first, again = cost("one"), cost("one")
+    assert first == again == 12, "nothing was read the second time"
+    assert cost("one") == 12, "less of the same is a run that went on"
+    assert cost("another") == 5, "another command is another run"
 
 
 def test_the_page_can_be_made_again_without_the_model(tiny: Model, texts: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -215,3 +216,28 @@ def test_without_anywidget_the_error_says_what_to_install(looked: View, monkeypa
     monkeypatch.setitem(sys.modules, "anywidget", None)
     with pytest.raises(MissingPartError, match=re.escape("mechrep[widget]")):
         looked.widget()
+
+
+def test_what_the_model_holds_for_impossible_has_no_colour_and_the_rest_is_shown(model: mechrep.Model) -> None:
+    seen = mechrep.view(model, "the sea and the sea", "surprisal")
+    seen.reading.values[0, 3] = float("inf")
+    (packed,) = seen.payload()["quantities"]
+    numbers = np.frombuffer(base64.b64decode(packed["data"]), "<f2").astype(float) * packed["scale"]
+    assert np.isnan(numbers[3]) and np.isfinite(np.delete(numbers, [0, 3])).all()
+    with pytest.raises(InputError, match="infinite"):
+        mechrep.view(model, "the sea and the sea", {"own": [float("inf")] * len(seen.tokens)}).payload()
+
+
+def test_more_maps_than_a_page_can_hold_are_refused_before_the_work(
+    model: mechrep.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mechrep.viewer.show._MOST_PAIRS", 8 * 20**2 - 1)
+    monkeypatch.setattr("mechrep.viewer.show.read_text", None)
+    with pytest.raises(InputError, match="fewer layers"):
+        mechrep.view(model, [0, *range(30, 49)], "surprisal", layers=range(4))
+
+
+@pytest.mark.parametrize("row", [1, -1])
+def test_a_row_that_is_none(model: mechrep.Model, row: int) -> None:
+    with pytest.raises(InputError, match="row="):
+        mechrep.view(model, "the sea", row=row)
