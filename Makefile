@@ -16,7 +16,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report real-models report-real gallery test test-real test-full contract contract-3.9 families lint format \
+.PHONY: help setup report real-models report-real gallery test test-real test-lab test-full contract contract-3.9 families \
+    lint format \
     notebooks notebooks-sync docs benchmarks clean
 
 help: ## this list
@@ -33,6 +34,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools of development into $(VENV)."
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[dev,notebooks,docs]"
+	@touch $@
+
+$(VENV)/.installed-lab: $(VENV)/.installed-dev
+	@echo "Installing JupyterLab into $(VENV)."
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[lab]"
 	@touch $@
 
 $(VENV_39)/.installed: pyproject.toml constraints-3.9.txt
@@ -69,7 +75,10 @@ test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstring
 test-real: $(VENV)/.installed-dev ## independent checks on SmolLM2-135M; skipped where real-models/ has it not
 	OMP_NUM_THREADS=$(WORKERS) MKL_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest -q -m "real and not slow" tests/real
 
-test-full: $(VENV)/.installed-dev ## all tests, the slow ones and those on pretrained models too
+test-lab: $(VENV)/.installed-lab ## two notebooks in a JupyterLab that is started for real, looked at in Chromium
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/viewer/test_jupyterlab.py
+
+test-full: $(VENV)/.installed-lab ## all tests, the slow ones and those on pretrained models too
 	-@$(BIN)/python .ci/real_models.py --out $(REAL)
 	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "" --hypothesis-profile=thorough
 

@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[dict[str, str], str]] = {
     "gguf": ({"gguf": "gguf"}, "models in .gguf files"),
     "peft": ({"peft": "peft"}, "adapters (LoRA)"),
     "bnb": ({"bitsandbytes": "bitsandbytes"}, "models in 8 or 4 bits"),
+    "lab": ({"jupyterlab": "jupyterlab"}, "notebooks in JupyterLab, and the test that starts it"),
     "docs": ({"furo": "furo", "myst-nb": "myst_nb", "sphinx": "sphinx"}, "building the documentation"),
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "brave", "msedge")
