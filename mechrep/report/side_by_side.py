@@ -145,13 +145,21 @@ def _kind(claim: ClaimView) -> str:
     return "" if re.search(r"\d", who) else who
 
 
+class _Dots(str):
+    """Stands where models differ, whatever format was asked for."""
+
+    def __format__(self, _spec: str) -> str:
+        return str(self)
+
+
 class _Unnamed(dict[str, Any]):
-    """Fields of a claim, with dots in place of the names of components."""
+    """Fields of a claim, with dots in place of names of components and of numbers that differ between the models."""
 
     def __init__(self, claims: Mapping[int, ClaimView]) -> None:
-        told = next(iter(claims.values())).told
-        named = {name: _ELLIPSIS for name, value in told.items() if isinstance(value, str) and re.search(r"\d", value)}
-        super().__init__({**told, **named})
+        first, *others = [claim.told for claim in claims.values()]
+        differs = {name for name, value in first.items() if any(other.get(name) != value for other in others)}
+        differs |= {name for name, value in first.items() if isinstance(value, str) and re.search(r"\d", value)}
+        super().__init__({**first, **dict.fromkeys(differs, _Dots(_ELLIPSIS))})
 
 
 def _column(folder: Path, target: Path, place: int, texts: Path | None) -> Column:

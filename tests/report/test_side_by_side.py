@@ -15,7 +15,8 @@ from mechrep.errors import InputError, StoreError
 from mechrep.models.load import load_model
 from mechrep.provenance import Provenance
 from mechrep.report.build import build_report, is_report, write_page
-from mechrep.report.side_by_side import write_side_by_side
+from mechrep.report.side_by_side import _Unnamed, write_side_by_side
+from mechrep.report.view import view_of
 from mechrep.report.words import TEXT
 from mechrep.sections import Section
 from tests.report.made_up import HEADS, SCRIPT, heads, missing, sinks, words
@@ -66,6 +67,14 @@ def test_names_of_components_stand_beside_their_model_only(reports: list[Path], 
     assert "L2H0" not in loss["claim"] and all("L2H0" in cell["words"] for cell in loss["models"].values())
     (norm,) = (line for line in record["claims"] if "norm" in line["claim"])
     assert norm["models"]["model-2"] is None
+
+
+def test_a_number_that_differs_between_models_is_that_of_none(texts: Path) -> None:
+    claim = view_of(heads(), texts).claims[0]
+    two = [dataclasses.replace(claim, told={"brief": brief, "name": "L2H0", "same": 5}) for brief in (8, 24)]
+    fields = _Unnamed(dict(enumerate(two)))
+    assert f"{fields['brief']:,.1f} {fields['name']} {fields['same']}" == "… … 5"
+    assert _Unnamed({0: two[0]})["brief"] == 8, "of one model it is its own"
 
 
 def test_it_needs_finished_reports_and_a_folder_of_its_own(reports: list[Path], texts: Path, tmp_path: Path) -> None:
