@@ -331,7 +331,8 @@ def report(
             raise InputError(f"--only with {model}, a finished report", "a model", "give the model, and this as --out")
         page = write_page(model)
     elif not others:
-        _build(options.load(model), "report", PARTS, options, chosen, settings, _line("report", model, given, options))
+        line = _line("report", model, given | {"out": options.out}, options)
+        _build(options.load(model), "report", PARTS, options, chosen, settings, line)
         return
     else:
         out = options.folder("report")
@@ -340,7 +341,7 @@ def report(
         for name, folder in zip((model, *others), folders, strict=True):
             if name not in reports:
                 run = dataclasses.replace(options.run("report"), store=folder / "store")
-                line = _line("report", name, given, options)
+                line = _line("report", name, given | {"out": folder}, options)
                 build_report(options.load(name), folder, only=chosen, run=run, settings=settings, command=line)
         page = write_side_by_side(folders, out)
     record = page.with_name("report.json")
