@@ -112,7 +112,7 @@ def test_neither_the_size_of_a_batch_nor_the_company_matters(monkeypatch: pytest
     together = score_tokens(model, TEXTS, interventions)
     monkeypatch.setattr(ablation_scores, "_TOKENS_PER_BATCH", 40)
     small = score_tokens(model, TEXTS, interventions)
-    monkeypatch.setattr(ablation_scores, "_LOGITS_PER_BATCH", D_VOCAB)
+    monkeypatch.setattr(ablation_scores, "LOGITS_PER_BATCH", D_VOCAB)
     for number, text in enumerate(TEXTS):
         (alone,) = score_tokens(model, [text], interventions)
         for other in (small[number], alone):
