@@ -56,6 +56,7 @@ nb_execution_mode = "force"  # the how-to pages: what they show is what this ver
 nb_execution_excludepatterns = ["notebooks/*"]  # `make notebooks` runs them; the documentation shows what is stored
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+suppress_warnings = ["mystnb.unknown_mime_type"]  # a live figure has a picture or a line of text beside it
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
