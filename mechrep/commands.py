@@ -33,7 +33,7 @@ from mechrep.interventions.ops import SinkPatch
 from mechrep.models import tiny
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
-from mechrep.notation import read_unit, split_names
+from mechrep.notation import heads_and_neurons
 from mechrep.report.build import PARTS, Part, Settings, build_report, is_report, load_sections, write_page
 from mechrep.report.side_by_side import check_folders, write_side_by_side
 from mechrep.report.terminal import frame_text, print_section
@@ -364,12 +364,7 @@ def read_components(text: str) -> Circuit:
     """
     if text.endswith(".json"):
         return Circuit.load(text)
-    found: dict[str, Any] = {"head": [], "neuron": [], "expert": []}
-    for part in split_names(text):
-        kind, *unit = read_unit(part)
-        found[kind].append(tuple(unit))
-    if found["expert"]:
-        raise InputError(f"{text!r}, with an expert", "heads and neurons", "ablate experts in Python: mechrep.Experts")
+    found = heads_and_neurons(text)
     return Circuit(text, heads=found["head"], neurons=found["neuron"])
 
 

@@ -64,6 +64,25 @@ def as_pairs(units: Iterable[Any] | str, kind: str) -> list[Any]:
     return [_pair(one, kind) if isinstance(one, str) else one for one in split_names(units)]
 
 
+def heads_and_neurons(text: str) -> dict[str, list[tuple[int, int]]]:
+    """Units by name with commas between, by kind.
+
+    Raises:
+        InputError: another notation, or an expert.
+
+    Example:
+        >>> heads_and_neurons("L3H1,L2N57")
+        {'head': [(3, 1)], 'neuron': [(2, 57)]}
+    """
+    found: dict[str, list[tuple[int, int]]] = {"head": [], "neuron": []}
+    for part in split_names(text):
+        kind, layer, unit = read_unit(part)
+        if kind not in found:
+            raise InputError(f"{text!r}, with an expert", "heads and neurons", "change experts with mechrep.Experts")
+        found[kind].append((layer, unit))
+    return found
+
+
 def split_names(units: Iterable[Any] | str) -> list[Any]:
     """A list of units; of one text the names between its commas."""
     return [part.strip() for part in units.split(",")] if isinstance(units, str) else list(units)

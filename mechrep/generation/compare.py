@@ -21,7 +21,7 @@ from mechrep.generation.decode import NEW_TOKENS, Decoding, decoding_of, generat
 from mechrep.interventions.apply import first_edited, logits
 from mechrep.interventions.ops import Heads, Intervention, Neurons
 from mechrep.models.model import Model
-from mechrep.notation import read_unit, split_names
+from mechrep.notation import heads_and_neurons
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
 from mechrep.tables import number
@@ -319,12 +319,7 @@ def _intervention(given: Change) -> Intervention | None:
     if given is None or isinstance(given, Intervention):
         return given
     if isinstance(given, str):
-        named: dict[str, list[tuple[int, int]]] = {"head": [], "neuron": []}
-        for one in split_names(given):
-            kind, layer, unit = read_unit(one)
-            if kind not in named:
-                raise InputError(f"{one!r}, an expert", "heads and neurons", "use mechrep.Experts(...)")
-            named[kind].append((layer, unit))
+        named = heads_and_neurons(given)
         made = [make(named[kind]) for kind, make in (("head", Heads), ("neuron", Neurons)) if named[kind]]
         return made[0] if len(made) == 1 else made[0] + made[1]
     if isinstance(given, _HasIntervention):
