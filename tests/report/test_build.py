@@ -226,8 +226,9 @@ def test_another_model_and_unknown_parts_are_refused(tiny: Model, texts: Path, t
 
 
 def test_log_files_get_one_line_for_every_part(
-    tiny: Model, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Model, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CI", raising=False)  # there progress is silent
     build_report(tiny, tmp_path, parts=parts(), texts=texts)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("report:")]
     assert [f"{done} of 3" in line for done, line in enumerate(lines, 1)] == [True, True, True]

@@ -84,7 +84,8 @@ def test_a_notebook_runs_and_shows_its_loops(lab: tuple[str, Path], chromium: An
     try:
         page = context.new_page()
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(f"{address}/lab/tree/{path.name}", timeout=120_000)
+        # A workspace of its own: the server would open the notebook of the last test again beside this one.
+        page.goto(f"{address}/lab/workspaces/{name}/tree/{path.name}", timeout=120_000)
         page.wait_for_selector(".jp-CodeCell", timeout=120_000)
         page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=120_000)
         page.evaluate(_RUN)
