@@ -28,7 +28,7 @@ from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import add_heads, counted, finished, panel_height, panels, plain
 from mechrep.models.anatomy import Anatomy, Site
-from mechrep.models.attention import QUERIES, read_attention_rows, rows_agree
+from mechrep.models.attention import QUERIES, read_attention_column, read_attention_rows, rows_agree
 from mechrep.models.model import Model
 from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance, provenance_of
@@ -320,7 +320,7 @@ _TOKENS_PER_BATCH = 4096
 
 @torch.no_grad()
 def first_position_attention(
-    model: Model, corpus: CorpusLike, *, layers: Collection[int] | None = None, queries: int = QUERIES
+    model: Model, corpus: CorpusLike, *, layers: Collection[int] | None = None
 ) -> Float[Tensor, "text layer head pos"]:
     """How much every position attends to the first one: column 0 of every head's pattern.
 
@@ -328,7 +328,6 @@ def first_position_attention(
         model: a model with a plain view.
         corpus: texts of any length.
         layers: all by default; in this order, the lowest first.
-        queries: rows of the pattern that exist at a time.
 
     Returns:
         ``A[t, 0]`` by query position t, on the CPU; NaN past the end of a text, and in layers without attention.
@@ -340,8 +339,7 @@ def first_position_attention(
     Source: the column is what Gu et al. 2025 (arXiv 2410.10781) call attention to the first token; that repeats change
     it is Yona et al. 2025 (arXiv 2503.08908).
 
-    Limits: slower than fused attention, because every row is made once.  Heads with a sliding window of W give 0 from
-    position W on.
+    Limits: heads with a sliding window of W give 0 from position W on.
 
     Example:
         >>> import mechrep
@@ -359,15 +357,13 @@ def first_position_attention(
     for batch in _batches(model, corpus):
         texts, lengths = list(batch.texts), batch.lengths.cpu()
 
-        def keep(rows: Tensor, layer: int, first: int, texts: list[int] = texts, lengths: Tensor = lengths) -> None:
-            end = first + rows.shape[2]
-            real = torch.arange(first, end) < lengths[:, None, None]
-            values = rows[..., 0].float().cpu().masked_fill(~real, torch.nan)
-            column[texts, chosen.index(layer), :, first:end] = values
+        def keep(given: Tensor, layer: int, texts: list[int] = texts, lengths: Tensor = lengths) -> None:
+            real = torch.arange(given.shape[2]) < lengths[:, None, None]
+            column[texts, chosen.index(layer), :, : given.shape[2]] = given.float().cpu().masked_fill(~real, torch.nan)
 
         there = model.anatomy.attention_layers if layers is None else chosen
         with model.each_alone(batch.lengths):
-            read_attention_rows(model, batch.tokens, keep, layers=there, queries=queries)
+            read_attention_column(model, batch.tokens, keep, layers=there)
     return column
 
 

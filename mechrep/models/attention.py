@@ -14,7 +14,7 @@ ones can is not taken on trust: rows times values must be what the heads read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from mechrep.errors import InputError, MissingPartError
 from mechrep.models.model import Model
 
 QUERIES = 128  # rows of the pattern at a time: 128 x n numbers per head
+_BLOCK = 512  # queries of fused attention at a time, where who may look at whom is more than "what came before"
 _NAME = "mechrep_rows"
 
 # Half of the summed difference between two rows of a pattern: the share of attention that lies elsewhere.
@@ -38,6 +39,7 @@ _HALF_PRECISION_TOLERANCE = 0.1
 # last query of the block are left out.
 RowReceiver = Callable[[Tensor, int, int], None]
 ValueReceiver = Callable[[Tensor, int], None]  # ``[batch pos kv_head d_head]`` and the layer
+ColumnReceiver = Callable[[Tensor, int], None]  # ``[batch head query_pos]`` and the layer
 
 
 class AllRead(Exception):
@@ -132,20 +134,9 @@ def read_attention_rows(
         >>> [tuple(shape) for shape in shapes]
         [(3, 3), (2, 5)]
     """
-    there = model.anatomy.attention_layers
-    chosen = there if layers is None else sorted(set(layers))
-    for layer in chosen:
-        model.anatomy.check_layer(layer)
-        if layer not in there:
-            raise MissingPartError(f"attention of layer {layer}", f"one of the layers {there}", "leave it out")
+    chosen = _readable_layers(model, layers)
     if queries < 1:
         raise InputError(f"queries={queries}", "at least one row at a time", "raise it")
-    if not rows_agree(model):
-        raise MissingPartError(
-            f"long texts for {model.name} ({model.anatomy.architecture})",
-            "a model whose plain view computes its attention by transformers' attention interface",
-            "cut the texts (windows_of_text) and read whole patterns: CorpusCache(...).run(AttentionSinks())",
-        )
     if model.lengths is not None:
         model.lengths.check(tokens)
     if len(chosen):
@@ -154,12 +145,79 @@ def read_attention_rows(
             model.plain(input_ids=tokens, use_cache=False)
 
 
+def _readable_layers(model: Model, layers: Collection[int] | None) -> Sequence[int]:
+    """Layers whose attention is asked for.
+
+    Raises:
+        MissingPartError: one without attention, or a model that cannot be read like this.
+    """
+    there = model.anatomy.attention_layers
+    chosen = there if layers is None else sorted(set(layers))
+    for layer in chosen:
+        model.anatomy.check_layer(layer)
+        if layer not in there:
+            raise MissingPartError(f"attention of layer {layer}", f"one of the layers {there}", "leave it out")
+    if not rows_agree(model):
+        raise MissingPartError(
+            f"long texts for {model.name} ({model.anatomy.architecture})",
+            "a model whose plain view computes its attention by transformers' attention interface",
+            "cut the texts (windows_of_text) and read whole patterns: CorpusCache(...).run(AttentionSinks())",
+        )
+    return chosen
+
+
+@torch.no_grad()
+def read_attention_column(
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    receive: ColumnReceiver,
+    *,
+    key: int = 0,
+    layers: Collection[int] | None = None,
+) -> None:
+    """Run ``tokens`` once and hand over what every query gives to one key: a column of each head's pattern.
+
+    With ``s`` the score of the key, ``A[t, key] = exp(s[t] - log sum_k exp s[t, k])``.  Fused attention makes the
+    sum of every row beside its output, so the column costs little more than the pass itself.  Where there is no such
+    kernel (scores with a cap, other devices than the processor) rows are made block by block, with equal numbers.
+
+    Args:
+        model: a model with a plain view.
+        tokens: right-padded ids; a causal model's real positions never see the padding.
+        receive: called as ``receive(column, layer)`` with ``column [batch head query_pos]``; zeros before the key, and
+            where a sliding window does not reach it.
+        key: position of the key.
+        layers: all that have attention by default.
+
+    Raises:
+        InputError: a key that is not there, a layer without attention, or a model that cannot be read like this.
+
+    Example:
+        >>> import mechrep
+        >>> model, columns = mechrep.load_model("mechrep-tiny"), {}
+        >>> tokens = torch.tensor([[0, 300, 301, 302, 303]])
+        >>> read_attention_column(model, tokens, lambda column, layer: columns.update({layer: column}))
+        >>> sorted(columns), columns[0].shape, bool((columns[0][..., 0] == 1).all())
+        ([0, 1, 2, 3], torch.Size([1, 2, 5]), True)
+    """
+    chosen = _readable_layers(model, layers)
+    if not 0 <= key < tokens.shape[1]:
+        raise InputError(f"key={key}", f"a position from 0 to {tokens.shape[1] - 1}", "correct it")
+    if model.lengths is not None:
+        model.lengths.check(tokens)
+    if len(chosen):
+        assert model.plain is not None
+        with computed_here(model, column=(key, receive), layers=chosen, stop=True), suppress(AllRead):
+            model.plain(input_ids=tokens, use_cache=False)
+
+
 @contextmanager
 def computed_here(
     model: Model,
-    receive: RowReceiver | None,
+    receive: RowReceiver | None = None,
     values: ValueReceiver | None = None,
     *,
+    column: tuple[int, ColumnReceiver] | None = None,
     layers: Collection[int],
     queries: int = QUERIES,
     stop: bool = False,
@@ -170,7 +228,8 @@ def computed_here(
         model: the model.
         receive: gets rows; ``None`` if nobody wants them.
         values: gets values, one per key-value head.
-        layers: whose rows and values are handed over.
+        column: position of a key, and who gets its column; not beside ``receive``.
+        layers: whose rows, values and columns are handed over.
         queries: rows at a time.
         stop: end the pass (:class:`AllRead`) behind the last of these layers.
     """
@@ -181,15 +240,20 @@ def computed_here(
         layer = numbers[id(module)]
         if values is not None and layer in layers:
             values(value.transpose(1, 2), layer)
-        outputs = []
-        for first in range(0, query.shape[2], queries):
-            rows = _rows(query, key, mask, first, queries, settings)
-            if receive is not None and layer in layers:
-                receive(rows, layer, first)
-            outputs.append(_weighted(rows, value))
+        if column is not None and layer in layers:
+            read, found = _with_column(query, key, value, mask, column[0], settings)
+            column[1](found, layer)
+        else:
+            parts = []
+            for first in range(0, query.shape[2], queries):
+                rows = _rows(query, key, mask, first, queries, settings)
+                if receive is not None and layer in layers:
+                    receive(rows, layer, first)
+                parts.append(_weighted(rows, value))
+            read = torch.cat(parts, dim=2)
         if stop and layer == max(layers):
             raise AllRead
-        return torch.cat(outputs, dim=2).transpose(1, 2), None  # [batch pos head d_head]
+        return read.transpose(1, 2), None  # [batch pos head d_head]
 
     with _attention_function(attention, _mask_rule), attention_computed(model.plain, _NAME):
         yield
@@ -345,6 +409,7 @@ class _MaskRule:
 
     def __init__(self, allowed: Callable[..., Tensor]) -> None:
         self.allowed = allowed
+        self._causal: dict[tuple[int, int], bool] = {}
 
     def __getitem__(self, _place: Any) -> Tensor:
         """Some families cut the mask themselves: they are not read row by row."""
@@ -355,6 +420,16 @@ class _MaskRule:
         query = torch.arange(queries.start, queries.stop, device=device)[:, None]
         head = torch.zeros((), dtype=torch.long, device=device)
         return self.allowed(texts, head, query, torch.arange(keys, device=device)).expand(batch, 1, -1, -1)
+
+    def only_causal(self, batch: int, length: int, device: torch.device) -> bool:
+        """Whether everybody may look at whatever came before, and nothing else is asked; found by asking, once."""
+        if (batch, length) not in self._causal:
+            self._causal[batch, length] = all(
+                torch.equal(part, torch.ones_like(part).tril(first))
+                for first in range(0, length, _BLOCK)
+                for part in [self.rows(batch, range(first, min(first + _BLOCK, length)), length, device)]
+            )
+        return self._causal[batch, length]
 
 
 def _mask_rule(*, mask_function: Callable[..., Tensor], **_: Any) -> _MaskRule:
@@ -400,3 +475,68 @@ def _weighted(
     """What the heads read: the rows times the values."""
     grouped = rows.unflatten(1, (value.shape[1], rows.shape[1] // value.shape[1]))
     return (grouped @ value[:, :, None, : rows.shape[-1]]).flatten(1, 2)
+
+
+def _with_column(
+    query: Float[Tensor, "batch head pos d_head"],
+    key: Float[Tensor, "batch kv_head pos d_head"],
+    value: Float[Tensor, "batch kv_head pos d_head"],
+    mask: Any,
+    place: int,
+    settings: dict[str, Any],
+) -> tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head query_pos"]]:
+    """What the heads read, and the column of the key at ``place``."""
+    batch, heads, length, width = query.shape
+    rule = mask if isinstance(mask, _MaskRule) else None
+    fused = query.device.type == "cpu" and settings.get("softcap") is None and width == value.shape[-1]
+    whole = mask is None or (rule is not None and rule.only_causal(batch, length, query.device))
+    column = query.new_zeros(batch, heads, length)
+    if not fused or (rule is None and mask is not None):
+        parts = []
+        for first in range(0, length, QUERIES):
+            rows = _rows(query, key, mask, first, QUERIES, settings)
+            if place < rows.shape[-1]:
+                column[:, :, first : first + QUERIES] = rows[..., place]
+            parts.append(_weighted(rows, value))
+        return torch.cat(parts, 2), column
+    scaling = settings.get("scaling")
+    scale = width**-0.5 if scaling is None else scaling
+    grouped = query.unflatten(1, (key.shape[1], -1)).float()
+    scores = (grouped @ key[:, :, None, place, :, None].float()).flatten(1, 2)[..., 0] * scale
+    keys, values = (part.repeat_interleave(heads // key.shape[1], 1) for part in (key, value))
+    read, sums = _fused(query, keys, values, None if whole else rule, scale)
+    sinks = settings.get("s_aux")
+    if sinks is not None:  # one more logit in every row, which gives nothing
+        more = torch.logaddexp(sums, sinks.to(sums).view(1, -1, 1))
+        read, sums = read * (sums - more).exp()[..., None].to(read.dtype), more
+    seen = torch.arange(length, device=query.device) >= place
+    if not whole and rule is not None:
+        seen = torch.cat([
+            rule.rows(batch, range(first, min(first + _BLOCK, length)), length, query.device)[..., place]
+            for first in range(0, length, _BLOCK)
+        ], -1) & seen  # fmt: skip
+    column = (scores - sums).exp().masked_fill(~seen, 0)
+    column[:, :, 0] = column[:, :, 0].round() if place == 0 and sinks is None else column[:, :, 0]  # its own key alone
+    return read, column.to(query.dtype)
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, rule: _MaskRule | None, scale: float
+) -> tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos"]]:
+    """Fused attention of torch on the processor: what the heads read, and the logarithm of each row's sum."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if rule is None:
+        return kernel(query, key, value, 0.0, True, scale=scale)
+    batch, length = query.shape[0], query.shape[2]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, length, _BLOCK):
+        last = min(first + _BLOCK, length)
+        allowed = rule.rows(batch, range(first, last), last, query.device)
+        allowed = allowed & torch.ones(last - first, last, dtype=torch.bool, device=query.device).tril(first)
+        begin = int(allowed.flatten(0, 2).any(0).int().argmax())  # keys before it are out of every window
+        bias = torch.zeros_like(allowed[..., begin:], dtype=query.dtype).masked_fill(~allowed[..., begin:], -torch.inf)
+        here, keys = slice(first, last), slice(begin, last)
+        parts.append(
+            kernel(query[:, :, here], key[:, :, keys], value[:, :, keys], 0.0, False, attn_mask=bias, scale=scale)
+        )
+    return torch.cat([read for read, _ in parts], 2), torch.cat([sums for _, sums in parts], 2)

@@ -35,7 +35,7 @@ def test_the_column_is_that_of_eager_attention_text_by_text(family: str) -> None
     model, witness = load_model(copy.deepcopy(tiny(family))), copy.deepcopy(tiny(family))
     witness.set_attn_implementation("eager")
     corpus = padded(model)
-    column = first_position_attention(model, corpus, queries=16)
+    column = first_position_attention(model, corpus)
     assert column.shape == (len(LENGTHS), N_LAYERS, N_HEADS, max(LENGTHS))
     for text, length in enumerate(LENGTHS):
         patterns = witness(torch.tensor([corpus.row(text)]), output_attentions=True).attentions
@@ -85,7 +85,9 @@ def test_no_block_of_a_long_text_is_a_whole_pattern(monkeypatch: pytest.MonkeyPa
         return softmax(scores, *args, **kwargs)  # pyright: ignore
 
     monkeypatch.setattr(torch.Tensor, "softmax", counted)
-    first_position_attention(model, corpus, queries=64)
+    first_position_attention(model, corpus)
+    assert not largest, "the column needs no rows"
+    attention_sinks(model, corpus, queries=64)
     assert len(largest) == N_LAYERS * 9 and max(largest) <= N_HEADS * 64 * (WHOLE + 61)
 
 

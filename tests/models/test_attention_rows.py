@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.models.attention import computed_here, read_attention_rows, reading_of, rows_agree
+from mechrep.models import attention
+from mechrep.models.attention import computed_here, read_attention_column, read_attention_rows, reading_of, rows_agree
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
+from tests.families import zoo
 from tests.tiny_models import FAMILIES, N_HEADS, N_LAYERS, SLIDING_WINDOW, fresh, random_tokens, tiny
 
 pytestmark = pytest.mark.contract
@@ -44,7 +46,8 @@ def blocks(model: Model, tokens: Tensor, queries: int, layers: list[int] | None 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_those_of_step_by_step_attention(family: str) -> None:
-    tokens, witness = random_tokens(2, LENGTH), copy.deepcopy(tiny(family))
+    tokens = random_tokens(2, LENGTH)
+    witness: Any = copy.deepcopy(tiny(family))
     witness.set_attn_implementation("eager")
     expected = witness(tokens, output_attentions=True).attentions
     seen = blocks(loaded(family), tokens, 16)
@@ -53,6 +56,42 @@ def test_rows_are_those_of_step_by_step_attention(family: str) -> None:
         torch.testing.assert_close(pattern, expected[layer], rtol=1e-5, atol=1e-6)
     if family == "mistral":
         assert LENGTH > 2 * SLIDING_WINDOW and (seen[0][:, :, SLIDING_WINDOW:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("block", [7, 512])
+def test_a_column_is_that_of_the_rows(family: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused attention in blocks and whole; with sliding windows, caps and shared keys; the pass goes on unchanged."""
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    model, tokens = loaded(family), random_tokens(2, LENGTH)
+    patterns = blocks(model, tokens, 16)
+    for key in (0, 3, LENGTH - 1):
+        columns: dict[int, Tensor] = {}
+        read_attention_column(model, tokens, lambda c, layer, into=columns: into.update({layer: c}), key=key)
+        assert list(columns) == list(range(N_LAYERS))
+        for layer, column in columns.items():
+            torch.testing.assert_close(column, patterns[layer][..., key], rtol=1e-4, atol=1e-6)
+    some: list[int] = []
+    read_attention_column(model, tokens, lambda _, layer: some.append(layer), layers=[1])
+    assert some == [1]
+
+
+def test_learned_sinks_take_their_share_of_a_column() -> None:
+    model = load_model(zoo.build(zoo.families()["gpt-oss"]))
+    tokens = random_tokens(2, LENGTH)
+    heads = model.anatomy.n_heads
+    whole = {layer: torch.zeros(2, heads, LENGTH) for layer in range(model.anatomy.n_layers)}
+    columns: dict[int, Tensor] = {}
+
+    def keep(rows: Tensor, layer: int, first: int) -> None:
+        whole[layer][:, :, first : first + rows.shape[2]] = rows[..., 0]
+
+    read_attention_rows(model, tokens, keep)
+    read_attention_column(model, tokens, lambda column, layer: columns.update({layer: column}))
+    assert reading_of(model).sinks
+    for layer, column in columns.items():
+        torch.testing.assert_close(column, whole[layer], rtol=1e-4, atol=1e-6)
+    assert (columns[0][..., 0] < 1).all()
 
 
 @pytest.mark.parametrize("queries", [1, 40, 41, 1000])

@@ -54,8 +54,8 @@ def repeat_norms(model: mechrep.Model) -> Record:
 def first_position(model: mechrep.Model) -> Record:
     """Attention to the first position, read in rows of queries."""
     corpus = api.repeated_tokens(model, TOKENS, 64)
-    record = of_value("attention", mechrep.first_position_attention(model, corpus, queries=16))
-    result = mechrep.attention_sinks(model, corpus, keys=16, queries=16)
+    record = of_value("attention", mechrep.first_position_attention(model, corpus))
+    result = mechrep.attention_sinks(model, corpus, keys=16)
     return record | of_result(result) | of_frame("table", result.to_frame())
 
 
