@@ -49,15 +49,15 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort(48, 8, 12, 8, 99, 19, 19, 16, 2, 128, 12, 1024),
-    "standard": Effort(100, 20, 24, 12, 99, 19, 19, 24, 3, 192, 24, 2048),
-    "full": Effort(400, 100, 100, 48, 199, 39, 39, 64, 8, 512, 200, 8192),
+    "standard": Effort(100, 20, 24, 12, 99, 39, 39, 24, 3, 192, 24, 2048),
+    "full": Effort(400, 100, 100, 48, 199, 79, 79, 64, 8, 512, 200, 8192),
 }
 # The same for models in which one text costs as much as a hundred do in a model of a million weights.
 LARGE_WEIGHTS = 20_000_000  # in the layers
 EFFORTS_OF_LARGE = {
     "quick": Effort(16, 6, 8, 6, 99, 19, 19, 8, 1, 96, 6, 80, 8),
-    "standard": Effort(48, 12, 16, 12, 99, 19, 19, 16, 2, 192, 24, 512, 24),
-    "full": Effort(200, 50, 64, 48, 199, 39, 39, 32, 4, 512, 200, 4096),
+    "standard": Effort(48, 12, 16, 12, 99, 39, 39, 16, 2, 192, 24, 512, 24),
+    "full": Effort(200, 50, 64, 48, 199, 79, 79, 32, 4, 512, 200, 4096),
 }
 
 

@@ -20,7 +20,8 @@ The verdict, the one rule of the whole package:
   Among *peers*, where every ablation is tested and is a control of all others, ranks say nothing: whatever the effects,
   each rank comes once.  There the second question is whether the effect differs from that of the middle peer, by
   signs over texts like the first.
-* **Family.**  Benjamini and Hochberg's q-values within the family of tests that the claim names.
+* **Family.**  Benjamini and Hochberg's q-values within the family of tests that the claim names: those that answer one
+  question of texts of one kind, at all sizes and by all measures.
 * **Size.**  The effect must exceed the floor of its unit, and its 95 % interval must exclude 0.
 * **Words.**  "supported" (``q <= 0.05`` and beyond the floor), "not supported", or "too few": with so few units or
   draws ``q <= 0.05`` cannot be reached, whatever the effect; or this one is as far out as so few can show, and its

@@ -205,10 +205,16 @@ class HeadStudy(Shown):
         return heads_of(self.kinds, kind, measured_on)
 
     def effects(self) -> pd.DataFrame:
-        """All effects of the circuits, judged as one family; see :meth:`mechrep.ablation.effects.Effects.summary`."""
-        tables = [table.summary() for table in self.ablations]
-        rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-        return judge(rows, family="ablations of heads")
+        """All effects of the circuits; see :meth:`mechrep.ablation.effects.Effects.summary`.
+
+        A family is what answers one question, whichever the circuit: do loops go on, is a repeat copied, what does it
+        cost.  Each is asked of texts of its own.
+        """
+        if not self.ablations:
+            return judge([])
+        rows = pd.concat([table.summary() for table in self.ablations], ignore_index=True)
+        rows["asked"] = rows["measure"].map(_ASKED).fillna("loops")
+        return judge(rows, within=["asked"], family="one question of all circuits").drop(columns="asked")
 
     def section(self) -> list[Section]:
         """The sections on heads and on what ablating them does."""
@@ -583,6 +589,8 @@ def _units(circuit: Circuit) -> str:
     neurons = [counted(len(circuit.neurons), "neuron")] if circuit.neurons else []
     return ", ".join([*map(name_of, circuit.heads), *neurons])
 
+
+_ASKED = {"copy_accuracy": "copying", "copy_loss_drop": "copying", "loss": "cost"}  # all others are of loops
 
 _COLUMNS = {  # of the table of circuits, and the factor of its numbers
     "loop_log_probability": ("next repetition (nats)", 1),

@@ -79,14 +79,19 @@ class RepetitionStudy(Shown):
         return min(ks, key=lambda k: abs(k - max(1, self.neurons.published_k)))
 
     def judged(self) -> pd.DataFrame:
-        """The effects of all sizes, judged as one family; ``claim`` is the key of a wording in the report."""
+        """The effects of all sizes; ``claim`` is the key of a wording in the report.
+
+        A family is what answers one question, whatever the size: do loops end, do loop-free texts begin to loop, what
+        does it cost.  Each is asked of texts of its own.
+        """
         rows = [self.deactivation.select(measures=["still_repeating", "escaped"]).summary()]
         if self.activation is not None:
             rows.append(self.activation.summary())
         rows = [table.assign(claim=table["measure"]) for table in rows]
         rows += [effects.summary().assign(claim=f"loss_{op}") for op, effects in self.losses.items()]
-        table = pd.concat(rows, ignore_index=True)
-        return judge(table.drop(columns=["q", "family", "verdict"]), family="all sizes and measures of this section")
+        table = pd.concat(rows, ignore_index=True).drop(columns=["q", "family", "verdict"])
+        table["asked"] = table["measure"].map(_ASKED)
+        return judge(table, within=["asked"], family="one question at all sizes").drop(columns="asked")
 
     def claims(self) -> pd.DataFrame:
         """The verdicts at the published share of neurons."""
@@ -122,6 +127,10 @@ class RepetitionStudy(Shown):
         tables = {"effects": _shown(self.judged()), "neurons": _rising(result, most), "examples": self.examples}
         return Section("neurons", self.provenance, fields, self.claims(), tables, figures, views=self.views)
 
+
+_ASKED = {
+    "still_repeating": "do loops end", "escaped": "do loops end", "newly_repeating": "do loops begin", "loss": "cost",
+}  # fmt: skip
 
 _WHAT = {
     "still_repeating": "set to zero: texts that loop",
