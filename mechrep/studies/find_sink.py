@@ -297,7 +297,7 @@ def find_sink(
     if layer is not None:
         model.anatomy.check_layer(layer)
     options = run or Run()
-    corpus = ordinary_texts(model, texts, windows=sink_windows(model))
+    corpus = ordinary_texts(model, texts)
     key = ("find_sink", model.fingerprint(), corpus.fingerprint(), layer, options.seed, options.effort)
     return options.once(key, lambda: _find(model, corpus, layer, options))
 
@@ -307,10 +307,8 @@ def sink_windows(model: Model) -> int:
     return WINDOWS if model.n_weights <= LARGE_WEIGHTS else 16
 
 
-def ordinary_texts(
-    model: Model, texts: CorpusLike | None, held_out_text: str | None = None, *, windows: int = WINDOWS
-) -> Corpus:
-    """A corpus, or texts; by default windows of 64 tokens of held-out text, English unless given.
+def ordinary_texts(model: Model, texts: CorpusLike | None, held_out_text: str | None = None) -> Corpus:
+    """A corpus, or texts; by default windows of 64 tokens of held-out text, English unless given: the same for all.
 
     Raises:
         InputError: a corpus of another model, or no tokenizer for texts.
@@ -324,7 +322,7 @@ def ordinary_texts(
             f"{model.name}, which has no tokenizer", "a corpus of ids", "pass texts=Corpus.from_tokens(...)"
         )
     length = min(LENGTH, model.anatomy.n_ctx)
-    return windows_of_text(model, held_out_text or tiny.held_out_text(), length=length, limit=windows)
+    return windows_of_text(model, held_out_text or tiny.held_out_text(), length=length, limit=sink_windows(model))
 
 
 @dataclass(frozen=True, eq=False)

@@ -270,10 +270,7 @@ def run_repair_study(
         mechrep.errors.NothingFoundError: given: mechrep-tiny (reinitialised, seed 0), in which ...
     """
     options, corpus = run or Run(), ordinary_texts(model, texts)
-    sink = options.once(
-        ("sink", model.fingerprint(), corpus.fingerprint(), layer),
-        lambda: find_sink(model, texts=corpus, layer=layer, run=options),
-    )
+    sink = find_sink(model, texts=corpus, layer=layer, run=options)
     found = _patch_of(model, sink)
     few = corpus.select(range(min(len(corpus), options.sizes_on(model).windows)))
     patch = run_patch_study(model, found, texts=few, repeats=repeats, sink=sink, run=options)

@@ -47,7 +47,6 @@ from mechrep.studies.find_sink import (
     ordinary_texts,
     read_moved,
     read_sink,
-    sink_windows,
 )
 from mechrep.studies.known_sinks import is_known, matches_known
 from mechrep.studies.repeat_behaviour import repeat_behaviour, repeat_behaviour_figure
@@ -499,7 +498,7 @@ def run_sink_study(
         (False, True, 'not_found')
     """
     options = run or Run()
-    texts = ordinary_texts(model, None, held_out_text, windows=sink_windows(model))
+    texts = ordinary_texts(model, None, held_out_text)
     config = {"study": "sinks", "layer": layer, "tokens": tokens, "repeats": repeats, "seed": options.seed}
     with progress_bar(5, "sinks", "step", options.progress) as bar:
         read = read_moved(model, options, tokens, repeats)
