@@ -8,7 +8,6 @@ VENV_39 := .venv-3.9
 BIN_39 := $(VENV_39)/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check
 REAL := real-models
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 
 # One torch thread per process: test workers share the cores.
@@ -18,10 +17,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 .DELETE_ON_ERROR:
 .PHONY: help setup report real-models report-real gallery test test-real test-lab test-full contract contract-3.9 families \
     lint format \
-    notebooks notebooks-sync docs benchmarks clean
+    notebooks notebooks-stored notebooks-sync docs benchmarks clean
 
 help: ## this list
-	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-16s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
 
 # torch goes first, alone: then the build that pip finds for this machine stays, whatever the rest asks for.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -101,11 +100,14 @@ format: $(VENV)/.installed-dev ## format the code, and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-# The settings for pytest are for tests: a notebook runs in a kernel of its own, one per core.
-notebooks: $(VENV)/.installed-dev ## are .py and .ipynb the same, and do all notebooks run?
+# Each in a kernel of its own, one per core.
+notebooks: $(VENV)/.installed-dev ## are .py and .ipynb the same, is all stored that they show, and do all of them run?
 	$(BIN)/python .ci/check_notebooks.py
-	$(if $(NOTEBOOKS),$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) -o addopts= \
-	    -o filterwarnings= --nbmake --nbmake-kernel=python3 --nbmake-timeout=600 $(NOTEBOOKS))
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python .ci/run_notebooks.py --workers $(WORKERS)
+
+notebooks-stored: $(VENV)/.installed-dev ## run them, and keep what they show in notebooks/*.ipynb (needs Chromium)
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python .ci/run_notebooks.py --workers $(WORKERS) --store
+	$(BIN)/python .ci/check_notebooks.py
 
 notebooks-sync: $(VENV)/.installed-dev ## write notebooks/*.ipynb anew from notebooks/*.py
 	$(BIN)/jupytext --to ipynb --update notebooks/*.py

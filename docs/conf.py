@@ -9,9 +9,11 @@ from pathlib import Path
 import mechrep
 from mechrep.models import tiny
 from mechrep.studies.card import history_figure
+from mechrep.viewer.show import fragment_of
 
 HERE = Path(__file__).parent
 STATIC = HERE / "_static"  # ignored by git
+VIEW = "application/vnd.mechrep.view+json"  # data of a view, as `make notebooks-stored` keeps them
 GALLERY = HERE / "notebooks"  # ignored by git: copies, made anew by every build
 
 
@@ -24,6 +26,14 @@ def copy_notebooks() -> None:
         notebook = json.loads(source.read_text(encoding="utf-8"))
         # What has never been run does not name its language, and would be shown without colours.
         notebook["metadata"].setdefault("language_info", {"name": "python", "pygments_lexer": "ipython3"})
+        views = [
+            output["data"]
+            for cell in notebook["cells"]
+            for output in cell.get("outputs", [])
+            if VIEW in output.get("data", {})
+        ]
+        for place, data in enumerate(views):  # live again; the script stands on a page once
+            data["text/html"] = fragment_of(data.pop(VIEW), assets=place == 0)
         (GALLERY / source.name).write_text(json.dumps(notebook), encoding="utf-8")
     lines = ["# Notebooks", "", "Each of them runs on the embedded model, on a laptop, without a network.", ""]
     if sources:

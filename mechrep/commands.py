@@ -327,8 +327,17 @@ def report(
     }
     reports = [name for name in (model, *others) if is_report(name)]
     if reports and not others:
-        if only is not None:
-            raise InputError(f"--only with {model}, a finished report", "a model", "give the model, and this as --out")
+        plain = Options(json=options.json, quiet=options.quiet)
+        named = [name for name, value in given.items() if value is not None]
+        named += [
+            one.name for one in dataclasses.fields(Options) if getattr(options, one.name) != getattr(plain, one.name)
+        ]
+        if named:
+            raise InputError(
+                f"--{named[0].replace('_', '-')} with {model}, a finished report",
+                "the folder alone: its page is made again of what is there",
+                f"to measure anew, give the model, and --out {model}",
+            )
         page = write_page(model)
     elif not others:
         line = _line("report", model, given | {"out": options.out}, options)

@@ -20,10 +20,10 @@ _SIGNS: dict[State, str] = {"ok": "ok", "missing": "missing", "note": "note"}
 _NEEDED = ("torch", "transformers", "transformer-lens", "numpy", "pandas", "plotly", "safetensors", "pyarrow")
 # Extra: its packages by the name they are imported by, and what they are for.
 EXTRAS: dict[str, tuple[dict[str, str], str]] = {
-    "figures": ({"kaleido": "kaleido"}, "figures as SVG, PNG or PDF, and as pictures in notebooks"),
+    "figures": ({"kaleido": "kaleido"}, "figures as SVG, PNG or PDF files"),
     "widget": ({"anywidget": "anywidget"}, "the viewer beside a running kernel"),
     "evals": ({"lm_eval": "lm_eval"}, "benchmarks: mechrep eval"),
-    "notebooks": ({n: n for n in ("ipykernel", "jupytext", "nbmake")}, "running the notebooks"),
+    "notebooks": ({n: n for n in ("ipykernel", "jupytext", "nbclient", "nbformat")}, "running the notebooks"),
     "gguf": ({"gguf": "gguf"}, "models in .gguf files"),
     "peft": ({"peft": "peft"}, "adapters (LoRA)"),
     "bnb": ({"bitsandbytes": "bitsandbytes"}, "models in 8 or 4 bits"),

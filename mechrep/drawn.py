@@ -1,7 +1,8 @@
 """Figures that can be seen wherever they end up: live in a notebook, and beside it as a picture.
 
 A plotly figure in a notebook is data for plotly's own code.  nbconvert, GitHub and a JupyterLab without that code show
-nothing of it.  So a figure brings its SVG picture along, where kaleido is installed to draw it.
+nothing of it.  So a figure brings a still picture of itself along (:mod:`mechrep.pictures`), which needs no browser.
+Files (:func:`save`) are drawn by kaleido, exactly as plotly shows them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import atexit
 import functools
 import html
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from mechrep.errors import InputError, StoreError
+from mechrep.pictures.figure import can_picture, picture_of
 
 PICTURES = ("svg", "png", "pdf", "jpg", "webp")
 _LIVE, _PICTURE = "application/vnd.plotly.v1+json", "image/svg+xml"
@@ -41,8 +44,9 @@ class Figure(go.Figure):
         bundle = super()._repr_mimebundle_(*args, **kwargs)
         if _LIVE in bundle:
             bundle["text/plain"] = repr(self)
-            if drawing_works():
-                bundle[_PICTURE] = picture_of(self, "svg").decode()
+            record = json.loads(str(self.to_json()))
+            if can_picture(record):
+                bundle[_PICTURE] = picture_of(record, width=_WIDTH, titled=True)
         return bundle
 
     def _ipython_display_(self) -> None:
@@ -60,8 +64,8 @@ def can_draw() -> bool:
     return importlib.util.find_spec("kaleido") is not None
 
 
-def picture_of(figure: go.Figure, kind: str) -> bytes:
-    """A figure as a picture.
+def printed(figure: go.Figure, kind: str) -> bytes:
+    """A figure as a file of a picture, drawn by plotly's own code in a browser.
 
     Args:
         figure: of plotly.
@@ -93,18 +97,6 @@ def picture_of(figure: go.Figure, kind: str) -> bytes:
         ) from error
 
 
-@functools.cache
-def drawing_works() -> bool:
-    """Whether pictures can be drawn here; tried once, on an empty figure."""
-    if not can_draw():
-        return False
-    try:
-        picture_of(go.Figure(), "svg")
-    except InputError:
-        return False
-    return True
-
-
 @functools.cache  # a browser takes seconds to start, and 0.3 s for each figure afterwards
 def _start_drawing() -> None:
     from kaleido import start_sync_server, stop_sync_server
@@ -119,7 +111,7 @@ def save(figure: go.Figure, path: str | Path) -> Path:
     kind = target.suffix.lower().removeprefix(".")
     if kind not in (*PICTURES, "html", "json"):
         raise InputError(f"{target.name!r}", f"a file ending in .html, .json, .{', .'.join(PICTURES)}", "rename it")
-    picture = picture_of(figure, kind) if kind in PICTURES else b""
+    picture = printed(figure, kind) if kind in PICTURES else b""
     try:
         if kind == "html":
             figure.write_html(target, include_plotlyjs=True)

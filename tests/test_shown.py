@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from torch import Tensor
 import mechrep
 from mechrep.ablation.circuit import Circuit
 from mechrep.ablation.effects import example_effects
-from mechrep.drawn import Figure, drawing_works, picture_of
+from mechrep.drawn import Figure, printed
 from mechrep.errors import InputError, StoreError
 from mechrep.figures import new_figure, save_figure
 from mechrep.interventions import Experts, Heads, Neurons, SinkPatch, resample
+from mechrep.pictures.axes import plain_label
 from mechrep.provenance import Provenance
 from mechrep.results import Result, Shown
 from mechrep.saved import import_results
@@ -167,14 +169,18 @@ def test_a_figure_is_saved_by_the_ending_of_its_file(tmp_path: Path, monkeypatch
 
 def test_a_notebook_gets_a_picture_beside_the_live_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")
-    monkeypatch.setattr("mechrep.drawn.picture_of", lambda figure, kind: b"<svg/>")
-    for can, kinds in ((True, {"image/svg+xml"}), (False, set())):
-        monkeypatch.setattr("mechrep.drawn.drawing_works", lambda can=can: can)
-        bundle = new_figure()._repr_mimebundle_()
-        assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain"} | kinds
+    monkeypatch.setattr("mechrep.drawn.can_draw", lambda: False)  # it needs no kaleido
+    bundle = example_effects().plot()._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.plotly.v1+json", "text/plain", "image/svg+xml"}
+    tree = ElementTree.fromstring(bundle["image/svg+xml"])
+    assert [one.tag for one in tree.iter()].count("{http://www.w3.org/2000/svg}svg") > 1
+    assert plain_label(example_effects().plot().layout.title.text)[:20] in "".join(tree.itertext())
+    foreign = new_figure()
+    foreign.add_pie(values=[1, 2])
+    assert "image/svg+xml" not in foreign._repr_mimebundle_()
 
 
-def test_a_browser_that_is_not_there_is_no_reason_to_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_browser_a_file_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = pytest.importorskip("choreographer.errors", reason="kaleido is not installed: mechrep[figures]")
 
     def fails(*_: object, **__: object) -> bytes:
@@ -182,14 +188,8 @@ def test_a_browser_that_is_not_there_is_no_reason_to_show_nothing(monkeypatch: p
 
     monkeypatch.setattr("kaleido.calc_fig_sync", fails)
     monkeypatch.setattr("mechrep.drawn._start_drawing", lambda: None)
-    monkeypatch.setattr("plotly.io.renderers.default", "plotly_mimetype")
-    drawing_works.cache_clear()
-    try:
-        assert not drawing_works() and "application/vnd.plotly.v1+json" in new_figure()._repr_mimebundle_()
-        with pytest.raises(InputError, match="kaleido_get_chrome"):
-            picture_of(new_figure(), "svg")
-    finally:
-        drawing_works.cache_clear()
+    with pytest.raises(InputError, match="kaleido_get_chrome"):
+        printed(new_figure(), "svg")
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def ablation_study(
     texts: StudyTexts | Corpus | None = None,
     ops: Sequence[Cut] = ("zero",),
     controls: Controls | Sequence[str] = Controls(),
-    when: When = "from_onset",
+    when: When = "auto",
     run: Run | None = None,
 ) -> Effects:
     """Ablate circuits and measure what changes, beside controls.
@@ -171,9 +171,9 @@ def ablation_study(
         ops: operations; a pair is one for neurons and one for heads.
         controls: kinds of controls, or :class:`Controls`.  No control holds a component of the set under test, of a
             larger set of the same name, or of ``controls.exclude``.
-        when: ``"from_onset"``: loops are edited from the position that predicts the onset token (or the first new
-            one) on, so the prompt is read by the whole model; ``"all"``: at every position.  What a head wrote into
-            the first repetition, as a previous-token head does, only ``"all"`` removes.
+        when: ``"auto"``, the same as ``"from_onset"``: loops are edited from the position that predicts the onset
+            token (or the first new one) on, so the prompt is read by the whole model; ``"all"``: at every position.
+            What a head wrote into the first repetition, as a previous-token head does, only ``"all"`` removes.
         run: options; the effort says how many draws.
 
     Returns:
@@ -201,7 +201,7 @@ def ablation_study(
         >>> effects.to_frame()["selection"].tolist()[:3]
         ['baseline', 'ablation', 'random']
     """
-    options, chosen = run or Run(), as_circuits(circuits)
+    options, chosen, when = run or Run(), as_circuits(circuits), _from_where(when)
     given = texts if isinstance(texts, StudyTexts) else StudyTexts(loops=texts)
     wanted = controls if isinstance(controls, Controls) else Controls(tuple(controls))
     cells, notes = ablation_cells(model, chosen, ops=ops, controls=wanted, when=when, run=options)
@@ -209,6 +209,11 @@ def ablation_study(
     measured = given.outcomes(model, outcomes, when=when, seen=seen, run=options)
     config = {"study": "ablation", "circuits": [[one.label, one.found] for one in chosen], "when": when}
     return measure_effects(model, cells, measured, config=config, run=options, notes=notes)
+
+
+def _from_where(when: When) -> When:
+    """Texts of a study have an onset, or a place that stands for one."""
+    return "from_onset" if when == "auto" else when
 
 
 def as_circuits(circuits: Circuits) -> list[Circuit]:
@@ -328,7 +333,7 @@ def single_head_sweep(
     outcomes: Sequence[str] = ("loop_log_probability",),
     texts: StudyTexts | Corpus | None = None,
     op: Op | str = "zero",
-    when: When = "from_onset",
+    when: When = "auto",
     run: Run | None = None,
 ) -> Effects:
     """Ablate every head alone and measure what changes; each head's controls are all other heads.
@@ -347,7 +352,7 @@ def single_head_sweep(
         outcomes: see :func:`ablation_study`, as for all that follows.
         texts: looping texts, or all kinds of texts.
         op: an operation on heads.
-        when: ``"from_onset"`` or ``"all"``.
+        when: ``"auto"`` or ``"all"``.
         run: options.
 
     Returns:
@@ -369,7 +374,7 @@ def single_head_sweep(
         >>> len(effects.conditions) == 1 + model.anatomy.n_layers * model.anatomy.n_heads
         True
     """
-    options = run or Run()
+    options, when = run or Run(), _from_where(when)
     given = texts if isinstance(texts, StudyTexts) else StudyTexts(loops=texts)
     measured = given.outcomes(model, outcomes, when=when, run=options)
     return heads_alone(model, measured, op, when=when, peers="other heads", study="single heads", run=options)

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
 from mechrep.errors import InputError
 from mechrep.figures import counted
-from mechrep.report.picture import WIDTH, picture_of
+from mechrep.pictures.figure import WIDTH, picture_of
 from mechrep.report.words import Words, clean, number, words_of
 from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
 from mechrep.tables import cells_of, chance, column_texts

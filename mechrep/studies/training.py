@@ -8,7 +8,7 @@ At every checkpoint, on the same texts: heads on random repeats, attention sinks
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import torch
 
 from mechrep.ablation.effects import SUPPORTED, Effects
 from mechrep.errors import InputError, NothingFoundError
-from mechrep.figures import ACCENT, plain, styled, translucent
+from mechrep.figures import ACCENT, new_figure, plain, styled, translucent
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL
 from mechrep.models import tiny
 from mechrep.models.model import Model
@@ -308,6 +308,7 @@ def _measure(name: str, prompts: int, run: Run) -> ModelMeasure:
 
 
 _FLOW = 10  # checkpoints side by side
+_NODE, _GAP = 0.05, 0.06  # half the width of a column, and the gap between states as a share of all prompts
 _NEVER, _NATURAL, _COPIED = "neither", "loops naturally", "repeats when shown twice"
 _STATES = {_NATURAL: ACCENT, _COPIED: "#3b82c4", _NEVER: "#747c88"}
 
@@ -322,8 +323,6 @@ def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.
     Raises:
         InputError: a table without that measure, or fewer than two checkpoints.
     """
-    import plotly.graph_objects as go
-
     columns = ("loops_naturally", "copies_in_icl")
     measured, known = [measure.name for measure in effects.measures], revisions_of(effects)
     if not set(columns) <= set(measured):
@@ -339,39 +338,67 @@ def flow_figure(effects: Effects, revisions: Sequence[str] | None = None) -> go.
     numbers = [known.index(str(name)) for name in chosen]
     loops, copies = (effects.of(name)[numbers] for name in columns)
     states = np.where(loops > 0.5, 0, np.where(np.nan_to_num(copies) > 0.5, 1, 2))  # [checkpoint prompt]
-    names = list(_STATES)
-    links = [
-        (3 * place + a, 3 * (place + 1) + b, float(((states[place] == a) & (states[place + 1] == b)).sum()))
-        for place in range(len(chosen) - 1)
-        for a in range(3)
-        for b in range(3)
-    ]
-    source, target, value = zip(*(link for link in links if link[2] > 0), strict=True)
-    sankey = go.Sankey(
-        arrangement="snap",
-        node={
-            "label": [""] * (3 * len(chosen)),  # names of all nodes would lie on top of each other
-            "customdata": [plain(f"{step_name(revision)}: {name}") for revision in chosen for name in names],
-            "hovertemplate": "%{customdata}, %{value:.0f} prompts<extra></extra>",
-            "color": [_STATES[name] for _ in chosen for name in names],
-            "pad": 14,
-            "thickness": 12,
-            "line": {"width": 0},
-        },
-        link={
-            "source": source,
-            "target": target,
-            "value": value,
-            "color": [translucent(_STATES[names[node % 3]], 0.3) for node in source],
-            "hovertemplate": "%{source.customdata} → %{target.customdata}, %{value:.0f} prompts<extra></extra>",
-        },
-    )
+    figure = new_figure()
+    for place, states_here in enumerate(states):
+        for state, (low, high) in _stacked(states_here).items():
+            corners = [place - _NODE, place + _NODE, place + _NODE, place - _NODE], [low, low, high, high]
+            _fill(figure, *corners, list(_STATES)[state], f"{step_name(chosen[place])}: {high - low:.0f} prompts", 1.0)
+    for place in range(len(chosen) - 1):
+        for a, b, left, right in _flows(states[place], states[place + 1]):
+            told = f"{list(_STATES)[a]} → {list(_STATES)[b]}: {left[1] - left[0]:.0f} prompts"
+            _fill(figure, *_ribbon(place, left, right), list(_STATES)[a], told, 0.3)
     subtitle = f"{effects.provenance.model['name']}, {loops.shape[1]} prompts, the same at every checkpoint"
-    figure = styled(go.Figure(sankey), title="What becomes of each prompt", subtitle=subtitle, x="", y="")
-    paper = {"xref": "paper", "yref": "paper", "showarrow": False}
-    for place, revision in enumerate(chosen):
-        figure.add_annotation(
-            text=plain(step_name(revision)), x=place / (len(chosen) - 1), y=-0.02, yanchor="top", **paper
-        )
-    legend = "   ".join(f'<span style="color:{colour}">■</span> {name}' for name, colour in _STATES.items())
-    return figure.add_annotation(text=legend, x=0, y=1.02, xanchor="left", yanchor="bottom", **paper)
+    styled(figure, title="What becomes of each prompt", subtitle=subtitle, x="", y="prompts")
+    figure.update_xaxes(tickvals=list(range(len(chosen))), ticktext=[step_name(revision) for revision in chosen])
+    figure.update_yaxes(showticklabels=False, ticks="", showgrid=False)  # gaps between states are no prompts
+    return figure.update_layout(hovermode="closest")
+
+
+def _stacked(states: np.ndarray) -> dict[int, tuple[float, float]]:
+    """From where to where each state reaches, with gaps between them."""
+    counts, low, found = [int((states == state).sum()) for state in range(len(_STATES))], 0.0, {}
+    for state in reversed(range(len(_STATES))):
+        if counts[state]:
+            found[state] = (low, low + counts[state])
+            low += counts[state] + _GAP * len(states)
+    return found
+
+
+def _flows(
+    before: np.ndarray, after: np.ndarray
+) -> Iterator[tuple[int, int, tuple[float, float], tuple[float, float]]]:
+    """From which state to which, and where the prompts that go that way stand on the left and on the right."""
+    left, right = ({state: ends[0] for state, ends in _stacked(one).items()} for one in (before, after))
+    for a in reversed(range(len(_STATES))):
+        for b in reversed(range(len(_STATES))):
+            if count := int(((before == a) & (after == b)).sum()):
+                yield a, b, (left[a], left[a] + count), (right[b], right[b] + count)
+                left[a] += count
+                right[b] += count
+
+
+def _ribbon(place: int, left: tuple[float, float], right: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """Outline of a band that leaves one column level and reaches the next one level."""
+    steps = np.linspace(0.0, 1.0, 13)
+    rise = steps**2 * (3 - 2 * steps)
+    x = place + _NODE + (1 - 2 * _NODE) * steps
+    lower, upper = (left[end] + (right[end] - left[end]) * rise for end in (0, 1))
+    return [*x.tolist(), *x[::-1].tolist()], [*lower.tolist(), *upper[::-1].tolist()]
+
+
+def _fill(figure: go.Figure, x: list[float], y: list[float], state: str, told: str, opacity: float) -> None:
+    """An area in the colour of a state; the first of each state stands in the legend."""
+    named = {trace["legendgroup"] for trace in figure.data}  # pyright: ignore[reportIndexIssue]
+    figure.add_scatter(
+        x=x,
+        y=y,
+        fill="toself",
+        mode="none",
+        showlegend=state not in named,
+        fillcolor=translucent(_STATES[state], opacity),
+        name=plain(state),
+        legendgroup=state,
+        text=plain(told),
+        hoverinfo="text",
+        hoveron="fills",
+    )

@@ -39,7 +39,7 @@ from mechrep.text.corpus_checks import (
 )
 from mechrep.text.corpus_io import TokenizingModel, complete_frame, pad_rows
 from mechrep.text.cycles import detect_cycle
-from mechrep.text.shown import marked_text, token_texts
+from mechrep.text.shown import marked_parts, token_texts
 from mechrep.text.watch import TokenSequence, eos_set
 
 _ROWS = 5  # texts that a notebook shows
@@ -100,9 +100,14 @@ class Text:
             >>> print(corpus.with_cycles()[0].marked)
             │<|bos|>⟨ the sea,⟩⟪ the sea, the sea, the sea⟫
         """
+        return "".join(self.marked_parts)
+
+    @property
+    def marked_parts(self) -> tuple[str, str]:
+        """The same in two: the prompt with its bar, and what follows."""
         start, onset = (None if pd.isna(self.facts[name]) else int(self.facts[name]) for name in ("start", "onset"))
         length = int(self.facts["prompt_length"])
-        return marked_text(self.ids, self._decode, prompt_length=length, start=start, onset=onset)
+        return marked_parts(self.ids, self._decode, prompt_length=length, start=start, onset=onset)
 
     def _decode(self, ids: list[int]) -> str:
         if self.words is None:
@@ -623,10 +628,11 @@ class Corpus:
 
     def _shown(self, i: int) -> str:
         """The end of a text's prompt and the beginning of what follows, with the loop marked."""
-        text, length = self[i].marked, int(self.frame["prompt_length"].iloc[i])
-        prompt, bar, written = text.partition("│")
-        cut = prompt if len(prompt) <= _PROMPT or not bar or not length else "…" + prompt[-_PROMPT:]
-        return (cut + bar if length else cut) + written[:_WRITTEN] + "…" * (len(written) > _WRITTEN)
+        prompt, written = self[i].marked_parts
+        if not int(self.frame["prompt_length"].iloc[i]):
+            prompt = prompt.removeprefix("│")
+        cut = prompt if len(prompt) <= _PROMPT + 1 else "…" + prompt[-_PROMPT - 1 :]
+        return cut + written[:_WRITTEN] + "…" * (len(written) > _WRITTEN)
 
 
 def _facts_of(model: TokenizingModel) -> dict[str, Any]:

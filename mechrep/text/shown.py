@@ -54,6 +54,18 @@ def marked_text(
         >>> marked_text([0, 1, 2, 1, 2], lambda ids: "".join("abc"[i] for i in ids), prompt_length=1, start=1, onset=3)
         'a│⟨bc⟩⟪bc⟫'
     """
+    return "".join(marked_parts(ids, decode, prompt_length=prompt_length, start=start, onset=onset))
+
+
+def marked_parts(
+    ids: Sequence[int], decode: Decode, *, prompt_length: int, start: int | None, onset: int | None
+) -> tuple[str, str]:
+    """The same in two: the prompt with its bar, and what follows.
+
+    Example:
+        >>> marked_parts([0, 1, 2], lambda ids: "".join("│bc"[i] for i in ids), prompt_length=1, start=None, onset=None)
+        ('││', 'bc')
+    """
     marks = {prompt_length: "│"}
     if start is not None and onset is not None:
         marks[start] = marks.get(start, "") + "⟨"
@@ -61,12 +73,12 @@ def marked_text(
         marks[len(ids)] = marks.get(len(ids), "") + "⟫"
     # Many tokenizers decode a piece alone differently (no leading space), so only whole beginnings are decoded.
     ids = list(ids)
-    whole, done, text = decode(ids), 0, ""
+    whole, done, pieces = decode(ids), 0, {True: "", False: ""}
     for place in sorted(marks):
         end = min(len(decode(ids[:place])), len(whole))
-        text += printable(whole[done:end]) + marks[place]
+        pieces[place <= prompt_length] += printable(whole[done:end]) + marks[place]
         done = max(done, end)
-    return text + printable(whole[done:])
+    return pieces[True], pieces[False] + printable(whole[done:])
 
 
 def described_texts(corpus: Corpus, decode: Decode) -> Iterator[str]:

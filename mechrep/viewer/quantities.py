@@ -63,7 +63,7 @@ class Quantity:
             raise InputError(
                 f"{'x'.join(map(str, self.values.shape))} values for {self.name!r}",
                 f"one for each of the {length} tokens, BOS included",
-                "model.encode(text) gives the tokens",
+                "model.encode(text) gives the tokens; a neuron under a name of your own is {'name': 'L18N264'}",
             )
 
 
@@ -122,8 +122,6 @@ def _noted(text: str) -> Quantity:
 def _named(name: str, value: Any) -> Quantity:
     if isinstance(value, str):
         return replace(_noted(value), name=name)
-    if isinstance(value, tuple) and _is_pair(value):
-        return replace(_read(value)[0], name=name)
     try:
         numbers = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
@@ -147,9 +145,12 @@ def heads_of(layers: Iterable[int], anatomy: Anatomy) -> list[Quantity]:
         ['L1H0', 'L1H1']
     """
     found: list[Quantity] = []
-    if not isinstance(layers, Iterable):
-        raise InputError(f"layers={layers!r}", "layers in a list", f"pass [{layers!r}]")
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise InputError(f"layers={layers!r}", "layers in a list", "pass layers=[12], or several")
     for layer in dict.fromkeys(layers):
+        if not isinstance(layer, Integral) or isinstance(layer, bool):
+            raise InputError(f"layer {layer!r}", f"a number from 0 to {anatomy.n_layers - 1}", "correct it")
+        layer = int(layer)
         anatomy.check_site(Site.PATTERN, layer)
         found += [Quantity(unit_name("head", layer, head), "head", layer, head) for head in range(anatomy.n_heads)]
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -32,6 +32,7 @@ from mechrep.text.watch import Cycle
 from mechrep.viewer.assets import script_hash, viewer_script, viewer_style
 from mechrep.viewer.packing import colour_range, pack_attention, pack_values, shares
 from mechrep.viewer.quantities import UNITS, Asked, Quantity, maps_wanted, read_quantities
+from mechrep.viewer.still import still_of
 from mechrep.viewer.text_reader import TextReading, read_text
 
 if TYPE_CHECKING:
@@ -199,15 +200,7 @@ class View:
             assets: with the script and the style; a page that has several views needs them once
                 (:mod:`mechrep.viewer.assets`).
         """
-        data = json.dumps(self.payload(), ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-        style, script = (viewer_style(), viewer_script()) if assets else ("", "")
-        return (
-            (f"<style>{style}</style>" if assets else "")
-            + f'<div class="mechrep-view" data-theme="{self.theme}">'
-            + f'<p class="mv-plain">{html.escape("".join(self.tokens))}</p>'
-            + f'<script type="application/json">{data}</script></div>'
-            + (f'<script type="module">{script}</script>' if assets else "")
-        )
+        return fragment_of(self.payload(), assets=assets)
 
     def to_html(self) -> str:
         """A whole file that opens from disk and loads nothing."""
@@ -220,14 +213,20 @@ class View:
             f'<title>{title}</title></head><body class="mv-page">{self.to_fragment()}</body></html>\n'
         )
 
+    def to_svg(self) -> str:
+        """A still picture of what the view shows when it is opened; it needs no script."""
+        return still_of(self.payload())
+
     def save(self, path: str | Path) -> None:
-        """Write :meth:`to_html` to a file.
+        """Write the view to a file: ``.svg`` is a still picture, anything else the page of :meth:`to_html`.
 
         Raises:
             StoreError: the file cannot be written.
         """
+        target = Path(path)
+        content = self.to_svg() if target.suffix.lower() == ".svg" else self.to_html()
         try:
-            Path(path).write_text(self.to_html(), encoding="utf-8")
+            target.write_text(content, encoding="utf-8")
         except OSError as error:
             raise StoreError(f"{path} ({error})", "a file that can be written", "choose another") from error
 
@@ -280,10 +279,37 @@ class View:
     def _repr_html_(self) -> str:
         return self.to_fragment()
 
+    def _repr_svg_(self) -> str:  # for paper, and for readers of notebooks that show no script
+        return self.to_svg()
+
     def __repr__(self) -> str:
         loop = "no loop" if self.cycle is None else f"a loop of {counted(self.cycle.period, 'token')}"
         names = ", ".join(one.name for one in self.quantities)
         return f"View({self._model_name}, {counted(int(self.corpus.lengths[0]), 'token')}, {loop}; {names})"
+
+
+def fragment_of(payload: Mapping[str, Any], *, assets: bool = True) -> str:
+    """HTML of a view for a page of others, from the data that the script is given.
+
+    Args:
+        payload: of :meth:`View.payload`.
+        assets: with the script and the style; a page that has several views needs them once.
+
+    Example:
+        >>> import mechrep
+        >>> view = mechrep.view(mechrep.load_model("mechrep-tiny"), "the sea")
+        >>> fragment_of(view.payload()) == view.to_fragment()
+        True
+    """
+    data = json.dumps(payload, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
+    style, script = (viewer_style(), viewer_script()) if assets else ("", "")
+    return (
+        (f"<style>{style}</style>" if assets else "")
+        + f'<div class="mechrep-view" data-theme="{html.escape(payload["theme"])}">'
+        + f'<p class="mv-plain">{html.escape("".join(payload["tokens"]))}</p>'
+        + f'<script type="application/json">{data}</script></div>'
+        + (f'<script type="module">{script}</script>' if assets else "")
+    )
 
 
 def _one_text(corpus: Corpus, row: int | None) -> Corpus:

@@ -391,7 +391,11 @@ class Viewer {
   // Maps of a layer that a kernel was asked for.
   async receive({ layer, maps, error }) {
     this.waiting.delete(layer);
-    if (error) return void (this.readout.textContent = error);
+    if (error) {
+      const told = this.gallery.querySelector(".mv-slider output");
+      if (told && layer === this.layer) told.textContent = `layer ${layer} could not be read`;
+      return void (this.readout.textContent = error);
+    }
     await Promise.all(maps.map((one) => this.unpack(one)));
     const known = new Set(this.given.maps.map((one) => `${one.layer} ${one.head}`));
     this.given.maps.push(...maps.filter((one) => !known.has(`${one.layer} ${one.head}`)));

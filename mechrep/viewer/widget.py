@@ -5,6 +5,7 @@ Needs ``mechrep[widget]``; everything that a view shows without a kernel it show
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +41,12 @@ class ViewWidget(anywidget.AnyWidget):
     def _asked(self, _widget: Any, content: Any, _buffers: Any) -> None:
         layer = content.get("layer") if isinstance(content, dict) else None
         if isinstance(layer, int):
-            self.send(self.answer(layer))
+            answer = None
+            try:
+                answer = self.answer(layer)
+            finally:  # whatever went wrong, in the log of the kernel: nobody is left waiting
+                error = sys.exception()
+                self.send(answer or {"layer": layer, "error": f"{type(error).__name__}: {error}"})
 
     def answer(self, layer: int) -> dict[str, Any]:
         """What is sent for a layer: its ``maps``, or an ``error``."""

@@ -190,10 +190,12 @@ def test_the_fate_of_every_prompt_is_counted_once() -> None:
     copies = np.where(loops > 0, np.nan, (np.arange(6)[:, None] >= np.array([9, 9, 4, 9])).astype(float))
     result = by_hand.table({"loops_naturally": loops, "copies_in_icl": copies})
     figure: Any = flow_figure(result)
-    links = figure.data[0].link
-    assert sum(links.value) == 5 * 4
-    stays = [v for s, t, v in zip(links.source, links.target, links.value, strict=True) if (s, t) == (0, 3)]
-    assert stays == [2.0]  # two prompts loop at the first checkpoint and at the next
+    bands = [trace for trace in figure.data if "→" in trace.text]
+    counts = {(round(trace.x[0]), trace.text): round(trace.y[-1] - trace.y[0]) for trace in bands}
+    assert sum(counts.values()) == 5 * 4
+    # Two prompts loop at the first checkpoint and at the next.
+    assert [n for (place, text), n in counts.items() if place == 0 and text.count("loops naturally") == 2] == [2]
+    assert len([trace for trace in figure.data if trace.showlegend]) == 3
     with pytest.raises(InputError, match="loops"):
         flow_figure(by_hand.table({"a": loops}))
     with pytest.raises(InputError, match="revisions"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
+import inspect
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ import torch
 import mechrep
 from mechrep.errors import InputError, MissingPartError, StoreError
 from mechrep.interventions import Heads, Neurons
-from mechrep.viewer.quantities import read_quantities
+from mechrep.viewer.quantities import heads_of, read_quantities
 from mechrep.viewer.show import View, token_texts
 
 LOOP = "The sea was calm, and the sea was calm, and the sea was calm, and the sea was calm, and the sea was calm, and"
@@ -161,7 +163,7 @@ def test_a_text_of_one_token_and_one_without_quantities(model: mechrep.Model) ->
 
 
 def test_names_for_what_has_one() -> None:
-    (one,) = read_quantities({"the step": (18, 264)})
+    (one,) = read_quantities({"the step": "L18N264"})
     assert (one.name, one.kind, one.layer, one.number) == ("the step", "neuron", 18, 264)
 
 
@@ -241,3 +243,30 @@ def test_more_maps_than_a_page_can_hold_are_refused_before_the_work(
 def test_a_row_that_is_none(model: mechrep.Model, row: int) -> None:
     with pytest.raises(InputError, match="row="):
         mechrep.view(model, "the sea", row=row)
+
+
+@pytest.mark.parametrize("layers", ["12", ["1"], [None], [True], 12])
+def test_layers_that_are_none_are_refused_in_words(model: mechrep.Model, layers: Any) -> None:
+    unchecked = inspect.unwrap(heads_of)  # as users call it, without the checks of types that tests add
+    with pytest.raises(InputError, match="layer"):
+        unchecked(layers, model.anatomy)
+
+
+def test_a_mapping_of_two_numbers_is_two_numbers(model: mechrep.Model) -> None:
+    assert len(mechrep.view(model, [0, 30], {"x": (1, 2)}).values["x"]) == 2
+    with pytest.raises(InputError, match=r"2 values for 'x'.*18N264"):
+        mechrep.view(model, "the sea, the sea", {"x": (1, 2)})
+
+
+def test_any_error_of_the_kernel_is_told(model: mechrep.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("anywidget", reason="anywidget is not installed: pip install mechrep[widget]")
+    widget, sent = mechrep.view(model, LOOP, "surprisal").widget(), []
+
+    def fails(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    widget.send = lambda content, buffers=None: sent.append(content)
+    widget.maps_of = fails
+    with pytest.raises(MemoryError):
+        widget._asked(widget, {"layer": 2}, [])
+    assert sent == [{"layer": 2, "error": "MemoryError: no room"}]

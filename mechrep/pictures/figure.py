@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from mechrep.figures import GRID, INK, SEQUENCE
-from mechrep.report.axes import TEXT_SIZE, Axis, as_number, axis_of, plain_label, text_width
-from mechrep.report.marks import (
+from mechrep.figures import FONT, GRID, INK, SEQUENCE
+from mechrep.pictures.axes import TEXT_SIZE, Axis, as_number, axis_of, plain_label, text_width
+from mechrep.pictures.marks import (
     Box,
     Record,
+    as_bars,
     axes_of,
     coloured,
-    counted,
     draw_trace,
     extent_of,
     fill_of,
@@ -32,9 +32,23 @@ from mechrep.report.marks import (
 )
 
 WIDTH = 760
+_KINDS = ("scatter", "bar", "histogram", "heatmap")
+_HEAD = 50  # pixels of title and subtitle
 
 
-def picture_of(figure: Record, *, width: int = WIDTH, height: int | None = None, first: bool = False) -> str:
+def can_picture(figure: Record) -> bool:
+    """Whether all traces of a figure are of the kinds that can be drawn here.
+
+    Example:
+        >>> can_picture({"data": [{"type": "heatmap"}, {}], "layout": {}}), can_picture({"data": [{"type": "pie"}]})
+        (True, False)
+    """
+    return all(trace.get("type", "scatter") in _KINDS for trace in figure["data"])
+
+
+def picture_of(
+    figure: Record, *, width: int = WIDTH, height: int | None = None, first: bool = False, titled: bool = False
+) -> str:
     """Draw a figure.
 
     Args:
@@ -42,6 +56,7 @@ def picture_of(figure: Record, *, width: int = WIDTH, height: int | None = None,
         width: pixels.
         height: pixels; by default what the layout says.
         first: only the first panel, without legend and scale, as a small picture.
+        titled: with title and subtitle above, for where nothing around it says what it is.
 
     Returns:
         An ``<svg>`` element; text in it is escaped.
@@ -52,7 +67,20 @@ def picture_of(figure: Record, *, width: int = WIDTH, height: int | None = None,
         >>> picture_of(record)[:4], "<b>" in picture_of(record)
         ('<svg', False)
     """
-    return _Picture(figure, width, height or int(figure["layout"].get("height", 420)), first).svg()
+    tall = height or int(figure["layout"].get("height", 420))
+    inside = _Picture(figure, width, tall - _HEAD * titled, first).svg()
+    return _under_title(inside, figure["layout"].get("title", {}), width, tall) if titled else inside
+
+
+def _under_title(picture: str, title: Record, width: int, height: int) -> str:
+    """A picture below the title of its figure, in an element of its own."""
+    first = text_at(2, 17, _fitting(plain_label(title.get("text", "")), width, 15), size=15)
+    second = text_at(2, 36, _fitting(plain_label(title.get("subtitle", {}).get("text", "")), width, 12), size=12)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'color="{INK}" font-family="{html.escape(FONT)}">{first}{second}'
+        f'<g transform="translate(0 {_HEAD})">{picture}</g></svg>'
+    )
 
 
 class _Picture:
@@ -60,7 +88,7 @@ class _Picture:
 
     def __init__(self, figure: Record, width: int, height: int, first: bool) -> None:
         self.layout, self.width, self.height, self.first = figure["layout"], width, height, first
-        traces = [counted(trace) for trace in figure["data"] if trace.get("visible", True) is True]
+        traces = [as_bars(trace) for trace in figure["data"] if trace.get("visible", True) is True]
         names = list(dict.fromkeys(axes_of(trace) for trace in traces)) or [("x", "y")]
         self.panels = names[:1] if first else names
         self.traces = [trace for trace in traces if axes_of(trace) in self.panels]
@@ -290,9 +318,9 @@ def _axis_lines(x: Axis, y: Axis, box: Box, most_x: int, most_y: int, turned: bo
                f'fill="currentColor">{html.escape(y.title)}</text>')  # fmt: skip
 
 
-def _fitting(label: str, width: float | int) -> str:
+def _fitting(label: str, width: float | int, size: float | int = TEXT_SIZE) -> str:
     """A label that is not wider than its place."""
-    most = max(int(width / text_width("x")), 2)
+    most = max(int(width / text_width("x", size)), 2)
     return label if len(label) <= most else label[: most - 1] + "…"
 
 

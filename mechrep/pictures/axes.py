@@ -51,16 +51,19 @@ def text_width(text: str, size: float | int = TEXT_SIZE) -> float:
     return len(text) * size * _LETTER
 
 
-def short_number(value: float | int) -> str:
-    """A number beside a tick.
+def short_number(value: float | int, digits: int = 6) -> str:
+    """A number beside a tick, as plotly writes it.
 
     Example:
-        >>> short_number(0.25), short_number(-12000.0), short_number(1e-6)
-        ('0.25', '−12,000', '1e−06')
+        >>> short_number(0.25), short_number(-12000.0), short_number(2.5e6), short_number(1 / 3, 3), short_number(1e-6)
+        ('0.25', '−12k', '2.5M', '0.333', '1e−06')
     """
-    size = abs(value)
-    text = f"{value:,.0f}" if 1000 <= size < 1e6 else f"{value:.6g}"
-    return ("0" if size == 0 else text).replace("-", _MINUS)
+    size, unit = abs(value), ""
+    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
+        if max(10**power, 1e4) <= size < 1e12:
+            value, unit = value / 10**power, letter
+            break
+    return ("0" if size == 0 else f"{value:.{digits}g}{unit}").replace("-", _MINUS)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Axis:
         told = values_of(self.record.get("tickvals"))
         low, high = min(self.low, self.high), max(self.low, self.high)
         if told:
-            names = values_of(self.record.get("ticktext")) or [short_number(as_number(value)) for value in told]
+            names = values_of(self.record.get("ticktext")) or [short_number(as_number(value), 3) for value in told]
             return [(place, plain_label(name)) for place, name in zip(self.at(told), names, strict=False)]
         if self.words:
             step = max(1, -(-len(self.words) // min(max(most, 1), _NAMED)))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mechrep.figures import ACCENT, GRID, INK
-from mechrep.report.axes import TEXT_SIZE, Axis, as_number, plain_label, values_of
+from mechrep.pictures.axes import TEXT_SIZE, Axis, as_number, plain_label, values_of
 
 _DASHES = {"dash": "7 4", "dot": "1.5 3.5", "dashdot": "7 3 1.5 3", "longdash": "11 4", "longdashdot": "11 3 1.5 3"}
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down")
@@ -64,7 +64,7 @@ def _errors(trace: Record, way: str, count: int) -> tuple[list[float], list[floa
     return (below or above), above
 
 
-def counted(trace: Record) -> Record:
+def as_bars(trace: Record) -> Record:
     """A histogram as bars."""
     if trace.get("type") != "histogram":
         return trace
@@ -293,10 +293,10 @@ def _rgba(colour: str) -> tuple[float, float, float, float]:
     return 128.0, 128.0, 128.0, 255.0
 
 
-def pixels(colours: np.ndarray, box: Box) -> str:
-    """Cells as an image inside the picture, so large that nothing blurs it."""
+def pixels(colours: np.ndarray, box: Box, most: int = _LARGEST) -> str:
+    """Cells as an image inside the picture, so large that nothing blurs it, but of at most so many pixels."""
     rows, columns = colours.shape[:2]
-    times = max(1, min(_LARGEST // max(rows, columns, 1), 8))
+    times = max(1, min(most // max(rows, columns, 1), 8))
     large = colours.repeat(times, axis=0).repeat(times, axis=1)
     source = "data:image/png;base64," + base64.b64encode(_png(large)).decode()
     return (
