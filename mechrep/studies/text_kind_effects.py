@@ -180,10 +180,14 @@ def head_reference(model: Model, corpus: Corpus, *, seed: int = 0, progress: boo
     cache, total = CorpusCache(model, corpus, progress=progress), 0.0
     drawn = np.random.default_rng(seed).choice(len(places), min(_SAMPLES, len(places)), replace=False)
     samples: list[Tensor] = []
-    for text in range(len(corpus)):  # text by text: all of them may be larger than the memory
-        z = cache.get(Site.Z, texts=[text])[:, 0, 1:].transpose(0, 1)  # [pos layer head d_head]
-        total = total + z.double().sum(0)
-        samples += [z[places[i][1] - 1] for i in drawn if places[i][0] == text]
+    anatomy = model.anatomy
+    width = anatomy.n_layers * anatomy.n_heads * anatomy.d_head * int(corpus.lengths.max()) * model.dtype.itemsize
+    for texts in torch.arange(len(corpus)).split(max(1, _Z_BYTES // width)):  # all may be larger than the memory
+        z = cache.get(Site.Z, texts=texts.tolist())  # [layer text pos head d_head]
+        for row, text in enumerate(texts.tolist()):
+            own = z[:, row, 1 : int(corpus.lengths[text])].transpose(0, 1)  # [pos layer head d_head]
+            total = total + own.double().sum(0)
+            samples += [own[places[i][1] - 1] for i in drawn if places[i][0] == text]
     return HeadReference(torch.stack(samples).float(), (torch.as_tensor(total) / len(places)).float())
 
 
