@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.generation.requests import Continuation as Continuation
@@ -26,6 +25,7 @@ from mechrep.generation.requests import check_requests, edits_of
 from mechrep.generation.requests import choose_tokens as choose_tokens
 from mechrep.generation.requests import push_next as push_next
 from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, step, why_not_kept
+from mechrep.generation.slot_texts import SlotTexts
 from mechrep.generation.whole_texts import decode_reference, write_whole
 from mechrep.interventions.apply import first_edited
 from mechrep.interventions.ops import Intervention
@@ -37,6 +37,7 @@ from mechrep.text.corpus import Corpus, CorpusLike
 NEW_TOKENS = 200  # that are written where nothing is said
 _USUAL = Decoding()
 _TOKENS_PER_PREFILL = 4096
+_STEPS = 4  # between two looks at what was written; what a text writes beyond its end in them is dropped
 _SPARE_COLUMNS = 1.5  # room to move before the cache must be shifted, over the longest text
 
 
@@ -69,7 +70,7 @@ def decode(
                 run = _SlotRun(model, some, min(batch_size, len(some)), upto, as_long)
                 with run.edits.applied():
                     while run.busy:
-                        bar.update(run.step())
+                        bar.update(run.advance())
         left = [one for one in answers if one.reason is None]
         if left:
             write_whole(model, left, batch_size, bar.update)
@@ -123,51 +124,66 @@ class _SlotRun:
         self.kinds = [self._kind(row) for row in range(len(answers))]
         self.waiting = sorted(range(len(answers)), key=lambda row: (len(self.prefixes[row]), *self.kinds[row]))
         longest = min(upto, max(len(one.request.prompt) + one.request.max_new_tokens for one in answers))
-        capacity, kinds = int(longest * _SPARE_COLUMNS), kept_by(model)
+        capacity, kinds = max(int(longest * _SPARE_COLUMNS), longest + _STEPS), kept_by(model)
         self.cache = SlotCache(model.anatomy.n_layers, slots, capacity, model.device, kinds)
+        self.texts = SlotTexts(slots, longest + _STEPS, self.decoding, model.device)
         self.rows: list[int | None] = [None] * slots  # which request each slot serves
+        self.fed = [0] * slots  # tokens of each slot's text that have been read
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting) or any(row is not None for row in self.rows)
 
-    def step(self) -> int:
-        """One token for every row in a slot; returns how many texts ended."""
+    def advance(self) -> int:
+        """Some tokens for every row in a slot; returns how many texts ended."""
         self._refill()
-        tokens, positions = self._inputs()
-        device = self.model.device
-        rows = torch.tensor([0 if row is None else row for row in self.rows], device=device)
-        edited = [
-            row is not None and positions[i] >= self.answers[row].request.start for i, row in enumerate(self.rows)
-        ]
-        places = [-1 if row is None else position for row, position in zip(self.rows, positions, strict=True)]
-        self.edits.aim(rows, torch.tensor(edited, device=device)[:, None], torch.tensor(places, device=device)[:, None])
+        steps = self._steps()
+        self.cache.make_room(steps)
+        self.texts.begin_block()
+        plain = self.model.plain
         with self._angles(len(self.rows)):
-            logits = step(self.model, self.cache, tokens, positions)
-        return self._take(logits, positions)
+            for _ in range(steps):
+                self._step(plain)
+        return self._take(steps)
+
+    def _steps(self) -> int:
+        """So many that the longest text does not pass its span, and that not all have ended before."""
+        there = [(self.answers[row], fed) for row, fed in zip(self.rows, self.fed, strict=True) if row is not None]
+        room = self.upto - max(fed for _, fed in there)
+        left = max(len(answer.request.prompt) + answer.request.max_new_tokens - 1 - fed for answer, fed in there)
+        return min(_STEPS, room, left)
+
+    def _step(self, plain: Any) -> None:
+        """One token for every row; the device is asked for nothing."""
+        texts = self.texts
+        positions, there = texts.next, texts.there
+        edited = there & (positions >= texts.starts)
+        self.edits.aim(texts.rows, edited[:, None], positions.where(there, -1)[:, None])
+        texts.write(step(plain, self.cache, texts.feed(), positions))
 
     def _angles(self, rows: int) -> AbstractContextManager[None]:
         return nullcontext() if self.as_long is None else self.model.each_alone(torch.full((rows,), self.as_long))
 
-    def _inputs(self) -> tuple[list[int], list[int]]:
-        """The token that each slot feeds now, and its position."""
-        tokens, positions = [], []
-        for row, start in zip(self.rows, self.cache.starts.tolist(), strict=True):
-            position = 0 if row is None else self.cache.column - start
-            tokens.append(0 if row is None else self.answers[row].token_at(position))
-            positions.append(position)
-        return tokens, positions
-
-    def _take(self, logits: Tensor, positions: list[int]) -> int:
-        """Choose and record next tokens for the rows that have been read to their end."""
-        there = [(slot, self.answers[row]) for slot, row in enumerate(self.rows) if row is not None]
-        ready = [(slot, answer) for slot, answer in there if positions[slot] == answer.length - 1]
-        push_next([answer for _, answer in ready], logits[[slot for slot, _ in ready]])
-        left = [slot for slot, answer in ready if answer.reason is not None or answer.length > self.upto]
+    def _take(self, steps: int) -> int:
+        """Record what was written, each text up to its end; texts that have ended leave."""
+        ids, fired = self.texts.read(steps)
+        ended, left = 0, []
+        for slot, row in enumerate(self.rows):
+            if row is None:
+                continue
+            answer = self.answers[row]
+            known = max(0, answer.length - 1 - self.fed[slot])  # were there already
+            answer.extend(ids[slot][known:], None if fired is None else fired[slot][known:])
+            self.fed[slot] += steps
+            ended += answer.reason is not None
+            if answer.reason is not None or answer.length > self.upto:
+                left.append(slot)
         for slot in left:
             self.rows[slot] = None
-        self.cache.leave(left)
-        return sum(answer.reason is not None for _, answer in ready)
+        if left:
+            self.cache.leave(left)
+            self.texts.leave(left)
+        return ended
 
     def _refill(self) -> None:
         """Let waiting rows into free slots, a good number at a time; else drop slots that stay empty."""
@@ -180,7 +196,8 @@ class _SlotRun:
         elif len(free) > len(self.rows) // 8:
             kept = [slot for slot, row in enumerate(self.rows) if row is not None]
             self.cache.keep(kept)
-            self.rows = [self.rows[slot] for slot in kept]
+            self.texts.keep(kept)
+            self.rows, self.fed = [self.rows[slot] for slot in kept], [self.fed[slot] for slot in kept]
 
     def _enter(self, slots: list[int]) -> None:
         places = [(slot, self.waiting.pop()) for slot in slots]
@@ -191,7 +208,9 @@ class _SlotRun:
             for part in _split_by_prefix(some, self.kinds):
                 self._read_prefixes(part)
         for slot, row in places:
-            self.rows[slot] = row
+            self.rows[slot], self.fed[slot] = row, len(self.prefixes[row])
+        rows = [row for _, row in places]
+        self.texts.enter(slots, rows, [self.answers[row] for row in rows], [self.fed[slot] for slot in slots])
 
     def _kind(self, row: int) -> _Kind:
         """Rows that agree in this have equal prefixes under equal edits."""

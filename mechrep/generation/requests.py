@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -116,7 +117,7 @@ class Decoding:
             return ()
         return (given,) if isinstance(given, str | WatchMaker) or callable(given) else tuple(given)
 
-    @property
+    @functools.cached_property
     def stops_at_eos(self) -> bool:
         """Whether an end-of-text id ends a text."""
         return "eos" in self.rules
@@ -137,13 +138,23 @@ class Continuation:
     reason: StopReason | None = None
 
     def __post_init__(self) -> None:
+        self._functions = [rule for rule in self.decoding.rules if not isinstance(rule, str | WatchMaker)]
+
+    @functools.cached_property
+    def uniforms(self) -> Float[np.ndarray, " step"]:
+        """The random numbers that decide its tokens, one by one; nothing where none is drawn."""
+        return self.decoding.uniforms(self.request) if self.decoding.temperature > 0 else np.empty(0)
+
+    @functools.cached_property
+    def _watches(self) -> list[Watch]:
+        """Made when the first token is looked at: many texts are watched all at once instead."""
         prompt, rules = self.request.prompt, self.decoding.rules
-        self._watches: list[Watch] = [
-            watch_for(rule)(prompt) for rule in rules if isinstance(rule, str) and rule != "eos"
-        ]
-        self._watches += [rule.watch(prompt) for rule in rules if isinstance(rule, WatchMaker)]
-        self._functions = [rule for rule in rules if not isinstance(rule, str | WatchMaker)]
-        self._uniforms = self.decoding.uniforms(self.request) if self.decoding.temperature > 0 else np.empty(0)
+        watches: list[Watch] = [watch_for(rule)(prompt) for rule in rules if isinstance(rule, str) and rule != "eos"]
+        watches += [rule.watch(prompt) for rule in rules if isinstance(rule, WatchMaker)]
+        for token in self.tokens:
+            for watch in watches:
+                watch.push(token)
+        return watches
 
     @property
     def ids(self) -> list[int]:
@@ -162,15 +173,35 @@ class Continuation:
 
     def uniform(self) -> float:
         """The random number that decides the next token."""
-        return float(self._uniforms[len(self.tokens)]) if self.decoding.temperature > 0 else 0.0
+        return float(self.uniforms[len(self.tokens)]) if self.decoding.temperature > 0 else 0.0
 
     def push(self, token: int) -> None:
         """Take one more token and see whether the text ends with it."""
+        watches = self._watches
         self.tokens.append(token)
-        fired = [watch.push(token) for watch in self._watches]
-        if self.decoding.stops_at_eos and token in self.eos_ids:
+        fired = [watch.push(token) for watch in watches]
+        self._end(any(fired), self._functions)
+
+    def extend(self, tokens: Sequence[int], fired: Sequence[int] | None = None) -> None:
+        """Take tokens up to the one with which the text ends; what was written beyond is dropped.
+
+        Args:
+            tokens: the next ones.
+            fired: 1 for each with which the text may end by a rule, else 0; by default its rules are asked.
+        """
+        for place, token in enumerate(tokens):
+            if fired is None:
+                self.push(token)
+            else:
+                self.tokens.append(token)
+                self._end(bool(fired[place]), ())
+            if self.reason is not None:
+                return
+
+    def _end(self, fired: bool, functions: Sequence[Callable[[list[int]], bool]]) -> None:
+        if self.decoding.stops_at_eos and self.tokens[-1] in self.eos_ids:
             self.reason = "eos"
-        elif any(fired) or any(function(self.ids) for function in self._functions):
+        elif fired or any(function(self.ids) for function in functions):
             self.reason = "stopped"
         elif len(self.tokens) >= self.request.max_new_tokens:
             self.reason = "length"

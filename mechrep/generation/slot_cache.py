@@ -138,6 +138,8 @@ class SlotCache:
         self.capacity, self.column = capacity, 0
         self.starts: Int[Tensor, " slot"] = torch.zeros(slots, dtype=torch.long, device=device)
         self.empty: Bool[Tensor, " slot"] = torch.ones(slots, dtype=torch.bool, device=device)
+        self._first = 0
+        self._mask: Int[Tensor, "slot column"] | None = None  # of the window, with the columns that are still to come
 
     def enter(self, slots: list[int], prefix: Any, rows: list[int], lengths: list[int]) -> None:
         """Lay computed prefixes into slots, ending just before the current column.
@@ -161,6 +163,7 @@ class SlotCache:
                 self._lay(layer, given, list(zip(slots, rows, lengths, strict=True)))
         self.starts[slots] = torch.tensor([self.column - length for length in lengths], device=self.starts.device)
         self.empty[slots] = False
+        self._mask = None
 
     def _lay(self, layer: SlotLayer, given: Any, places: list[tuple[int, int, int]]) -> None:
         """Lay keys and values into (slot, from row, of length), ending just before the current column."""
@@ -175,18 +178,32 @@ class SlotCache:
     def leave(self, slots: list[int]) -> None:
         """Empty these slots."""
         self.empty[slots] = True
+        self._mask = None
 
-    def before_step(self) -> Bool[Tensor, "slot column"]:
-        """Make sure that there is a free column, narrow the window, and give the mask of its valid columns."""
+    def make_room(self, steps: int) -> None:
+        """Make sure that columns are free, and narrow the window: what has to be asked of the device is asked here.
+
+        Args:
+            steps: so many come before a row enters or leaves.
+        """
         self.starts[self.empty] = self.column
-        first = int(self.starts.min())
-        if self.column == self.capacity:
-            self._shift(-first)
-            first = 0
+        self._first = int(self.starts.min())
+        if self.column + steps > self.capacity:
+            self._shift(-self._first)
+            self._first = 0
+        columns = torch.arange(self._first, self.column + steps, device=self.starts.device)
+        self._mask = (columns[None] >= self.starts[:, None]).long()
+
+    def before_step(self) -> Int[Tensor, "slot column"]:
+        """Show the window to all layers, and give its mask: 1 where a column, the newest included, is the row's."""
+        width = self.column + 1 - self._first
+        if self._mask is None or self._mask.shape[1] < width:
+            self.make_room(1)
+            width = self.column + 1 - self._first
+        assert self._mask is not None
         for layer in self.layers:
-            layer.first, layer.next = first, self.column
-        columns = torch.arange(first, self.column + 1, device=self.starts.device)
-        return columns[None] >= self.starts[:, None]
+            layer.first, layer.next = self._first, self.column
+        return self._mask[:, :width]
 
     def after_step(self) -> None:
         """The newest column now belongs to the rows."""
@@ -195,7 +212,7 @@ class SlotCache:
     def keep(self, slots: list[int]) -> None:
         """Drop all other slots, to stop computing rows that nobody needs."""
         index = torch.tensor(slots, device=self.starts.device)
-        self.starts, self.empty = self.starts[index], self.empty[index]
+        self.starts, self.empty, self._mask = self.starts[index], self.empty[index], None
         for state in self.states:
             state.select(index)
         for layer in self.layers:
@@ -282,28 +299,20 @@ def prefill(model: Model, prefixes: Sequence[Sequence[int]]) -> Cache:
 
 
 def step(
-    model: Model, cache: SlotCache, tokens: Sequence[int], positions: Sequence[int]
+    plain: Any, cache: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
 ) -> Float[Tensor, "slot d_vocab"]:
     """Feed one token to every slot, and give the logits of the next.
 
     Args:
-        model: the model.
-        cache: its slots; :meth:`SlotCache.before_step` gives the mask.
+        plain: the plain view of the model, which looks at its parts each time that a model is asked for it.
+        cache: its slots.
         tokens: one per slot.
         positions: of these tokens in their texts.
     """
-    plain = model.plain  # once: each time it is asked for, its parts are looked at
-    assert plain is not None
     mask = cache.before_step()
-    options: dict[str, Any] = {}
-    if _takes_positions(type(plain)):
-        options["position_ids"] = torch.tensor(positions, device=model.device)[:, None]
+    options = {"position_ids": positions[:, None]} if _takes_positions(type(plain)) else {}
     logits = plain(
-        input_ids=torch.tensor(tokens, device=model.device)[:, None],
-        attention_mask=mask.long(),
-        past_key_values=cache.hf,
-        use_cache=True,
-        **options,
+        input_ids=tokens[:, None], attention_mask=mask, past_key_values=cache.hf, use_cache=True, **options
     ).logits[:, -1]
     cache.after_step()
     return logits
@@ -370,7 +379,10 @@ def _from_slots(model: Model, rows: list[list[int]]) -> Float[Tensor, "slot step
     for slot, begin in enumerate(_BEGIN):
         cache.enter([slot], prefill(model, [rows[slot][:begin]]), [0], [begin])
     found = []
+    places = torch.tensor(_BEGIN, device=model.device)
     for number in range(_STEPS):
-        places = [begin + number for begin in _BEGIN]
-        found.append(step(model, cache, [row[place] for row, place in zip(rows, places, strict=True)], places))
+        tokens = torch.tensor(
+            [row[begin + number] for row, begin in zip(rows, _BEGIN, strict=True)], device=model.device
+        )
+        found.append(step(model.plain, cache, tokens, places + number))
     return torch.stack(found, 1)

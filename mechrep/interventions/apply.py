@@ -299,12 +299,16 @@ class EditTable:
         """The edit of these columns of a place."""
         if self._mask is None:
             return activation
-        there = activation.device  # layers of a model may lie on several
-        factor, offset = (table[self._condition][:, None, columns].to(there) for table in self.tables[place])
+        there, mask, condition = activation.device, self._mask, self._condition  # layers of a model may lie on several
+        one = mask.shape[1] == 1
+        if one:  # a row that is not edited here is one under condition 0, which changes nothing
+            condition = condition * mask[:, 0]
+        factor, offset = (table[condition][:, None, columns].to(there) for table in self.tables[place])
         if place[0] is Site.PATTERN:
             first = self._first_values[place[1]]
             offset = offset * first[self._first.to(first.device)][:, None]
-        return torch.where(self._mask.to(there)[..., None], activation * factor + offset, activation)
+        edited = torch.addcmul(offset, activation, factor)
+        return edited if one else torch.where(mask.to(there)[..., None], edited, activation)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

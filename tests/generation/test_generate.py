@@ -214,6 +214,28 @@ def fires(preset: str, ids: list[int]) -> bool:
     return [watch.push(token) for token in ids][-1]
 
 
+@pytest.mark.parametrize("presets", [["hiraoka2025"], ["mechrep", "hiraoka2025", "eos"]])
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_watched_in_rows_or_text_by_text_is_the_same(presets: list[str], batch_size: int) -> None:
+    """A function of the text is asked text by text; prompts are fed token by token, and loop before they end."""
+    model = looping()
+    blocks = random_tokens(6, 5, seed=2).tolist()
+    texts = [block * (2 + 3 * (number % 3)) for number, block in enumerate(blocks)]
+    corpus = Corpus.from_tokens(texts, model=model)
+    settings: dict[str, Any] = {"max_new_tokens": 50, "batch_size": batch_size, "starts": [0, 3, 30, 0, 8, 12]}
+    settings["interventions"] = Neurons([(0, 3), (1, 5)], "zero")
+    names = [name for name in presets if name != "eos"]
+
+    def asked(ids: list[int]) -> bool:
+        return any(fires(name, ids) for name in names)
+
+    rules = [asked, "eos"] if "eos" in presets else [asked]
+    at_once, alone = (generate(model, corpus, stop_when=stop_when, **settings) for stop_when in (presets, rules))
+    assert rows(at_once) == rows(alone)
+    assert reasons(at_once) == reasons(alone)
+    assert "stopped" in reasons(alone)
+
+
 def test_functions_and_several_rules_end_a_text_at_the_first_that_holds() -> None:
     endless, seen = written(prompts(), max_new_tokens=20), []
     token = endless[0][12]

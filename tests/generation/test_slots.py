@@ -59,7 +59,7 @@ class Histories:
         self.rows = [self.rows[slot] for slot in slots]
 
     def step(self) -> None:
-        mask = self.cache.before_step()
+        mask = self.cache.before_step().bool()
         newest = torch.tensor([0.0 if row is None else self.fresh() for row in self.rows])
         positions = [self.cache.column - start for start in self.cache.starts.tolist()]
         for layer, (keys, values) in zip(self.cache.layers, write(self.cache, newest), strict=True):
@@ -126,6 +126,6 @@ def test_attention_sees_no_column_before_the_oldest_row() -> None:
     histories.enter([0, 1], [6, 1])
     histories.step()
     histories.leave([0])
-    mask = histories.cache.before_step()
+    mask = histories.cache.before_step().bool()
     assert mask.shape == (N_SLOTS, 3), "two columns of the row that is left, and the newest"
     assert mask.tolist() == [[False, False, True], [True, True, True], [False, False, True]]
