@@ -126,6 +126,7 @@ class SlotCache:
     Attributes:
         starts: first column of each slot's row; equal to :attr:`column` for an empty slot.
         column: where the next token of every row is written.
+        padded: whether columns of the window are masked in some slots; else no mask is needed.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class SlotCache:
         self.capacity, self.column = capacity, 0
         self.starts: Int[Tensor, " slot"] = torch.zeros(slots, dtype=torch.long, device=device)
         self.empty: Bool[Tensor, " slot"] = torch.ones(slots, dtype=torch.bool, device=device)
-        self._first = 0
+        self._first, self.padded = 0, True
         self._mask: Int[Tensor, "slot column"] | None = None  # of the window, with the columns that are still to come
 
     def enter(self, slots: list[int], prefix: Any, rows: list[int], lengths: list[int]) -> None:
@@ -187,7 +188,8 @@ class SlotCache:
             steps: so many come before a row enters or leaves.
         """
         self.starts[self.empty] = self.column
-        self._first = int(self.starts.min())
+        self._first, last = torch.stack(self.starts.aminmax()).tolist()
+        self.padded = self._first != last
         if self.column + steps > self.capacity:
             self._shift(-self._first)
             self._first = 0
@@ -312,7 +314,11 @@ def step(
     mask = cache.before_step()
     options = {"position_ids": positions[:, None]} if _takes_positions(type(plain)) else {}
     logits = plain(
-        input_ids=tokens[:, None], attention_mask=mask, past_key_values=cache.hf, use_cache=True, **options
+        input_ids=tokens[:, None],
+        attention_mask=mask if cache.padded else None,
+        past_key_values=cache.hf,
+        use_cache=True,
+        **options,
     ).logits[:, -1]
     cache.after_step()
     return logits

@@ -102,7 +102,7 @@ class SlotTexts:
             logits = logits.index_fill(1, self.suppress, -torch.inf)
         self.next = self.next + 1
         place = self.next[:, None]
-        uniforms = self.uniforms.gather(1, place if self.decoding.temperature > 0 else place * 0)[:, 0]
+        uniforms = self.uniforms.gather(1, place)[:, 0] if self.decoding.temperature > 0 else self.uniforms[:, 0]
         chosen = choose_tokens(logits, uniforms, self.decoding.temperature, self.decoding.top_k)[:, None]
         self.ids.scatter_(1, place, torch.where(place < self.given[:, None], self.ids.gather(1, place), chosen))
 

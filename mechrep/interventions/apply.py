@@ -303,11 +303,11 @@ class EditTable:
         one = mask.shape[1] == 1
         if one:  # a row that is not edited here is one under condition 0, which changes nothing
             condition = condition * mask[:, 0]
-        factor, offset = (table[condition][:, None, columns].to(there) for table in self.tables[place])
+        factor, offset = (table.index_select(0, condition)[:, None, columns] for table in self.tables[place])
         if place[0] is Site.PATTERN:
             first = self._first_values[place[1]]
-            offset = offset * first[self._first.to(first.device)][:, None]
-        edited = torch.addcmul(offset, activation, factor)
+            offset = offset * first[self._first.to(first.device)][:, None].to(offset.device)
+        edited = torch.addcmul(offset.to(there), activation, factor.to(there))
         return edited if one else torch.where(mask.to(there)[..., None], edited, activation)
 
     @contextmanager

@@ -86,7 +86,7 @@ def looking_at(module: nn.Module, handles: PlainHandles, site: Site, layer: int,
     shape: list[int] = []
 
     def note(_layer: nn.Module, args: Any, kwargs: Any) -> None:
-        given = first_tensor((args, kwargs))
+        given = args[0] if args and isinstance(args[0], Tensor) else first_tensor((args, kwargs))
         assert given is not None
         shape[:] = given.shape[:2]
 
