@@ -38,6 +38,7 @@ from mechrep.text.corpus import Corpus, windows_of_text
 OPS = ("mean", "zero", "resample", "to_bos")
 PEERS = "other heads"
 _SAMPLES, _REFERENCE_LENGTH, _REFERENCE_TEXTS = 256, 128, 16
+_Z_BYTES = 2**28  # of what all heads of some texts gave, at a time
 _SETS = {  # of the numbers of compare_heads: unit, and the sign that tells the kinds apart as published
     "common": ("share", -1),
     "rank_correlation": ("score", -1),
