@@ -178,7 +178,9 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
             "room for all weights on devices that compute",
             "use more or larger devices, or a smaller dtype",
         )
-    return _fitted(found, name, options.revision)
+    model, notes = _fitted(found, name, options.revision)
+    model.name = source.called
+    return model, notes
 
 
 def _fitted(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:

@@ -95,7 +95,8 @@ class Model:
         plain: the Hugging Face view sharing its parameters, or ``None`` (then everything runs on ``tl``).
         handles: modules of the plain view that mechrep reads and edits.
         anatomy: sizes, kinds and sites.
-        name: how the user named it.
+        name: what it goes by: of a folder or file its own name, without the path.
+        source: how the user named it: what loads it again.
         revision: checkpoint, or ``None``.
         tokenizer: a Hugging Face tokenizer, or ``None`` for a model of bare ids.
         prepends_bos: set it to say whether texts start with BOS; ``None`` leaves it to the family's habit.
@@ -114,7 +115,7 @@ class Model:
     def __init__(self, tl: Any, plain: nn.Module | None, *, tokenizer: Any, name: str, revision: str | None) -> None:
         if tl is None and plain is None:
             raise ModelError("neither view", "a Hugging Face module or a TransformerLens model", "give one of them")
-        self.tokenizer, self.name, self.revision = tokenizer, name, revision
+        self.tokenizer, self.name, self.source, self.revision = tokenizer, name, name, revision
         self.processed = False
         self.prepends_bos: bool | None = None
         self._stands_for: tuple[str, str] | None = None

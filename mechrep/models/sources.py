@@ -57,6 +57,26 @@ class Source:
     local: bool = True
     offline: bool = False
 
+    @property
+    def called(self) -> str:
+        """What the model goes by in titles: the folder's or file's own name, a hub name as it is.
+
+        A folder of the hub's cache is called as on the hub.
+
+        Example:
+            >>> Source("~/nets/smol", "/home/me/nets/smol").called, Source("gpt2", "gpt2", local=False).called
+            ('smol', 'gpt2')
+            >>> Source("x", "/cache/models--openai-community--gpt2/snapshots/607a30d").called
+            'openai-community/gpt2'
+        """
+        if not self.local:
+            return self.name
+        folder = Path(self.where)
+        cached = folder.parent.parent.name
+        if folder.parent.name == "snapshots" and cached.startswith("models--"):
+            return cached.removeprefix("models--").replace("--", "/")
+        return Path(self.gguf).stem if self.gguf is not None else folder.name
+
 
 @dataclass
 class Reading:

@@ -336,7 +336,7 @@ def _made(name: str, part: Part, model: Model, run: Run, settings: Settings) -> 
     if PARTS.get(name) is part:  # another may need less: a command that was given its texts, for instance
         (row,) = what_can_be_measured(model, [name])
         if not row.measured:
-            said |= {"reason": row.reason, "remedy": f"mechrep models {model.name} --explain lists what is measured"}
+            said |= {"reason": row.reason, "remedy": f"mechrep models {model.source} --explain lists what is measured"}
             return [Section(name, provenance, said, variant=LEFT_OUT)]
     try:
         made = part(model, run, settings)

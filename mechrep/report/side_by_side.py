@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -81,6 +81,11 @@ def write_side_by_side(reports: Sequence[str | Path], out: str | Path, *, texts:
     folders, target = [Path(folder) for folder in reports], Path(out)
     check_folders(folders, target)
     columns = [_column(folder, target, place, texts) for place, folder in enumerate(folders)]
+    names = [one.name for one in columns]
+    columns = [  # models in folders of one name, or one model twice
+        replace(one, name=f"{one.name} ({folder})") if names.count(one.name) > 1 else one
+        for one, folder in zip(columns, folders, strict=True)
+    ]
     lines = lines_of(columns, texts)
     intro = Intro(words_of("side-by-side", texts), {"models": len(columns), "names": _listed(columns)})
     page = page_of(

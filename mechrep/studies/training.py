@@ -257,7 +257,7 @@ def run_training_study(
     options, name = run or Run(), str(model)
     prompts = 2 * EFFORTS[options.effort].sequences if prompts is None else prompts
     if isinstance(model, Model):
-        name, dtype, device = model.name, model.dtype, model.device
+        name, dtype, device = model.source, model.dtype, model.device
     if revisions is None and name not in tiny.NAMES:  # a dozen models to fetch: not without being asked
         raise NothingFoundError(
             f"{name}, whose checkpoints are not embedded",

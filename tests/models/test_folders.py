@@ -143,6 +143,15 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path
         load_model(tmp_path)
 
 
+def test_a_folder_is_called_by_its_own_name_and_loaded_by_its_path(tmp_path: Path) -> None:
+    """Titles and figures show no path of this machine; what loads the model again keeps it."""
+    folder = tmp_path / "my-net"
+    load_model("mechrep-tiny").plain.save_pretrained(folder)  # pyright: ignore
+    model = load_model(folder)
+    assert (model.name, model.source) == ("my-net", str(folder))
+    assert load_model(model.source).fingerprint() == model.fingerprint()
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_file_out_of_a_folder_is_not_a_hub_name(tmp_path: Path, name: str) -> None:
     save(tiny("llama"), tmp_path)
