@@ -8,7 +8,6 @@ VENV_39 := .venv-3.9
 BIN_39 := $(VENV_39)/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check
 REAL := real-models
-BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 
 # One torch thread per process: test workers share the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -17,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 .DELETE_ON_ERROR:
 .PHONY: help setup report real-models report-real gallery test test-real test-lab test-full contract contract-3.9 families \
     lint format \
-    notebooks notebooks-stored notebooks-sync docs benchmarks clean
+    notebooks notebooks-stored notebooks-sync docs bench clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -116,8 +115,8 @@ docs: $(VENV)/.installed-dev ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 	@echo "$(CURDIR)/docs/_build/html/index.html"
 
-benchmarks: $(VENV)/.installed-dev ## what it costs: every benchmarks/bench_*.py, one after the other
-	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python $$script; done
+bench: $(VENV)/.installed-dev ## what it costs: every benchmark, and one table of what was asked and measured
+	$(BIN)/python benchmarks/run.py
 
 clean: ## remove what was made here, except virtual environments and real-models/
 	rm -rf report report-real docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

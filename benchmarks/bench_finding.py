@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=(100, 1000, 10_000), help="texts, for the peaks")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--child")
     parser.add_argument("--view", default="plain")
     arguments = parser.parse_args()
@@ -105,14 +106,19 @@ def main() -> None:
         child(arguments.child, arguments.view, arguments.texts)
         return
     model = mechrep.load_model("mechrep-tiny")
+    rows: list[dict[str, object]] = []
     for view in ("plain", "transformer_lens"):
         figures = measure_time(model, view, arguments.texts, arguments.repeats)
         print(f"time {view:16} {arguments.texts} texts x {LENGTH}:", {k: round(v, 3) for k, v in figures.items()})
+        rows.append({"figure": f"finding, {view}", "time_over_bare": round(figures["ratio"], 3)})
         bare = peak_mib("bare", view, arguments.texts)
         print(f"peak {view:16} bare forward, {arguments.texts} texts: {bare:.0f} MiB")
         for n in arguments.sizes:
             peak = peak_mib("finding", view, n)
+            rows.append({"figure": f"finding, {view}, {n} texts", "memory_over_bare": round(peak / bare, 3)})
             print(f"peak {view:16} finding, {n} texts: {peak:.0f} MiB, {peak / bare:.2f} of the bare pass")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
