@@ -30,8 +30,8 @@ from mechrep.progress import progress_bar
 from mechrep.provenance import provenance_of
 from mechrep.run import Run
 
-_SECONDS_PER_SHARD = 30.0  # what a stopped run loses at most, roughly
-_FIRST_SHARD, _ROWS_PER_SHARD = 64, 4096
+_SECONDS_PER_SHARD = 60.0  # what a stopped run loses at most, roughly
+_FIRST_SHARD, _ROWS_PER_SHARD = 256, 4096  # the beginnings of all texts are read once per shard
 
 Cell = tuple[Condition, Intervention | None]
 

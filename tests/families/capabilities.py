@@ -486,7 +486,9 @@ def writing(case: Case) -> str:
     """Greedy, past windows and switches, as one forward pass per token writes it."""
     prompts = _prompts(case)
     for prompt, found in zip(prompts, _written(case, prompts), strict=True):
-        _same_text("greedy text", found, oracles.continuation(case.plain, prompt, _NEW))
+        right = oracles.continuation(case.plain, prompt, _NEW)
+        _same_text("greedy text", found, right)
+        _same_text("greedy text, alone", *_written(case, [prompt]), right)
     return ""
 
 
