@@ -153,6 +153,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="notebooks at a time")
     chosen = parser.parse_args()
     names = [Path(name).stem for name in chosen.names] or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    names = sorted(names, key=lambda name: name not in PRETRAINED)  # what takes longest must not begin last
     failures: Mapping[str, str] = {}
     with ProcessPoolExecutor(chosen.workers) as pool:
         for name, (said, failed) in zip(names, pool.map(one, names, [chosen.store] * len(names)), strict=True):

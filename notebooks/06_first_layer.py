@@ -111,6 +111,13 @@ seen.to_frame().head(8).round(3)
 detector_figure(seen)
 
 # %% [markdown]
+# The neuron that tells most, in ordinary text, beside the first head of layer 0 and the norm behind that layer. Choose
+# `L0H0` and point at a token: the first one has nothing but itself to read.
+
+# %%
+mechrep.view(model, corpus, [f"L0N{seen.neurons[0]}", "norm L0", "L0H0"], row=0)
+
+# %% [markdown]
 # ### Placebo: the same search where there is nothing to find
 #
 # Shuffled places: the same numbers, but within every triple the labels "first", "second" and "third" are dealt anew.

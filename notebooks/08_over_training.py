@@ -34,6 +34,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+import mechrep
 from mechrep.ablation.effects import SUPPORTED
 from mechrep.models.revisions import list_checkpoints
 from mechrep.studies.checkpoints import change_points, revisions_of, training_curves
@@ -82,6 +83,23 @@ starts.round(3)
 
 # %%
 flow_figure(effects)
+
+# %% [markdown]
+# One prompt, continued by the first checkpoint that knows words and by the last one, in the colour of the surprisal.
+# Choose `L2H0` and point at a token of the loop.
+
+
+# %%
+def continued(revision):
+    model = mechrep.load_model("mechrep-tiny", revision=revision)
+    prompt = mechrep.Corpus.from_texts(["It was a cold morning, and"], model=model)
+    return mechrep.view(model, mechrep.generate(model, prompt, max_new_tokens=100), ["surprisal", "L2H0"])
+
+
+continued(names[len(names) // 2])
+
+# %%
+continued(names[-1])
 
 # %% [markdown]
 # ## Placebo: the checkpoints in a shuffled order

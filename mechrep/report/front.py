@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW
-from mechrep.report.view import VERDICTS, ClaimView, FigureView, SectionView
+from mechrep.report.view import VERDICTS, ClaimView, FigureView, SectionView, TextView
 from mechrep.report.words import Words, words_of
 from mechrep.sections import slug
 
@@ -61,12 +61,12 @@ class Front:
     Attributes:
         answer: a sentence or two, with markup.
         claims: the main ones, supported ones first.
-        pictures: figures to draw small.
+        pictures: a loop and figures, to draw small.
     """
 
     answer: Sequence[Markup]
     claims: Sequence[ClaimView]
-    pictures: Sequence[FigureView]
+    pictures: Sequence[FigureView | TextView]
 
 
 def front_of(views: Sequence[SectionView], texts: Path | None = None) -> Front:
@@ -119,8 +119,8 @@ def _sentence(
     return None
 
 
-def _pictures(views: Sequence[SectionView]) -> list[FigureView]:
-    """The first figures in this order; those of sections whose first claim is not supported come last."""
+def _pictures(views: Sequence[SectionView]) -> list[FigureView | TextView]:
+    """A loop, and the first figures in this order; those of sections whose first claim is not supported come last."""
     anchors = [f"figure-{section}-{slug(key)}" for section, key in _DRAWN]
 
     def rank(pair: tuple[SectionView, FigureView]) -> tuple[bool, int]:
@@ -128,5 +128,6 @@ def _pictures(views: Sequence[SectionView]) -> list[FigureView]:
         first = pair[0].claims[0].verdict if pair[0].claims else TOO_FEW
         return first == NOT_SUPPORTED, place
 
+    loops = [view.seen for view in views if view.seen is not None]
     found = [(view, figure) for view in views for figure in view.figures if not view.null]
-    return [figure for _, figure in sorted(found, key=rank)][:PICTURES]
+    return [*loops[:1], *(figure for _, figure in sorted(found, key=rank))][:PICTURES]

@@ -24,6 +24,7 @@ from mechrep.pictures.figure import WIDTH, picture_of
 from mechrep.report.words import Words, clean, number, words_of
 from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
 from mechrep.tables import cells_of, chance, column_texts
+from mechrep.viewer.still import still_of
 
 VERDICTS = (SUPPORTED, TOO_FEW, NOT_SUPPORTED)  # in the order of the table of claims
 _NOT_MADE = (MISSING, LEFT_OUT)  # sections that hold nothing but their reason
@@ -176,9 +177,24 @@ class TextView:
     payload: Mapping[str, Any]
 
     @property
-    def plain(self) -> str:
-        """The text alone, for readers without the viewer."""
-        return "".join(map(str, self.payload.get("tokens", [])))
+    def text(self) -> str:
+        """What it is, without markup."""
+        return self.title
+
+    @property
+    def loops(self) -> bool:
+        """Whether it has a loop to be looked at."""
+        return self.payload.get("cycle") is not None
+
+    @property
+    def still(self) -> Markup:
+        """A picture that needs no script."""
+        return Markup(still_of(self.payload))
+
+    @property
+    def small(self) -> Markup:
+        """Its loop, small."""
+        return Markup(still_of(self.payload, width=_SMALL[0], brief=True))
 
     @property
     def json(self) -> Markup:
@@ -257,12 +273,17 @@ class SectionView:
         return next((one for one in self.figures[:1] if one.height <= _BESIDE), None)
 
     @property
+    def seen(self) -> TextView | None:
+        """The first text with a loop: it stands in the question's own screen."""
+        return next((one for one in self.texts if one.loops and not self.null), None)
+
+    @property
     def holds(self) -> str:
         """What is folded away."""
         parts = [
             counted(len(self.figures) - (self.main is not None), "figure"),
             counted(len(self.tables), "table"),
-            counted(len(self.texts), "text"),
+            counted(len(self.texts) - (self.seen is not None), "text"),
             *(["method"] if self.notes else []),
             *(["limits"] if self.limits else []),
         ]

@@ -42,7 +42,7 @@ _LETTER, _LINE, _EDGE, _LABEL = (
 )  # pixels: a letter of 13, a line, the margin, numbers of repetitions
 _MEAN, _STRIP, _MAP = 70, 30, 150
 _BEFORE, _AFTER, _PLAIN = 4, 2, 14  # lines of running text that are drawn: before a loop, behind one, without one
-_ROWS, _LAST = 9, 2  # repetitions that are drawn; the last ones among them
+_ROWS, _LAST, _BRIEF = 9, 2, 7  # repetitions that are drawn; the last ones among them; in a small picture
 _MAPS = 4
 
 
@@ -63,12 +63,13 @@ class _Colours:
     focus: int | None = None
 
 
-def still_of(payload: Payload, *, width: int = 860) -> str:
+def still_of(payload: Payload, *, width: int = 860, brief: bool = False) -> str:
     """Draw what a view shows when it is opened.
 
     Args:
         payload: of :meth:`mechrep.viewer.show.View.payload`.
         width: pixels.
+        brief: only the text or the first repetitions, without words around them, as a small picture.
 
     Returns:
         An ``<svg>`` element; text in it is escaped.
@@ -80,14 +81,15 @@ def still_of(payload: Payload, *, width: int = 860) -> str:
         >>> picture[:4], "surprisal" in picture, "<script" in picture
         ('<svg', True, False)
     """
-    return _Still(payload, width).svg()
+    return _Still(payload, width, brief).svg()
 
 
 class _Still:
     """One drawing, from above: each part begins where the one before has ended."""
 
-    def __init__(self, payload: Payload, width: int) -> None:
-        self.given, self.width, self.top = payload, width, float(_EDGE)
+    def __init__(self, payload: Payload, width: int, brief: bool = False) -> None:
+        self.given, self.width, self.brief, self.top = payload, width, brief, _EDGE / (2 if brief else 1)
+        self.label = 26.0 if brief else _LABEL
         self.tokens = [_shown(token) for token in payload["tokens"]]
         self.cycle: Loop | None = payload["cycle"]
         self.quantities = [(one, _values(one)) for one in payload["quantities"]]
@@ -97,8 +99,9 @@ class _Still:
 
     def svg(self) -> str:
         """The whole."""
-        parts = [*self._title(), *self._scales(), *self._text(), *self._strips(), *self._heads()]
-        high = round(self.top + _EDGE)
+        around = [] if self.brief else [*self._title(), *self._scales()]
+        parts = [*around, *self._text(), *([] if self.brief else [*self._strips(), *self._heads()])]
+        high = round(self.top + _EDGE / (2 if self.brief else 1))
         label = html.escape(_shown(f"Text in {self.given['model']}, coloured by {self._named()}"))
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="still" viewBox="0 0 {self.width} {high}" '
@@ -177,11 +180,13 @@ class _Still:
     def _text(self) -> Iterator[str]:
         rows = loop_rows(self.cycle)
         if len(rows) <= 2 or self.cycle is None:
-            yield from self._running(0, len(self.tokens), _PLAIN, _EDGE)
+            yield from self._running(0, len(self.tokens), 5 if self.brief else _PLAIN, _EDGE)
             return
-        yield from self._running(0, self.cycle["start"], _BEFORE, _LABEL, last=True)
+        if not self.brief:
+            yield from self._running(0, self.cycle["start"], _BEFORE, self.label, last=True)
         yield from self._grid(rows)
-        yield from self._running(self.cycle["end"], len(self.tokens), _AFTER, _LABEL)
+        if not self.brief:
+            yield from self._running(self.cycle["end"], len(self.tokens), _AFTER, self.label)
 
     def _running(self, first: int, end: int, most: int, left: float, *, last: bool = False) -> Iterator[str]:
         """Tokens in lines that fit: the first lines, or the last."""
@@ -233,40 +238,40 @@ class _Still:
         """Repetition under repetition: words where they fit beside each other, else cells with the words above."""
         assert self.cycle is not None
         period, columns = self.cycle["period"], len(rows[0])
-        first = _ROWS - _LAST if len(rows) > _ROWS + 1 else len(rows)
-        shown = [*range(first), *range(max(len(rows) - _LAST, first), len(rows))]
+        first = _BRIEF if self.brief else _ROWS - _LAST if len(rows) > _ROWS + 1 else len(rows)
+        shown = [*range(min(first, len(rows))), *range(max(len(rows) - _LAST, first), len(rows) * (not self.brief))]
         widths = [
             max(_LETTER * _columns(self.tokens[rows[row][j]]) for row in shown if j < len(rows[row])) + 7
             for j in range(columns)
         ]
-        room = self.right - _LABEL - _MEAN
+        room = self.right - self.label - (0 if self.brief else _MEAN)
         words = sum(widths) + 2 * columns <= room
         if not words:
             widths = [min(max(room / columns - 1, 2.0), 24.0)] * columns
-            if widths[0] >= 10:
+            if widths[0] >= 10 and not self.brief:
                 yield from self._above(rows[0], widths)
-        lefts = np.concatenate([[0.0], np.cumsum([wide + (2 if words else 1) for wide in widths])]) + _LABEL
+        lefts = np.concatenate([[0.0], np.cumsum([wide + (2 if words else 1) for wide in widths])]) + self.label
         means, before = self._means(rows), -1
         for row in shown:
             if row != before + 1:
-                yield self._note(_LABEL, f"⋯ {(row - before - 1) * max(1, columns // period)} more repetitions")
+                yield self._note(self.label, f"⋯ {(row - before - 1) * max(1, columns // period)} more repetitions")
             yield self._counted(row * max(1, columns // period) + 1, onset=row == 1 and columns == period)
             for j, place in enumerate(rows[row]):
                 yield self._token(place, lefts[j], widths[j], words=words)
-            yield from self._mean(means, row, float(lefts[-1]) + 8)
+            yield from () if self.brief else self._mean(means, row, float(lefts[-1]) + 8)
             self.top, before = self.top + _LINE - 1, row
         self.top += 6
 
     def _counted(self, number_of: int, *, onset: bool) -> str:
-        mark = f'<tspan fill="{_ACCENT}" font-size="10">onset</tspan> ' if onset else ""
-        return (f'<text x="{_LABEL - 8}" y="{self.top + 14:.1f}" text-anchor="end" font-size="11" fill="{_SOFT}">'
+        mark = f'<tspan fill="{_ACCENT}" font-size="10">onset</tspan> ' if onset and not self.brief else ""
+        return (f'<text x="{self.label - 8}" y="{self.top + 14:.1f}" text-anchor="end" font-size="11" fill="{_SOFT}">'
                 f"{mark}{number_of}</text>")  # fmt: skip
 
     def _above(self, row: range, widths: Sequence[float]) -> Iterator[str]:
         longest = max(_columns(self.tokens[place][:14]) for place in row)
         self.top += 6.6 * longest + 6
         for j, place in enumerate(row):
-            x = _LABEL + j * (widths[j] + 1) + widths[j] / 2 + 4
+            x = self.label + j * (widths[j] + 1) + widths[j] / 2 + 4
             at = f"{x:.1f} {self.top - 4:.1f}"
             yield (f'<text x="{x:.1f}" y="{self.top - 4:.1f}" transform="rotate(-90 {at})" font-size="11" '
                    f'font-family="{html.escape(_MONO)}" xml:space="preserve" fill="{_SOFT}">'
