@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import mechrep
+from mechrep.results import Result, Shown
 
 PACKAGE = Path(mechrep.__file__).parent
 SOURCES = {
@@ -67,3 +69,13 @@ def test_every_slow_test_is_still_there() -> None:
     for file, what in named:
         name = what.partition("[")[0].rpartition(".")[2]
         assert (root / file).is_file() and f" {name}(" in (root / file).read_text(encoding="utf-8"), f"{file}: {name}"
+
+
+def test_what_users_call_has_an_example() -> None:
+    public = {f"mechrep.{name}": getattr(mechrep, name) for name in mechrep.__all__}
+    public |= {f"mechrep.studies.{name}": one for name, one in vars(mechrep.studies).items() if name[0] != "_"}
+    called = {name: one for name, one in public.items() if inspect.isfunction(one) or inspect.isclass(one)}
+    assert len(called) > 80
+    made = (Result, Shown)  # by a function that has one
+    kinds = [one for one in called.values() if inspect.isfunction(one) or not issubclass(one, made)]
+    assert [one.__qualname__ for one in kinds if ">>>" not in (inspect.getdoc(one) or "")] == []

@@ -257,6 +257,14 @@ def single_head_frame(effects: Effects, measure: str | None = None, copy: int | 
 
     Raises:
         InputError: a measure or copy that is not there.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.studies import single_head_sweep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> loop = mechrep.Corpus.from_tokens([[0, *range(30, 50), *[9, 8, 7, 6, 5] * 4]], model=model).with_cycles()
+        >>> single_head_frame(single_head_sweep(model, texts=loop)).shape
+        (8, 10)
     """
     place = effects.number(measure, copy)
     chosen = effects.measures[place]

@@ -63,6 +63,10 @@ class Controls:
         match: for matched kinds, a number per component: ``"activation_matched"`` ``[layer neuron]``,
             ``"bos_matched"`` ``[layer head]``.
         strict: refuse a control that cannot be drawn; otherwise it is left out, and the table's ``notes`` say why.
+
+    Example:
+        >>> Controls(["random", "layer_matched"], draws=19, strict=False).kinds
+        ['random', 'layer_matched']
     """
 
     kinds: Sequence[str] = ("layer_matched",)
@@ -85,6 +89,14 @@ class StudyTexts:
         held_out: leave out texts that the circuits' provenance names.
         brief: of each repetition of a loop, and at the end of random repeats, only so many tokens count (and there is
             no ``copy_loss_drop``): for models in which each token costs much.
+
+    Example:
+        >>> import mechrep
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> loops = mechrep.Corpus.from_tokens([[0, *range(30, 50), *[9, 8, 7, 6, 5] * 4]], model=model).with_cycles()
+        >>> (outcome,) = StudyTexts(loops).outcomes(model, ["loop_log_probability"], when="all", run=Run())
+        >>> outcome.measures[0].name
+        'loop_log_probability'
     """
 
     loops: Corpus | None = None

@@ -59,6 +59,23 @@ class Analyzer(ABC, Generic[R]):
 
     Subclasses put sums and counts into :attr:`state`, float64 or int64 tensors by name; merging two analyzers adds
     them.  So one pass, a resumed pass and many workers give the same numbers.
+
+    Example:
+        >>> import mechrep
+        >>> @dataclass(frozen=True)
+        ... class MlpNorms(Result):
+        ...     sums: Tensor
+        >>> class WriteMlpNorms(Analyzer[MlpNorms]):
+        ...     sites = frozenset({Site.MLP_OUT})
+        ...     config = {"version": 1}
+        ...     def prepare(self, anatomy, frame):
+        ...         self.state = {"sums": torch.zeros(anatomy.n_layers, dtype=torch.float64)}
+        ...     def observe(self, activation, site, layer, batch):
+        ...         self.state["sums"][layer] += activation.double().norm(dim=-1).sum().cpu()
+        ...     def result(self, provenance):
+        ...         return MlpNorms(provenance, self.state["sums"])
+        >>> mechrep.CorpusCache(mechrep.load_model("mechrep-tiny"), "the sea").run(WriteMlpNorms()).sums.shape
+        torch.Size([4])
     """
 
     sites: ClassVar[frozenset[Site]]

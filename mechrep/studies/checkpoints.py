@@ -65,6 +65,12 @@ class ModelMeasure:
         function: from a model to numbers by name, each one number or one per unit.
         config: what decides the numbers besides the function's own text, JSON-ready.
         described: the numbers by name as rows of the table; a number that is not described is a score.
+
+    Example:
+        >>> import mechrep
+        >>> size = ModelMeasure("size", lambda model: {"weights": float(model.n_weights)})
+        >>> sorted(size.function(mechrep.load_model("mechrep-tiny")))
+        ['weights']
     """
 
     name: str

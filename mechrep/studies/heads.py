@@ -255,6 +255,13 @@ def run_head_study(
     Source: see :mod:`mechrep.measures.head_scores` and :func:`mechrep.studies.ablation_study`.
 
     Limits: zero ablation only.  A model with few heads has few control sets of heads: then the verdict is "too few".
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.run import Run
+        >>> study = run_head_study(mechrep.load_model("mechrep-tiny"), regenerate=False, run=Run(effort="quick"))
+        >>> study.single.conditions[1].name, len(study.kinds) > 0
+        ('L0H0', True)
     """
     options = run or Run()
     texts = shared_loops(model, options, preset) if corpus is None else corpus

@@ -197,6 +197,13 @@ def run_repetition_study(
     Source: Hiraoka & Inui 2025 (arXiv 2410.13497); controls, families, intervals and verdicts are mechrep's own.
 
     Limits: a rise is a correlation; greedy decoding only; zero and plus 1 may lie far from what a neuron does.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.run import Run
+        >>> study = run_repetition_study(mechrep.load_model("mechrep-tiny"), ks=[7], run=Run(effort="quick"))
+        >>> sorted(study.losses), sorted(study.views)
+        (['add', 'zero'], ['loop', 'ordinary'])
     """
     options = run or Run()
     texts = shared_loops(model, options, preset) if corpus is None else corpus

@@ -99,6 +99,12 @@ def run_router_shift_study(
     Raises:
         MissingPartError: a model without routed experts.
         NothingFoundError: the model wrote no looping text, or no loop-free one.
+
+    Example:
+        >>> import mechrep
+        >>> run_router_shift_study(mechrep.load_model("mechrep-tiny"))
+        Traceback (most recent call last):
+        mechrep.errors.MissingPartError: given: LlamaForCausalLM; expected: a mixture of experts; ...
     """
     options = run or Run()
     if not model.anatomy.has(Site.ROUTER):  # said before anything is written
