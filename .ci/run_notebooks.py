@@ -29,7 +29,6 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from traitlets.config import Config
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 VIEW = "application/vnd.mechrep.view+json"
@@ -59,7 +58,8 @@ def run(path: Path) -> tuple[nbformat.NotebookNode, list[tuple[float, int]], str
         record_timing=False,
         on_cell_execute=begin,
         on_cell_executed=end,
-        config=Config(AsyncKernelManager={"transport": "ipc"}),
+        startup_timeout=_LIMIT,
+        extra_arguments=["--log-level=40"],  # a kernel on this machine alone: no word about encryption
         resources={"metadata": {"path": str(path.parent)}},
     )
     try:

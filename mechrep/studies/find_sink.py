@@ -28,6 +28,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.ablation.effects import SUPPORTED, detection, judge
+from mechrep.ablation.forecast import say_forecast
+from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, MissingPartError
@@ -42,7 +44,7 @@ from mechrep.notation import listed_units, unit_name
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
-from mechrep.run import LARGE_WEIGHTS, Run
+from mechrep.run import LARGE_WEIGHTS, Effort, Run
 from mechrep.stats import known, largest
 from mechrep.studies.sink_cause import NEURONS, SinkStage, stage_cause
 from mechrep.studies.sink_repeats import ALL_KINDS, PER_KIND, RepeatedTokens, moved_rows, read_repeats
@@ -371,9 +373,8 @@ def read_moved(model: Model, run: Run, per_kind: int | None = None, repeats: int
         repeats: how often after BOS; by default 512 times, 192 for a large model, or as often as the context holds.
     """
     sizes = run.sizes_on(model)
-    most = _REPEATS if model.n_weights <= LARGE_WEIGHTS else max(_LARGE_REPEATS, sizes.repeats)
-    often = min(model.anatomy.n_ctx - 1, most) if repeats is None else repeats
-    number = max(PER_KIND, sizes.tokens // 2) if per_kind is None else per_kind
+    often = _often(model, sizes) if repeats is None else repeats
+    number = _per_kind(sizes) if per_kind is None else per_kind
     drawn = [] if model.tokenizer is None else draw_tokens(model, number, run.seed)
     if not drawn:  # nobody knows what kind a token is
         ordinary = ordinary_ids(model)
@@ -386,7 +387,25 @@ def read_moved(model: Model, run: Run, per_kind: int | None = None, repeats: int
 _REPEATS, _LARGE_REPEATS = 512, 192
 
 
+def _often(model: Model, sizes: Effort) -> int:
+    most = _REPEATS if model.n_weights <= LARGE_WEIGHTS else max(_LARGE_REPEATS, sizes.repeats)
+    return min(model.anatomy.n_ctx - 1, most)
+
+
+def _per_kind(sizes: Effort) -> int:
+    return max(PER_KIND, sizes.tokens // 2)
+
+
+def _cost(model: Model, corpus: Corpus, run: Run) -> Cost:
+    """What is read at most: the texts under both policies of BOS, by null models too, and repeated tokens."""
+    sizes, texts, nulls = run.sizes_on(model), int(corpus.lengths.sum()), _for_nulls(model, corpus)
+    policies = 1 if model.bos_id is None else 2
+    repeated = 4 * _per_kind(sizes) * _often(model, sizes) * policies
+    return Cost(policies * texts + sizes.nulls * int(nulls.lengths.sum()) + repeated)
+
+
 def _find(model: Model, corpus: Corpus, layer: int | None, run: Run) -> SinkResult:
+    say_forecast(model, _cost(model, corpus, run), "find sink", run.progress)
     reading = read_sink(model, corpus, run)
     norms, heads = reading.norms[reading.bos], reading.heads[reading.bos]
     config = {"study": "find sink", "seed": run.seed, "nulls": run.sizes_on(model).nulls,
@@ -476,8 +495,7 @@ def _measure(model: Model, corpus: Corpus) -> tuple[SinkNormResult, AttentionSin
 
 def _nulls(model: Model, corpus: Corpus, provenance: Provenance, run: Run) -> list[dict[str, Any]]:
     """Ratios by depth and the best head's attention of null models, shuffled and re-initialised ones in turn."""
-    most = 16 if model.n_weights <= LARGE_WEIGHTS else max(2, _NULL_TOKENS // corpus.tokens.shape[1])
-    few = corpus.select(range(min(len(corpus), most)))
+    few = _for_nulls(model, corpus)
     journal = None if run.store is None else Journal(Path(run.store), provenance)
     kept, makers = [], null_models(model, run)
     with progress_bar(len(makers), "null models", "model", run.progress) as bar:
@@ -490,6 +508,12 @@ def _nulls(model: Model, corpus: Corpus, provenance: Provenance, run: Run) -> li
             kept += one
             bar.update()
     return kept
+
+
+def _for_nulls(model: Model, corpus: Corpus) -> Corpus:
+    """The texts that null models read."""
+    most = 16 if model.n_weights <= LARGE_WEIGHTS else max(2, _NULL_TOKENS // corpus.tokens.shape[1])
+    return corpus.select(range(min(len(corpus), most)))
 
 
 def _null(make: Callable[[], AbstractContextManager[Model]], few: Corpus) -> dict[str, Any]:

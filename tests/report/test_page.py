@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -43,28 +44,69 @@ def _figure() -> go.Figure:
     return styled(figure, title=SCRIPT, subtitle="b", x="x", y="y")
 
 
-@pytest.fixture
-def opened(chromium: Any, address: str) -> Iterator[Any]:
-    """Opens the page; it may ask for nothing and complain about nothing."""
-    contexts: list[Any] = []
+@dataclass
+class Watched:
+    """Pages that may ask for nothing and complain about nothing."""
 
-    def page_of(place: str = "", **options: Any) -> Any:
-        contexts.append(chromium.new_context(**({"viewport": {"width": WIDTH, "height": HEIGHT}} | options)))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("dialog", lambda dialog: (troubles.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(address + place)
+    browser: Any
+    address: str
+    contexts: list[Any] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def page(self, place: str = "", **options: Any) -> Any:
+        self.contexts.append(self.browser.new_context(**({"viewport": {"width": WIDTH, "height": HEIGHT}} | options)))
+        page = self.contexts[-1].new_page()
+        page.on("console", lambda message: self.troubles.append(message.text))
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("dialog", lambda dialog: (self.troubles.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.goto(self.address + place)
         return page
 
-    troubles: list[str] = []
-    asked: list[str] = []
+    def check(self) -> None:
+        assert not self.troubles
+        assert [url for url in self.asked if not url.startswith((self.address, "data:", "blob:"))] == []
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+
+
+@pytest.fixture(scope="module")
+def shared(chromium: Any, address: str) -> Iterator[tuple[Watched, Any]]:
+    """One page for the tests that need no settings of their own."""
+    watched = Watched(chromium, address)
+    yield watched, watched.page()
+    watched.close()
+
+
+@pytest.fixture
+def opened(chromium: Any, address: str, shared: tuple[Watched, Any]) -> Iterator[Any]:
+    """Shows the page as it is when it is opened at an address: the shared one, or a fresh one."""
+    own, (others, kept) = Watched(chromium, address), shared
+
+    def page_of(place: str = "", fresh: bool = False, **options: Any) -> Any:
+        if fresh or options:
+            return own.page(place, **options)
+        kept.evaluate(AGAIN, place)
+        return kept
+
     yield page_of
-    for context in contexts:
-        context.close()
-    assert not troubles
-    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    own.close()
+    own.check()
+    others.check()
+
+
+# Everything folded and light, as at first; then to a place.
+AGAIN = """async (place) => {
+  document.querySelectorAll("details").forEach((one) => (one.open = false));
+  delete document.documentElement.dataset.theme;
+  history.replaceState(null, "", location.pathname);
+  scrollTo(0, 0);
+  if (place) location.hash = place;
+  await new Promise((done) => setTimeout(done, 60));
+}"""
 
 
 def bottom(page: Any, selector: str) -> float:
@@ -72,7 +114,7 @@ def bottom(page: Any, selector: str) -> float:
 
 
 def test_the_first_screen_holds_answer_claims_pictures_and_cost(opened: Any) -> None:
-    page = opened()
+    page = opened(fresh=True)
     for selector in ("h1", ".answer", "#front-claims table", ".tally", ".thumbs", ".cost:last-child"):
         assert 0 < bottom(page, selector) <= HEIGHT, selector
     assert page.locator("#front-claims tbody tr").count() == 10 and page.locator(".thumbs svg").count() >= 1
@@ -106,7 +148,7 @@ def test_texts_can_be_looked_at(opened: Any) -> None:
 
 def test_an_address_unfolds_what_it_names(opened: Any) -> None:
     for anchor in ("claim-heads-loss", "table-heads-long-150", "table-heads-scores", "term-control", "first-layer"):
-        page = opened(f"#{anchor}")
+        page = opened(f"#{anchor}", fresh=anchor == "table-heads-long-150")
         assert page.locator(f"#{anchor}").is_visible() and bottom(page, f"#{anchor}") > 0
         assert page.evaluate("(one) => document.getElementById(one).getBoundingClientRect().top", anchor) < HEIGHT
     page = opened()
@@ -147,7 +189,7 @@ def test_a_table_is_saved_as_csv(opened: Any) -> None:
 def test_a_command_can_be_taken_along(opened: Any) -> None:
     page = opened()
     page.click("#redo-heads .copy")
-    assert page.locator("#redo-heads .copy").inner_text() in ("Copied", "Selected")
+    page.wait_for_function("['Copied', 'Selected'].includes(document.querySelector('#redo-heads .copy').innerText)")
 
 
 def test_no_table_is_wider_than_the_page(opened: Any) -> None:
