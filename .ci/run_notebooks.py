@@ -37,6 +37,7 @@ _LIVE, _SVG, _PNG = "application/vnd.plotly.v1+json", "image/svg+xml", "image/pn
 _PAYLOAD = re.compile(r'<div class="mechrep-view".*?<script type="application/json">(.*?)</script>', re.DOTALL)
 _SLOWEST = 3
 _LIMIT = 600  # seconds of a cell
+_TALL = 1000  # pixels of a picture whose PNG is made smaller
 
 
 def run(path: Path) -> tuple[nbformat.NotebookNode, list[tuple[float, int]], str]:
@@ -111,7 +112,9 @@ def _pictures() -> Iterator[Any]:
         page = browser.new_page(viewport={"width": 1100, "height": 900})
 
         def picture(svg: str) -> bytes:
-            page.set_content(f'<body style="margin:0;line-height:0">{svg}</body>')
+            tall = int(re.search(r' height="(\d+)', svg)[1]) > _TALL  # pyright: ignore[reportOptionalSubscript]
+            small = "<style>svg { width: 600px; height: auto }</style>" * tall
+            page.set_content(f'{small}<body style="margin:0;line-height:0">{svg}</body>')
             return page.locator("svg").first.screenshot(omit_background=True)
 
         yield picture

@@ -7,6 +7,7 @@ import functools
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -69,7 +70,7 @@ def render_page(
         section_of={claim.anchor: view for view in views for claim in view.claims},
         words=Intro(words_of("intro", texts), _counts(model_name, views)),
         tally=[(verdict, sum(claim.verdict == verdict for claim in claims)) for verdict in VERDICTS],
-        glossary=glossary(texts),
+        glossary=_mentioned(glossary(texts), views, texts),
         facts=[*facts, *_cost_rows(costs or {})],
         made=made_of(views, costs or {}),
         command=command,
@@ -154,6 +155,23 @@ def glossary(texts: Path | None = None) -> list[tuple[str, str, Markup]]:
     """Anchor, term and explanation of every term."""
     words = words_of("glossary", texts)
     return [(f"term-{slug(term)}", term, to_html(text, {}, words.place(term))) for term, text in words.blocks.items()]
+
+
+def _mentioned(
+    terms: Sequence[tuple[str, str, Markup]], views: Sequence[SectionView], texts: Path | None
+) -> list[tuple[str, str, Markup]]:
+    """The terms that a page leads to, and those that their explanations lead to."""
+    said = [*words_of("intro", texts).blocks.values()]
+    for view in views:
+        said += [*view.lead, *view.notes, *view.limits, *view.source, *(claim.html for claim in view.claims)]
+        said += [one.caption for one in (*view.tables, *view.figures, *view.texts)]
+    explained = {anchor: text for anchor, _, text in terms}
+    found: set[str] = set()
+    while said:
+        new = set(re.findall(r"#(term-[\w-]+)", " ".join(map(str, said)))) & set(explained) - found
+        found |= new
+        said = [explained[anchor] for anchor in new]
+    return [term for term in terms if term[0] in found]
 
 
 def _views(sections: Sequence[Section], texts: Path | None) -> list[SectionView]:
