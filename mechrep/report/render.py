@@ -19,7 +19,7 @@ from markupsafe import Markup
 from mechrep.errors import InputError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
 from mechrep.report.front import front_of
-from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, view_of
+from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, short_name, view_of
 from mechrep.report.words import Words, clean, number, to_html, to_text, words_of
 from mechrep.sections import Section, slug
 from mechrep.viewer.assets import viewer_script, viewer_style
@@ -57,6 +57,7 @@ def render_page(
     Raises:
         InputError: no section, or two of one name; words or fields that are missing, with file and name.
     """
+    model_name = short_name(model_name)
     views = _views(sections, texts)
     claims = ordered_claims(views)
     facts = _facts(views)

@@ -9,7 +9,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,18 @@ class SectionView:
         return ", ".join(part for part in parts if not part.startswith("0 "))
 
 
+def short_name(name: str) -> str:
+    """A model as a page calls it: of a folder somewhere on a disk its last part, of anything else the whole.
+
+    Example:
+        >>> short_name("/data/models/net-135m"), short_name("C:\\\\nets\\\\net"), short_name("somebody/net")
+        ('net-135m', 'net', 'somebody/net')
+    """
+    parts = [part for part in name.replace("\\", "/").split("/") if part]
+    far = name.startswith(("/", "~", ".")) or len(parts) > 2
+    return parts[-1] if parts and far else name
+
+
 def view_of(section: Section, texts: Path | None = None) -> SectionView:
     """Fill the words of a section.
 
@@ -300,6 +312,9 @@ def view_of(section: Section, texts: Path | None = None) -> SectionView:
     Raises:
         InputError: a heading or a field that is missing, a format that does not fit; the message names file and field.
     """
+    called = section.provenance.model.get("name")
+    if isinstance(called, str) and section.fields.get("model") == called:
+        section = replace(section, fields={**section.fields, "model": short_name(called)})
     words, fields = words_of(section.name, texts), dict(section.fields)
     leads, heading = words, f"lead: {section.variant}" if section.variant else "lead"
     if section.variant in _NOT_MADE and heading not in words:
@@ -418,6 +433,7 @@ def _in_units(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _figure(section: Section, words: Words, key: str, figure: go.Figure, beside: bool) -> FigureView:
     record, heading = json.loads(str(figure.to_json())), f"figure: {key}"
+    called = str(section.provenance.model.get("name"))
     layout = record["layout"]
     title = layout.pop("title", {})
     margin, height = layout.get("margin", {}), int(layout.get("height", 420))
@@ -428,7 +444,7 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure, beside:
         anchor=f"figure-{section.name}-{slug(key)}",
         # Labels of figures are escaped when they are made.
         title=words.text(own, section.fields) if own in words else html.unescape(title.get("text", "")),
-        subtitle=html.unescape(title.get("subtitle", {}).get("text", "")),
+        subtitle=html.unescape(title.get("subtitle", {}).get("text", "")).replace(called, short_name(called)),
         caption=words.html(heading, section.fields),
         text=words.text(heading, section.fields),
         height=layout["height"],
