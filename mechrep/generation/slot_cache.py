@@ -193,6 +193,8 @@ class SlotCache:
         if self.column + steps > self.capacity:
             self._shift(-self._first)
             self._first = 0
+        for layer in self.layers:  # transformers asks the device whether a mask masks anything, but of such layers
+            layer.is_compileable = self.padded
         columns = torch.arange(self._first, self.column + steps, device=self.starts.device)
         self._mask = (columns[None] >= self.starts[:, None]).long()
 

@@ -65,16 +65,19 @@ class HeldLevels:
         bos = [int(model.bos_id is not None and token == model.bos_id) for token in first_tokens or ()]
         self.anchors: Int[Tensor, " row"] = torch.tensor(bos, dtype=torch.long, device=device)
         self.neurons: dict[int, Int[Tensor, " neuron"]] = {}
+        self.ends: dict[int, tuple[int, int]] = {}  # the first and the last of these
         self.on: dict[int, Bool[Tensor, "condition neuron"]] = {}
-        self.levels: dict[int, Float[Tensor, "row neuron"]] = {}
+        self.levels: dict[int, Float[Tensor, "one_more neuron"]] = {}
         for layer in self.layers:
             union = sorted({neuron for holds in chosen for neuron in holds.get(layer, ())})
             on = [[neuron in holds.get(layer, ()) for neuron in union] for holds in ({}, *chosen)]
             self.neurons[layer] = torch.tensor(union, device=device)
+            self.ends[layer] = union[0], union[-1]
             self.on[layer] = torch.tensor(on, device=device)
-            self.levels[layer] = torch.zeros(len(conditions), len(union), dtype=model.dtype, device=device)
+            self.levels[layer] = torch.zeros(len(conditions) + 1, len(union), dtype=model.dtype, device=device)
         self.holding: Bool[Tensor, " condition"] = torch.tensor([False, *map(bool, chosen)], device=device)
-        self.known: Bool[Tensor, " row"] = torch.zeros_like(conditions, dtype=torch.bool)
+        # One place more than there are rows: there goes what rows without an anchor in a pass would be told.
+        self.known: Bool[Tensor, " one_more"] = torch.zeros(len(conditions) + 1, dtype=torch.bool, device=device)
         self.conditions = conditions
 
     def aim(
@@ -96,8 +99,12 @@ class HeldLevels:
         anchor = self.anchors[rows][:, None]
         self._rows, self._here = rows, positions == anchor
         self._edited = mask & (positions >= anchor)
-        self.known[rows[self._here.any(1)]] = True
-        if bool((self._edited.any(1) & self.holding[self.conditions[rows]] & ~self.known[rows]).any()):
+        self._target = rows.where(self._here.any(1), len(self.conditions))
+        self.known[self._target] = True
+        # A pass of one token, a step of decoding, comes after a prefix: it asks the device for nothing.
+        if mask.shape[1] > 1 and bool(
+            (self._edited.any(1) & self.holding[self.conditions[rows]] & ~self.known[rows]).any()
+        ):
             raise InputError(
                 "rows whose first token after BOS went by unseen",
                 "every row from its first token after BOS on",
@@ -108,13 +115,13 @@ class HeldLevels:
         self, up: Float[Tensor, "batch pos column"], layer: int, columns: slice
     ) -> Float[Tensor, "batch pos column"] | None:
         """Catch the levels of anchors in this pass; hold what is to be held, if it is among these columns."""
-        index, rows = self.neurons[layer].to(up.device) - columns.start, self._rows
-        if not len(index) or int(index.min()) < 0 or int(index.max()) >= up.shape[-1]:
+        first, last = self.ends[layer]
+        if first < columns.start or last >= columns.start + up.shape[-1]:
             return None
+        index, rows = self.neurons[layer].to(up.device) - columns.start, self._rows
         values, here = up[..., index], self._here.to(up.device)
-        caught = here.any(1)
         at_anchor = values[torch.arange(len(values), device=up.device), here.int().argmax(1)]
-        self.levels[layer][rows[caught.to(rows.device)]] = at_anchor[caught].to(self.levels[layer])
+        self.levels[layer][self._target] = at_anchor.to(self.levels[layer])
         active = self._edited[..., None] & self.on[layer][self.conditions[rows]][:, None]
         edited = up.clone()
         edited[..., index] = torch.where(active.to(up.device), self.levels[layer][rows][:, None].to(up), values)

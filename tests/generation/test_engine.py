@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechrep.generation import decode
 from mechrep.generation.decode import Decoding, generate
 from mechrep.generation.slot_cache import SlotCache, step
-from mechrep.interventions import Intervention, Neurons, SinkPatch, add, scale
+from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch, add, scale
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from tests.generation.obvious import Edit, attach, obvious_text
@@ -170,6 +171,44 @@ def test_held_neurons_and_edits_of_everything_read_a_prompt_in_one_go(
     assert len(steps) == 6
     slow = generate(model, corpus, view="transformer_lens", **options)
     assert [fast.row(i) for i in range(len(fast))] == [slow.row(i) for i in range(len(slow))]
+
+
+class _Asked(TorchDispatchMode):
+    """Notes what would make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        bits = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        if name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal") or bits:
+            self.asked.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lengths", [(9, 9, 9, 9, 9), (3, 12, 9, 1, 7)])
+@pytest.mark.parametrize("family", ["llama_gqa", "gpt2", "mistral"])
+def test_a_step_asks_the_device_for_nothing(
+    family: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under edits of all kinds, greedily and by sampling, with the detectors; ids are read behind several steps."""
+    model, asked = loaded(family), _Asked()
+    one = decode._SlotRun._step
+
+    def watched(*args: Any) -> None:
+        with asked:
+            one(*args)
+
+    monkeypatch.setattr(decode._SlotRun, "_step", watched)
+    edits = [None, Neurons(CUT), Heads([(0, 1)], "to_bos"), Heads([(1, 0)], "zero") + Neurons(FEW, add(1.0))]
+    edits.append(SinkPatch(1, [3, 7]) if family == "llama_gqa" else None)
+    prompts = [row[:length].tolist() for row, length in zip(random_tokens(5, 12), lengths, strict=True)]
+    corpus = Corpus.from_tokens(prompts, model=model)
+    for options in ({}, {"temperature": 1.0, "top_k": 5, "suppress": [4]}, {"stop_when": ["mechrep", "hiraoka2025"]}):
+        generate(model, corpus, max_new_tokens=9, interventions=edits, starts=[0, 2, 0, 5, 0], view="plain", **options)
+    assert not asked.asked
 
 
 @settings(max_examples=15)
