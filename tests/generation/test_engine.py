@@ -206,7 +206,10 @@ def test_a_step_asks_the_device_for_nothing(
     edits.append(SinkPatch(1, [3, 7]) if family == "llama_gqa" else None)
     prompts = [row[:length].tolist() for row, length in zip(random_tokens(5, 12), lengths, strict=True)]
     corpus = Corpus.from_tokens(prompts, model=model)
-    for options in ({}, {"temperature": 1.0, "top_k": 5, "suppress": [4]}, {"stop_when": ["mechrep", "hiraoka2025"]}):
+    rules: list[dict[str, Any]] = [
+        {}, {"temperature": 1.0, "top_k": 5, "suppress": [4]}, {"stop_when": ["mechrep", "hiraoka2025"]},
+    ]  # fmt: skip
+    for options in rules:
         generate(model, corpus, max_new_tokens=9, interventions=edits, starts=[0, 2, 0, 5, 0], view="plain", **options)
     assert not asked.asked
 
