@@ -3,13 +3,15 @@
     python benchmarks/bench_step.py
     python benchmarks/bench_step.py --models mechrep-tiny,real-models/smollm2-135m --rows 1,16,64 --json step.json
 
-Three figures for each model and number of rows, each from rounds that alternate in one process:
+Four figures for each model and number of rows, each from rounds that alternate in one process:
 
 * *step*: seconds of mechrep for a batch in which every row has its own neurons zeroed, over those of ``generate`` for
   the same prompts without edits; greedy, without a stop rule, equally many tokens.
 * *products*: the same over its matrix products alone, one after the other on inputs that are at hand.
 * *setting*: one set of neurons zeroed in 64 texts, over plain ``generate`` with a hook, in one batch; the tokens must
   be the same.
+* *flips*: texts that differ between a batch and one text at a time, in single precision and in bfloat16, and how far
+  the two best logits were apart where they first did: rounding depends on the shape of a batch, and decides ties.
 
 Seconds are those of the clock, and of the processor in brackets: on a machine with other work on it only the latter
 mean something.  Models that are not there are left out.
@@ -30,6 +32,7 @@ import torch
 import mechrep
 from mechrep.generation.decode import Decoding, Request, run_requests
 from mechrep.interventions import Neurons
+from mechrep.interventions.apply import logits as edited_logits
 
 PROMPT = 32
 MODELS = "mechrep-tiny,real-models/smollm2-135m"
@@ -161,6 +164,26 @@ def setting_figures(model: mechrep.Model, texts: int, tokens: int, rounds: int) 
     }
 
 
+@torch.no_grad()
+def flip_figures(name: str, texts: int, tokens: int) -> dict[str, Any]:
+    """Texts that are other ones alone than in a batch, by precision."""
+    found: dict[str, Any] = {"texts": texts, "tokens": tokens}
+    for dtype in ("float32", "bfloat16"):
+        model = mechrep.load_model(name, dtype=dtype)
+        prompts, edits = prompts_of(model, texts), [neurons_of(model, row, 10) for row in range(texts)]
+        together = written(model, prompts, edits, tokens)
+        alone = [written(model, prompts[row : row + 1], edits[row : row + 1], tokens)[0] for row in range(texts)]
+        gaps = []
+        for one, other, edit in zip(together, alone, edits, strict=True):
+            if one != other:
+                first = next(place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
+                begin = torch.tensor([PROMPT - 1])
+                logits = edited_logits(model, torch.tensor([one[:first]]), edit, starts=begin)[0, -1].float()
+                gaps.append(float((logits[one[first]] - logits[other[first]]).abs() / logits.std()))
+        found[dtype] = {"differ": len(gaps), "largest_gap_in_standard_deviations": max(gaps, default=0.0)}
+    return found
+
+
 def main() -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description="benchmarks/bench_step.py: a step of decoding")
@@ -169,6 +192,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=64, help="of the one setting; 0: leave it out")
+    parser.add_argument("--flips", type=int, default=32, help="texts that are written alone too; 0: leave it out")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "tokens": arguments.tokens, "models": {}}
@@ -196,6 +220,9 @@ def main() -> None:
                 f"{one['equal_texts']}",
                 flush=True,
             )
+        if arguments.flips and "/" not in name:
+            one = here["flips"] = flip_figures(name, arguments.flips, arguments.tokens)
+            print(f"{name}, {arguments.flips} texts in a batch and alone: {one}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
