@@ -12,7 +12,8 @@ import numpy as np
 from cyclopts import Parameter
 
 from mechrep.commands import ABLATED, MODEL, PROMPT, PROMPTS, Options, Writing, prompts_of, read_components
-from mechrep.errors import InputError, StoreError
+from mechrep.disk import write_whole
+from mechrep.errors import InputError
 from mechrep.generation.compare import BASELINE, Comparison
 from mechrep.generation.compare import compare as compare_texts
 from mechrep.generation.decode import generate
@@ -60,7 +61,7 @@ def compare(
     if options.out is not None:
         result.save(options.out / "comparison")
     if html is not None:
-        _write(html, _page(f"{loaded.name}: continuations compared", result._repr_html_()))
+        write_whole(html, _page(f"{loaded.name}: continuations compared", result._repr_html_()))
     sys.stdout.write((_as_json(result) if options.json else str(result)) + "\n")
 
 
@@ -143,10 +144,3 @@ def _page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>:root{{color-scheme:light dark}}{style}</style></head><body>{body}</body></html>\n"
     )
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path} ({error.strerror})", "a file that can be written", "choose another") from error

@@ -18,7 +18,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mechrep.errors import InputError, StoreError
+from mechrep.disk import write_whole
+from mechrep.errors import InputError
 from mechrep.pictures.figure import can_picture, picture_of
 
 PICTURES = ("svg", "png", "pdf", "jpg", "webp")
@@ -111,14 +112,6 @@ def save(figure: go.Figure, path: str | Path) -> Path:
     kind = target.suffix.lower().removeprefix(".")
     if kind not in (*PICTURES, "html", "json"):
         raise InputError(f"{target.name!r}", f"a file ending in .html, .json, .{', .'.join(PICTURES)}", "rename it")
-    picture = printed(figure, kind) if kind in PICTURES else b""
-    try:
-        if kind == "html":
-            figure.write_html(target, include_plotlyjs=True)
-        elif kind == "json":
-            figure.write_json(target)
-        else:
-            target.write_bytes(picture)
-    except OSError as error:
-        raise StoreError(f"{target} ({error.strerror})", "a file that can be written", "choose another") from error
-    return target
+    if kind in PICTURES:
+        return write_whole(target, printed(figure, kind))
+    return write_whole(target, str(figure.to_json()) if kind == "json" else figure.to_html(include_plotlyjs=True))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mechrep.disk import write_whole
 from mechrep.errors import StoreError
 from mechrep.provenance import Provenance
 
@@ -48,15 +49,7 @@ class Journal:
 
     def keep(self, shard: int, records: list[dict[str, Any]]) -> None:
         """Write a finished shard in one move."""
-        partial = self._path(shard).with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(records), encoding="utf-8")
-            partial.replace(self._path(shard))
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(
-                f"{partial} ({error.strerror})", "a place to write", "free space or choose another store"
-            ) from error
+        write_whole(self._path(shard), json.dumps(records))
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.json"

@@ -157,7 +157,7 @@ def test_any_result_along_axes_has_a_figure(model: mechrep.Model, corpus: Corpus
 
 def test_a_figure_is_saved_by_the_ending_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "plotly" in save_figure(new_figure(), tmp_path / "x.html").read_text(encoding="utf-8")
-    with pytest.raises(StoreError, match="written"):
+    with pytest.raises(StoreError, match="a place to write"):
         save_figure(new_figure(), tmp_path / "missing" / "x.html")
     with pytest.raises(InputError, match=r"x\.bmp"):
         save_figure(new_figure(), tmp_path / "x.bmp")

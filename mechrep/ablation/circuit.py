@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from mechrep.disk import write_whole
 from mechrep.errors import InputError, StoreError
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
@@ -103,12 +104,7 @@ def write_circuit(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION, **record}, indent=1), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path} ({error.strerror})", "a place to write", "choose another") from error
+    write_whole(path, json.dumps({"format": _FORMAT, "version": _VERSION, **record}, indent=1))
 
 
 def read_circuit(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mechrep.disk import write_whole
 from mechrep.errors import InputError, ModelError, NothingFoundError, StoreError
 from mechrep.models.meter import metered
 from mechrep.models.model import Model
@@ -182,7 +183,7 @@ def build_report(
                 listed["parts"] = {
                     one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
                 }
-                write_file(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False))
+                write_whole(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False), parents=True)
                 for stale in set(before) - set(after):
                     shutil.rmtree(target / "sections" / stale, ignore_errors=True)
                 if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
@@ -220,8 +221,8 @@ def write_page(out: str | Path, *, texts: Path | None = None) -> Path:
     }
     costs = {part: one["cost"] for part, one in listed["parts"].items() if one["cost"]}
     record = report_json(name, sections, command=command, costs=costs, texts=texts)
-    write_file(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    write_file(
+    write_whole(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+    write_whole(
         target / "report.html", render_page(name, sections, command=command, costs=costs, redo=redo, texts=texts)
     )
     return target / "report.html"
@@ -370,23 +371,3 @@ def _listed(target: Path) -> dict[str, Any]:
         return {"model": listed["model"], "parts": parts}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} ({error})", "the list of a report's parts", "delete it and build again") from error
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)  # left only by a failure
-    except OSError as error:
-        raise StoreError(
-            f"{path} ({error.strerror})", "a place to write", "free space or choose another folder"
-        ) from error

@@ -13,8 +13,9 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from mechrep.disk import write_whole
 from mechrep.errors import InputError
-from mechrep.report.build import facts_of, is_report, load_sections, write_file, write_page
+from mechrep.report.build import facts_of, is_report, load_sections, write_page
 from mechrep.report.front import CLAIMS, MAIN, Front, front_of
 from mechrep.report.render import Intro, glossary, made_of, page_of
 from mechrep.report.view import ClaimView, SectionView, claim_json, view_of
@@ -95,8 +96,8 @@ def write_side_by_side(reports: Sequence[str | Path], out: str | Path, *, texts:
         "models": [{"name": one.name, "report": one.href, "command": one.command} for one in columns],
         "claims": [_line_json(line, columns) for line in lines],
     }
-    write_file(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    write_file(target / "report.html", page)
+    write_whole(target / "report.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), parents=True)
+    write_whole(target / "report.html", page)
     return target / "report.html"
 
 

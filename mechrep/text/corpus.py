@@ -624,7 +624,11 @@ class Corpus:
             texts = [self._shown(i) for i in range(len(frame))]
             frame = pd.concat([pd.DataFrame({"text": texts}, index=frame.index), frame], axis="columns")
         caption = summary(self.lengths, self._facts())
-        return frame_html(frame, caption, wide=_PROMPT + _WRITTEN + 8, total=len(self))
+        shown = frame_html(frame, caption, wide=_PROMPT + _WRITTEN + 8, total=len(self))
+        return (
+            shown
+            + "<p><small>One of them, its tokens in colours: <code>mechrep.view(model, texts, row=0)</code></small></p>"
+        )
 
     def _shown(self, i: int) -> str:
         """The end of a text's prompt and the beginning of what follows, with the loop marked."""

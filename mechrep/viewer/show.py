@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from mechrep.errors import InputError, MissingPartError, StoreError
+from mechrep.disk import write_whole
+from mechrep.errors import InputError, MissingPartError
 from mechrep.figures import counted
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
@@ -224,11 +225,7 @@ class View:
             StoreError: the file cannot be written.
         """
         target = Path(path)
-        content = self.to_svg() if target.suffix.lower() == ".svg" else self.to_html()
-        try:
-            target.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"{path} ({error})", "a file that can be written", "choose another") from error
+        write_whole(target, self.to_svg() if target.suffix.lower() == ".svg" else self.to_html())
 
     def widget(self) -> ViewWidget:
         """The same beside a running kernel: maps of all layers, read when they are asked for.
