@@ -140,11 +140,22 @@ class _SlotRun:
         steps = self._steps()
         self.cache.make_room(steps)
         self.texts.begin_block()
-        plain = self.model.plain
+        plain, settled = self.model.plain, self._settled()
+        if settled:
+            self.edits.aim(self.texts.rows, self.texts.there[:, None])
         with self._angles(len(self.rows)):
             for _ in range(steps):
-                self._step(plain)
+                self._step(plain, settled)
         return self._take(steps)
+
+    def _settled(self) -> bool:
+        """Whether every row is edited by now, so that a step edits what the one before it did."""
+        there = [
+            (self.answers[row].request.start, fed)
+            for row, fed in zip(self.rows, self.fed, strict=True)
+            if row is not None
+        ]
+        return not self.edits.held.layers and all(start <= fed for start, fed in there)
 
     def _steps(self) -> int:
         """So many that the longest text does not pass its span, and that not all have ended before."""
@@ -153,13 +164,13 @@ class _SlotRun:
         left = max(len(answer.request.prompt) + answer.request.max_new_tokens - 1 - fed for answer, fed in there)
         return min(_STEPS, room, left)
 
-    def _step(self, plain: Any) -> None:
+    def _step(self, plain: Any, settled: bool) -> None:
         """One token for every row; the device is asked for nothing."""
         texts = self.texts
-        positions, there = texts.next, texts.there
-        edited = there & (positions >= texts.starts)
-        self.edits.aim(texts.rows, edited[:, None], positions.where(there, -1)[:, None])
-        texts.write(step(plain, self.cache, texts.feed(), positions))
+        if not settled:
+            edited, places = texts.there & (texts.next >= texts.starts), texts.next.where(texts.there, -1)
+            self.edits.aim(texts.rows, edited[:, None], places[:, None])
+        texts.write(step(plain, self.cache, texts.feed(), texts.next))
 
     def _angles(self, rows: int) -> AbstractContextManager[None]:
         return nullcontext() if self.as_long is None else self.model.each_alone(torch.full((rows,), self.as_long))
@@ -219,6 +230,11 @@ class _SlotRun:
         alone = row if self.edits.holds(row) else -1  # its own level is caught while its prefix is read
         return prefix, int(self.edits.conditions[row]) if edited else 0, start if edited else 0, alone
 
+    def _touched(self, row: int) -> bool:
+        """Whether something is edited or caught while the row's prefix is read."""
+        _, condition, _, alone = self.kinds[row]
+        return condition > 0 or alone >= 0
+
     def _read_prefixes(self, places: Sequence[tuple[int, int]]) -> None:
         """Read what stands before the last token of some rows, each under its edits, and lay it into their slots."""
         distinct: dict[_Kind, int] = {}
@@ -239,9 +255,11 @@ class _SlotRun:
             )
             positions = torch.arange(longest, device=device)[None]
             inside = positions < lengths
-            self.edits.aim(
-                torch.tensor(readers, device=device), inside & (positions >= starts), positions.where(inside, -1)
-            )
+            self.edits.rest()
+            if any(self._touched(row) for row in readers):
+                self.edits.aim(
+                    torch.tensor(readers, device=device), inside & (positions >= starts), positions.where(inside, -1)
+                )
             with self._angles(len(readers)):
                 computed = prefill(self.model, [self.prefixes[row] for row in readers])
         numbers = [distinct.get(self.kinds[row], 0) for _, row in places]

@@ -53,10 +53,10 @@ class SlotLayer(DynamicLayer):
         if not self.is_initialized:
             self.allocate(key_states, value_states, key_states.shape[0])
         assert self.keys is not None and self.values is not None
-        self.keys[:, :, self.next : self.next + 1] = key_states
-        self.values[:, :, self.next : self.next + 1] = value_states
-        window = slice(self.first, self.next + 1)
-        return self.keys[:, :, window], self.values[:, :, window]
+        self.keys.narrow(2, self.next, 1).copy_(key_states)
+        self.values.narrow(2, self.next, 1).copy_(value_states)
+        first, width = self.first, self.next + 1 - self.first
+        return self.keys.narrow(2, first, width), self.values.narrow(2, first, width)
 
     def get_seq_length(self) -> int:
         """Columns in the window before the newest."""

@@ -144,6 +144,7 @@ def refuse_gated(model: Model) -> None:
 
 
 _FIRST_TOKENS_PER_BATCH = 256
+_KEPT = 2**18  # numbers of a place that are looked up once for several steps: more would take memory for all places
 Change = Callable[[Tensor, slice], Tensor]
 
 
@@ -196,6 +197,7 @@ class EditTable:
         self._condition: Tensor = self.conditions[:0]
         self._first: Tensor = self.conditions[:0]
         self._mask: Bool[Tensor, "batch pos"] | None = None
+        self._chosen: dict[Place, tuple[Tensor, Tensor]] = {}
         self._first_numbers: Int[Tensor, " row"] = torch.zeros_like(self.conditions)
         self._first_values: dict[int, Float[Tensor, "first unit"]] = {}
         moving = {number for number, edits in enumerate(chosen, 1) if any(site is Site.PATTERN for site, _ in edits)}
@@ -262,6 +264,7 @@ class EditTable:
             for some in torch.arange(len(tokens), device=tokens.device).split(_FIRST_TOKENS_PER_BATCH):
                 self._condition = conditions[some]
                 self._mask = torch.ones_like(self._condition[:, None], dtype=torch.bool)
+                self._chosen.clear()
                 assert self.model.plain is not None
                 self.model.plain(input_ids=tokens[some][:, None], use_cache=False)
         self._first_values = {layer: torch.cat(values) for layer, values in kept.items()}
@@ -285,6 +288,9 @@ class EditTable:
                 level of the first token after BOS, which must have been in this pass or an earlier one.
         """
         self._condition, self._first, self._mask = self.conditions[rows], self._first_numbers[rows], mask
+        if mask.shape[1] == 1:  # a row that is not edited here is one under condition 0, which changes nothing
+            self._condition = self._condition * mask[:, 0]
+        self._chosen.clear()
         self.held.aim(rows, mask, positions)
 
     def changes(self, row: int) -> bool:
@@ -306,16 +312,22 @@ class EditTable:
         """The edit of these columns of a place."""
         if self._mask is None:
             return activation
-        there, mask, condition = activation.device, self._mask, self._condition  # layers of a model may lie on several
-        one = mask.shape[1] == 1
-        if one:  # a row that is not edited here is one under condition 0, which changes nothing
-            condition = condition * mask[:, 0]
-        factor, offset = (table.index_select(0, condition)[:, None, columns] for table in self.tables[place])
+        there = activation.device  # layers of a model may lie on several
+        factor, offset = (part[..., columns].to(there) for part in self._chosen_at(place))
+        edited = torch.addcmul(offset, activation, factor)
+        return edited if self._mask.shape[1] == 1 else torch.where(self._mask.to(there)[..., None], edited, activation)
+
+    def _chosen_at(self, place: Place) -> tuple[Tensor, Tensor]:
+        """Factors and offsets ``[batch 1 unit]`` of the rows that were aimed at; small ones are kept until the next."""
+        if place in self._chosen:
+            return self._chosen[place]
+        factor, offset = (table.index_select(0, self._condition)[:, None] for table in self.tables[place])
         if place[0] is Site.PATTERN:
             first = self._first_values[place[1]]
             offset = offset * first[self._first.to(first.device)][:, None].to(offset.device)
-        edited = torch.addcmul(offset.to(there), activation, factor.to(there))
-        return edited if one else torch.where(mask.to(there)[..., None], edited, activation)
+        if factor.numel() <= _KEPT:
+            self._chosen[place] = factor, offset
+        return factor, offset
 
     @contextmanager
     def applied(self) -> Iterator[None]:
