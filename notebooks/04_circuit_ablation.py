@@ -85,6 +85,17 @@ effects = pd.DataFrame({name: frame["effect"] for name, frame in tables.items()}
 effects.sort_values("loop_log_probability").round(3)
 
 # %% [markdown]
+# One of the loops that are tested, by how unexpected its tokens are; choose the head and point at a token. Below, what
+# happens under its ablation: every repetition is as unexpected as the first.
+
+# %%
+name = f"L{chosen[0]}H{chosen[1]}"
+mechrep.view(model, test, ["surprisal", name], row=0)
+
+# %%
+mechrep.view(model, test, ["surprisal"], row=0, intervention=mechrep.Heads([chosen], when="all"))
+
+# %% [markdown]
 # What one of these heads does to a text: two continuations of one prompt, and where they part.
 
 # %%
