@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report real-models report-real gallery test test-real test-lab test-full contract contract-3.9 families \
+.PHONY: help setup report real-models report-real gallery test test-real test-ray test-lab test-full contract contract-3.9 families \
     lint format \
     notebooks notebooks-stored notebooks-sync docs bench clean
 
@@ -72,6 +72,9 @@ test: $(VENV)/.installed-dev ## the fast tests and the examples in the docstring
 # One process with all cores: the model is loaded once.
 test-real: $(VENV)/.installed-dev ## independent checks on SmolLM2-135M; skipped where real-models/ has it not
 	OMP_NUM_THREADS=$(WORKERS) MKL_NUM_THREADS=$(WORKERS) $(BIN)/python -m pytest -q -m "real and not slow" tests/real
+
+test-ray: $(VENV)/.installed-dev ## studies on two workers of a Ray cluster that is started here; one of them is killed
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m ray --durations=3 tests/engine
 
 test-lab: $(VENV)/.installed-lab ## two notebooks in a JupyterLab that is started for real, looked at in Chromium
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/viewer/test_jupyterlab.py

@@ -5,11 +5,14 @@ Nothing here imports mechrep when it is loaded: pytest turns on the checking of 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+# Its examples need the package of the extra.
+collect_ignore = [] if importlib.util.find_spec("ray") else ["mechrep/ray_engine.py"]
 SLOW = Path(__file__).parent / "tests" / "slow.txt"
 
 

@@ -37,7 +37,7 @@ from mechrep.notation import heads_and_neurons
 from mechrep.report.build import PARTS, Part, Settings, build_report, is_report, load_sections, write_page
 from mechrep.report.side_by_side import check_folders, write_side_by_side
 from mechrep.report.terminal import frame_text, print_section
-from mechrep.run import EFFORTS, Run
+from mechrep.run import EFFORTS, ENGINES, Run
 from mechrep.sections import Section, slug
 from mechrep.studies.card import CardRow, card_history, measure_card
 from mechrep.studies.first_layer import run_first_layer_study
@@ -56,7 +56,8 @@ from mechrep.text.files import read_text, read_texts
 from mechrep.text.shown import described_texts
 
 Efforts = Literal["quick", "standard", "full"]
-assert set(EFFORTS) == set(typing.get_args(Efforts))
+Engines = Literal["local", "ray"]
+assert set(EFFORTS) == set(typing.get_args(Efforts)) and set(ENGINES) == set(typing.get_args(Engines))
 
 
 @Parameter(name="*")
@@ -88,10 +89,10 @@ class Options:
         """Where results go."""
         return Path(command) if self.out is None else self.out
 
-    def run(self, command: str) -> Run:
-        """Options of the study."""
-        progress = False if self.quiet else None
-        return Run(store=self.folder(command) / "store", seed=self.seed, effort=self.effort, progress=progress)
+    @property
+    def progress(self) -> bool | None:
+        """Whether progress is shown; ``None``: to people."""
+        return False if self.quiet else None
 
     def load(self, model: str) -> Model:
         """The model on the command line.
@@ -101,6 +102,36 @@ class Options:
             ModelError: a model that cannot be loaded.
         """
         return load_model(model, revision=self.revision, device=self.device, dtype=self.dtype)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StudyOptions(Options):
+    """What commands that run a study take beside that.
+
+    Attributes:
+        engine: local: this process; ray: the workers of a Ray cluster (pip install mechrep[ray]).
+        workers: of Ray; one for each GPU or each core by default.
+        address: of the cluster, host:port or auto; one is started here by default.
+    """
+
+    engine: Engines = "local"
+    workers: int | None = None
+    address: str | None = None
+
+    def run(self, command: str) -> Run:
+        """Options of the study; its cluster has been joined.
+
+        Raises:
+            InputError: workers or an address without Ray, or no Ray.
+            EngineError: a cluster that does not answer.
+        """
+        made = Run(
+            store=self.folder(command) / "store", seed=self.seed, effort=self.effort,
+            engine=self.engine, workers=self.workers, address=self.address, progress=self.progress,
+        )  # fmt: skip
+        made.crew.begin()
+        return made
 
 
 @Parameter(name="*")
@@ -183,10 +214,10 @@ def _from_study(part: str, study: Callable[..., Any]) -> Callable[..., None]:
         shown = Annotated[annotation, named]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=shown))
     parameters.append(
-        inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, default=Options(), annotation=Options)
+        inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, default=StudyOptions(), annotation=StudyOptions)
     )
 
-    def command(model: str, *, options: Options = Options(), **given: Any) -> None:
+    def command(model: str, *, options: StudyOptions = StudyOptions(), **given: Any) -> None:
         loaded = options.load(model)
         chosen = {
             name: readers[name](value, loaded) if name in readers and value is not None else value
@@ -261,7 +292,7 @@ def _build(
     model: Model,
     name: str,
     parts: Mapping[str, Part],
-    options: Options,
+    options: StudyOptions,
     only: Sequence[str] | None = None,
     settings: Settings | None = None,
     line: str = "",
@@ -305,7 +336,7 @@ def report(
     ] = "mechrep",
     sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
     held_out: Annotated[Path | None, Parameter(help=f"Text that the model has not seen: {_FILE}.")] = None,
-    options: Options = Options(),
+    options: StudyOptions = StudyOptions(),
 ) -> None:
     """Ask every question of mechrep of one model, beside controls, and write the answers as one page.
 
@@ -387,7 +418,7 @@ def ablate(
     ] = "from_onset",
     outcomes: Annotated[str, Parameter(help="Some of " + ",".join(OUTCOMES) + ".")] = ",".join(READ_OUTCOMES),
     controls: Annotated[str, Parameter(help="layer_matched, random; with commas.")] = "layer_matched",
-    options: Options = Options(),
+    options: StudyOptions = StudyOptions(),
 ) -> None:
     """Ablate components and measure what loops, copying and language lose, beside controls."""
     circuit, loaded = read_components(components), options.load(model)
@@ -406,7 +437,7 @@ def eval(
     tasks: Annotated[str, Parameter(help="Benchmarks; continuation and recall need no data.")] = "continuation,recall",
     data: Annotated[Path | None, Parameter(help="Folder of the files of questions.")] = None,
     limit: Annotated[int | None, Parameter(help="Ask only so many questions of each.")] = None,
-    options: Options = Options(),
+    options: StudyOptions = StudyOptions(),
 ) -> None:
     """Ask benchmark questions through lm-evaluation-harness, with and without an ablation or a patch, beside controls.
 
@@ -481,7 +512,7 @@ def card(
     nulls: Annotated[int | None, Parameter(help="Null models to compare with; 0: none.")] = None,
     sink_layer: Annotated[int | None, Parameter(help="A layer to take as the sink layer.")] = None,
     held_out: Annotated[Path | None, Parameter(help=f"Text for losses and sinks: {_FILE}.")] = None,
-    options: Options = Options(),
+    options: StudyOptions = StudyOptions(),
 ) -> None:
     """Measure loops, induction, attention sinks, BOS norm and repeated tokens, beside null models.
 
@@ -520,7 +551,7 @@ def _show_row(row: CardRow) -> None:
     sys.stdout.flush()
 
 
-def verify(model: MODEL, *, options: Options = Options()) -> None:
+def verify(model: MODEL, *, options: StudyOptions = StudyOptions()) -> None:
     """Compare what is published about a model (sinks, dimensions, heads, shares) with what is measured on it.
 
     Each value gets one of three words: match, mismatch, not measured. A mismatch is a finding, and no error: the exit

@@ -55,7 +55,7 @@ def compare(
         conditions[f"without {circuit.name}"] = circuit.intervention()
     result = compare_texts(
         loaded, Corpus.from_texts(texts, model=loaded, source="prompt"), conditions,
-        max_new_tokens=writing.max_new_tokens, top_k=top_k, progress=options.run("compare").progress,
+        max_new_tokens=writing.max_new_tokens, top_k=top_k, progress=options.progress,
         decoding=writing.decoding(options.seed),
     )  # fmt: skip
     if options.out is not None:
@@ -100,7 +100,7 @@ def look(
     if writing.max_new_tokens:
         corpus = generate(
             loaded, corpus, max_new_tokens=writing.max_new_tokens, decoding=writing.decoding(options.seed),
-            interventions=change, progress=options.run("look").progress,
+            interventions=change, progress=options.progress,
         )  # fmt: skip
     seen = view(loaded, corpus, [part.strip() for part in by.split(",")], intervention=change)
     text = _coloured(seen)

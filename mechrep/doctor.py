@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[dict[str, str], str]] = {
     "notebooks": ({n: n for n in ("ipykernel", "jupytext", "nbclient", "nbformat")}, "running the notebooks"),
     "gguf": ({"gguf": "gguf"}, "models in .gguf files"),
     "peft": ({"peft": "peft"}, "adapters (LoRA)"),
+    "ray": ({"ray": "ray"}, "studies on many machines: --engine ray"),
     "bnb": ({"bitsandbytes": "bitsandbytes"}, "models in 8 or 4 bits"),
     "lab": ({"jupyterlab": "jupyterlab"}, "notebooks in JupyterLab, and the test that starts it"),
     "docs": ({"furo": "furo", "myst-nb": "myst_nb", "sphinx": "sphinx"}, "building the documentation"),

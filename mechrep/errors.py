@@ -49,3 +49,7 @@ class NothingFoundError(MechrepError):
 
 class StoreError(MechrepError):
     """A file or folder that cannot be read, written, or belongs to another run."""
+
+
+class EngineError(MechrepError):
+    """Workers that cannot be had, that cannot do the work, or that were lost; what they had finished is kept."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from mechrep.engine import LOCAL, Engine
 from mechrep.errors import InputError
 
 T = TypeVar("T")
@@ -61,6 +63,9 @@ EFFORTS_OF_LARGE = {
 }
 
 
+ENGINES = ("local", "ray")
+
+
 @runtime_checkable
 class HasWeights(Protocol):
     """A model, as far as sizes depend on it."""
@@ -79,12 +84,17 @@ class Run:
         store: folder that keeps finished work; the same call goes on where it stopped.
         seed: of prompts, splits and draws.
         effort: ``"quick"``, ``"standard"`` or ``"full"``: how many texts, draws and null models, see :data:`EFFORTS`.
-        engine: ``"local"``: this process.
+        engine: ``"local"``: this process; ``"ray"`` (``mechrep[ray]``): workers of a Ray cluster read corpora and
+            measure the rows of tables.
+        workers: of Ray; by default one for each GPU, or for each core.
+        address: of the cluster, ``"host:port"`` or ``"auto"``; by default the one that this process or ``RAY_ADDRESS``
+            knows, or one that is started on this machine.
         batch_size: rows computed together; by default what fits.
         progress: show progress; by default to people and, line by line, in log files.
 
     Raises:
-        InputError: an unknown effort or engine, a seed that is no whole number from 0 on.
+        InputError: an unknown effort or engine, a seed that is no whole number from 0 on, workers or an address without
+            Ray.
 
     Example:
         >>> import mechrep
@@ -99,17 +109,47 @@ class Run:
     seed: int = 0
     effort: str = "standard"
     engine: str = "local"
+    workers: int | None = None
+    address: str | None = None
     batch_size: int | None = None
     progress: bool | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         one_of("effort", self.effort, EFFORTS)
-        one_of("engine", self.engine, ("local",))
+        one_of("engine", self.engine, ENGINES)
+        self._check_workers()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed={self.seed!r}", "a whole number from 0 on", "choose another")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size={self.batch_size}", "at least 1 row", "leave it out to take what fits")
+
+    def _check_workers(self) -> None:
+        if self.workers is not None and (isinstance(self.workers, bool) or self.workers < 1):
+            raise InputError(f"workers={self.workers}", "at least 1", "leave it out to take what the cluster has")
+        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
+            raise InputError("engine='ray' without Ray", "the package ray", "pip install 'mechrep[ray]'")
+        if self.engine == "local" and (self.workers is not None or self.address is not None):
+            given = f"workers={self.workers}, address={self.address!r} with engine='local'"
+            raise InputError(
+                given, "engine='ray' beside them", "name it, or leave them out: this process is one worker"
+            )
+
+    @property
+    def crew(self) -> Engine:
+        """Who computes; workers stay from one study of this run to the next.
+
+        Example:
+            >>> Run().crew.workers
+            1
+        """
+        if self.engine == "local":
+            return LOCAL
+        from mechrep.ray_engine import RayEngine
+
+        return self.once(
+            ("engine", self.workers, self.address), lambda: RayEngine(workers=self.workers, address=self.address)
+        )
 
     def sizes_on(self, model: HasWeights) -> Effort:
         """How many texts, draws and null models this effort means; fewer texts in models of over 20 million weights.

@@ -1,4 +1,4 @@
-"""The engine: every outcome under every condition, shard by shard, into one table.
+"""Every outcome under every condition, shard by shard, into one table.
 
 Conditions are rows of batches, never runs of the model of their own.  With a store, finished shards are kept under a
 fingerprint of weights, texts, conditions and settings, and the same call goes on where it stopped.
@@ -7,9 +7,8 @@ fingerprint of weights, texts, conditions and settings, and the same call goes o
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects
 from mechrep.ablation.forecast import say_forecast
 from mechrep.ablation.outcomes import Cost, Outcome
+from mechrep.engine import Pace
 from mechrep.errors import InputError
 from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
@@ -92,88 +92,157 @@ def measure_effects(
         _asked(conditions, options.sizes_on(model).regenerated_draws if outcome.regenerates else None)
         for outcome in outcomes
     ]
-    shards = _Shards(model, [intervention for _, intervention in cells], options, journal)
-    tables = []
+    engine = options.crew
+    # Where parts are small or computed elsewhere, each shows nothing of its own.
+    whole = journal is None and not engine.apart
+    job = Table(
+        model, list(outcomes), [intervention for _, intervention in cells], options.progress if whole else False
+    )
     total, what = sum(map(len, places)), str(config.get("study", "a table"))
-    # With a store the parts are small and each shows nothing of its own.
-    with progress_bar(total, what, "condition", False if journal is None else options.progress) as bar:
-        for outcome, asked in zip(outcomes, places, strict=True):
-            table = torch.full((len(outcome.measures), len(cells), len(outcome.units)), torch.nan, dtype=torch.float64)
-            for some, values in shards.measured(outcome, asked):
-                table[:, some] = values.double()
-                bar.update(len(some))
-            tables.append(table)
+    with progress_bar(total, what, "condition", False if whole else options.progress) as bar:
+        shards = _Shards(job, places, options, journal, bar.update)
+        for done in engine.work(job, shards.asked()):
+            shards.take(done.shard, done.answer, done.seconds)
     return Effects(
         provenance,
         conditions,
         [measure for outcome in outcomes for measure in outcome.measures],
         [list(map(str, outcome.units)) for outcome in outcomes for _ in outcome.measures],
         [list(map(str, outcome.clusters)) for outcome in outcomes for _ in outcome.measures],
-        stacked(tables),
+        stacked(shards.tables),
         dict(notes or {}),
     )
 
 
-@dataclass
-class _Shards:
-    """Measures conditions part by part; with a journal each part is kept, and small enough to lose little.
+@dataclass(frozen=True)
+class Shard:
+    """Some conditions of one outcome, with all of its units.
 
     Attributes:
-        number: of the next shard, over all outcomes.
+        number: of the shard, over all outcomes.
+        outcome: number of the outcome.
+        places: of the conditions in the table.
+        missing: places of those that nobody has measured yet, each different intervention once.
+    """
+
+    number: int
+    outcome: int
+    places: list[int]
+    missing: list[int]
+
+
+@dataclass
+class Table:
+    """The job: outcomes under interventions.
+
+    Attributes:
+        model: the model.
+        outcomes: what is measured.
+        interventions: of all conditions, ``None`` for the baseline.
+        progress: show the progress of single shards.
     """
 
     model: Model
+    outcomes: Sequence[Outcome]
     interventions: Sequence[Intervention | None]
-    run: Run
-    journal: Journal | None
-    number: int = 0
+    progress: bool | None
 
-    def measured(self, outcome: Outcome, asked: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
-        """Places of conditions and their values, until all that were asked for are there."""
+    def do(self, shard: Shard) -> Float[Tensor, "measure intervention unit"]:
+        """Measure what is missing in a shard."""
+        some = [self.interventions[place] for place in shard.missing]
+        return self.outcomes[shard.outcome].values(some, self.progress).double()
+
+
+class _Shards:
+    """Cuts a table into shards and puts the answers together; with a journal each is kept, and small enough to lose.
+
+    What this run has measured before, whichever study asked, is not measured again.
+
+    Args:
+        job: the table.
+        places: conditions under which each outcome is measured.
+        run: options.
+        journal: where shards are kept.
+        advance: told how many conditions are done.
+    """
+
+    def __init__(
+        self,
+        job: Table,
+        places: Sequence[Sequence[int]],
+        run: Run,
+        journal: Journal | None,
+        advance: Callable[[int], object],
+    ) -> None:
+        self.job, self.places, self.run, self.journal, self.advance = job, places, run, journal, advance
+        # What differs from text to text is known by its first texts alone: it is always measured.
+        self.keys = [
+            object() if one is not None and one.differs_by_text else fingerprint_of(job.model, [one])
+            for one in job.interventions
+        ]
+        self.known = [self._known(outcome) for outcome in job.outcomes]
+        self.paces = [self._pace(outcome) for outcome in job.outcomes]
+        self.tables = [
+            torch.full((len(one.measures), len(job.interventions), len(one.units)), torch.nan, dtype=torch.float64)
+            for one in job.outcomes
+        ]
+
+    def _known(self, outcome: Outcome) -> dict[Any, Tensor]:
+        facts = repr(sorted(outcome.facts.items()))
+        which = (self.job.model.fingerprint(), type(outcome).__name__, facts, *map(str, outcome.units))
+        return self.run.once(("measured", which, *((m.name, m.copy) for m in outcome.measures)), dict[Any, Tensor])
+
+    def _pace(self, outcome: Outcome) -> Pace:
         most = max(1, _ROWS_PER_SHARD // len(outcome.units))
         least = min(most, max(1, _FIRST_SHARD // len(outcome.units)))  # of fewer rows each costs more
-        size, first = most if self.journal is None else least, 0
-        while first < len(asked):
-            found = self._kept(asked[first:])
-            if found is None:
-                some, begun = list(asked[first : first + size]), time.monotonic()
-                shown = self.run.progress if self.journal is None else False
-                values = _values(self.model, outcome, [self.interventions[i] for i in some], self.run, shown)
-                seconds = max(time.monotonic() - begun, 1e-3)
-                size = min(most, max(least, int(len(some) * _SECONDS_PER_SHARD / seconds)))
-                if self.journal is not None:
-                    self.journal.keep(self.number, [{"places": some, "values": one.tolist()} for one in values])
-            else:
-                some, values = found
-            yield some, values
-            first, self.number = first + len(some), self.number + 1
+        whole = self.journal is None and not self.run.crew.apart
+        return Pace(self.run.crew, least=most if whole else least, most=most, seconds=_SECONDS_PER_SHARD)
 
-    def _kept(self, asked: Sequence[int]) -> tuple[list[int], Tensor] | None:
+    def asked(self) -> Iterator[Shard]:
+        """The shards to compute; what is there already goes into the tables on the way."""
+        number = 0
+        for outcome, places in enumerate(self.places):
+            first = 0
+            while first < len(places):
+                kept = self._kept(number, places[first:])
+                if kept is None:
+                    some = list(places[first : first + self.paces[outcome].next(len(places) - first)])
+                    missing = {self.keys[i]: i for i in some if self.keys[i] not in self.known[outcome]}
+                    shard = Shard(number, outcome, some, list(missing.values()))
+                    if shard.missing:
+                        yield shard
+                    else:
+                        self._keep(shard)
+                else:
+                    some, values = kept
+                    self.tables[outcome][:, some] = values
+                    self.advance(len(some))
+                first, number = first + len(some), number + 1
+
+    def take(self, shard: Shard, found: Float[Tensor, "measure intervention unit"], seconds: float) -> None:
+        """Put what was measured into the table, and keep the shard."""
+        self.paces[shard.outcome].took(len(shard.places), seconds)
+        keys = [self.keys[place] for place in shard.missing]
+        self.known[shard.outcome].update(zip(keys, found.unbind(1), strict=True))
+        self._keep(shard)
+
+    def _keep(self, shard: Shard) -> None:
+        known = self.known[shard.outcome]
+        values = torch.stack([known[self.keys[place]] for place in shard.places], 1)
+        if self.journal is not None:
+            self.journal.keep(shard.number, [{"places": shard.places, "values": one.tolist()} for one in values])
+        self.tables[shard.outcome][:, shard.places] = values
+        self.advance(len(shard.places))
+
+    def _kept(self, number: int, asked: Sequence[int]) -> tuple[list[int], Tensor] | None:
         """The next shard, if it is there and holds what is asked for next: more draws than before cut it otherwise."""
-        records = None if self.journal is None else self.journal.find(self.number)
+        records = None if self.journal is None else self.journal.find(number)
         if not records:
             return None
         some = records[0].get("places")
         if not some or some != list(asked[: len(some)]):
             return None
         return some, torch.tensor([record["values"] for record in records], dtype=torch.float64)
-
-
-def _values(
-    model: Model, outcome: Outcome, interventions: Sequence[Intervention | None], run: Run, progress: bool | None
-) -> Float[Tensor, "measure intervention unit"]:
-    """What an outcome measures; what this run has measured before, whichever study asked, is not measured again."""
-    which = (model.fingerprint(), type(outcome).__name__, repr(sorted(outcome.facts.items())), *map(str, outcome.units))
-    known = run.once(("measured", which, *((m.name, m.copy) for m in outcome.measures)), dict[Any, Tensor])
-    # What differs from text to text is known by its first texts alone: it is always measured.
-    keys = [
-        object() if one is not None and one.differs_by_text else fingerprint_of(model, [one]) for one in interventions
-    ]
-    missing = {key: one for key, one in zip(keys, interventions, strict=True) if key not in known}
-    if missing:
-        found = outcome.values(list(missing.values()), progress)
-        known |= dict(zip(missing, found.unbind(1), strict=True))
-    return torch.stack([known[key] for key in keys], 1)
 
 
 def cost_of(cells: Sequence[Cell], outcomes: Sequence[Outcome], regenerated_draws: int) -> Cost:

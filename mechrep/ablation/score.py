@@ -28,6 +28,7 @@ from mechrep.errors import InputError
 from mechrep.generation.slot_cache import has_states, shares_keys, why_not_kept
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
+from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.text.corpus import SHORTEST_WINDOW, Corpus
@@ -313,30 +314,35 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
     kept = end - first + 1  # positions with logits
     size = min(_TOKENS_PER_BATCH // positions.shape[1], LOGITS_PER_BATCH // (model.anatomy.d_vocab * kept))
     known, prefixes = list[int](), None
+
+    def score(rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+        nonlocal known, prefixes
+        here = [pairs[row] for row in rows.tolist()]
+        branches = Branches.of([text for text, _ in here], first_layers[rows].tolist(), model.anatomy.n_layers)
+
+        def aim(some: Tensor) -> None:
+            chosen = rows[some]
+            table.aim(chosen, positions >= starts[chosen, None], positions.expand(len(chosen), -1))
+
+        distinct = sorted({text for text, _ in here})
+        place = torch.tensor([distinct.index(text) for text, _ in here], device=model.device)
+        if distinct != known:  # the beginning of these texts is read once, whatever the batches
+            table.rest()
+            known, prefixes = distinct, prefixes_of(model, tokens[distinct, :begin])
+        chosen = tokens[distinct][place]
+        with branches.applied(model, aim):
+            assert model.plain is not None
+            logits = model.plain(
+                input_ids=chosen[branches.rows[0], begin:end],
+                logits_to_keep=kept,
+                **go_on_from(prefixes, [place[some] for some in branches.rows]),
+            ).logits[:, : length - first]
+        log_probability, correct = judged_tokens(logits, chosen[branches.rows[-1], first:])
+        return log_probability[branches.result], correct[branches.result]
+
     with table.applied():
-        for rows in torch.arange(len(pairs), device=model.device).split(max(1, size)):
-            here = [pairs[row] for row in rows.tolist()]
-            branches = Branches.of([text for text, _ in here], first_layers[rows].tolist(), model.anatomy.n_layers)
-
-            def aim(some: Tensor, rows: Tensor = rows) -> None:
-                chosen = rows[some]
-                table.aim(chosen, positions >= starts[chosen, None], positions.expand(len(chosen), -1))
-
-            distinct = sorted({text for text, _ in here})
-            place = torch.tensor([distinct.index(text) for text, _ in here], device=model.device)
-            if distinct != known:  # the beginning of these texts is read once, whatever the batches
-                table.rest()
-                known, prefixes = distinct, prefixes_of(model, tokens[distinct, :begin])
-            chosen = tokens[distinct][place]
-            with branches.applied(model, aim):
-                assert model.plain is not None
-                logits = model.plain(
-                    input_ids=chosen[branches.rows[0], begin:end],
-                    logits_to_keep=kept,
-                    **go_on_from(prefixes, [place[some] for some in branches.rows]),
-                ).logits[:, : length - first]
-            log_probability, correct = judged_tokens(logits, chosen[branches.rows[-1], first:])
-            yield here, log_probability[branches.result], correct[branches.result]
+        for rows, found in in_batches(torch.arange(len(pairs), device=model.device), size, score, "scoring"):
+            yield [pairs[row] for row in rows.tolist()], *found
 
 
 def first_read(model: Model, shape: tuple[int, int, int]) -> int:

@@ -33,6 +33,7 @@ from mechrep.ablation.score import ScoredText, first_read, go_on_from, prefixes_
 from mechrep.errors import InputError
 from mechrep.interventions.ops import Op, as_op
 from mechrep.models.anatomy import Site
+from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.run import one_of
@@ -42,6 +43,7 @@ ALL_EXACTLY = 40  # of so many heads, each is ablated
 FIRST, SAMPLED = 20, 12  # of more: those with the largest estimates, and others at random
 _TOKENS_PER_BATCH = 256  # what a backward pass keeps is many times larger than what a forward pass does
 _LOGITS_PER_BATCH = 2**24
+_DOING = "estimating what heads do"
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,16 @@ def estimated_effects(
     groups: dict[tuple[int, int, int], list[int]] = {}
     for index, one in enumerate(texts):
         groups.setdefault(one.text.shape, []).append(index)
-    with progress_bar(len(texts), "estimating what heads do", "text", progress) as bar, _no_other_gradients(model):
+
+    def estimate(some: Sequence[int]) -> Float[Tensor, "text layer head"]:
+        return _of_one_shape(model, [texts[i] for i in some], op)
+
+    with progress_bar(len(texts), _DOING, "text", progress) as bar, _no_other_gradients(model):
         for (length, first, _), group in groups.items():
             rows = min(_TOKENS_PER_BATCH // length, _LOGITS_PER_BATCH // (anatomy.d_vocab * (length - first)))
-            for some in torch.tensor(group).split(max(1, rows)):
-                here = [texts[i] for i in some.tolist()]
-                found[some[:, None], torch.tensor(there)] = _of_one_shape(model, here, op)[:, there].cpu().double()
-                bar.update(len(here))
+            for some, estimates in in_batches(group, rows, estimate, _DOING):
+                found[torch.tensor(some)[:, None], torch.tensor(there)] = estimates[:, there].cpu().double()
+                bar.update(len(some))
     return found
 
 

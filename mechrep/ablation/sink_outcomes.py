@@ -26,6 +26,7 @@ from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import norms_of, other_positions
 from mechrep.models.anatomy import Site
 from mechrep.models.attention import AllRead
+from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.models.reading import choose_view, listening
 from mechrep.progress import progress_bar
@@ -125,22 +126,26 @@ def _read_plain(
     )  # fmt: skip
     first_layers = parting_layers(table, one_length=False).cpu()
     positions = torch.arange(tokens.shape[1], device=model.device)[None]
+
+    def read(rows: Int[Tensor, " row"]) -> ReadRows:
+        texts = owners[rows]
+        branches = Branches.of(texts.tolist(), first_layers[rows].tolist(), layers)
+
+        def aim(some: Tensor) -> None:
+            everywhere = positions.expand(len(some), -1)
+            table.aim(rows[some].to(model.device), torch.ones_like(everywhere, dtype=torch.bool), everywhere)
+
+        lowest = texts[branches.rows[0]]
+        found = ReadRows(texts, rows % n, {})
+        with model.each_alone(corpus.lengths[lowest]), branches.applied(model, aim):
+            logits = _pass(model, tokens[lowest.to(model.device)], wanted, found, branches)
+        if logits is not None and wanted.targets is not None:
+            scores, hits = judged_tokens(logits, wanted.targets[texts[branches.rows[-1]]])
+            found.scores, found.hits = scores[branches.result], hits[branches.result]
+        return found
+
     with table.applied():
-        for rows in torch.arange(len(owners)).split(step):
-            texts = owners[rows]
-            branches = Branches.of(texts.tolist(), first_layers[rows].tolist(), layers)
-
-            def aim(some: Tensor, rows: Tensor = rows) -> None:
-                everywhere = positions.expand(len(some), -1)
-                table.aim(rows[some].to(model.device), torch.ones_like(everywhere, dtype=torch.bool), everywhere)
-
-            lowest = texts[branches.rows[0]]
-            found = ReadRows(texts, rows % n, {})
-            with model.each_alone(corpus.lengths[lowest]), branches.applied(model, aim):
-                logits = _pass(model, tokens[lowest.to(model.device)], wanted, found, branches)
-            if logits is not None and wanted.targets is not None:
-                scores, hits = judged_tokens(logits, wanted.targets[texts[branches.rows[-1]]])
-                found.scores, found.hits = scores[branches.result], hits[branches.result]
+        for _, found in in_batches(torch.arange(len(owners)), step, read, "reading"):
             yield found
 
 

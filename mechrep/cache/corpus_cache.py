@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_args, overload
@@ -19,15 +23,18 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from mechrep.engine import LOCAL, Engine, Pace
 from mechrep.errors import InputError
 from mechrep.interventions.apply import applied, fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Anatomy, Site
+from mechrep.models.memory import attempt, bytes_of_reading, fewer, in_batches, rows_that_fit
 from mechrep.models.model import Model
 from mechrep.models.reading import Receiver, View, choose_view, read_activations
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result
+from mechrep.run import Run
 from mechrep.store import Store
 from mechrep.tables import LONGEST, facts_html, short
 from mechrep.text.corpus import Corpus, CorpusLike
@@ -145,6 +152,7 @@ class Analyzer(ABC, Generic[R]):
             raise InputError(f"a state of tensors {given}", f"tensors {own}, of one model and version", "run again")
 
 
+_SECONDS_PER_SHARD = 5.0  # enough that asking costs nothing, little enough that workers end together
 _TOKENS_PER_BATCH = 8192  # enough to keep two cores or one GPU busy, small enough for a laptop
 
 
@@ -233,8 +241,8 @@ class CorpusCache:
         view: ``"auto"``, ``"plain"`` or ``"transformer_lens"``: which view of the model is read.
         intervention: what the model is under while it is read: at all positions, or (``"from_onset"``) from where the
             onset of each text is predicted.
-        max_gib: what :meth:`get` may return at most.
         progress: show a progress bar; by default to people only.
+        run: options of a study: its engine reads; its store, batch size and progress count where none are given here.
 
     Raises:
         InputError: a corpus made for another model, or what is no corpus.
@@ -257,8 +265,8 @@ class CorpusCache:
         store: str | Path | None = None,
         view: View = "auto",
         intervention: Intervention | None = None,
-        max_gib: float = 2.0,
         progress: bool | None = None,
+        run: Run | None = None,
     ) -> None:
         corpus = Corpus.of(corpus, model)
         corpus.check_model(model)
@@ -266,23 +274,33 @@ class CorpusCache:
             raise InputError("an intervention with when='last'", "when='all' or 'from_onset'", "read under that one")
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch_size={batch_size!r}", "a number of texts, or 'auto'", "leave it out")
-        self.model, self.corpus, self.max_gib, self.progress = model, corpus, max_gib, progress
+        options = run or Run()
+        self.model, self.corpus, self.run_options = model, corpus, options
+        self.progress = options.progress if progress is None else progress
         self.view: View = view
         self.intervention = intervention
         self.starts = first_edited(corpus.frame, [0] * len(corpus), [intervention] * len(corpus))
-        self.batch_size = batch_size
-        self.store = None if store is None else Store(Path(store))
+        self.batch_size = options.batch_size or "auto" if batch_size == "auto" else batch_size
+        folder = options.store if store is None else store
+        self.store = None if folder is None else Store(Path(folder))
 
     def order(self, texts: Sequence[int] | None = None) -> list[int]:
         """The order in which texts are read: longest first, so that neighbours need little padding."""
         lengths = self.corpus.lengths.tolist()
         return sorted(range(len(self.corpus)) if texts is None else texts, key=lambda text: -lengths[text])
 
-    def batches(self, order: Sequence[int]) -> Iterator[list[int]]:
-        """Cut an order of texts into forward passes."""
-        left = list(order)
+    def batches(self, order: Sequence[int], *, patterns: bool = False) -> Iterator[list[int]]:
+        """Cut an order of texts into forward passes, by the memory that is free.
+
+        Args:
+            order: numbers of texts, neighbours of like length.
+            patterns: whether rows of attention are made, which need the square of a text's length.
+        """
+        left, anatomy = list(order), self.model.anatomy
         while left:
-            auto = max(1, _TOKENS_PER_BATCH // int(self.corpus.lengths[left[0]]))
+            length = int(self.corpus.lengths[left[0]])
+            per_row = bytes_of_reading(anatomy, length, self.model.dtype.itemsize, patterns=patterns)
+            auto = rows_that_fit(self.model.device, per_row, max(1, _TOKENS_PER_BATCH // length))
             size = self.batch_size if isinstance(self.batch_size, int) else auto
             yield left[:size]
             left = left[size:]
@@ -361,22 +379,48 @@ class CorpusCache:
         return tuple(results[index] for index in range(len(analyzers)))
 
     def _observe_all(self, analyzers: dict[int, Analyzer], keys: dict[int, str]) -> None:
-        order = self.order()
+        order, engine = self.order(), self._engine()
+        empty = {index: analyzer.state for index, analyzer in analyzers.items()}
         done = self.store.resume(keys, analyzers) if self.store is not None else dict.fromkeys(analyzers, 0)
         cuts = sorted({*done.values(), len(order)})  # analyzers may resume at different places
         with progress_bar(len(order), "reading activations", "text", self.progress) as bar:
             bar.update(cuts[0])
             for begin, end in itertools.pairwise(cuts):
                 active = {index: analyzer for index, analyzer in analyzers.items() if done[index] <= begin}
-                position = begin
-                for texts in self.batches(order[begin:end]):
-                    self._observe(list(active.values()), texts)
-                    position += len(texts)
-                    bar.update(len(texts))
+                observers, position = list(active.values()), begin
+                sums = [analyzer.state for analyzer in observers]
+                patterns = any({Site.PATTERN, Site.SCORES} & analyzer.sites for analyzer in observers)
+                job = Pass(self._bare(), observers, [empty[index] for index in active])
+                pace = self._pace(engine, len(order))
+                for part in engine.work(job, _cut_by(pace, list(self.batches(order[begin:end], patterns=patterns)))):
+                    sums = part.answer if position == 0 else [*map(_added, observers, sums, part.answer)]
+                    pace.took(len(part.shard), part.seconds)
+                    texts = sum(map(len, part.shard))
+                    position += texts
+                    bar.update(texts)
+                    for analyzer, state in zip(observers, sums, strict=True):
+                        analyzer.state = state
                     if self.store is not None:
                         self.store.checkpoint(keys, active, position, now=position == end)
 
-    def _observe(self, analyzers: Iterable[Analyzer], texts: list[int]) -> None:
+    def _engine(self) -> Engine:
+        """Who reads; a model that computes as another one for a while does so in this process alone."""
+        return LOCAL if self.model.stands_for_another else self.run_options.crew
+
+    def _pace(self, engine: Engine, all_texts: int) -> Pace:
+        if self.store is None and not engine.apart:
+            return Pace(engine, least=all_texts, most=all_texts, seconds=math.inf)
+        seconds = _SECONDS_PER_SHARD if self.store is None else min(_SECONDS_PER_SHARD, self.store.seconds)
+        return Pace(engine, least=1, most=all_texts, seconds=float(seconds))
+
+    def _bare(self) -> CorpusCache:
+        """The same without a store and options: what reads, wherever that is."""
+        bare = copy.copy(self)
+        bare.store, bare.run_options = None, Run()
+        return bare
+
+    def observe(self, analyzers: Iterable[Analyzer], texts: list[int]) -> None:
+        """Hand the activations of one batch to analyzers that are prepared: one forward pass."""
         batch = self._batch(texts)
         anatomy = self.model.anatomy
         listeners: dict[tuple[Site, int], list[Analyzer]] = {}
@@ -432,6 +476,7 @@ class CorpusCache:
         layers: Sequence[int] | None = None,
         texts: Sequence[int] | None = None,
         positions: slice | None = None,
+        max_gib: float = 2.0,
     ) -> Shaped[Tensor, "layer text pos ..."]:
         """Activations as one CPU tensor ``[layer text pos ...]``; positions past a text's end are zero.
 
@@ -440,6 +485,7 @@ class CorpusCache:
             layers: all that have the site by default.
             texts: all by default.
             positions: all by default (``query_pos`` for ``SCORES`` and ``PATTERN``).
+            max_gib: how much may be returned at most.
 
         Raises:
             InputError: more than ``max_gib``, with the size; a site, layer or text that does not exist, none or twice.
@@ -454,14 +500,14 @@ class CorpusCache:
             raise InputError(f"positions={positions!r}", "a slice", "pass for instance slice(3, 4) for position 3")
         full = int(self.corpus.lengths[chosen_texts].max())
         span = range(*(positions or slice(None)).indices(full))
-        self._check_size(site, len(chosen_layers) * len(chosen_texts) * len(span), full)
+        self._check_size(site, len(chosen_layers) * len(chosen_texts) * len(span), full, max_gib)
         place = {text: row for row, text in enumerate(chosen_texts)}
         collected: dict[str, Any] = {}
 
-        for texts_now in self.batches(self.order(chosen_texts)):
+        def read(texts_now: list[int]) -> None:
             batch = self._batch(texts_now)
 
-            def receive(activation: Tensor, site: Site, layer: int, batch: Batch = batch) -> None:
+            def receive(activation: Tensor, site: Site, layer: int) -> None:
                 part = _zero_padding(activation, batch, full, site).detach().cpu()
                 if "all" not in collected:
                     shape = (len(chosen_layers), len(chosen_texts), *part.shape[1:])
@@ -472,9 +518,13 @@ class CorpusCache:
                 collected["all"][chosen_layers.index(layer), rows] = _cut(part, site, span)
 
             self._read(batch, {site: chosen_layers}, receive)
+
+        for texts_now in self.batches(self.order(chosen_texts), patterns=site in (Site.SCORES, Site.PATTERN)):
+            for _ in in_batches(texts_now, len(texts_now), read, "reading activations"):
+                pass
         return collected["all"]
 
-    def _check_size(self, site: Site, places: int, key_positions: int) -> None:
+    def _check_size(self, site: Site, places: int, key_positions: int, max_gib: float) -> None:
         anatomy = self.model.anatomy
         if site in (Site.SCORES, Site.PATTERN):
             per_position = anatomy.n_heads * key_positions
@@ -487,12 +537,75 @@ class CorpusCache:
             }
             per_position = heads.get(site, 1) * anatomy.width(site)
         gib = places * per_position * self.model.dtype.itemsize / 2**30
-        if gib > self.max_gib:
+        if gib > max_gib:
             raise InputError(
                 f"{gib:.2f} GiB of {site.value}",
-                f"at most {self.max_gib:g} GiB",
+                f"at most {max_gib:g} GiB",
                 "name fewer layers, texts or positions, raise max_gib, or write an Analyzer and use run()",
             )
+
+
+@dataclass
+class Pass:
+    """The job of reading: analyzers over batches of texts.
+
+    Attributes:
+        cache: of the model and the corpus, without a store.
+        analyzers: prepared for them.
+        empty: their states before any text.
+        most: texts in a batch, by what has been found out about memory.
+    """
+
+    cache: CorpusCache
+    analyzers: list[Analyzer]
+    empty: list[dict[str, Tensor]]
+    most: int = sys.maxsize
+
+    @property
+    def model(self) -> Model:
+        """The model that is read."""
+        return self.cache.model
+
+    def do(self, shard: Sequence[list[int]]) -> list[dict[str, Tensor]]:
+        """Read the batches of a shard; the state of every analyzer after these alone.
+
+        Where memory runs out all are read again in smaller batches, and so is what comes later.
+
+        Raises:
+            ModelError: one text does not fit.
+        """
+        while True:
+            smaller = [texts[at : at + self.most] for texts in shard for at in range(0, len(texts), self.most)]
+            states = attempt(partial(self._read, smaller))
+            if states is not None:
+                return states[0]
+            self.most = fewer(max(map(len, smaller)), "reading activations")
+            for analyzer in self.analyzers:  # what a batch that broke off has left in it
+                analyzer.prepare(self.model.anatomy, self.cache.corpus.frame)
+
+    def _read(self, batches: Sequence[list[int]]) -> list[dict[str, Tensor]]:
+        for analyzer, empty in zip(self.analyzers, self.empty, strict=True):
+            analyzer.load_state(empty)
+        for texts in batches:
+            self.cache.observe(self.analyzers, texts)
+        return [analyzer.state for analyzer in self.analyzers]
+
+
+def _cut_by(pace: Pace, batches: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
+    """Batches in shards."""
+    first = 0
+    while first < len(batches):
+        size = pace.next(len(batches) - first)
+        yield batches[first : first + size]
+        first += size
+
+
+def _added(analyzer: Analyzer, before: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two states as one, which the analyzer then has."""
+    part = copy.copy(analyzer)
+    analyzer.state, part.state = before, more
+    analyzer.merge(part)
+    return analyzer.state
 
 
 def _as_site(site: Site | str) -> Site:

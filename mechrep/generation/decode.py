@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from mechrep.generation.slot_texts import SlotTexts
 from mechrep.generation.whole_texts import decode_reference, write_whole
 from mechrep.interventions.apply import first_edited
 from mechrep.interventions.ops import Intervention
+from mechrep.models.memory import attempt, bytes_of_writing, fewer, rows_that_fit
 from mechrep.models.model import Model
 from mechrep.models.state import is_patched
 from mechrep.progress import progress_bar
@@ -63,18 +65,32 @@ def decode(
             f"{model.name} inside a PatchedModel", "the model as it is", "remove the patch and pass interventions=patch"
         )
     answers = [Continuation(request, decoding, model.eos_ids) for request in requests]
+    longest = max(len(one.prompt) + one.max_new_tokens for one in requests)
+    per_row = bytes_of_writing(model.anatomy, longest, model.dtype.itemsize)
+    size = rows_that_fit(model.device, per_row, min(batch_size, len(requests)))
     with progress_bar(len(requests), what, "text", progress) as bar:
         for upto, as_long in kept_spans(model):
-            some = [one for one in answers if one.reason is None and len(one.ids) <= upto]
-            if some:
-                run = _SlotRun(model, some, min(batch_size, len(some)), upto, as_long)
-                with run.edits.applied():
-                    while run.busy:
-                        bar.update(run.advance())
+            while some := [one for one in answers if one.reason is None and len(one.ids) <= upto]:
+                slots = min(size, len(some))
+                done = attempt(partial(_write_in_slots, model, some, slots, (upto, as_long), bar.update))
+                size = size if done else fewer(slots, what)  # what is written by then stays
         left = [one for one in answers if one.reason is None]
         if left:
             write_whole(model, left, batch_size, bar.update)
     return answers
+
+
+def _write_in_slots(
+    model: Model,
+    answers: Sequence[Continuation],
+    slots: int,
+    span: tuple[int, int | None],
+    done: Callable[[int], object],
+) -> None:
+    run = _SlotRun(model, answers, slots, *span)
+    with run.edits.applied():
+        while run.busy:
+            done(run.advance())
 
 
 def kept_spans(model: Model) -> list[tuple[int, int | None]]:
@@ -326,7 +342,7 @@ def generate(
         starts: first edited position per row.  Default, by the intervention's ``when``: 0 for ``"all"``, the prompt's
             last position for ``"last"``, ``onset - 1`` from the frame for ``"from_onset"``, and for ``"auto"`` that
             where the text has an onset and else 0.
-        batch_size: rows computed together.
+        batch_size: rows computed together at most; fewer where they do not fit the memory that is free.
         progress: show a progress bar; by default to people only.
         **fields: those of :class:`Decoding`, in place of ``decoding``: ``temperature=1.0, stop_when=None``.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from mechrep.generation.requests import Continuation, Decoding, Request, check_requests, edits_of, push_next
 from mechrep.generation.slot_cache import why_not_kept
 from mechrep.interventions.apply import EditTable
+from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 
@@ -43,15 +45,17 @@ def write_whole(model: Model, answers: Sequence[Continuation], batch_size: int, 
         _said[model].add(why)
         warnings.warn(f"{model.name} reads the whole text for every token that it writes: {why}", stacklevel=6)
     edits = edits_of(model, answers)
-    order = sorted(range(len(answers)), key=lambda row: -answers[row].length)
+    order, most = sorted(range(len(answers)), key=lambda row: -answers[row].length), batch_size
     with edits.applied():
         for begin in range(0, len(order), batch_size):
             live = order[begin : begin + batch_size]
             while live:
-                size = _rows_per_pass(model, max(answers[row].length for row in live))
-                for first in range(0, len(live), size):
-                    some = live[first : first + size]
-                    push_next([answers[row] for row in some], _next_logits(model, edits, answers, some))
+                size = min(most, _rows_per_pass(model, max(answers[row].length for row in live)))
+                largest = 0
+                for some, logits in in_batches(live, size, partial(_next_logits, model, edits, answers), "generating"):
+                    push_next([answers[row] for row in some], logits)
+                    largest = max(largest, len(some))
+                most = largest if largest < min(size, len(live)) else most
                 ended = sum(answers[row].reason is not None for row in live)
                 done(ended)
                 live = [row for row in live if answers[row].reason is None]
@@ -107,7 +111,8 @@ def decode_reference(
     with progress_bar(len(requests), "generating (reference)", "text", progress) as bar:
         for answer_batch in _batches_of_one_intervention(answers, batch_size):
             while live := [answer for answer in answer_batch if answer.reason is None]:
-                _reference_step(model, live)
+                for _ in in_batches(live, len(live), partial(_reference_step, model), "generating"):
+                    pass
             bar.update(len(answer_batch))
     return answers
 

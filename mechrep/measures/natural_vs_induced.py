@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -39,7 +38,7 @@ from mechrep.models.model import Model
 from mechrep.models.stream import exact, wide
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
-from mechrep.run import one_of
+from mechrep.run import Run, one_of
 from mechrep.stats import cluster_intervals
 from mechrep.text.corpus import Corpus
 
@@ -523,8 +522,8 @@ def contrast_text_kinds(
     *,
     copies: int = COPIES,
     per_copy: int | None = None,
-    store: str | Path | None = None,
     progress: bool | None = None,
+    run: Run | None = None,
 ) -> TextKindContrastResult:
     """Join kinds of text and read the model over them: :class:`TextKindContrast` in one line.
 
@@ -533,8 +532,8 @@ def contrast_text_kinds(
         texts: natural, induced, control, built from one list of prompts.
         copies: copies beyond the first.
         per_copy: so many tokens of each, at most; by default all.
-        store: folder for results, see :class:`mechrep.CorpusCache`.
-        progress: show a progress bar.
+        progress: show a progress bar; by default as ``run`` says.
+        run: options, see :class:`mechrep.CorpusCache`.
 
     Raises:
         InputError: texts that cannot be joined.
@@ -554,7 +553,7 @@ def contrast_text_kinds(
     corpus = joined_texts(*texts, n_ctx=anatomy.n_ctx, copies=copies)
     per_token = anatomy.d_model * (2 * anatomy.n_layers + 1) * model.dtype.itemsize
     batch_size = max(1, _KEPT_BYTES // per_token // corpus.tokens.shape[1])
-    cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), store=store, progress=progress)
+    cache = CorpusCache(model, corpus, batch_size=min(batch_size, 64), progress=progress, run=run)
     return cache.run(TextKindContrast(model, copies=copies, per_copy=per_copy))
 
 

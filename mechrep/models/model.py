@@ -149,6 +149,11 @@ class Model:
         self.lengths = length_rule(plain)
         self._parts = list(plain.modules())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or another process, gets: a second view that was made here is made anew there."""
+        made = {"_tl": None, "_tl_state": [], "_tl_hooks": [], "_tl_has_copies": False, "_copied_sums": b""}
+        return vars(self) | (made if self._tl_made_here else {})
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in ("anatomy", "handles", "trace", "tokenizer", "name"):
             raise AttributeError(name)  # not set yet: a copy or a failed constructor, never a hook of the wrapped model
@@ -564,6 +569,11 @@ class Model:
     def _tl_is_hooked(self) -> bool:
         """Whether the TransformerLens view has hooks that were not there when it was built."""
         return self._tl is not None and active_hooks(self._tl) != self._tl_hooks
+
+    @property
+    def stands_for_another(self) -> bool:
+        """Whether this object computes as another model for a while, see :meth:`standing_for`."""
+        return self._stands_for is not None
 
     @contextmanager
     def standing_for(self, name: str, fingerprint: str) -> Iterator[None]:

@@ -163,7 +163,7 @@ def _parts(model: Model, corpus: Corpus, layer: int | None, triples: int, run: R
 def _measure(model: Model, corpus: Corpus, layer: int | None, triples: int, run: Run) -> _Parts:
     tokens = windows(model, corpus, limit=window_count(model, run))
     text = Corpus.from_tokens(tokens, model=model, attention_mask=True, bos_policy="absent")
-    mass = CorpusCache(model, text, store=run.store, progress=False).run(FirstTokenDetection.of(model))
+    mass = CorpusCache(model, text, run=run, progress=False).run(FirstTokenDetection.of(model))
     detectors = first_token_detectors(
         model, corpus, layer=layer, triples=triples, k=min(10, model.anatomy.d_mlp), seed=run.seed
     )

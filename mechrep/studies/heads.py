@@ -269,9 +269,7 @@ def run_head_study(
         texts = with_split(texts, preset, options.seed)
     find, test = find_and_test(texts)
     if neurons is None:
-        neurons = CorpusCache(model, find, store=options.store, progress=options.progress).run(
-            RepetitionNeurons(preset)
-        )
+        neurons = CorpusCache(model, find, run=options).run(RepetitionNeurons(preset))
     check_same_model(neurons, model)
     on = _repeats(model, options) if repeats is None else repeats
     own = read_heads(model, on, find, options)

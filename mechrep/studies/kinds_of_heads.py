@@ -58,13 +58,13 @@ class HeadReadings:
 def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadReadings:
     """Score all heads on both kinds of text, a pass over each."""
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])  # small: patterns are as large as texts squared
-    cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
+    cache = CorpusCache(model, repeats, batch_size=size, run=run, progress=False)
     try:
         writing = [HeadCopying(model)]
     except ModelError:  # compressed values, gates behind the heads, ...: what they look at is measured all the same
         writing = []
     scores, *copying = cache.run_all([HeadScores(bos_id=model.bos_id), *writing])
-    cache = CorpusCache(model, loops, store=run.store, progress=run.progress)
+    cache = CorpusCache(model, loops, run=run)
     natural = cache.run(HeadScores("hiraoka2025", bos_id=model.bos_id))
     return HeadReadings(scores, copying[0] if copying else None, natural)
 
@@ -83,7 +83,7 @@ def read_null_heads(null: Model, repeats: Corpus, loops: Corpus, run: Run) -> He
         OnTexts(HeadScores(bos_id=null.bos_id), first),
         OnTexts(HeadScores("hiraoka2025", bos_id=null.bos_id), range(len(first), len(both))),
     )
-    scores, natural = CorpusCache(null, both, batch_size=len(both), store=run.store, progress=False).run(*kinds)
+    scores, natural = CorpusCache(null, both, batch_size=len(both), run=run, progress=False).run(*kinds)
     return HeadReadings(scores, None, natural)
 
 

@@ -326,7 +326,7 @@ def _unless_nothing(make: Callable[[], T], name: str, left_out: dict[str, str]) 
 def _scores(model: Model, run: Run) -> dict[str, Float[Tensor, "layer head"]]:
     repeats = shared_repeats(model, run)
     size = run.batch_size or max(1, 2048 // repeats.tokens.shape[1])
-    cache = CorpusCache(model, repeats, batch_size=size, store=run.store, progress=False)
+    cache = CorpusCache(model, repeats, batch_size=size, run=run, progress=False)
     scores = cache.run(HeadScores(bos_id=model.bos_id))
     return {name: scores.of(name) for name in SCORES}
 
@@ -339,7 +339,7 @@ def _contrast(
     both, all_texts = [natural, induced], [natural, induced, *([control] if control is not None else [])]
     brief = run.sizes_on(model).brief
     copies = COPIES if brief is None else 1
-    seen = contrast_text_kinds(model, all_texts, copies=copies, per_copy=brief, store=run.store, progress=run.progress)
+    seen = contrast_text_kinds(model, all_texts, copies=copies, per_copy=brief, run=run)
     ablated = ablation_contrast(model, both, ops=[op], reference=control, copies=copies, run=run)
     if brief is None:
         patched = _patched(model, both, control, run, left_out)

@@ -208,7 +208,7 @@ def run_repetition_study(
     options = run or Run()
     texts = shared_loops(model, options, preset) if corpus is None else corpus
     find, test = find_and_test(texts)
-    cache = CorpusCache(model, find, store=options.store, progress=options.progress)
+    cache = CorpusCache(model, find, run=options)
     neurons = cache.run(RepetitionNeurons(preset))
     chosen = (
         default_ks(model.anatomy.n_neurons, options.sizes_on(model).curve)

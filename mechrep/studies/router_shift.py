@@ -110,5 +110,5 @@ def run_router_shift_study(
     if not model.anatomy.has(Site.ROUTER):  # said before anything is written
         raise MissingPartError(model.anatomy.architecture, "a mixture of experts", "measure its neurons")
     texts = shared_loops(model, options, preset) if corpus is None else corpus
-    result = CorpusCache(model, texts, store=options.store, progress=options.progress).run(RouterShift(r))
+    result = CorpusCache(model, texts, run=options).run(RouterShift(r))
     return RouterShiftStudy(model.name, result, router_claims(result, seed=options.seed))

@@ -225,7 +225,7 @@ def _attention(
         usual = usual.select(range(min(len(usual), run.sizes_on(model).windows)))
     ours = TokenInformation(words, distance_profile(model, usual))
     batch_size = max(1, TOKENS_PER_BATCH // texts.tokens.shape[1])
-    cache = CorpusCache(model, texts, batch_size=batch_size, store=run.store, progress=run.progress)
+    cache = CorpusCache(model, texts, batch_size=batch_size, run=run)
     return cache.run(ours, TokenInformation(pieces, None, preset="mahaut2025"))
 
 

@@ -113,18 +113,20 @@ def test_what_would_not_fit_is_refused_with_its_size_before_anything_runs() -> N
     corpus, floats = texts_of(LENGTHS), 2**30 / 4
     bytes_of_one_layer = len(LENGTHS) * 12 * 32
     for limit, fits in ((bytes_of_one_layer * 0.99 / floats, False), (bytes_of_one_layer * 1.01 / floats, True)):
-        cache = CorpusCache(model("llama_gqa"), corpus, max_gib=limit)
+        cache = CorpusCache(model("llama_gqa"), corpus)
         with counted_layers("llama_gqa") as ran:
             if fits:
-                assert cache[Site.RESID_POST, 0].numel() == bytes_of_one_layer
+                states = cache.get(Site.RESID_POST, layers=[0], max_gib=limit)
+                assert states.numel() == bytes_of_one_layer
             else:
                 with pytest.raises(InputError, match=r"0\.00 GiB of resid_post.*fewer layers, texts or positions"):
-                    cache.get(Site.RESID_POST, layers=[0])
+                    cache.get(Site.RESID_POST, layers=[0], max_gib=limit)
         assert bool(ran) == fits
-    patterns = CorpusCache(model("llama_gqa"), corpus, max_gib=N_HEADS * 3 * 3 * 1.01 / floats)
-    assert patterns.get(Site.PATTERN, layers=[1], texts=[2]).numel() == N_HEADS * 9  # its own width counts
+    patterns, limit = CorpusCache(model("llama_gqa"), corpus), N_HEADS * 3 * 3 * 1.01 / floats
+    found = patterns.get(Site.PATTERN, layers=[1], texts=[2], max_gib=limit)
+    assert found.numel() == N_HEADS * 9  # its own width counts
     with pytest.raises(InputError, match="GiB of pattern"):
-        patterns.get(Site.PATTERN, layers=[1], texts=[0])
+        patterns.get(Site.PATTERN, layers=[1], texts=[0], max_gib=limit)
 
 
 def test_a_corpus_of_another_vocabulary_or_a_bad_batch_size_is_refused() -> None:
