@@ -21,24 +21,21 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from mechrep.colours import ACCENT as ACCENT
+from mechrep.colours import DASHES as DASHES
+from mechrep.colours import FONT as FONT
+from mechrep.colours import GRID as GRID
+from mechrep.colours import HEIGHT as HEIGHT
+from mechrep.colours import INK as INK
+from mechrep.colours import PAPER as PAPER
+from mechrep.colours import PAPER_INK as PAPER_INK
+from mechrep.colours import SEQUENCE as SEQUENCE
 from mechrep.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from mechrep.drawn import Figure
-
-INK = "#747c88"  # text, axes and reference lines
-GRID = "rgba(116,124,136,0.22)"
-PAPER = "#20242b"  # background of hover labels, which lie over the page
-PAPER_INK = "#f2f3f5"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-HEIGHT = 420
-
-ACCENT = "#e8420f"
-# One colour per neuron, where several neurons are drawn; line styles differ too.
-SEQUENCE = (ACCENT, "#3b82c4", "#b0862a", "#c455b8", "#5d8a3a", "#7a74e6")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 @dataclass(frozen=True)

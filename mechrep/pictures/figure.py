@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mechrep.figures import FONT, GRID, INK, SEQUENCE
+from mechrep.colours import FONT, GRID, INK, SEQUENCE
 from mechrep.pictures.axes import TEXT_SIZE, Axis, as_number, axis_of, plain_label, text_width
 from mechrep.pictures.marks import (
     Box,

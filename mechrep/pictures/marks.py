@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mechrep.figures import ACCENT, GRID, INK
+from mechrep.colours import ACCENT, GRID, INK
 from mechrep.pictures.axes import TEXT_SIZE, Axis, as_number, plain_label, values_of
 
 _DASHES = {"dash": "7 4", "dot": "1.5 3.5", "dashdot": "7 3 1.5 3", "longdash": "11 4", "longdashdot": "11 3 1.5 3"}
