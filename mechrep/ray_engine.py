@@ -97,7 +97,8 @@ class RayEngine(Engine):
         """Compute shards; they come in their order.
 
         Raises:
-            InputError: a model with hooks of the user's own, or at work as another one; more workers than GPUs.
+            InputError: a model with hooks of the user's own, at work as another one, or on several devices; more
+                workers than GPUs.
             EngineError: no cluster, no workers, others than here, or work that workers die of.
         """
         if job.model.steered or job.model.stands_for_another:
@@ -105,6 +106,12 @@ class RayEngine(Engine):
                 f"{job.model.name!r} with hooks on it, for workers in other processes, where these are not",
                 "a model as it was loaded",
                 "take the hooks away or pass an intervention; or use engine='local'",
+            )
+        if len({weight.device for weight in _weights_of(job.model)}) > 1:
+            raise InputError(
+                f"{job.model.name!r}, which is spread over several devices",
+                "a model on one device: a worker has one GPU",
+                "use engine='local', which computes on all of them",
             )
         self.begin(on_gpu=job.model.device.type == "cuda")
         for other in _engines - {self}:
@@ -294,6 +301,10 @@ class _Shift:
         else:
             self.ready[number] = Done(shard, answer, seconds)
             self.engine.idle.append(worker)
+
+
+def _weights_of(model: Any) -> Iterator[Tensor]:
+    return (model.tl if model.plain is None else model.plain).parameters()
 
 
 def _first_line(error: Exception) -> str:

@@ -408,6 +408,7 @@ def judged_tokens(
         ([[0.5, 1.0]], [[True, True]])
     """
     wide, targets = logits.flatten(0, 1), tokens.flatten()
+    targets = targets.to(wide.device)  # the head of a spread model is not where ids go in
     at_once = max(1, _LOGITS_AT_ONCE // wide.shape[1])
     pairs = list(zip(wide.split(at_once), targets.split(at_once), strict=True))
     losses = torch.cat(

@@ -154,9 +154,9 @@ def _of_one_shape(model: Model, texts: Sequence[WeightedText], op: Op) -> Float[
             logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, first - 1 : -1]
     with torch.enable_grad():
         losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), tokens[:, first:].flatten(), reduction="none"
+            logits.flatten(0, 1).float(), tokens[:, first:].flatten().to(logits.device), reduction="none"
         )
-        value = -(losses * weights.flatten().float()).sum()
+        value = -(losses * weights.flatten().float().to(losses.device)).sum()
     (estimates,) = torch.autograd.grad(value, gates)
     return estimates
 

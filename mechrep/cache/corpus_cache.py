@@ -657,7 +657,7 @@ def _numbers(what: str, given: Iterable[int], available: int) -> list[int]:
 def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Tensor:
     """Zeros where there is no text, and every row as long as the longest of all texts asked for."""
     length = batch.tokens.shape[1]
-    mask = torch.arange(length, device=activation.device)[None] < batch.lengths[:, None]
+    mask = torch.arange(length, device=activation.device)[None] < batch.lengths[:, None].to(activation.device)
     if site in (Site.SCORES, Site.PATTERN):
         real = mask[:, None, :, None] & mask[:, None, None, :]
         return torch.nn.functional.pad(activation.masked_fill(~real, 0), (0, full - length, 0, full - length))

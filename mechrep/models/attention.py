@@ -48,6 +48,7 @@ class AllRead(Exception):
 
 def pattern_distance(one: Tensor, other: Tensor) -> float:
     """The largest share of a row's attention that lies elsewhere in the other pattern; infinite for other shapes."""
+    other = other.to(one.device)
     return (one - other).abs().sum(-1).max().item() / 2 if one.shape == other.shape else torch.inf
 
 
@@ -321,7 +322,7 @@ def _probe(model: Model) -> Reading:
     )
     if not rows:
         return nothing
-    sums = torch.stack([seen[layer].sum(-1) for layer in there])
+    sums = torch.stack([seen[layer].sum(-1).cpu() for layer in there])  # layers may lie on several devices
     plain = all(_is_read(seen[n], values[n], read[n], model.dtype) for n in there)
     return Reading(rows=True, plain=plain, sinks=bool((sums < 1 - 1e-3).any()))
 
@@ -358,7 +359,7 @@ def returned_weights(output: Any) -> Tensor | None:
 
 
 def _is_read(rows: Tensor, value: Tensor, read: Tensor, dtype: torch.dtype) -> bool:
-    expected = _weighted(rows, value.transpose(1, 2)).transpose(1, 2).flatten(2)
+    expected = _weighted(rows.to(value.device), value.transpose(1, 2)).transpose(1, 2).flatten(2)
     if expected.numel() != read.numel():
         return False
     scale = read.abs().max().clamp_min(1e-6)

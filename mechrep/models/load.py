@@ -49,6 +49,8 @@ def load_model(
             Default: the checkpoint's own, but float32 on the CPU, because half precision flips greedy paths.
         device: default: CUDA where there is one, else the CPU.
         device_map: spread a model over several devices, through accelerate: ``"auto"``, or names of parts with devices.
+            Reading, scoring, edits and decoding follow the device of each layer; weights that are kept aside on disk
+            are refused, and so is such a model for the workers of a cluster.
         tokenizer: instead of the model's own, or for objects that do not bring one: a Hugging Face tokenizer, a
             ``tokenizers.Tokenizer``, a path or a hub name.
         trust_remote_code: run code that comes with the model; only if you say so.
