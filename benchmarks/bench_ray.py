@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 import mechrep
@@ -78,7 +80,9 @@ def measured(job: Callable[[Run], torch.Tensor], rounds: int) -> dict[str, Any]:
     """Seconds of every way in every round, ratios, and the largest difference in what came out."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     found: dict[str, torch.Tensor] = {}
-    for way, workers in WAYS.items():  # one engine at a time has workers: they hold the cores
+    for way, workers in WAYS.items():
+        if workers is not None:  # a cluster of as many cores, so that each worker has one thread
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         run = Run(progress=False) if workers is None else Run(engine="ray", workers=workers, progress=False)
         found[way] = job(run)  # the first time brings model and job to the workers
         for _ in range(rounds):
@@ -86,7 +90,7 @@ def measured(job: Callable[[Run], torch.Tensor], rounds: int) -> dict[str, Any]:
             job(another(run))
             seconds[way].append(time.perf_counter() - begun)
         if workers is not None:
-            run.crew.rest()  # pyright: ignore[reportAttributeAccessIssue]
+            ray.shutdown()
     middle = {way: statistics.median(some) for way, some in seconds.items()}
     return {
         "seconds": {way: round(value, 3) for way, value in middle.items()},
