@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 import mechrep
@@ -78,6 +77,8 @@ def another(run: Run) -> Run:
 
 def measured(job: Callable[[Run], torch.Tensor], rounds: int) -> dict[str, Any]:
     """Seconds of every way in every round, ratios, and the largest difference in what came out."""
+    import ray
+
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     found: dict[str, torch.Tensor] = {}
     for way, workers in WAYS.items():
