@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mechrep.errors import StoreError
@@ -28,7 +29,8 @@ def write_whole(path: str | Path, content: str | bytes, *, parents: bool = False
         'the sea'
     """
     target = Path(path)
-    partial = target.with_name(target.name + ".partial")
+    # A name of its own: whoever writes the same file at the same time has another one.
+    partial = target.with_name(f"{target.name}.{os.urandom(4).hex()}.partial")
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
