@@ -9,6 +9,7 @@ Source: Ray's own documentation of actors, objects and fault tolerance; scheduli
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import io
@@ -563,9 +564,15 @@ def unpacked_model(data: bytes, weights: _Weights, device: str = "cpu") -> Any:
     """
     size = sum(array.nbytes for array, *_ in weights)
     if device != "cpu":
-        free, _ = torch.cuda.mem_get_info()
-        check_fits(size, free)
+        check_fits(size, _free_on_gpu())
     return unpacked(data, {str(place): _tensor(*one, device) for place, one in enumerate(weights)})
+
+
+def _free_on_gpu() -> int:
+    """Bytes that are free, those of the model before included, which torch keeps for what comes."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
 
 
 def check_fits(size: int, free: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from mechrep.cache import CorpusCache
 from mechrep.engine import LOCAL, Done, Engine, Pace
 from mechrep.errors import EngineError, InputError
 from mechrep.models.anatomy import Site
-from mechrep.ray_engine import check_versions, places_on
+from mechrep.ray_engine import check_versions, places_on, unpacked_model
 from mechrep.run import Run
 from tests.cache.counting import MeanOf, model, texts_of
 
@@ -60,6 +62,17 @@ def test_many_small_shards_give_the_sums_of_one_pass(tmp_path: Path, stored: boo
         assert one.positions == other.positions == sum(LENGTHS)
     assert [text for shard in engine.shards for batch in shard for text in batch] == [2, 5, 1, 3, 6, 0, 4]
     assert all(len(shard) == 1 for shard in engine.shards)  # two workers share four batches
+
+
+def test_the_model_before_is_no_reason_to_refuse_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps its memory for what comes; a device without memory stands for a GPU."""
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (64 * len(given_back), 64))
+    weights: Any = [(np.zeros(64, np.uint8), torch.uint8, (64,), None)]
+    assert unpacked_model(pickle.dumps("a model"), weights, "meta") == "a model"
+    with pytest.raises(EngineError, match="a GPU that holds it"):
+        unpacked_model(pickle.dumps("a model"), weights * 4, "meta")
 
 
 def test_a_shard_takes_about_as_long_as_it_may_and_never_all_that_is_left_where_there_are_workers() -> None:
