@@ -358,10 +358,10 @@ def report(
     }
     reports = [name for name in (model, *others) if is_report(name)]
     if reports and not others:
-        plain = Options(json=options.json, quiet=options.quiet)
+        plain = dataclasses.replace(StudyOptions(), json=options.json, quiet=options.quiet)
         named = [name for name, value in given.items() if value is not None]
         named += [
-            one.name for one in dataclasses.fields(Options) if getattr(options, one.name) != getattr(plain, one.name)
+            one.name for one in dataclasses.fields(plain) if getattr(options, one.name) != getattr(plain, one.name)
         ]
         if named:
             raise InputError(

@@ -114,7 +114,7 @@ def test_the_command_takes_finished_reports(tmp_path: Path, capsys: pytest.Captu
     a, b, both = (str(tmp_path / name) for name in ("a", "b", "both"))
     assert main(["report", a]) == 0 and (tmp_path / "a" / "report.html").is_file()
     assert main(["report", a, b, "--out", both]) == 0 and (tmp_path / "both" / "report.html").is_file()
-    for option in (["--only", "heads"], ["--out", both], ["--effort", "quick"], ["--seed", "3"]):
+    for option in (["--only", "heads"], ["--out", both], ["--effort", "quick"], ["--seed", "3"], ["--engine", "ray"]):
         assert main(["report", a, *option]) == 1
         said = capsys.readouterr().err
         assert "finished report" in said and option[0] in said
