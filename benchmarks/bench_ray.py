@@ -83,7 +83,9 @@ def measured(job: Callable[[Run], torch.Tensor], rounds: int) -> dict[str, Any]:
     found: dict[str, torch.Tensor] = {}
     for way, workers in WAYS.items():
         if workers is not None:  # a cluster of as many cores, so that each worker has one thread
-            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                "local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
         run = Run(progress=False) if workers is None else Run(engine="ray", workers=workers, progress=False)
         found[way] = job(run)  # the first time brings model and job to the workers
         for _ in range(rounds):

@@ -335,17 +335,18 @@ def _connect(address: str | None) -> str:
                 "call ray.shutdown() before, or leave the address out",
             )
         return ray.get_runtime_context().get_job_id()
-    found = address or os.environ.get("RAY_ADDRESS")
+    # By itself Ray would look for a cluster that somebody has started on this machine, or that was killed here.
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {}
-    if found is None:
+    if found == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of our own reports to nobody
         options = {"include_dashboard": False}
-    elif found not in ("auto", "local"):
+    elif found != "auto":
         _knock(found)
     try:
         ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, exceptions.RayError) as error:
-        raise _silent(found or "this machine", _first_line(error)) from error
+        raise _silent("this machine" if found == "local" else found, _first_line(error)) from error
     return ray.get_runtime_context().get_job_id()
 
 

@@ -10,6 +10,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Run]:
     """A run on two workers, of one core each."""
-    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 2, "include_dashboard": False}
+    own = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "num_cpus": 2, "include_dashboard": False}
     if own:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -213,6 +215,21 @@ def test_a_cluster_that_does_not_answer_or_is_another_one_is_said_at_once(
             ray_engine._knock(nonsense)
     command = ["verify", "mechrep-tiny", "--out", str(tmp_path), "--engine", "ray", "--address", "there:1", "--quiet"]
     assert main(command) == 1 and "has joined the cluster" in capsys.readouterr().err
+
+
+def test_without_an_address_a_run_has_a_cluster_of_its_own(cluster: Run) -> None:
+    """It does not join what somebody has started on this machine, nor wait for what has died here."""
+    script = (
+        "import ray; from mechrep import ray_engine; ray_engine._connect(None); "
+        "print('own:', ray.get_runtime_context().gcs_address); ray.shutdown()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    (own,) = re.findall(r"own: (\S+)", ran.stdout)
+    assert own != ray.get_runtime_context().gcs_address
 
 
 def test_the_code_of_the_page_runs(cluster: Run) -> None:
