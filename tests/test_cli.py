@@ -123,12 +123,14 @@ def test_a_study_is_told_its_options_kept_and_printed(
     monkeypatch.setattr("mechrep.report.build.write_page", lambda out, **_: Path(out) / "report.html")
     monkeypatch.setattr(commands, "print_section", lambda section, **_: sys.stdout.write(f"[{section.name}]"))
     command = commands._from_study("neurons", study)
-    command("mechrep-tiny", ks="7,98", options=commands.Options(out=tmp_path / "x", effort="quick", seed=3, quiet=True))
+    command(
+        "mechrep-tiny", ks="7,98", options=commands.StudyOptions(out=tmp_path / "x", effort="quick", seed=3, quiet=True)
+    )
     ((name, ks, options),) = told
     assert (name, ks, options.effort, options.seed, options.progress) == ("mechrep-tiny", [7, 98], "quick", 3, False)
     assert options.store == tmp_path / "x" / "store" and (tmp_path / "x" / "sections" / "neurons").is_dir()
     with pytest.raises(InputError, match="whole numbers"):
-        command("mechrep-tiny", ks="seven", options=commands.Options(out=tmp_path / "y"))
+        command("mechrep-tiny", ks="seven", options=commands.StudyOptions(out=tmp_path / "y"))
 
 
 def test_ablate_prints_verdicts_and_keeps_the_table(run: Any, small_effort: None, tmp_path: Path) -> None:
