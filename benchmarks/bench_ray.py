@@ -1,7 +1,7 @@
 """Two workers of a Ray cluster on this machine against one, of one thread each, and against this process alone.
 
     python benchmarks/bench_ray.py
-    python benchmarks/bench_ray.py real-models/smollm2-135m --out ray.json
+    python benchmarks/bench_ray.py real-models/smollm2-135m --json ray.json
 
 Two jobs: a reading pass (norms and attention to the first position), and a table (heads zeroed, loss on windows).
 Workers are started, and have the model, before the clock runs; the three ways are measured one after the other, since
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1024, help="of the reading pass; windows: a quarter of them")
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -36,7 +36,7 @@ from mechrep.interventions.apply import logits as edited_logits
 
 PROMPT = 32
 MODELS = "mechrep-tiny,real-models/smollm2-135m"
-_PLAIN = {"do_sample": False, "pad_token_id": 0}
+_PLAIN = {"do_sample": False, "pad_token_id": 0, "eos_token_id": -1}  # every text is as long as asked for
 
 
 def alternating(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float]]:
