@@ -121,8 +121,8 @@ def main() -> None:
     for name, job in jobs.items():
         record[name] = measured(job, options.rounds)
         print(f"{name}: {json.dumps(record[name])}", flush=True)
-    if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if options.json is not None:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
