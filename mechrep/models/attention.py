@@ -245,13 +245,12 @@ def computed_here(
             read, found = _with_column(query, key, value, mask, column[0], settings)
             column[1](found, layer)
         else:
-            parts = []
-            for first in range(0, query.shape[2], queries):
-                rows = _rows(query, key, mask, first, queries, settings)
+
+            def see(rows: Tensor, first: int) -> None:
                 if receive is not None and layer in layers:
                     receive(rows, layer, first)
-                parts.append(_weighted(rows, value))
-            read = torch.cat(parts, dim=2)
+
+            read = _by_rows((query, key, value), mask, queries, settings, see)
         if stop and layer == max(layers):
             raise AllRead
         return read.transpose(1, 2), None  # [batch pos head d_head]
@@ -470,6 +469,23 @@ def _rows(
     return torch.cat([scores, beside], -1).softmax(-1, dtype=torch.float32)[..., :-1].to(query.dtype)
 
 
+def _by_rows(
+    given: tuple[Tensor, Tensor, Tensor],
+    mask: Any,
+    queries: int,
+    settings: dict[str, Any],
+    see: Callable[[Tensor, int], None],
+) -> Float[Tensor, "batch head pos d_head"]:
+    """What the heads read, from queries, keys and values; ``see`` gets some rows at a time, and the first query."""
+    query, key, value = given
+    parts = []
+    for first in range(0, query.shape[2], queries):
+        rows = _rows(query, key, mask, first, queries, settings)
+        see(rows, first)
+        parts.append(_weighted(rows, value))
+    return torch.cat(parts, dim=2)
+
+
 def _weighted(
     rows: Float[Tensor, "batch head query_pos key_pos"], value: Float[Tensor, "batch kv_head pos d_head"]
 ) -> Float[Tensor, "batch head query_pos d_head"]:
@@ -493,13 +509,12 @@ def _with_column(
     whole = mask is None or (rule is not None and rule.only_causal(batch, length, query.device))
     column = query.new_zeros(batch, heads, length)
     if not fused or (rule is None and mask is not None):
-        parts = []
-        for first in range(0, length, QUERIES):
-            rows = _rows(query, key, mask, first, QUERIES, settings)
+
+        def see(rows: Tensor, first: int) -> None:
             if place < rows.shape[-1]:
-                column[:, :, first : first + QUERIES] = rows[..., place]
-            parts.append(_weighted(rows, value))
-        return torch.cat(parts, 2), column
+                column[:, :, first : first + rows.shape[2]] = rows[..., place]
+
+        return _by_rows((query, key, value), mask, QUERIES, settings, see), column
     scaling = settings.get("scaling")
     scale = width**-0.5 if scaling is None else scaling
     grouped = query.unflatten(1, (key.shape[1], -1)).float()
