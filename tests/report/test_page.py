@@ -189,7 +189,7 @@ def test_a_table_is_saved_as_csv(opened: Any) -> None:
 def test_a_command_can_be_taken_along(opened: Any) -> None:
     page = opened()
     page.click("#redo-heads .copy")
-    page.wait_for_function("['Copied', 'Selected'].includes(document.querySelector('#redo-heads .copy').innerText)")
+    page.locator("#redo-heads .copy", has_text=re.compile("^(Copied|Selected)$")).wait_for()
 
 
 def test_no_table_is_wider_than_the_page(opened: Any) -> None:
