@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report real-models report-real gallery test test-real test-ray test-lab test-full contract contract-3.9 families \
+.PHONY: help setup report real-models report-real gallery test test-real test-ray test-lab test-full trust contract contract-3.9 families \
     lint format \
     notebooks notebooks-stored notebooks-sync docs bench clean
 
@@ -81,7 +81,16 @@ test-lab: $(VENV)/.installed-lab ## two notebooks in a JupyterLab that is starte
 
 test-full: $(VENV)/.installed-lab ## all tests, the slow ones and those on pretrained models too
 	-@$(BIN)/python .ci/real_models.py --out $(REAL)
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "" --hypothesis-profile=thorough
+	@rm -rf trust-figures
+	$(ONE_THREAD) MECHREP_TRUST=$(CURDIR)/trust-figures \
+	    $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "" --hypothesis-profile=thorough; \
+	    status=$$?; $(BIN)/python .ci/trust.py trust-figures && exit $$status
+
+trust: $(VENV)/.installed-dev ## the tests whose figures stand in docs/trust.md, and that table anew
+	@rm -rf trust-figures
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 MECHREP_TRUST=$(CURDIR)/trust-figures \
+	    $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m trust; \
+	    status=$$?; $(BIN)/python .ci/trust.py trust-figures && exit $$status
 
 contract: $(VENV)/.installed-dev ## every architecture x every capability, against plain Hugging Face models
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m tests.families.table
@@ -122,5 +131,5 @@ bench: $(VENV)/.installed-dev ## what it costs: every benchmark, and one table o
 	$(BIN)/python benchmarks/run.py
 
 clean: ## remove what was made here, except virtual environments and real-models/
-	rm -rf report report-real docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf report report-real trust-figures docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find mechrep tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

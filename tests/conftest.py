@@ -7,11 +7,13 @@ and a module that is imported earlier stays unchecked.
 from __future__ import annotations
 
 import gc
+import hashlib
 import ipaddress
+import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,27 @@ hypothesis.settings.load_profile("mechrep")
 def pytest_collection_finish() -> None:
     """What was collected stays: garbage collection, which some studies ask for, no longer looks through it."""
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that hand a figure over to docs/trust.md carry the mark `trust`: `make trust` runs them alone."""
+    for item in items:
+        if "trust" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.trust)
+
+
+@pytest.fixture
+def trust() -> Callable[..., None]:
+    """Hands over a figure for docs/trust.md; it is written only where MECHREP_TRUST names a folder."""
+
+    def hand_over(*, section: str, what: str, asked: str, measured: str, holds: bool) -> None:
+        if folder := os.environ.get("MECHREP_TRUST"):
+            row = {"section": section, "what": what, "asked": asked, "measured": measured, "holds": bool(holds)}
+            name = hashlib.sha256(f"{section}/{what}".encode()).hexdigest()[:16]
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, f"{name}.json").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+
+    return hand_over
 
 
 @pytest.fixture(scope="session")
