@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[str, list[str], bool]] = {
     "finding": ("bench_finding.py", [], False),
     "ray": ("bench_ray.py", [], False),
     "real": ("bench_real.py", [str(SMOL)], True),
+    "gpu": ("gpu.py", [], False),
 }
 
 
@@ -105,6 +106,13 @@ def machine() -> str:
     )
 
 
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def table() -> str:
     """Asked and measured, in Markdown; empty where a run is missing."""
     lines = ["| figure | asked | measured |", "|---|---|---|"]
@@ -136,6 +144,9 @@ def main() -> None:
         script, options, needs_model = RUNS[name]
         if needs_model and not SMOL.exists():
             print(f"{name}: left out, {SMOL} is not there (make real-models)")
+            continue
+        if name == "gpu" and not has_gpu():
+            print("gpu: left out, there is none here")
             continue
         print(f"{name}: {script} {' '.join(options)}", flush=True)
         command = [sys.executable, str(HERE / script), *options, "--json", str(RESULTS / f"{name}.json")]
