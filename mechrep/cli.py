@@ -3,20 +3,23 @@
 This file only names the commands, so that ``mechrep --help`` does not pay for torch; each command is made from the
 signature of its study in :mod:`mechrep.commands` when it is asked for.
 
-Exit codes: 0 done; 1 an error, said in one line; 2 a command line that makes no sense; 130 interrupted: what is
-finished is kept, and the same command goes on.
+Exit codes: 0 done; 1 an error, said in one line; 2 a command line that makes no sense; 130 interrupted (Ctrl-C) and 143
+terminated (SIGTERM, as batch systems send it): what is finished is kept, and the same command goes on.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 
 from cyclopts import App
 
 from mechrep.errors import MechrepError
 
-_INTERRUPTED = 130  # what shells say of a program that was stopped
+_INTERRUPTED, _TERMINATED = 130, 143  # what shells say of a program that was stopped
 
 # Name: what it does, and lines to try.
 COMMANDS = {
@@ -87,17 +90,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    before = signal.signal(signal.SIGTERM, _terminate) if _in_main_thread() else None
     try:
         app(arguments, exit_on_error=True, result_action="return_value")
     except MechrepError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         sys.stderr.write("stopped; what is finished is kept: the same command goes on from there\n")
-        return _INTERRUPTED
+        return _TERMINATED if isinstance(stop, _Terminated) else _INTERRUPTED
     except SystemExit as end:
         return 2 if end.code not in (0, None) else 0
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: everything that an interruption leaves in order, this leaves in order too."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
+
+
+def _in_main_thread() -> bool:
+    """Whether signals can be caught here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def run() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
-import shutil
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from mechrep.disk import check_folder, write_folder
 from mechrep.errors import InputError, StoreError
 from mechrep.notation import unit_name
 from mechrep.provenance import Provenance
@@ -25,6 +25,9 @@ from mechrep.tables import LONGEST, frame_html, short
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+RECORD = "result.json"
+_VERSION = 2  # of the layout of a folder; 1, of mechrep 0.1, has no sums
 
 # Not `Self`, which the checker of shapes (beartype, function by function) cannot resolve.
 R = TypeVar("R", bound="Result")
@@ -146,48 +149,34 @@ class Result(Shown):
         Raises:
             StoreError: the folder cannot be written, or holds something that is no result.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        target = Path(folder)
-        if target.is_dir() and any(target.iterdir()) and not (target / "result.json").is_file():
-            raise StoreError(
-                f"{target}, a folder of other things", "a new folder, or one of an earlier result", "choose one"
-            )
-        partial = target.with_name(target.name + ".partial")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         # Copies: safetensors refuses tensors that share memory.
         tensors = {name: value.clone().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in values.items() if not isinstance(value, (Tensor, Provenance))}
         record = {"kind": type(self).__name__, "values": plain, "provenance": self.provenance.to_dict()}
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_file(tensors, partial / "tensors.safetensors")
-            text = json.dumps(record, indent=1, default=dataclasses.asdict)
-            (partial / "result.json").write_text(text, encoding="utf-8")
-            if target.exists():
-                shutil.rmtree(target)
-            partial.replace(target)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise StoreError(
-                f"result folder {target} ({error})", "a place to write", "free space or choose another"
-            ) from error
+        text = json.dumps(record | {"version": _VERSION}, indent=1, default=dataclasses.asdict)
+
+        def fill(new: Path) -> None:
+            save_file(tensors, new / "tensors.safetensors")
+            (new / RECORD).write_text(text, encoding="utf-8")
+
+        write_folder(folder, fill, record=RECORD)
 
     @classmethod
     def load(cls: type[R], folder: str | Path) -> R:
-        """Read a result that :meth:`save` wrote.
+        """Read a result that :meth:`save` wrote, in this version of mechrep or an earlier one.
 
         Raises:
-            StoreError: nothing there, damaged, or another kind of result.
+            StoreError: nothing there, damaged, another kind of result, or one of a newer mechrep.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = Path(folder)
+        record = check_folder(path, RECORD)
         try:
-            record = json.loads((path / "result.json").read_text(encoding="utf-8"))
             tensors = load_file(path / "tensors.safetensors")
             if record["kind"] != cls.__name__:
                 raise StoreError(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
 from mechrep.ablation.circuit import Circuit
+from mechrep.disk import check_folder, tidy
 from mechrep.errors import StoreError
-from mechrep.results import Result
+from mechrep.results import RECORD, Result
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
 
@@ -37,7 +37,9 @@ def load(path: str | PathLike[str]) -> Result | Corpus | Circuit | Section:
         True
     """
     where = Path(path)
-    if (where / "result.json").is_file():
+    if not where.exists():
+        tidy(where.parent, where.name)  # a program may have been killed between two moves
+    if (where / RECORD).is_file():
         return _class_of(where).load(where)
     if (where / "section.json").is_file():
         return Section.load(where)
@@ -64,8 +66,8 @@ def _class_of(folder: Path) -> type[Result]:
         StoreError: damaged, or a class that nobody has defined.
     """
     try:
-        kind = json.loads((folder / "result.json").read_text(encoding="utf-8"))["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = check_folder(folder, RECORD)["kind"]
+    except KeyError as error:
         raise StoreError(f"{folder} ({error})", "a folder written by save()", "make the result again") from error
     known = {one.__name__: one for one in _subclasses(Result)}
     if kind not in known:

@@ -6,11 +6,11 @@ stands in ``report/text/NAME.md``, with fields in braces.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechrep.disk import check_folder, is_plain_name, plain_name, write_folder
 from mechrep.errors import StoreError
 from mechrep.provenance import Provenance
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MISSING = "missing"
 LEFT_OUT = "left-out"
 _FILE = "section.json"
+_LONGEST_NAME = 80
+_VERSION = 2  # of the layout of a folder; 1, of mechrep 0.1, has no sums
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,66 +71,54 @@ class Section:
         Raises:
             StoreError: the folder cannot be written, or holds something else.
         """
-        target = Path(folder)
-        if target.is_dir() and any(target.iterdir()) and not (target / _FILE).is_file():
-            raise StoreError(f"{target}, a folder of other things", "a new folder, or one of a section", "choose one")
-        partial, before = (target.with_name(target.name + end) for end in (".partial", ".before"))
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(before, ignore_errors=True)
-            self._write(partial)
-            if target.exists():
-                target.replace(before)
-            partial.replace(target)
-        except OSError as error:
-            raise StoreError(
-                f"section folder {target} ({error})", "a place to write", "free space or choose another"
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(before, ignore_errors=True)
+        write_folder(folder, self._write, record=_FILE)
 
     def _write(self, folder: Path) -> None:
         for name in ("tables", "figures"):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir()
+        tables, figures = slugs(self.tables), slugs(self.figures)
         record = {
+            "version": _VERSION,
             "name": self.name,
             "variant": self.variant,
             "fields": plain_value(self.fields),
             "provenance": plain_value(self.provenance.to_dict()),
-            "tables": {key: slug(key) for key in self.tables},
-            "figures": {key: slug(key) for key in self.figures},
+            "tables": tables,
+            "figures": figures,
             "views": plain_value(self.views),
         }
         (folder / _FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
         _write_frame(self.claims, folder / "claims.parquet")
         for key, frame in self.tables.items():
-            _write_frame(frame, folder / "tables" / f"{slug(key)}.parquet")
+            _write_frame(frame, folder / "tables" / f"{tables[key]}.parquet")
         for key, figure in self.figures.items():
-            (folder / "figures" / f"{slug(key)}.json").write_text(str(figure.to_json()), encoding="utf-8")
+            (folder / "figures" / f"{figures[key]}.json").write_text(str(figure.to_json()), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Section:
-        """Read a section that :meth:`save` wrote.
+        """Read a section that :meth:`save` wrote, in this version of mechrep or an earlier one.
 
         Raises:
-            StoreError: nothing there, or damaged.
+            StoreError: nothing there, damaged, or written by a newer mechrep.
         """
         from plotly.io import from_json
 
         path = Path(folder)
+        record = check_folder(path, _FILE)
         try:
-            record = json.loads((path / _FILE).read_text(encoding="utf-8"))
             figures: dict[str, Any] = {
-                key: from_json((path / "figures" / f"{file}.json").read_text(encoding="utf-8"))
+                key: from_json((path / "figures" / f"{plain_name(file)}.json").read_text(encoding="utf-8"))
                 for key, file in record["figures"].items()
             }
             return cls(
-                record["name"],
+                plain_name(record["name"]),
                 Provenance(**record["provenance"]),
                 record["fields"],
                 pd.read_parquet(path / "claims.parquet"),
-                {key: pd.read_parquet(path / "tables" / f"{file}.parquet") for key, file in record["tables"].items()},
+                {
+                    key: pd.read_parquet(path / "tables" / f"{plain_name(file)}.parquet")
+                    for key, file in record["tables"].items()
+                },
                 figures,
                 record["variant"],
                 record.get("views", {}),
@@ -171,10 +162,29 @@ def plain_value(value: Any) -> Any:
 
 
 def slug(name: str) -> str:
-    """A name as an anchor.
+    """A name as an anchor or as the name of a file, on any system; a long one ends in a part of its sum.
 
     Example:
-        >>> slug("Loop family (cluster)")
-        'loop-family-cluster'
+        >>> slug("Loop family (cluster)"), slug("../../etc"), slug("CON")
+        ('loop-family-cluster', 'etc', 'con-x')
     """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"
+    if len(made) > _LONGEST_NAME:
+        made = f"{made[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return made if is_plain_name(made) else f"{made}-x"
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Names, each with a slug that no other has.
+
+    Example:
+        >>> slugs(["A b", "a-b", "c"])
+        {'A b': 'a-b', 'a-b': 'a-b-2', 'c': 'c'}
+    """
+    made: dict[str, str] = {}
+    for name in names:
+        first, number = slug(name), 2
+        made[name] = first
+        while made[name] in [slug for one, slug in made.items() if one != name]:
+            made[name], number = f"{first}-{number}", number + 1
+    return made

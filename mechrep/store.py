@@ -12,14 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mechrep.disk import tidy, write_whole
 from mechrep.errors import StoreError
 from mechrep.provenance import package_versions
 from mechrep.results import Result
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mechrep.cache.corpus_cache import Analyzer
     from mechrep.models.model import Model
     from mechrep.text.corpus import Corpus
@@ -41,6 +45,7 @@ class Store:
         try:
             for name in ("results", "states"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
+                tidy(folder / name)
         except OSError as error:
             raise StoreError(
                 f"store {folder} ({error.strerror})", "a folder to write to", "choose another folder"
@@ -81,8 +86,12 @@ class Store:
             return 0
         try:
             with safe_open(path, "pt") as file:
-                analyzer.load_state({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-                return int(file.metadata()["texts"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                facts = file.metadata()
+            if facts["sha256"] != _sum_of(state, facts["texts"]):
+                raise ValueError("changed since it was written: its sum differs")
+            analyzer.load_state(state)
+            return int(facts["texts"])
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise StoreError(
                 f"{path} ({error})", "a state written by this store", "delete that file and run again"
@@ -93,20 +102,26 @@ class Store:
         if not now and time.monotonic() - self._last < self.seconds:
             return
         for index, analyzer in analyzers.items():
-            self._write(self._state_path(keys[index]), analyzer.state, {"texts": str(texts)})
+            self._write(self._state_path(keys[index]), analyzer.state, str(texts))
         self._last = time.monotonic()
 
-    def _write(self, path: Path, tensors: dict[str, Any], metadata: dict[str, str]) -> None:
-        from safetensors import SafetensorError
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], texts: str) -> None:
         from safetensors.torch import save_file
 
-        partial = path.with_suffix(".partial")
-        try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise StoreError(f"{path} ({error})", "a place to write", "free space or choose another store") from error
+        state = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        facts = {"texts": texts, "sha256": _sum_of(state, texts)}
+        write_whole(path, lambda partial: save_file(state, partial, metadata=facts))
 
     def _state_path(self, key: str) -> Path:
         return self.folder / "states" / f"{key}.safetensors"
+
+
+def _sum_of(state: Mapping[str, Tensor], texts: str) -> str:
+    """SHA-256 of names, types, shapes and bytes of the sums, and of the number of texts behind them."""
+    import torch
+
+    digest = hashlib.sha256(texts.encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

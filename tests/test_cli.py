@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +275,10 @@ def test_an_interruption_says_how_to_go_on_and_a_bug_is_not_hidden(run: Any, mon
 
     monkeypatch.setattr(commands, "load_model", raising(KeyboardInterrupt()))
     assert "the same command goes on" in run("generate", "mechrep-tiny", "x", code=130)[1]
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(commands, "load_model", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert "the same command goes on" in run("generate", "mechrep-tiny", "x", code=143)[1]
+    assert signal.getsignal(signal.SIGTERM) == handler
     monkeypatch.setattr(commands, "load_model", raising(NothingFoundError("a", "b", "c")))
     assert run("generate", "mechrep-tiny", "x", code=1)[1] == "error: given: a; expected: b; to do: c\n"
     monkeypatch.setattr(commands, "load_model", raising(ZeroDivisionError()))

@@ -47,6 +47,9 @@ def small(**changes: Any) -> Small:
     return Small(PROVENANCE, **(fields | changes))
 
 
+FILES = ["SHA256SUMS", "result.json", "tensors.safetensors"]
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -68,7 +71,7 @@ def test_what_was_saved_is_loaded_bit_by_bit(tmp_path: Path, one: Tensor) -> Non
     assert torch.equal(loaded.one.isnan(), one.isnan()) and torch.equal(loaded.one.nan_to_num(), one.nan_to_num())
     assert torch.equal(loaded.other, saved.other) and loaded.names == saved.names and loaded.count is None
     assert loaded.provenance == saved.provenance
-    assert names(tmp_path) == ["result"] and names(tmp_path / "result") == ["result.json", "tensors.safetensors"]
+    assert names(tmp_path) == ["result"] and names(tmp_path / "result") == FILES
 
 
 def test_tensors_that_share_memory_are_saved_too(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     (tmp_path / "file").write_text("a file")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="result folder"):
+        with pytest.raises(StoreError, match="a place to write"):
             small().save(folder)
     assert names(tmp_path) == ["file", "thesis"] and (tmp_path / "file").read_text() == "a file"
     (tmp_path / "empty").mkdir()
@@ -126,7 +129,14 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:
     small().save(folder)
     with pytest.raises(StoreError, match=r"a Small in .*load it with Small\.load"):
         Another.load(folder)
-    good = json.loads((folder / "result.json").read_text())
+    # As mechrep 0.1 wrote it: without sums, so that what is in it decides.
+    (folder / "SHA256SUMS").unlink()
+    good = {key: value for key, value in json.loads((folder / "result.json").read_text()).items() if key != "version"}
+    (folder / "result.json").write_text(json.dumps(good))
+    assert Small.load(folder).names == small().names
+    (folder / "result.json").write_text(json.dumps(good | {"version": 3}))
+    with pytest.raises(StoreError, match=r"version 3.*version 1 or 2.*newer"):
+        Small.load(folder)
     lacking = {key: value for key, value in good["values"].items() if key != "count"}
     damaged: list[Any] = [
         [],

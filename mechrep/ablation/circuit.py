@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from mechrep.disk import write_whole
+from mechrep.disk import read_record, write_record
 from mechrep.errors import InputError, StoreError
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
@@ -24,7 +24,7 @@ from mechrep.tables import LONGEST, facts_html, short
 
 KINDS = ("neurons", "heads", "layers")
 _LAYER_PARTS = ("attention", "mlp")
-_FORMAT, _VERSION = "mechrep circuit", 1
+_FORMAT, _VERSION = "mechrep circuit", 2
 
 
 def as_components(kind: str, given: Iterable[Any] | str) -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def write_circuit(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    write_whole(path, json.dumps({"format": _FORMAT, "version": _VERSION, **record}, indent=1))
+    write_record(path, {"format": _FORMAT, "version": _VERSION, **record})
 
 
 def read_circuit(path: Path) -> dict[str, Any]:
@@ -114,18 +114,16 @@ def read_circuit(path: Path) -> dict[str, Any]:
         StoreError: nothing there, a file that is damaged or no circuit, or one of a newer mechrep.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
+        record = read_record(path)
+        if record.pop("format", None) != _FORMAT:
             raise ValueError("no circuit")
-        version = record.pop("version", None)
-        if version == _VERSION:
-            kinds = {"name": str, "found": str, "provenance": dict, "sizes": dict}
-            if any(not isinstance(record[name], kind) for name, kind in kinds.items()):
-                raise ValueError(f"{', '.join(kinds)} of other types")
-            return record | {kind: [tuple(pair) for pair in record[kind]] for kind in KINDS}
+        del record["version"]
+        kinds = {"name": str, "found": str, "provenance": dict, "sizes": dict}
+        if any(not isinstance(record[name], kind) for name, kind in kinds.items()):
+            raise ValueError(f"{', '.join(kinds)} of other types")
+        return record | {kind: [tuple(pair) for pair in record[kind]] for kind in KINDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} ({error})", "a file written by Circuit.save", "save the circuit again") from error
-    raise StoreError(f"{path}, version {version}", f"version {_VERSION}", "read it with the mechrep that wrote it")
 
 
 def models_of(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -41,7 +41,7 @@ def read(source: Source, options: Options, *, tokenizer: bool = True) -> Reading
         raise ModelError(
             f"{what} for {base!r}", "the package peft, to merge it", "pip install 'mechrep[peft]', or merge it yourself"
         )
-    if source.local and not (Path(source.where) / "adapter_model.safetensors").is_file():
+    if not _has_weights(source, options.revision):
         raise ModelError(
             f"{what} without adapter_model.safetensors", "its weights as safetensors", "save it again with peft"
         )
@@ -87,6 +87,18 @@ def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None
         raise ModelError(
             f"adapter {source.name!r}", "adapter_config.json as JSON", f"save the adapter again: {error}"
         ) from error
+
+
+def _has_weights(source: Source, revision: str | None) -> bool:
+    from transformers.utils.hub import has_file
+
+    with listening(source):
+        try:
+            return has_file(
+                source.where, "adapter_model.safetensors", revision=revision, local_files_only=source.offline
+            )
+        except OSError:  # what peft says of it tells more
+            return True
 
 
 def _base(name: str, adapter: Source) -> Source:

@@ -16,7 +16,7 @@ Revisions = str | Sequence[str] | Mapping[str, str | Path]
 GRID = (0, 128, 256, 512, 1000, 2000, 4000, 8000, 16000, 33000, 66000, 143000)  # Pythia's steps, by default
 _PYTHIA_STEPS = (0, *(2**k for k in range(10)), *range(1000, 143_001, 1000))
 _PYTHIA_BATCH = 2_097_152  # tokens per step
-_STEP = re.compile(r"step[-_]?(\d+)")
+_STEP = re.compile(r"(?:step|checkpoint)[-_]?(\d+)")
 _TOKENS = re.compile(r"tokens?[-_]?(\d+(?:\.\d+)?)([MBT])")
 _UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -46,7 +46,8 @@ def list_checkpoints(model: str | Path, revisions: Revisions = "all") -> list[Ch
     """The checkpoints that are meant.
 
     Args:
-        model: ``"mechrep-tiny"`` or a hub name.
+        model: ``"mechrep-tiny"``, a hub name, or a folder that holds a folder for each checkpoint, such as
+            ``checkpoint-500``.
         revisions: ``"all"``: all that there are, in the order of their steps (Pythia's 154 are known by heart, other
             models' are asked of the hub); ``"grid"``: of these, the ones next to :data:`GRID`, which resolves the rise
             of induction in Pythia; a list of names, in the order of training; or a mapping from names to folders, for
@@ -63,6 +64,8 @@ def list_checkpoints(model: str | Path, revisions: Revisions = "all") -> list[Ch
     if isinstance(revisions, Mapping):
         return _folders(revisions)
     name = str(model)
+    if name not in tiny.NAMES and Path(name).expanduser().is_dir():
+        return _inside(name, revisions)
     if isinstance(revisions, str):
         if revisions not in ("all", "grid"):
             raise InputError(f"revisions={revisions!r}", "'all', 'grid', a list or a mapping", "pass [revision]")
@@ -127,6 +130,26 @@ def all_revisions(name: str) -> list[str]:
             f"{name!r}, none of whose revisions names a step", "checkpoints of training", "name the revisions yourself"
         )
     return sorted(dict.fromkeys(steps), key=lambda revision: _number(_STEP, revision))
+
+
+def _inside(name: str, revisions: str | Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints in a folder of folders; no hub is asked."""
+    there = {path.name: path for path in Path(name).expanduser().iterdir() if (path / "config.json").is_file()}
+    steps = sorted((one for one in there if _STEP.search(one)), key=lambda one: _number(_STEP, one))
+    if not isinstance(revisions, str):
+        missing = [one for one in revisions if one not in there]
+        if missing or not revisions:
+            given, known = missing[0] if missing else "none", ", ".join(steps or sorted(there)) or "none"
+            raise InputError(f"revision {given!r} of folder {name!r}", f"folders in it: {known}", "choose among these")
+        return _folders({one: there[one] for one in revisions})
+    if revisions not in ("all", "grid"):
+        raise InputError(f"revisions={revisions!r}", "'all', 'grid', a list or a mapping", "pass [revision]")
+    if not steps:
+        raise ModelError(
+            f"folder {name!r}, which holds no checkpoints", "folders with config.json, such as checkpoint-500, in it",
+            "name the folder above them, or pass a mapping from names to folders",
+        )  # fmt: skip
+    return _folders({one: there[one] for one in (steps if revisions == "all" else _nearest_to_grid(steps))})
 
 
 def _nearest_to_grid(names: Sequence[str]) -> list[str]:

@@ -140,14 +140,9 @@ def _folder(name: str, path: Path) -> Source:
             "move the adapter into a folder of its own and load that, or take it away",
         )
     if adapter or (config and (weights or not gguf)):
-        pickled = [] if weights or adapter else sorted(path.glob("pytorch_model*.bin"))
+        pickled = [] if weights or adapter else sorted(path.glob("pytorch_model*.bin*"))
         if pickled:
-            raise ModelError(
-                f"folder {name!r} with its weights in {pickled[0].name} alone",
-                "weights as safetensors: a pickle file can run code when it is read",
-                "if you trust it, convert it once: transformers.AutoModelForCausalLM.from_pretrained(folder)"
-                ".save_pretrained(new_folder), the tokenizer likewise",
-            )
+            raise _pickled(f"folder {name!r}", pickled[0].name)
         return Source(name, str(path))
     if len(gguf) > 1:
         listed = ", ".join(file.name for file in gguf[:4])
@@ -156,6 +151,15 @@ def _folder(name: str, path: Path) -> Source:
         return _file(name, gguf[0])
     raise ModelError(
         f"folder {name!r} without config.json", "a model in Hugging Face format", "save it with save_pretrained"
+    )
+
+
+def _pickled(what: str, file: str) -> ModelError:
+    return ModelError(
+        f"{what} with its weights in {file} alone",
+        "weights as safetensors: a pickle file can run code when it is read, and mechrep reads none",
+        "if you trust it, convert it once: transformers.AutoModelForCausalLM.from_pretrained(it)"
+        ".save_pretrained(new_folder), the tokenizer likewise",
     )
 
 
@@ -191,6 +195,7 @@ def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> R
     with listening(source) as said:
         try:
             config = AutoConfig.from_pretrained(source.where, trust_remote_code=options.trust_remote_code, **shared)
+            _refuse_pickled(source, options.revision)
             check_causal(source.name, config, saved=True)
             module, report, notes = _read_weights(source, config, options, shared)
         except ImportError as error:
@@ -204,6 +209,25 @@ def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> R
     return Reading(module, own, [*notes, *left_out, *said])
 
 
+def _refuse_pickled(source: Source, revision: str | None) -> None:
+    """Refuse a model of the hub, or of its cache, that has pickled weights only, before they are fetched.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    if source.local or source.gguf:
+        return  # a folder was looked at before
+    from transformers.utils.hub import has_file
+
+    def there(file: str) -> bool:
+        return has_file(source.where, file, revision=revision, local_files_only=source.offline)
+
+    if not any(there(f"model.safetensors{end}") for end in ("", ".index.json")):
+        for file in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+            if there(file):
+                raise _pickled(f"model {source.name!r}", file)
+
+
 def _read_weights(
     source: Source, config: Any, options: Options, shared: dict[str, Any]
 ) -> tuple[Any, dict[str, Any], list[str]]:
@@ -212,6 +236,7 @@ def _read_weights(
     extra, notes = _dequantised(source, config)
     unpacked = bool(notes)
     extra |= {"device_map": options.device_map} if options.device_map is not None else {}
+    extra |= {} if source.gguf else {"use_safetensors": True}
     kind: Any = AutoModelForCausalLM
     if is_wrapper(config):
         kind = AutoModelForImageTextToText
@@ -260,7 +285,7 @@ def listening(source: Source) -> Iterator[list[str]]:
     if source.local:
         transformers_logging.disable_progress_bar()
     quiet = contextlib.redirect_stderr(io.StringIO()) if source.gguf else contextlib.nullcontext()  # bars of its own
-    with quiet, quiet_boot(), warnings.catch_warnings(record=True) as caught:
+    with quiet, quiet_boot(), _nothing_unpickled(source), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield said
@@ -270,6 +295,21 @@ def listening(source: Source) -> Iterator[list[str]]:
             if source.local and bars:
                 transformers_logging.enable_progress_bar()
             said.extend(str(one.message) for one in caught if one.category is UserWarning)
+
+
+@contextlib.contextmanager
+def _nothing_unpickled(source: Source) -> Iterator[None]:
+    """While a library loads, a pickle is refused by name, whatever led there: an index, a configuration, an adapter."""
+    read = torch.load
+
+    def refuse(file: Any, *_args: Any, **_options: Any) -> Any:
+        raise _pickled(f"model {source.name!r}", Path(str(getattr(file, "name", file))).name)
+
+    torch.load = refuse
+    try:
+        yield
+    finally:
+        torch.load = read
 
 
 class _Collector(logging.Handler):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechrep.disk import write_whole
+from mechrep.disk import is_plain_name, plain_name, read_record, tidy, write_record, write_whole
 from mechrep.errors import InputError, ModelError, NothingFoundError, StoreError
 from mechrep.models.meter import metered
 from mechrep.models.model import Model
@@ -40,6 +40,7 @@ from mechrep.text.corpus import windows_of_text
 from mechrep.text.files import read_text
 
 _LIST = "parts.json"
+_VERSION = 2  # of the list; version 1, of mechrep 0.1, has no sum
 _SECONDS_BETWEEN_PAGES = 60.0  # the page of what is there already; it takes some seconds itself
 _NEURONS = "the study of repetition neurons"  # made once per run
 
@@ -167,6 +168,8 @@ def build_report(
         raise StoreError(f"{target}, a report on {listed['model']}", f"one on {facts}", "choose another folder")
     if run.store is None:
         run = dataclasses.replace(run, store=target / "store")
+    for folder in (target, target / "sections"):
+        tidy(folder)
     shown = time.monotonic()
     with progress_bar(len(chosen), "report", "part", run.progress, every=0.0) as bar:
         try:
@@ -183,7 +186,7 @@ def build_report(
                 listed["parts"] = {
                     one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
                 }
-                write_whole(target / "sections" / _LIST, json.dumps(listed, indent=1, ensure_ascii=False), parents=True)
+                write_record(target / "sections" / _LIST, {"version": _VERSION, **listed}, parents=True)
                 for stale in set(before) - set(after):
                     shutil.rmtree(target / "sections" / stale, ignore_errors=True)
                 if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
@@ -314,6 +317,8 @@ def _keep(
 ) -> list[str]:
     """Write the sections of a part, and put them into the list of the report, with its command and what it cost."""
     names = [section.name for section in made]
+    if odd := [name for name in names if not is_plain_name(name)]:
+        raise InputError(f"section {odd[0]!r} of part {part!r}", "a plain word: it is the name of a folder", "rename")
     taken = {name for other in listed["parts"].values() for name in other["sections"]}
     if taken & set(names) or len(set(names)) < len(names):
         raise InputError(f"part {part!r} with sections {names}", "names that no other section has", "rename")
@@ -363,9 +368,13 @@ def _listed(target: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = read_record(path)
         parts = {
-            name: {"sections": part["sections"], "command": part["command"], "cost": dict(part.get("cost", {}))}
+            name: {
+                "sections": [plain_name(one) for one in part["sections"]],
+                "command": part["command"],
+                "cost": dict(part.get("cost", {})),
+            }
             for name, part in listed["parts"].items()
         }
         return {"model": listed["model"], "parts": parts}

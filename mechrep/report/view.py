@@ -22,7 +22,7 @@ from mechrep.errors import InputError
 from mechrep.figures import counted
 from mechrep.pictures.figure import WIDTH, picture_of
 from mechrep.report.words import Words, clean, number, words_of
-from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug
+from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug, slugs
 from mechrep.tables import cells_of, chance, column_texts
 from mechrep.viewer.still import still_of
 
@@ -410,7 +410,7 @@ def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> Tab
     kept, heading = _in_units(frame.head(ROWS)), f"table: {key}"
     columns, numeric, cells = cells_of(kept)
     return TableView(
-        anchor=f"table-{section.name}-{slug(key)}",
+        anchor=f"table-{section.name}-{slugs(section.tables)[key]}",
         caption=words.html(heading, section.fields),
         text=words.text(heading, section.fields),
         columns=columns,
@@ -418,7 +418,7 @@ def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> Tab
         cells=cells,
         values=[[plain_value(value) for value in row] for row in kept.itertuples(index=False, name=None)],
         total=len(frame),
-        file=f"sections/{section.name}/tables/{slug(key)}.parquet",
+        file=f"sections/{section.name}/tables/{slugs(section.tables)[key]}.parquet",
     )
 
 
@@ -441,7 +441,7 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure, beside:
     layout |= {"margin": margin, "height": height if height <= 420 else height - _TITLE}
     own = f"figure title: {key}"
     return FigureView(
-        anchor=f"figure-{section.name}-{slug(key)}",
+        anchor=f"figure-{section.name}-{slugs(section.figures)[key]}",
         # Labels of figures are escaped when they are made.
         title=words.text(own, section.fields) if own in words else html.unescape(title.get("text", "")),
         subtitle=html.unescape(title.get("subtitle", {}).get("text", "")).replace(called, short_name(called)),
@@ -455,7 +455,7 @@ def _figure(section: Section, words: Words, key: str, figure: go.Figure, beside:
 
 def _text(section: Section, words: Words, key: str, payload: Mapping[str, Any]) -> TextView:
     return TextView(
-        anchor=f"text-{section.name}-{slug(key)}",
+        anchor=f"text-{section.name}-{slugs(section.views)[key]}",
         title=words.text(f"view title: {key}", section.fields),
         caption=words.html(f"view: {key}", section.fields),
         payload=payload,

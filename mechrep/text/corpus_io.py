@@ -3,6 +3,7 @@
 The ids are a column ``tokens`` (list of int32) beside the columns of the frame; what holds for the whole corpus
 (tokenizer, BOS policy, ...) is JSON in the schema metadata.  A file is written under a temporary name in its own
 folder and then renamed, so that a full disk or a killed process leaves the old file or none, never half of one.
+Between the data and Parquet's own description, where no reader looks, stands the SHA-256 of all the rest.
 
 The two halves of a corpus: rows of ids become padded tensors, facts become one table row per text.
 
@@ -11,9 +12,8 @@ What a corpus asks of a model: a tokenizer with an identity, and two sizes.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mechrep.disk import write_whole
 from mechrep.errors import InputError, StoreError
 
 RESERVED = "tokens"  # the name of the column of ids in the file
@@ -124,6 +125,7 @@ def _as_type(column: Any, dtype: str) -> Any:
 FACTS = ("tokenizer", "bos_id", "bos_policy", "d_vocab", "model_name", "pad_id", "fingerprint")
 _KEY = b"mechrep.corpus"
 _FORMAT = 1
+_SEAL = b"mechrep\x00"
 
 
 def write(
@@ -141,24 +143,14 @@ def write(
         InputError: for a column whose values Parquet cannot hold.
         StoreError: if the file cannot be written; whatever stood there before still stands there.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     table = _table(rows, frame, facts)
-    try:
-        with temporary.open("wb") as file:
-            # Checksums, because a flipped bit in an id is still a valid id.
-            pq.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"{path}, which cannot be written ({error})",
-            "an existing folder, with room and permission to write",
-            "free space or choose another place, then save again",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def fill(partial: Path) -> None:
+        # Checksums, because a flipped bit in an id is still a valid id.
+        pq.write_table(table, partial, write_page_checksum=True)
+        partial.write_bytes(_sealed(partial.read_bytes()))
+
+    write_whole(Path(path), fill)
 
 
 def read(path: str | PathLike[str]) -> tuple[list[Int64[np.ndarray, " _"]], pd.DataFrame, dict[str, Any] | None]:
@@ -176,7 +168,9 @@ def read(path: str | PathLike[str]) -> tuple[list[Int64[np.ndarray, " _"]], pd.D
     if not Path(path).is_file():
         raise StoreError(f"{path}, which is no file", "a corpus written by Corpus.save", "check the path")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        content = Path(path).read_bytes()
+        _check_seal(content)
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
             table = file.read()
         facts = _read_facts(path, table)
         rows = _ids_of(path, table)
@@ -188,6 +182,30 @@ def read(path: str | PathLike[str]) -> tuple[list[Int64[np.ndarray, " _"]], pd.D
             "copy or save it again",
         ) from error
     return rows, frame, facts
+
+
+def _sealed(content: bytes) -> bytes:
+    """A Parquet file with its sum before the footer: offsets count from the beginning of the file and stay."""
+    cut = _footer(content)
+    return content[:cut] + _SEAL + hashlib.sha256(content).digest() + content[cut:]
+
+
+def _check_seal(content: bytes) -> None:
+    """Refuse a file that has changed; one of mechrep 0.1 or of another tool has no seal.
+
+    Raises:
+        ValueError: it has changed.
+    """
+    cut = _footer(content)
+    begin = cut - len(_SEAL) - hashlib.sha256().digest_size
+    seal = content[max(begin, 0) : cut]
+    if seal.startswith(_SEAL) and seal[len(_SEAL) :] != hashlib.sha256(content[:begin] + content[cut:]).digest():
+        raise ValueError("changed since it was written: its sum differs")
+
+
+def _footer(content: bytes) -> int:
+    """Where the footer begins: its length stands before the last four bytes."""
+    return max(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), 0)
 
 
 def _table(rows: Sequence[Sequence[int]], frame: pd.DataFrame, facts: Mapping[str, Any]) -> pa.Table:

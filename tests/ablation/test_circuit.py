@@ -196,9 +196,9 @@ def damaged(**changes: Any) -> str:
     ("text", "match"),
     [
         (damaged()[:-5], "a file written by Circuit.save"),
-        ("[1, 2]", "no circuit"),
+        ("[1, 2]", "no record"),
         (damaged(format="result"), "no circuit"),
-        (damaged(version=2), "version 2; expected: version 1"),
+        (damaged(version=3), "version 3 of its layout; expected: version 1 or 2"),
         (damaged(heads=...), "'heads'"),
         (damaged(heads=[[0]]), "a file written by Circuit.save"),
         (damaged(heads=[]), "an empty circuit"),

@@ -187,7 +187,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(
 
 def test_states_are_written_only_now_and_then(tmp_path: Path, monkeypatch: Any) -> None:
     written: list[int] = []
-    monkeypatch.setattr(Store, "_write", lambda self, path, tensors, facts: written.append(int(facts["texts"])))
+    monkeypatch.setattr(Store, "_write", lambda self, path, tensors, texts: written.append(int(texts)))
     cache = cache_with(tmp_path)
     assert cache.store is not None
     cache.store.seconds = 3600

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mechrep.cli import main
+from mechrep.disk import read_record, write_record
 from mechrep.errors import InputError, StoreError
 from mechrep.models.load import load_model
 from mechrep.provenance import Provenance
@@ -40,7 +41,8 @@ def reports(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     build_report(model, folders[0], parts=parts, texts=texts, command="mechrep report a")
     build_report(model, folders[1], parts=parts, only=["heads"], texts=texts, command="mechrep report b")
     listed = folders[1] / "sections" / "parts.json"
-    listed.write_text(listed.read_text().replace('"mechrep-tiny"', json.dumps(f"net {SCRIPT}")))
+    record = read_record(listed)
+    write_record(listed, record | {"model": record["model"] | {"name": f"net {SCRIPT}"}})
     return folders
 
 

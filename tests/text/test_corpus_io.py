@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_places_and_columns_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="existing folder"):
+    with pytest.raises(StoreError, match="a place to write"):
         corpus_of(2).save(tmp_path / "nowhere" / "c.parquet")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError):
