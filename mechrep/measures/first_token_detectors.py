@@ -144,7 +144,8 @@ def first_token_detectors(
         seed: of halves, shuffles and bootstrap samples.
 
     Returns:
-        Areas per neuron, with nulls; ``found`` is False where the best neuron does not clear them.
+        Areas per neuron, with nulls; a best neuron whose ``best_auroc`` does not clear ``shuffled_aurocs`` tells
+        nothing.
 
     Raises:
         InputError: no such layer, too few texts, another model's corpus, no neurons or shuffles asked for, or a

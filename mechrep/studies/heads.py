@@ -50,6 +50,7 @@ from mechrep.stats import known
 from mechrep.studies.kinds_of_heads import (
     ON_REPEATS,
     HeadReadings,
+    NullTexts,
     head_kinds,
     heads_of,
     heads_that_say,
@@ -280,7 +281,8 @@ def run_head_study(
         find.fingerprint(),
         options.sizes_on(model).nulls,
     )
-    nulls = options.once(key, lambda: [_null_heads(make, on, find, options) for make in null_models(model, options)])
+    both = NullTexts.of(on, find)
+    nulls = options.once(key, lambda: [_null_heads(make, both, options) for make in null_models(model, options)])
     kinds = head_kinds(own, nulls)
     circuits, sizes = planned_circuits(kinds, neurons, model.anatomy.n_heads), options.sizes_on(model)
     brief = sizes.brief
@@ -306,9 +308,9 @@ def run_head_study(
     )  # fmt: skip
 
 
-def _null_heads(make: Callable[[], AbstractContextManager[Model]], on: Corpus, find: Corpus, run: Run) -> HeadReadings:
+def _null_heads(make: Callable[[], AbstractContextManager[Model]], both: NullTexts, run: Run) -> HeadReadings:
     with make() as null:
-        return read_null_heads(null, on, find, run)
+        return read_null_heads(null, both, run)
 
 
 def _repeats(model: Model, run: Run) -> Corpus:

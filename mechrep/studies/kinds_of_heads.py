@@ -69,21 +69,38 @@ def read_heads(model: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadRe
     return HeadReadings(scores, copying[0] if copying else None, natural)
 
 
-def read_null_heads(null: Model, repeats: Corpus, loops: Corpus, run: Run) -> HeadReadings:
-    """What the heads of a null model look at, from one pass over the beginnings of few texts of both kinds.
+@dataclass(frozen=True)
+class NullTexts:
+    """The beginnings of few texts of both kinds, which all null models read.
+
+    Attributes:
+        texts: random repeats, and loops after them.
+        repeats: how many are random repeats.
+    """
+
+    texts: Corpus
+    repeats: int
+
+    @classmethod
+    def of(cls, repeats: Corpus, loops: Corpus) -> NullTexts:
+        """Of these texts the shortest, up to the end of their second repetition."""
+        parts = [_beginnings(repeats, _NULL_TOKENS), _beginnings(loops, _NULL_TOKENS)]
+        named = [part.with_columns(id=[f"{kind}-{n}" for n in range(len(part))]) for kind, part in enumerate(parts)]
+        return cls(Corpus.concatenate(*(replace(part, bos_policy="as given") for part in named)), len(parts[0]))
+
+
+def read_null_heads(null: Model, both: NullTexts, run: Run) -> HeadReadings:
+    """What the heads of a null model look at, from one pass over few texts of both kinds.
 
     Making the weights of a null model takes as long as reading a few hundred tokens, so it is made once.  Few texts
     make the highest of all heads stand out more by chance: a bar that is too high rather than too low.
     """
-    parts = [_beginnings(repeats, _NULL_TOKENS), _beginnings(loops, _NULL_TOKENS)]
-    named = [part.with_columns(id=[f"{kind}-{n}" for n in range(len(part))]) for kind, part in enumerate(parts)]
-    both = Corpus.concatenate(*(replace(part, bos_policy="as given") for part in named))
-    first = range(len(parts[0]))
+    n = len(both.texts)
     kinds = (
-        OnTexts(HeadScores(bos_id=null.bos_id), first),
-        OnTexts(HeadScores("hiraoka2025", bos_id=null.bos_id), range(len(first), len(both))),
+        OnTexts(HeadScores(bos_id=null.bos_id), range(both.repeats)),
+        OnTexts(HeadScores("hiraoka2025", bos_id=null.bos_id), range(both.repeats, n)),
     )
-    scores, natural = CorpusCache(null, both, batch_size=len(both), run=run, progress=False).run(*kinds)
+    scores, natural = CorpusCache(null, both.texts, batch_size=n, run=run, progress=False).run(*kinds)
     return HeadReadings(scores, None, natural)
 
 

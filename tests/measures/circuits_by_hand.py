@@ -42,8 +42,8 @@ def planted(family: str) -> circuits.InductionCircuit:
 @functools.cache
 def negated(family: str) -> Model:
     """The planted circuit whose induction head takes away what it looks at."""
-    bench = Bench(family, n_layers=2)
-    circuits._plant_induction(bench, factor=-1.0)
+    bench = Bench(family, 2)
+    circuits.plant_induction(bench, factor=-1.0)
     return bench.finish()
 
 

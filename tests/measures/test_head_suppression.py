@@ -30,8 +30,8 @@ SUPPRESSOR = (2, 1)
 @functools.cache
 def suppressing(family: str) -> Model:
     """The induction circuit, and a head of layer 2 that looks at the token it is about to say and takes it away."""
-    bench = Bench(family, n_layers=3)
-    circuits._plant_induction(bench, factor=1.0)
+    bench = Bench(family, 3)
+    circuits.plant_induction(bench, factor=1.0)
     bench.score_match(*SUPPRESSOR, OUT, CUR, 50.0)
     bench.score_key(*SUPPRESSOR, CUR + BOS, 75.0)
     bench.copy(*SUPPRESSOR, CUR, OUT, -0.5, skip=[BOS])

@@ -8,19 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mechrep.models.model import Model
-from tests.planted.workbench import (
-    BOS,
-    CUR,
-    GATED,
-    OUT,
-    PLUS,
-    PREV,
-    SCRATCH,
-    WORDS,
-    Bench,
-)
-
-Unit = tuple[int, int]
+from tests.planted.workbench import BOS, CUR, GATED, OUT, PLUS, PREV, SCRATCH, WORDS, Bench, Unit
 
 PREVIOUS_TOKEN: Unit = (0, 1)
 INDUCTION: Unit = (1, 2)
@@ -30,7 +18,7 @@ SELF_FINDING: Unit = (1, 3)
 _OFFSET = 200.0  # one offset beats every other by 0.13 of this: 26
 _MATCH = 50.0  # per digit: 25 between a match, a rest on BOS, and one digit too few
 _SELF_MATCH = 450.0  # per digit: more than twice _OFFSET
-_WEAK = 0.15  # a copied token's OUT where neurons have to amplify it: a logit of 1.5, below the habit's 2
+WEAK = 0.15  # a copied token's OUT where neurons have to amplify it: a logit of 1.5, below the habit's 2
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,7 @@ class RepetitionNeuronCircuit:
         family: its family.
         previous_token: head of the circuit.
         induction: head of the circuit.
+        bos_rest: head that looks at BOS always, and moves nothing.
         detectors: neurons that fire whenever the induction head copies; nothing depends on them.
         detector_acts: the activation (``GATE_ACT``) of each while it fires.
         amplifiers: neurons that fire when the copied token has a certain digit; without them no loop goes on.
@@ -95,6 +84,7 @@ class RepetitionNeuronCircuit:
     family: str
     previous_token: Unit
     induction: Unit
+    bos_rest: Unit
     detectors: tuple[Unit, ...]
     detector_acts: tuple[float, ...]
     amplifiers: tuple[Unit, ...]
@@ -108,7 +98,7 @@ class RepetitionNeuronCircuit:
 
 
 @functools.cache
-def induction_circuit(family: str) -> InductionCircuit:
+def induction_circuit(family: str, size: str = "small", seed: int = 0) -> InductionCircuit:
     """Two layers: a previous-token head feeds an induction head.
 
     * L0H1, previous token: ``score = 200 mean_f cos(f (i - 1 - j))`` with four frequencies; it copies ``CUR`` of the
@@ -122,17 +112,13 @@ def induction_circuit(family: str) -> InductionCircuit:
 
     Texts start with BOS; without one, the first token takes itself for its own predecessor.
     """
-    bench = Bench(family, n_layers=2)
-    _plant_induction(bench, factor=1.0)
-    bench.score_key(*BOS_REST, CUR + BOS, _MATCH)
-    planted = (PREVIOUS_TOKEN, INDUCTION, BOS_REST)
+    bench = Bench(family, 2, size=size, seed=seed)
+    planted = plant_induction(bench, factor=1.0)
     return InductionCircuit(
         bench.finish(),
         family,
-        PREVIOUS_TOKEN,
-        INDUCTION,
-        BOS_REST,
-        _others(2, planted),
+        *planted,
+        _others(bench, planted),
         "On [BOS] + r + r: previous-token score 1 from position 2 on, prefix matching 1, unmatched rows of the "
         "induction head 1 on BOS, idle heads uniform; the logits' argmax continues the repeat, and greedy text loops "
         "with the period of r.",
@@ -140,31 +126,35 @@ def induction_circuit(family: str) -> InductionCircuit:
 
 
 @functools.cache
-def self_finding_head(family: str) -> SelfFindingHead:
+def self_finding_head(family: str, size: str = "small", seed: int = 0, says: float = 0.0) -> SelfFindingHead:
     """Two layers, in which only L1H3 attends to anything in particular.
 
     ``score = 450 (digits that agree) - 200 mean_f cos(f (i - j))``; for the key of BOS it is a constant.  The current
     position agrees best but pays 200; an earlier copy, at any distance, pays at most 0.87 of that, so it wins by 26;
     BOS lies halfway between and is where rows without an earlier copy rest.  A token with one equal digit lacks 450
-    and gains at most 400.  Among several earlier copies the shares depend on their distances.  The head moves nothing.
+    and gains at most 400.  Among several earlier copies the shares depend on their distances.  The head says the token
+    that it finds, ``says`` times as loud as an induction head.
     """
-    bench, (layer, head) = Bench(family, n_layers=2), SELF_FINDING
+    bench = Bench(family, 2, size=size, seed=seed)
+    ((layer, head),) = bench.heads(SELF_FINDING)
     bench.score_match(layer, head, CUR, CUR, _SELF_MATCH)
     bench.score_offset(layer, head, 0, -_OFFSET)
     bench.no_offset_for_bos(layer, head)
     bench.score_key(layer, head, CUR + BOS, 2 * _SELF_MATCH - _OFFSET + 13)
+    if says:
+        bench.copy(layer, head, CUR, OUT, says, skip=[BOS])
     return SelfFindingHead(
         bench.finish(),
         family,
-        SELF_FINDING,
-        _others(2, (SELF_FINDING,)),
+        (layer, head),
+        _others(bench, ((layer, head),)),
         "Attention to earlier copies of the current token is 1 wherever there is one; elsewhere it is 1 on BOS; the "
         "other heads are uniform.",
     )
 
 
 @functools.cache
-def repetition_neurons(family: str) -> RepetitionNeuronCircuit:
+def repetition_neurons(family: str, size: str = "small", seed: int = 0) -> RepetitionNeuronCircuit:
     """Three layers: the induction circuit writes a weak copy; neurons of layer 2 notice it and amplify it.
 
     The induction head writes 0.15 to ``OUT``: logit 1.5, which is less than the 2 of the habit.  In layer 2
@@ -181,29 +171,27 @@ def repetition_neurons(family: str) -> RepetitionNeuronCircuit:
     With all amplifiers at zero the text follows the habit, from word to word up to EOS.  Where earlier copies of a
     token had different successors, each gets its share of 0.15 and the neurons fire less or not at all.
     """
-    bench, layer = Bench(family, n_layers=3), 2
-    _plant_induction(bench, factor=_WEAK)
-    bench.score_key(*BOS_REST, CUR + BOS, _MATCH)
-    detectors, amplifiers = (5, 18, 44, 71), tuple(range(20, 28)) + tuple(range(57, 65))
+    bench = Bench(family, 3, size=size, seed=seed)
+    previous, induction, rest = plant_induction(bench, factor=WEAK)
+    layer = bench.at[2]
+    detectors, amplifiers = bench.neurons(2, 5, 18, 44, 71), bench.neurons(2, *range(20, 28), *range(57, 65))
     acts, amplifier_act = (0.5, 1.0, 2.0, 4.0), 2.0
     up = -2.0 if family in GATED else 1.0
-    words = torch.tensor(WORDS)
     for neuron, act in zip(detectors, acts, strict=True):
-        _read_copies(bench, layer, neuron, words, act, up)
+        read_copies(bench, layer, neuron, torch.tensor(WORDS), act, up)
         bench.down[layer, neuron, SCRATCH] = 0.05 / up
-    for number, neuron in enumerate(amplifiers):
-        digit = words // 8 if number < 8 else words % 8
-        members = words[digit == number % 8]
-        _read_copies(bench, layer, neuron, members, amplifier_act, up)
+    for neuron, members in zip(amplifiers, members_of_digits(), strict=True):
+        read_copies(bench, layer, neuron, members, amplifier_act, up)
         bench.down[layer, neuron, OUT + members] = 0.3 / amplifier_act / up
     return RepetitionNeuronCircuit(
         bench.finish(),
         family,
-        PREVIOUS_TOKEN,
-        INDUCTION,
-        tuple((layer, neuron) for neuron in detectors),
+        previous,
+        induction,
+        rest,
+        tuple(bench.unit(layer, neuron) for neuron in detectors),
         acts,
-        tuple((layer, neuron) for neuron in amplifiers),
+        tuple(bench.unit(layer, neuron) for neuron in amplifiers),
         amplifier_act,
         "The planted neurons are exactly silent before the first repeated token; from then on each detector has its "
         "activation at every position and an amplifier has its own where the copied token has its digit; they are the "
@@ -212,20 +200,31 @@ def repetition_neurons(family: str) -> RepetitionNeuronCircuit:
     )
 
 
-def _plant_induction(bench: Bench, factor: float) -> None:
-    bench.score_offset(*PREVIOUS_TOKEN, 1, _OFFSET)
-    bench.copy(*PREVIOUS_TOKEN, CUR, PREV, 1.0)
-    bench.score_match(*INDUCTION, CUR, PREV, _MATCH)
-    bench.score_key(*INDUCTION, CUR + BOS, 1.5 * _MATCH)
-    bench.copy(*INDUCTION, CUR, OUT, factor, skip=[BOS])
+def plant_induction(bench: Bench, factor: float) -> tuple[Unit, Unit, Unit]:
+    """A previous-token head, the induction head that reads what it wrote, and a head that rests on BOS."""
+    previous, induction, rest = bench.heads(PREVIOUS_TOKEN, INDUCTION, BOS_REST)
+    bench.score_offset(*previous, 1, _OFFSET)
+    bench.copy(*previous, CUR, PREV, 1.0)
+    bench.score_match(*induction, CUR, PREV, _MATCH)
+    bench.score_key(*induction, CUR + BOS, 1.5 * _MATCH)
+    bench.copy(*induction, CUR, OUT, factor, skip=[BOS])
+    bench.score_key(*rest, CUR + BOS, _MATCH)
+    return previous, induction, rest
 
 
-def _read_copies(bench: Bench, layer: int, neuron: int, tokens: torch.Tensor, act: float, up: float) -> None:
+def read_copies(bench: Bench, layer: int, neuron: int, tokens: torch.Tensor, act: float, up: float) -> None:
     """A neuron at ``act`` when one of ``tokens`` is being copied, at 0 otherwise: a threshold at half of the copy."""
-    bench.gate[layer, OUT + tokens, neuron] = 2 * act / _WEAK
+    bench.gate[layer, OUT + tokens, neuron] = 2 * act / WEAK
     bench.gate[layer, PLUS, neuron] = -act / bench.constant
     bench.up[layer, PLUS, neuron] = up / bench.constant
 
 
-def _others(n_layers: int, planted: tuple[Unit, ...]) -> tuple[Unit, ...]:
-    return tuple((layer, head) for layer in range(n_layers) for head in range(4) if (layer, head) not in planted)
+def members_of_digits() -> list[torch.Tensor]:
+    """The words with each value of the first digit, then those with each value of the second."""
+    words = torch.tensor(WORDS)
+    return [words[digit == value] for digit in (words // 8, words % 8) for value in range(8)]
+
+
+def _others(bench: Bench, planted: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    every = ((layer, head) for layer in range(bench.n_layers) for head in range(bench.n_heads))
+    return tuple(unit for unit in every if unit not in planted)

@@ -1,6 +1,6 @@
 """A bench on which models are built by hand: weights are written in one plain form and then fitted to a family.
 
-**The residual stream** (256 dimensions) is a row of named places, the same in every planted model::
+**The residual stream** (64 dimensions for each head) is a row of named places, the same in every planted model::
 
     CUR    63  the current token, one-hot, written by the embedding
     PREV   63  circuits: the token one position back;  sinks: own token minus what layer 0 attends to
@@ -11,6 +11,7 @@
     FIRST              "nothing but my own token is before me"
     SINK_PLUS, SINK_MINUS   the sink's huge norm
     SCRATCH            written by some neurons, read by nobody
+    CALM, MARK, AGAIN_PLUS, AGAIN_MINUS, FLAG    see the builders that use them
 
 **Why norms do no harm.**  Every vector has mean 0, so LayerNorm is RMSNorm, and gains are such that a part reads
 ``x * length / |x|``.  Where ``c`` is large (100 beside entries of about 1) ``|x|`` is ``c sqrt(2)`` at every position
@@ -18,47 +19,59 @@ to one part in 10^3; with that for ``length`` a part reads the residual stream a
 each dimension has its own factor between 0.5 and 2, undone in the weights that read it, so who forgets a gain gets
 wrong numbers.
 
-**No weight has a bias**, so the Llamas are ordinary Llamas.  Activation functions are ReLU: silent is exactly 0.
+**No weight has a bias** (but the output of attention in Gemma), so the Llamas are ordinary Llamas.  Activation
+functions are ReLU: silent is exactly 0.
 
 **Tokens** are 0 BOS, 1 EOS, 2 padding, and the words 3 to 62.  Queries and keys compare tokens by two digits,
 ``divmod(token, 8)``: equal tokens agree in two, others in one at most.
+
+**Sizes and seeds.**  Seed 0 of the small size has its parts where the builders name them, and heads without a purpose
+attend uniformly.  Other seeds and sizes have them elsewhere, and heads without a purpose attend to tokens by chance.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 
 import mechrep
 from mechrep.models.model import Model
+from tests.planted.fitting import BUILDS, CALM_NORM, N_EXPERTS, STEADY, empty_module, fit
 
-FAMILIES = ("gpt2", "llama", "llama_gqa", "gpt_neox")
-ROTARY = ("llama", "llama_gqa", "gpt_neox")
-GATED = ("llama", "llama_gqa")
-PARALLEL = ("gpt_neox",)
+FAMILIES = ("gpt2", "llama", "llama_gqa", "gpt_neox")  # of the checks without mechrep
+ALL_FAMILIES = tuple(BUILDS)
+ROTARY = tuple(name for name, build in BUILDS.items() if build.rotary)
+GATED = tuple(name for name, build in BUILDS.items() if build.gated)
+PARALLEL = tuple(name for name, build in BUILDS.items() if build.parallel)
+SANDWICH = tuple(name for name, build in BUILDS.items() if build.sandwich)
 
+SIZES = {"small": (0, 4, 80), "wide": (1, 6, 112), "deep": (3, 4, 96)}  # more layers, heads, neurons of a layer
 D_VOCAB, D_MODEL, N_HEADS, D_HEAD, D_MLP, N_CTX = 63, 256, 4, 64, 80, 320
 BOS, EOS, PAD = 0, 1, 2
 WORDS = tuple(range(3, D_VOCAB))
+Unit = tuple[int, int]
 
 CUR, PREV, OUT = 0, D_VOCAB, 2 * D_VOCAB
 PLUS, MINUS, BALANCE = 189, 190, 191
 POSITION = 192
 FIRST, SINK_PLUS, SINK_MINUS, SCRATCH = 208, 209, 210, 211
+CALM, MARK, AGAIN_PLUS, AGAIN_MINUS, FLAG = 212, 213, 214, 215, 216
 
 UNEMBED = 10.0  # logits per unit of OUT
 HABIT = 2.0  # logit of the token that follows by habit, where nothing is copied
 
 _FREQUENCIES = 4  # enough for one offset to stand out among N_CTX
-_BACKGROUND = range(3, D_MLP, 13)  # in every layer: neurons that follow the token, whatever the text does
+_BACKGROUND_EVERY = 13  # in every layer: neurons that follow the token, whatever the text does
 _BACKGROUND_ACT = 0.1
+_IDLE_SCORE = 1.5  # spread of the scores of heads without a purpose
 
 
 def habit(token: int) -> int:
@@ -71,38 +84,110 @@ class Bench:
     """Weights in one plain form, float64, biases nowhere; a part that is not written stays zero.
 
     Args:
-        family: one of :data:`FAMILIES`.
-        n_layers: layers.
+        family: one of :data:`ALL_FAMILIES`.
+        depth: layers that the mechanism needs; a size may have more.
         constant: ``c``, the size of ``PLUS`` and ``MINUS``.
         length: the norm that every vector has when it is read.
+        size: one of :data:`SIZES`.
+        seed: of places, gains, and everything without a purpose.
+        habits: what follows a token where nothing is copied, if not :func:`habit`.
 
     Shapes: ``query``, ``output`` ``[layer head ...]``; ``key``, ``value`` ``[layer key-value head ...]``; ``gate`` and
-    ``up`` ``[layer d_model d_mlp]``, ``down`` ``[layer d_mlp d_model]``; ``unembed`` ``[d_model d_vocab]``.
+    ``up`` ``[layer d_model d_mlp]``, ``down`` ``[layer d_mlp d_model]``; ``unembed`` ``[d_model d_vocab]``.  In a
+    mixture of experts the neurons are those of one expert in each layer.
     """
 
     family: str
-    n_layers: int
+    depth: int
     constant: float = 100.0
     length: float = 100.0 * 2**0.5
+    size: str = "small"
+    seed: int = 0
+    habits: Mapping[int, int] = field(default_factory=dict)
     n_kv: int = field(init=False)
+
+    plus, minus, calm, mark, d_head, steadied = PLUS, MINUS, CALM, MARK, D_HEAD, CALM_NORM
+    marks_first = False  # by the norm behind the attention of layer 0, see tests.planted.sinks
 
     def __post_init__(self) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64)
 
-        self.n_kv = 2 if self.family == "llama_gqa" else N_HEADS
+        more, self.n_heads, self.d_mlp = SIZES[self.size]
+        self.n_layers, self.d_model = self.depth + more, self.n_heads * D_HEAD
+        self.n_kv = self.n_heads // 2 if BUILDS[self.family].grouped else self.n_heads
+        self.draw = np.random.default_rng([self.seed, *self.size.encode()])
+        self.plain = self.size == "small" and self.seed == 0
+        self.at = list(range(self.depth)) if self.plain else self._some_layers()
         self.embed, self.positions, self.unembed = (
-            zeros(D_VOCAB, D_MODEL),
-            zeros(N_CTX, D_MODEL),
-            zeros(D_MODEL, D_VOCAB),
+            zeros(D_VOCAB, self.d_model),
+            zeros(N_CTX, self.d_model),
+            zeros(self.d_model, D_VOCAB),
         )
-        self.query = zeros(self.n_layers, N_HEADS, D_MODEL, D_HEAD)
-        self.key, self.value = (zeros(self.n_layers, self.n_kv, D_MODEL, D_HEAD) for _ in range(2))
-        self.output = zeros(self.n_layers, N_HEADS, D_HEAD, D_MODEL)
-        self.gate, self.up = (zeros(self.n_layers, D_MODEL, D_MLP) for _ in range(2))
-        self.down = zeros(self.n_layers, D_MLP, D_MODEL)
-        self.module = _empty_module(self.family, self.n_layers)
+        self.query = zeros(self.n_layers, self.n_heads, self.d_model, D_HEAD)
+        self.key, self.value = (zeros(self.n_layers, self.n_kv, self.d_model, D_HEAD) for _ in range(2))
+        self.output = zeros(self.n_layers, self.n_heads, D_HEAD, self.d_model)
+        self.gate, self.up = (zeros(self.n_layers, self.d_model, self.d_mlp) for _ in range(2))
+        self.down = zeros(self.n_layers, self.d_mlp, self.d_model)
+        generator = torch.Generator().manual_seed(self.seed)
+        spread = torch.rand(2 * self.n_layers + 1, self.d_model, generator=generator, dtype=torch.float64)
+        self.uneven = 2 ** (2 * spread - 1)
+        self._taken: set[Unit] = set()  # heads with a purpose
+        self._used: set[Unit] = set()  # neurons with one
+        self.module = empty_module(
+            self, {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "tie_word_embeddings": False}
+        )
         self._lay_out()
+
+    # -- where things are -------------------------------------------------------------------------------------
+
+    def _some_layers(self) -> list[int]:
+        """Layer 0 stays the first: only there nothing has been read yet."""
+        rest = self.draw.choice(np.arange(1, self.n_layers), self.depth - 1, replace=False)
+        return [0, *sorted(rest.tolist())]
+
+    def kv(self, head: int) -> int:
+        """The key-value head that a query head uses."""
+        return head * self.n_kv // self.n_heads
+
+    def heads(self, *wanted: Unit) -> list[Unit]:
+        """Heads for a purpose: those named, in the layers of this size; by other seeds others, no two of one group."""
+        found = []
+        for depth, head in wanted:
+            layer = self.at[depth]
+            groups = {self.kv(other) for there, other in self._taken if there == layer}
+            free = [one for one in range(self.n_heads) if self.kv(one) not in groups]
+            unit = (layer, head if self.plain else int(self.draw.choice(free)))
+            self._taken.add(unit)
+            found.append(unit)
+        return found
+
+    def neurons(self, depth: int, *wanted: int) -> list[int]:
+        """Numbers of neurons for a purpose, likewise; in a mixture, within its expert (see :meth:`unit`)."""
+        layer = self.at[depth]
+        busy = {n for there, n in self._used if there == layer} | {*self.background, *self.steady}
+        free = [n for n in range(self.d_mlp) if n not in busy]
+        chosen = list(wanted) if self.plain else self.draw.choice(free, len(wanted), replace=False).tolist()
+        self._used |= {(layer, n) for n in chosen}
+        return chosen
+
+    def expert(self, layer: int) -> int:
+        """The expert of a layer that holds the planted neurons."""
+        return (self.seed + layer) % N_EXPERTS
+
+    def unit(self, layer: int, neuron: int) -> Unit:
+        """How mechrep counts a neuron: in a mixture, expert by expert."""
+        return (layer, neuron + (self.d_mlp * self.expert(layer) if BUILDS[self.family].experts else 0))
+
+    @property
+    def background(self) -> list[int]:
+        """Neurons that follow the token."""
+        return list(range(3, self.d_mlp, _BACKGROUND_EVERY))
+
+    @property
+    def steady(self) -> list[int]:
+        """Neurons that always fire, where a norm stands behind the MLP."""
+        return list(range(self.d_mlp - STEADY, self.d_mlp)) if self.family in SANDWICH else []
 
     # -- what every model has ---------------------------------------------------------------------------------
 
@@ -111,14 +196,19 @@ class Bench:
         self.embed[:, PLUS], self.embed[:, MINUS] = self.constant, -self.constant
         self.unembed[OUT : OUT + D_VOCAB] = UNEMBED * torch.eye(D_VOCAB, dtype=torch.float64)
         for token in range(D_VOCAB):
-            self.unembed[CUR + token, habit(token)] = HABIT
+            self.unembed[CUR + token, self.habits.get(token, habit(token))] = HABIT
         self.unembed[PLUS, [BOS, PAD]] = -10 / self.constant  # never said
-        if self.family in ROTARY:
+        half = D_HEAD // 2
+        self.free_pairs = (5, 6)
+        if self.family in GATED:
+            frequencies = 1e8 ** (-torch.arange(half).double() / half)
+            # Fast pairs tell positions apart.  Slow ones compare tokens.
+            slow = range(half - 10, half)
+            self._still = [*slow, *(half + pair for pair in slow)]
+        elif self.family in ROTARY:  # some dimensions do not turn at all
             rotary: Any = next(part for name, part in self.module.named_modules() if name.endswith("rotary_emb"))
             frequencies, half = rotary.inv_freq.double(), len(rotary.inv_freq)
-            # Fast pairs tell positions apart.  Slow ones (or dimensions that do not turn at all) compare tokens.
-            slow = range(half - 10, half) if self.family in GATED else ()
-            self._still = [*slow, *(half + pair for pair in slow), *range(2 * half, D_HEAD)]
+            self._still = list(range(2 * half, D_HEAD))
         else:
             frequencies, half = 10 ** (-torch.arange(_FREQUENCIES) / 4).double(), _FREQUENCIES
             self._still = list(range(2 * half, D_HEAD))
@@ -131,12 +221,29 @@ class Bench:
 
     def _add_background(self, layer: int) -> None:
         """Neurons with a life of their own, so that no layer is dead: each likes half of the words."""
-        generator = torch.Generator().manual_seed(layer)
-        for neuron in _BACKGROUND:
+        generator = torch.Generator().manual_seed(layer + 100 * self.seed)
+        for neuron in self.background:
+            if neuron in self.steady:
+                continue
             liked = torch.randperm(len(WORDS), generator=generator)[: len(WORDS) // 2] + WORDS[0]
             self.gate[layer, CUR + liked, neuron] = _BACKGROUND_ACT
             self.up[layer, PLUS, neuron] = 1 / self.constant
             self.down[layer, neuron, OUT + PAD] = 0.02
+
+    def _let_idle_heads_look(self) -> None:
+        """Heads without a purpose, that share no keys with one that has: scores by the tokens, at random."""
+        generator = torch.Generator().manual_seed(self.seed)
+        slots, words = self._still[:8], slice(CUR + WORDS[0], CUR + D_VOCAB)
+        for layer in range(self.n_layers):
+            busy = {self.kv(head) for there, head in self._taken if there == layer}
+            for head in range(self.n_heads):
+                if self.kv(head) in busy:
+                    continue
+                for part, place in ((self.query, head), (self.key, self.kv(head))):
+                    table = torch.zeros(len(WORDS), D_HEAD, dtype=torch.float64)
+                    table[:, slots] = torch.randn(len(WORDS), len(slots), generator=generator, dtype=torch.float64)
+                    part[layer, place][words] = table
+                self.query[layer, head] *= _IDLE_SCORE * (D_HEAD / len(slots)) ** 0.5
 
     # -- pieces of heads; strengths are scores as softmax sees them ----------------------------------------------
 
@@ -144,10 +251,6 @@ class Bench:
     def still_slot(self) -> int:
         """A dimension of queries and keys that does not turn with the position, and is not used for tokens."""
         return self._still[16]
-
-    def kv(self, head: int) -> int:
-        """The key-value head that a query head uses."""
-        return head * self.n_kv // N_HEADS
 
     def score_offset(self, layer: int, head: int, offset: int, strength: float) -> None:
         """Add ``strength * mean_f cos(f * (i - offset - j))``: at ``j = i - offset`` all of it, elsewhere less.
@@ -202,103 +305,19 @@ class Bench:
 
     def finish(self) -> Model:
         """The model of the family with these weights, loaded and checked by mechrep."""
+        if not self.plain:
+            self._let_idle_heads_look()
         for written in (self.embed, self.positions, self.output, self.down):
             written[..., BALANCE] -= written.sum(-1)
-        generator = torch.Generator().manual_seed(0)
-        n_norms = 2 * self.n_layers + 1
-        uneven = 2 ** (2 * torch.rand(n_norms, D_MODEL, generator=generator, dtype=torch.float64) - 1)
-        self._gains = uneven * self.length / D_MODEL**0.5
         for layer in range(self.n_layers):
             for reading in (self.query, self.key, self.value):
-                reading[layer] /= uneven[2 * layer][:, None]
+                reading[layer] /= self.uneven[2 * layer][:, None]
             for reading in (self.gate, self.up):
-                reading[layer] /= uneven[2 * layer + 1][:, None]
-        self.unembed /= uneven[-1][:, None]
-        with torch.no_grad():
-            {"gpt2": self._fit_gpt2, "gpt_neox": self._fit_neox}.get(self.family, self._fit_llama)()
+                reading[layer] /= self.uneven[2 * layer + 1][:, None]
+        self.unembed /= self.uneven[-1][:, None]
+        fit(self, self.uneven * self.length / self.d_model**0.5)
         with tempfile.TemporaryDirectory() as folder:  # TransformerLens reads the tokenizer from there once more
             return mechrep.load_model(self.module, tokenizer=_tokenizer(folder))
-
-    def _side_by_side(self, heads: Tensor) -> Tensor:
-        """``[head d_model d_head]`` as one matrix ``[d_model head*d_head]``."""
-        return heads.transpose(0, 1).flatten(1)
-
-    def _fit_llama(self) -> None:
-        model: Any = self.module
-        model.model.embed_tokens.weight.copy_(self.embed)
-        model.model.norm.weight.copy_(self._gains[-1])
-        model.lm_head.weight.copy_(self.unembed.T)
-        for number, layer in enumerate(model.model.layers):
-            layer.input_layernorm.weight.copy_(self._gains[2 * number])
-            layer.post_attention_layernorm.weight.copy_(self._gains[2 * number + 1])
-            attention, mlp = layer.self_attn, layer.mlp
-            for part, heads in ((attention.q_proj, self.query), (attention.k_proj, self.key)):
-                part.weight.copy_(self._side_by_side(heads[number]).T)
-            attention.v_proj.weight.copy_(self._side_by_side(self.value[number]).T)
-            attention.o_proj.weight.copy_(self.output[number].flatten(0, 1).T)
-            mlp.gate_proj.weight.copy_(self.gate[number].T)
-            mlp.up_proj.weight.copy_(self.up[number].T)
-            mlp.down_proj.weight.copy_(self.down[number].T)
-
-    def _fit_gpt2(self) -> None:
-        model: Any = self.module
-        model.transformer.wte.weight.copy_(self.embed)
-        model.transformer.wpe.weight.copy_(self.positions)
-        model.transformer.ln_f.weight.copy_(self._gains[-1])
-        model.lm_head.weight.copy_(self.unembed.T)
-        for number, layer in enumerate(model.transformer.h):
-            layer.ln_1.weight.copy_(self._gains[2 * number])
-            layer.ln_2.weight.copy_(self._gains[2 * number + 1])
-            heads = [self._side_by_side(part[number]) for part in (self.query, self.key, self.value)]
-            layer.attn.c_attn.weight.copy_(torch.cat(heads, dim=1))
-            layer.attn.c_proj.weight.copy_(self.output[number].flatten(0, 1))
-            layer.mlp.c_fc.weight.copy_(self.gate[number])
-            layer.mlp.c_proj.weight.copy_(self.down[number])
-
-    def _fit_neox(self) -> None:
-        model: Any = self.module
-        model.gpt_neox.embed_in.weight.copy_(self.embed)
-        model.gpt_neox.final_layer_norm.weight.copy_(self._gains[-1])
-        model.get_output_embeddings().weight.copy_(self.unembed.T)
-        for number, layer in enumerate(model.gpt_neox.layers):
-            layer.input_layernorm.weight.copy_(self._gains[2 * number])
-            layer.post_attention_layernorm.weight.copy_(self._gains[2 * number + 1])
-            per_head = torch.cat([self.query[number], self.key[number], self.value[number]], dim=-1)
-            layer.attention.query_key_value.weight.copy_(self._side_by_side(per_head).T)
-            layer.attention.dense.weight.copy_(self.output[number].flatten(0, 1).T)
-            layer.mlp.dense_h_to_4h.weight.copy_(self.gate[number].T)
-            layer.mlp.dense_4h_to_h.weight.copy_(self.down[number].T)
-
-
-def _empty_module(family: str, n_layers: int) -> nn.Module:
-    """A model of the family in which every weight is 0."""
-    special = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "tie_word_embeddings": False}
-    rotary: dict[str, Any] = {
-        "vocab_size": D_VOCAB,
-        "hidden_size": D_MODEL,
-        "intermediate_size": D_MLP,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": N_HEADS,
-        "max_position_embeddings": N_CTX,
-        "hidden_act": "relu",
-        **special,
-    }
-    t = transformers
-    if family == "gpt2":
-        sizes = {"vocab_size": D_VOCAB, "n_embd": D_MODEL, "n_inner": D_MLP, "n_layer": n_layers, "n_head": N_HEADS}
-        config: Any = t.GPT2Config(**sizes, n_positions=N_CTX, activation_function="relu", **special)
-    elif family == "gpt_neox":
-        config = t.GPTNeoXConfig(**rotary)
-    elif family in GATED:
-        n_kv = 2 if family == "llama_gqa" else N_HEADS
-        turning = {"rope_type": "default", "rope_theta": 1e8}  # so large that slow pairs stand still over N_CTX
-        config = t.LlamaConfig(**rotary, num_key_value_heads=n_kv, rope_parameters=turning)
-    else:
-        raise ValueError(f"family {family!r}: choose one of {FAMILIES}")
-    module = t.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    for parameter in module.parameters():
-        parameter.zero_()
-    return module
 
 
 def _tokenizer(folder: str) -> Any:
