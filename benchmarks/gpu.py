@@ -215,9 +215,9 @@ def reading_figures(model: mechrep.Model, repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {"repeats": repeats}
     for name, work in works.items():
         work()
+        before = torch.cuda.memory_allocated(model.device) if model.device.type == "cuda" else 0
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
-            before = torch.cuda.memory_allocated(model.device)
         found[name] = {"seconds": seconds(work, model.device, 2)}
         if model.device.type == "cuda":
             found[name]["mib"] = (torch.cuda.max_memory_allocated(model.device) - before) / 2**20

@@ -65,6 +65,8 @@ class LoopPreset:
 
 
 _BLOCK = 24  # prompts written and kept together
+_BLOCKS = 4  # of them in one batch, at most
+_OTHERS = 4  # times the prompts that the loops took are tried for loop-free texts, which some models hardly write
 
 PRESETS = {
     "hiraoka2025": LoopPreset(),
@@ -286,7 +288,8 @@ def collect_loops(
         n_others: loop-free texts wanted (condition ``"loop_free"``); as many as loops by default.
         preset: ``"hiraoka2025"`` or ``"mechrep"``: which detector decides, see :data:`PRESETS`.
         seed: of the prompts.
-        max_prompts: give up after so many prompts; by default 20 for each text wanted.
+        max_prompts: give up after so many prompts; by default 20 for each text wanted, and for the loop-free ones
+            four times those that the loops took: some models hardly write any.
         texts: where the texts come from, in place of ``preset`` and ``seed``: to keep what is written, or to share it.
         progress: show a progress bar.
 
@@ -324,7 +327,11 @@ def collect_loops(
             looped += int(source.loops(new).sum())
             for condition, kept in _sort_out(new, source.rules, model).items():
                 found[condition] += [kept] if kept is not None else []
-            bar.update(min(n_loops, _count(found["looping"])) - bar.n)
+            loops, others = _count(found["looping"]), _count(found["loop_free"])
+            bar.update(min(n_loops, loops) - bar.n)
+            if loops >= n_loops and max_prompts is None:
+                limit = min(limit, _OTHERS * tried)
+            at_once = _next_prompts(tried, ((loops, n_loops), (others, n_others)))
     if not found["looping"]:
         raise NothingFoundError(
             f"{tried} prompts to {model.name}",
@@ -340,6 +347,17 @@ def collect_loops(
     corpus = Corpus.concatenate(*parts)
     corpus.frame.attrs["prompts"], corpus.frame.attrs["looped"] = tried, looped
     return corpus
+
+
+def _next_prompts(tried: int, found_and_wanted: Sequence[tuple[int, int]]) -> int:
+    """Prompts that are likely to give what is missing, in whole blocks: one large batch costs less than many small.
+
+    Example:
+        >>> _next_prompts(24, [(16, 16), (2, 6)]), _next_prompts(24, [(0, 16), (2, 2)])
+        (48, 96)
+    """
+    needed = [(wanted - found) * tried / max(found, 1) for found, wanted in found_and_wanted if found < wanted]
+    return _BLOCK * min(_BLOCKS, max(1, math.ceil(max(needed, default=0) / _BLOCK)))
 
 
 def without_counter(model: Model, corpus: Corpus) -> Bool[np.ndarray, " text"]:

@@ -43,8 +43,9 @@ from mechrep.errors import InputError, ModelError
 from mechrep.measures.head_targets import HeadTableResult
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
+from mechrep.models.parts import wide
 from mechrep.models.reading import read_activations
-from mechrep.models.stream import FrozenNorm, Stream, exact, wide
+from mechrep.models.stream import FrozenNorm, Stream, exact
 from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Result, check_count
 from mechrep.stats import percentile_interval

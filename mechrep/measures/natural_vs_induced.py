@@ -35,7 +35,8 @@ from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.text_kind_design import HeadEffects
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
-from mechrep.models.stream import exact, wide
+from mechrep.models.parts import wide
+from mechrep.models.stream import exact
 from mechrep.provenance import Provenance
 from mechrep.results import Result, check_count
 from mechrep.run import Run, one_of

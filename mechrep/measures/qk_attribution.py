@@ -27,8 +27,9 @@ from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.head_targets import ALIASES, Copies, earlier_copies, one_later
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
+from mechrep.models.parts import wide
 from mechrep.models.reading import read_activations
-from mechrep.models.stream import exact, wide
+from mechrep.models.stream import exact
 from mechrep.provenance import provenance_of
 from mechrep.results import Result, check_count
 from mechrep.run import one_of

@@ -467,8 +467,8 @@ def _with_head(module: nn.Module, handles: PlainHandles, roles: tuple[Roles, ...
         ((part, found) for part in norms if (found := _ratio(whole.outputs[part], given)) is not None), (None, 1.0)
     )
     raw, logits = whole.outputs[head], whole.outputs[module]
-    made = {f: capped(raw.float() * f[0], f[1]) for f in _finishes(text_config(module))}
-    finish = min(made, key=lambda f: float((made[f] - logits.float()).abs().max()))  # small logits show no cap
+    made = {f: capped(wide(raw) * f[0], f[1]) for f in _finishes(text_config(module))}
+    finish = min(made, key=lambda f: float((made[f] - wide(logits)).abs().max()))  # small logits show no cap
     finish = finish if _close(made[finish].to(logits), logits) else None
     if finish is not None and before_head != 1.0:  # MiniCPM divides what the unembedding reads
         finish = (finish[0] * before_head, finish[1]) if getattr(head, "bias", None) is None else None
@@ -494,6 +494,12 @@ def _finishes(config: Any) -> Iterator[tuple[float, float]]:
     cap = float(next((c for c in caps if c), 0.0))
     for factor in (1.0, *(float(f) for f in named if f), *([1 / float(divisor)] if divisor else [])):
         yield from [(factor, 0.0), *([(factor, cap)] if cap else [])]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The same without gradients, in float32 at least: weights and activations are multiplied in this precision."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def capped(logits: Tensor, cap: float) -> Tensor:

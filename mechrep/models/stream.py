@@ -27,17 +27,11 @@ from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
 from mechrep.models.experts import down_matrix
 from mechrep.models.model import Model
-from mechrep.models.parts import capped, first_tensor, weight_of
+from mechrep.models.parts import capped, first_tensor, weight_of, wide
 
 Writer = Literal["attention", "mlp"]
 
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The same without gradients, in float32 at least: weights and activations are multiplied in this precision."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 def exact(tensor: Tensor) -> Tensor:
