@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechrep.models import tiny
+
 OUT = Path(__file__).parent / "real-models"
 _REPORTS = Path(__file__).parents[1] / "report-real"
 _USUAL = {"SmolLM2-135M-Instruct": "smollm2-135m", "Gemma 3 270M": "gemma3-270m", "mechrep-tiny": "mechrep-tiny"}
@@ -168,7 +170,8 @@ def main(arguments: Sequence[str]) -> None:
         (OUT / f"{name}.md").write_text(table(rows, reports), encoding="utf-8")
     (OUT / "costs.md").write_text(costs(reports), encoding="utf-8")
     for folder in folders.values():
-        draw(folder.name, folder)
+        if folder.name not in tiny.NAMES:  # the page shows pretrained models; the embedded one has pages of its own
+            draw(folder.name, folder)
 
 
 if __name__ == "__main__":

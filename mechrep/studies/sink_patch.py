@@ -110,8 +110,9 @@ def run_patch_study(
 
 def _patch_of(model: Model, sink: SinkResult) -> SinkPatch:
     if sink.patch is None:
+        found = "in which no norm sink was found" if sink.main is None else "whose norm sink no few neurons carry"
         raise NothingFoundError(
-            f"{model.name}, in which no norm sink was found",
+            f"{model.name}, {found}",
             "a norm sink, whose neurons could be patched",
             "there is nothing to patch here; to see what holding other neurons does, pass patch=SinkPatch(...)",
         )
