@@ -1,10 +1,20 @@
-"""``DistanceProfile``: how much attention a head gives to a key at each distance, in text that does not repeat.
+"""``DistanceProfile``: where a head looks by distance alone, in text that does not repeat.
 
-    profile(d) = mean over queries i >= d + 1 of A[i, i - d]
+A reader that looks by distance gives the key at distance ``d`` of query ``i`` the share ``w(d) / (w(0) + ... + w(i -
+1))`` of what it does not give to position 0, where heads rest.  The weights are those under which what the head gives
+is most likely::
 
-Keys at position 0 do not count: they are where heads rest.  Neighbouring distances are put together, the more the
-farther away they are, because few queries see the farthest.  This is the reader that position-matched ratios compare
-with: it looks where the head usually looks, whatever stands there.
+    w(d) = sum_i A[i, i - d]  /  sum_{i > d} m_i / (w(0) + ... + w(i - 1)),        m_i = 1 - A[i, 0]
+
+found by iterating this (which can only make it more likely), up to a factor.  So a head that looks at all keys alike,
+and one that looks by distance and nothing else, are exactly their own reader.  A mean over the queries that see a
+distance is not: early queries have few keys, and share more with each, and they see near ones only.
+
+Neighbouring distances are put together, the more the farther away they are, because few queries see the farthest.  This
+is the reader that position-matched ratios compare with: it looks where the head usually looks, whatever stands there.
+
+Source: the choice among those in reach is Luce 1959 (*Individual Choice Behavior*); the iteration is Hunter 2004 (The
+Annals of Statistics 32, 384-406).
 """
 
 from __future__ import annotations
@@ -28,15 +38,18 @@ from mechrep.results import Result
 from mechrep.text.corpus import Corpus
 
 _SINGLE, _GROWTH = 16, 1.2  # so many distances stand alone; from there on bins grow by this factor
+_ROWS = 4096  # queries that are told apart by how many keys they see
+_ROUNDS, _STEADY = 500, 1e-7  # of the iteration, at most; until no weight changes by more than this share
 TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small batches stay in its cache
 
 
 @dataclass(frozen=True, eq=False)
 class DistanceProfileResult(Result):
-    """Mean attention by distance.
+    """Attention by distance.
 
     Attributes:
-        weights: of a key at distance 0, 1, ...; those beyond the last have its weight.
+        weights: of a key at distance 0, 1, ...; those beyond the last have its weight.  Their factor is such that over
+            all pairs of positions they sum to what the head gives.
         pairs: queries that see a key at each distance.
     """
 
@@ -95,8 +108,8 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Number of distances."""
-        return {"distances": self.distances}
+        """Number of distances, and how weights are found."""
+        return {"distances": self.distances, "weights": "likelihood"}
 
     def prepare(self, anatomy: Anatomy, frame: pd.DataFrame) -> None:  # noqa: ARG002 - any corpus will do
         """Empty sums for this model's heads."""
@@ -106,6 +119,7 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         self.state = {
             "sum": empty_table(anatomy, "heads")[..., None].repeat(1, 1, known),
             "pairs": torch.zeros(known, dtype=torch.float64),
+            "given": empty_table(anatomy, "heads")[..., None].repeat(1, 1, min(_ROWS, anatomy.n_ctx)),
         }
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
@@ -119,6 +133,9 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         self.state["sum"][layer] += values.new_zeros(len(rows), self.state["pairs"].shape[0]).index_add_(
             1, distance, values
         ).cpu()  # fmt: skip
+        given = rows.tril()[..., 1:].sum(-1).cpu()  # [head query]
+        place = torch.arange(given.shape[1]).clamp(max=self.state["given"].shape[2] - 1)
+        self.state["given"][layer].index_add_(1, place, given.to(self.state["given"]))
 
     def finish_batch(self, batch: Batch) -> None:
         """Count pairs of positions, once for all layers."""
@@ -133,20 +150,57 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         return query, key, (query - key).clamp(max=self.state["pairs"].shape[0] - 1)
 
     def result(self, provenance: Provenance) -> DistanceProfileResult:
-        """Means in bins that grow with the distance.
+        """The weights, equal in bins that grow with the distance.
 
         Raises:
             InputError: no text of two tokens.
         """
-        sums, pairs = self.state["sum"], self.state["pairs"]
+        sums, pairs, given = self.state["sum"], self.state["pairs"], self.state["given"]
         if not bool(pairs.any()):
             raise InputError("texts of one token", "texts with queries behind the first position", "use longer texts")
-        weights, last = torch.zeros_like(sums), torch.zeros(sums.shape[:2], dtype=torch.float64)
-        for begin, end in _bins(len(pairs)):
-            if bool(pairs[begin:end].any()):
-                last = sums[..., begin:end].sum(-1) / pairs[begin:end].sum()
-            weights[..., begin:end] = last[..., None]
+        bins = [(begin, end) for begin, end in _bins(len(pairs)) if bool(pairs[begin:end].any())]
+        seen, number = (
+            torch.arange(given.shape[2]),
+            torch.tensor([float(pairs[begin:end].sum()) for begin, end in bins]),
+        )
+        # How many keys of each bin a query sees; the last bin goes on.
+        ends = [end for _, end in bins[:-1]] + [max(bins[-1][1], len(seen))]
+        keys = torch.stack([seen.clamp(max=end) - begin for (begin, _), end in zip(bins, ends, strict=True)]).clamp_min(
+            0
+        )
+        shares = _likeliest(torch.stack([sums[..., begin:end].sum(-1) for begin, end in bins], -1), given, keys, number)
+        weights = shares[..., -1:].repeat(1, 1, len(pairs))
+        for place, (begin, end) in enumerate(bins):
+            weights[..., begin:end] = shares[..., place, None]
         return DistanceProfileResult(provenance, weights.float(), pairs.float())
+
+
+def _likeliest(
+    sums: Float[Tensor, "layer head bin"],
+    given: Float[Tensor, "layer head query"],
+    keys: Int64[Tensor, "bin query"],
+    number: Float[Tensor, " bin"],
+) -> Float[Tensor, "layer head bin"]:
+    """Weights under which what a head gives to each bin is most likely.
+
+    Args:
+        sums: attention to the keys of each bin.
+        given: attention of each query to all keys but the first.
+        keys: how many keys of a bin each query sees.
+        number: pairs of positions in each bin.
+    """
+    wide, pairs = keys.double(), number.double()
+    weights = sums / pairs
+    for _ in range(_ROUNDS):
+        reach = weights @ wide
+        rate = torch.where(reach > 0, given / reach, 0.0) @ wide.T
+        new = torch.where(rate > 0, sums / rate, sums * 0)  # what is not known stays so
+        new = new * (sums.sum(-1) / (new @ pairs).clamp_min(1e-300))[..., None]
+        change = ((new - weights).abs() / new.clamp_min(1e-12)).nan_to_num(0.0).max()
+        weights = new
+        if float(change) < _STEADY:
+            break
+    return weights
 
 
 def distance_profile(model: Model, reference: Corpus, *, progress: bool | None = False) -> DistanceProfileResult:

@@ -15,13 +15,16 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = "output.txt"
+_IMPORTED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 _SECONDS = 300  # for one mutant
-_SLOW_TO_IMPORT = ("torch", "transformers", "pandas", "scipy.stats", "pyarrow.parquet", "hypothesis", "beartype")
-PASSED, FAILED, INTERRUPTED = 0, 1, 2  # of pytest; interrupted: a file could not be imported
+_SLOW_TO_IMPORT = ("torch", "transformers", "pandas", "scipy.stats", "pyarrow.parquet")
+PASSED, FAILED, INTERRUPTED, BROKEN = 0, 1, 2, 70  # of pytest, but the last; interrupted: a file could not be imported
 
 
 def main() -> int:
@@ -40,7 +43,7 @@ def main() -> int:
         folder = copied(Path(name))
         files = sorted({test for mutant in chosen for test in mutant.tests})
         if outcome(folder, files) != PASSED:
-            print("the tests fail on the package as it is:", *files)
+            print((folder / OUTPUT).read_text(encoding="utf-8")[-3000:], "the tests fail on the package as it is")
             return 1
         for number, mutant in enumerate(chosen, 1):
             begun = time.monotonic()
@@ -99,14 +102,18 @@ def outcome(folder: Path, tests: Sequence[str]) -> int:
     """
     child = os.fork()
     if child == 0:
-        os._exit(_run(folder, tests))
+        try:
+            os._exit(_run(folder, tests))
+        finally:  # whatever is raised: the parent's folder is not this process' to remove
+            traceback.print_exc()
+            os._exit(BROKEN)
     end = time.monotonic() + _SECONDS * (1 if len(tests) < 9 else 9)
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
             if code not in (PASSED, FAILED, INTERRUPTED) and code >= 0:
-                raise RuntimeError(f"pytest ended with {code} for {tests}: see {folder / 'output.txt'}")
+                raise RuntimeError(f"pytest ended with {code} for {tests}: {(folder / OUTPUT).read_text()[-2000:]}")
             return code
         time.sleep(0.05)
     os.kill(child, 9)
@@ -115,7 +122,7 @@ def outcome(folder: Path, tests: Sequence[str]) -> int:
 
 
 def _run(folder: Path, tests: Sequence[str]) -> int:
-    with (folder / "output.txt").open("w") as output:
+    with (folder / OUTPUT).open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         os.chdir(folder)
@@ -124,7 +131,8 @@ def _run(folder: Path, tests: Sequence[str]) -> int:
             del sys.modules[name]
         import pytest
 
-        return int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", _IMPORTED]
+        return int(pytest.main([*options, *tests]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """From weights in one plain form to a module of a family: what each architecture does otherwise is undone here.
 
 * *Norms on queries and keys* (Qwen 3, Gemma 3): a pair of dimensions that the other side does not read holds a large
-  constant, so that every query and every key has the same norm, and the norm's gain gives it back.
+  constant, so that every query and every key has nearly the same norm, and the norm's gain gives it back.  It is no
+  larger than it must be: null models have the same gains, and with huge ones they all look at one token.
 * *Norms behind attention and MLP* (Gemma 2 and 3): the output bias of attention, and some neurons that always fire,
   write a large constant to a dimension whose gain is 0, so that what is written has the same norm everywhere.
 * *Caps* (Gemma 2): scores are capped at 1000, logits at 30, so that whoever forgets a cap gets other numbers.
@@ -26,7 +27,6 @@ SCORE_CAP, LOGIT_CAP, QUERY_SCALAR = 1000.0, 30.0, 100
 N_EXPERTS, ROUTED = 4, 8.0  # logits of the two experts that a token is sent to; 0 of the others
 STEADY = 8  # neurons of a layer that always fire, where a norm stands behind the MLP
 CALM_NORM = 1e5  # what they write together; attention's bias likewise
-_SWAMPED = 1000.0  # times as long as anything else in a query or key
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def _steady_heads(bench: Bench, layer: int, part: Tensor, norm: str) -> Tensor:
     """Adds the large constant to queries or keys ``[head d_model d_head]``, in place; the gain that gives them back."""
     pair = bench.free_pairs[0 if norm == "q_norm" else 1]
     read = part * bench.uneven[2 * layer][None, :, None]  # as of a vector with gains undone
-    longest = bench.constant * read[:, [bench.plus, bench.minus]].norm(dim=-1).sum(-1) + 60 * read.norm(dim=-1).amax(1)
-    constant = _SWAMPED * max(1.0, float(longest.max()))
+    lengths, n = read.norm(dim=-1), len(bench.embed)
+    of_tokens = lengths[:, :n].amax(1) + lengths[:, n : 2 * n].amax(1)
+    constant = bench.swamped * max(1.0, float((bench.constant * lengths[:, bench.plus] + of_tokens).max()))
     part[:, bench.plus, pair] = constant / bench.constant / bench.uneven[2 * layer][bench.plus]
     return torch.full((bench.d_head,), constant / bench.d_head**0.5, dtype=torch.float64)
 
