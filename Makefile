@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 VENV_39 := .venv-3.9
 BIN_39 := $(VENV_39)/bin
+VENV_LOW := .venv-lowest
+BIN_LOW := $(VENV_LOW)/bin
+VENV_TOOLS := .venv-tools
+BIN_TOOLS := $(VENV_TOOLS)/bin
 PIP_FLAGS := --quiet --quiet --disable-pip-version-check
 REAL := real-models
 REAL_NAMES := smollm2-135m gemma3-270m
@@ -17,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 .DELETE_ON_ERROR:
 .PHONY: help setup report real-models report-real gallery test test-real test-ray test-lab test-full trust contract contract-3.9 families \
     lint format \
-    notebooks notebooks-stored notebooks-sync docs bench clean
+    notebooks notebooks-stored notebooks-sync docs bench test-lowest release sbom audit clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9.-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-17s %s\n", $$1, $$2 }'
@@ -46,6 +50,18 @@ $(VENV_39)/.installed: pyproject.toml constraints-3.9.txt
 	@$(BIN_39)/python -m pip install $(PIP_FLAGS) -c constraints-3.9.txt torch
 	@$(BIN_39)/python -m pip install $(PIP_FLAGS) -c constraints-3.9.txt \
 	    -e . "transformer-lens<4" beartype hypothesis pytest pytest-xdist
+	@touch $@
+
+$(VENV_LOW)/.installed: pyproject.toml .ci/lowest.py
+	@echo "Installing mechrep with the lowest versions that pyproject.toml allows into $(VENV_LOW)."
+	@test -x $(BIN_LOW)/python || $(PYTHON) -m venv $(VENV_LOW)
+	@$(PYTHON) .ci/lowest.py > $(VENV_LOW)/constraints.txt
+	@$(BIN_LOW)/python -m pip install $(PIP_FLAGS) -c $(VENV_LOW)/constraints.txt -e . beartype hypothesis pytest pytest-xdist
+	@touch $@
+
+$(VENV_TOOLS)/.installed:
+	@test -x $(BIN_TOOLS)/python || $(PYTHON) -m venv $(VENV_TOOLS)
+	@$(BIN_TOOLS)/python -m pip install $(PIP_FLAGS) cyclonedx-bom pip-audit
 	@touch $@
 
 setup: $(VENV)/.installed-dev ## everything for development, in .venv
@@ -135,6 +151,21 @@ docs: $(VENV)/.installed-dev ## the documentation, in docs/_build/html
 
 bench: $(VENV)/.installed-dev ## what it costs: every benchmark, and one table of what was asked and measured
 	$(BIN)/python benchmarks/run.py
+
+test-lowest: $(VENV_LOW)/.installed ## the contract tests and a report with the lowest versions of everything, in .venv-lowest
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN_LOW)/python -m pytest -q -n $(WORKERS) -m contract tests
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN_LOW)/mechrep report mechrep-tiny --effort quick --only first-layer --out $(VENV_LOW)/report
+
+release: ## wheel and sdist in dist/, each installed in an empty environment elsewhere and tried
+	$(PYTHON) .ci/release.py --python $(PYTHON)
+
+sbom: $(VENV)/.installed $(VENV_TOOLS)/.installed ## what is installed, as CycloneDX JSON, in dist/sbom.cdx.json
+	@mkdir -p dist
+	@$(BIN_TOOLS)/cyclonedx-py environment --output-reproducible --of JSON -o dist/sbom.cdx.json $(BIN)/python
+	@echo "$(CURDIR)/dist/sbom.cdx.json"
+
+audit: $(VENV)/.installed $(VENV_TOOLS)/.installed ## known vulnerabilities of what is installed, by OSV's database
+	@$(BIN_TOOLS)/python .ci/audit.py $(BIN)/python
 
 clean: ## remove what was made here, except virtual environments and real-models/
 	rm -rf report report-real trust-figures docs/_build docs/notebooks dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

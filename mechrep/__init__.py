@@ -118,7 +118,7 @@ _HOME = {
 }
 _FLOORS = {"studies"}
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [*sorted(_HOME), *sorted(_FLOORS)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

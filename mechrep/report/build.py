@@ -6,6 +6,7 @@ a section.  The page is made of these folders alone: a part can be replaced, and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -193,9 +194,11 @@ def build_report(
                     write_page(target, texts=texts)
                     shown = time.monotonic()
                 bar.update()
-        finally:  # after a failure too: what is there can be read
-            if _listed(target):
+        except BaseException:  # what is there can be read all the same; what went wrong is said, and not what follows
+            with contextlib.suppress(StoreError):
                 write_page(target, texts=texts)
+            raise
+    write_page(target, texts=texts)
     return target / "report.html"
 
 

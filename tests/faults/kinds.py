@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +85,13 @@ def _section(folder: Path) -> Any:
 
 
 def _report(folder: Path) -> None:
-    texts = folder.parent / f"{folder.name} words"
-    texts.mkdir()
+    texts = Path(tempfile.mkdtemp())
     words(texts)
     parts = {"heads": lambda *_: heads()}
     build_report(model(FAMILY), folder, parts=parts, texts=texts, run=Run(progress=False), command="mechrep heads x")
-    for path in [*folder.glob("report.*"), *(folder / "sections" / "heads").rglob("*")]:
-        if path.is_file():  # only the list of parts is damaged here
-            path.unlink()
+    shutil.rmtree(folder / "sections" / "heads")  # only the list of parts is damaged here
+    for path in folder.glob("report.*"):
+        path.unlink()
 
 
 def _texts(folder: Path) -> mechrep.Corpus:

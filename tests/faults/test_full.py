@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,13 +34,8 @@ def _remount(place: Path, options: str) -> None:
 def _fill(place: Path) -> Path:
     """Take all space but a few kilobytes."""
     ballast = place / "ballast"
-    with ballast.open("wb") as file:
-        file.truncate(0)
-        try:
-            while True:
-                file.write(b"x" * 4096)
-                file.flush()
-        except OSError:
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
             pass
     return ballast
 
