@@ -23,7 +23,7 @@ from mechrep.report.build import build_report, facts_of
 from mechrep.results import Result
 from mechrep.run import Run
 from mechrep.sections import Section
-from tests.cache.counting import MeanOf, model, texts_of
+from tests.cache.counting import MeanOf, MeanResult, model, texts_of
 from tests.report.made_up import heads, words
 
 FAMILY = "llama_gqa"
@@ -99,7 +99,9 @@ def _texts(folder: Path) -> mechrep.Corpus:
 
 
 KINDS = {
-    "result": Kind(lambda folder: _mean().save(folder / "mean"), lambda folder: _facts(mechrep.load(folder / "mean"))),
+    "result": Kind(
+        lambda folder: _mean().save(folder / "mean"), lambda folder: _facts(MeanResult.load(folder / "mean"))
+    ),
     "section": Kind(lambda folder: heads().save(folder / "heads"), _section),
     "list of parts": Kind(_report, lambda folder: repr(facts_of(folder))),
     "corpus": Kind(_table, _row),
