@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mechrep.stats import paired_bootstrap_interval, percentile_interval, proportion_interval
+from mechrep.stats import (
+    cluster_intervals,
+    least_sign_flip_p,
+    paired_bootstrap_interval,
+    percentile_interval,
+    proportion_interval,
+    sign_flip_p_values,
+)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
@@ -55,3 +62,19 @@ def test_the_bootstrap_is_decided_by_its_seed_and_moves_with_the_data() -> None:
     assert paired_bootstrap_interval(values + 5) == pytest.approx((one[0] + 5, one[1] + 5))
     narrow = paired_bootstrap_interval(values, confidence=0.5)
     assert one[0] < narrow[0] < values.mean() < narrow[1] < one[1]
+
+
+def test_whole_families_are_drawn() -> None:
+    """However many units a family has: 40 equal ones of each say as much as one."""
+    means = np.random.default_rng(0).normal(size=7)
+    alone = cluster_intervals(means[None], list(range(7)))
+    together = cluster_intervals(means.repeat(40)[None], np.arange(7).repeat(40))
+    np.testing.assert_allclose(together, alone)
+    assert alone[0, 1] - alone[0, 0] > 3 * np.ptp(cluster_intervals(means.repeat(40)[None], list(range(280))))
+
+
+@pytest.mark.parametrize("n", [6, 10, 20, 40])
+def test_the_observed_signs_are_one_of_all(n: int) -> None:
+    """So no p-value is 0, whether all ways are counted or some are drawn, and the least is the one stated."""
+    (found,) = sign_flip_p_values(np.ones((1, n)), list(range(n)))
+    assert found == pytest.approx(least_sign_flip_p(n)) and found > 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechrep.ablation.score import Branches, ScoredText, parting_layers, score_tokens
-from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch
+from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch, add
 from mechrep.interventions.apply import EditTable
 from mechrep.models.model import Model
 from tests.tiny_models import GATED, N_HEADS, N_LAYERS, WITH_ALIBI, loaded, random_tokens
@@ -107,3 +107,10 @@ def test_the_lowest_edited_layer_of_every_row() -> None:
         model, [edit for edit, _ in edits], range(len(edits)), first_tokens=[5] * len(edits), starts=[3] * len(edits)
     )
     assert parting_layers(table, one_length=False).tolist() == [layer for _, layer in edits]
+
+
+def test_rows_part_where_something_is_added_too() -> None:
+    model = loaded("llama")
+    conditions = [None, Neurons([(1, 3)], add(2.0)), Heads([(2, 0)], "zero")]
+    table = EditTable(model, conditions, [0, 0, 0])
+    assert parting_layers(table, one_length=True).tolist() == [N_LAYERS, 1, 2]

@@ -146,7 +146,7 @@ _TABLE: list[tuple[str, str, _Faults]] = [
          'table.loc[tested, "p"].to_numpy(float)'),
         ("texts of a family are independent", "n=(known @ np.eye(len(names))[members] > 0).sum(1)", "n=known.sum(1)"),
     ]),
-    ("stats.py", "tests/test_stats.py", [
+    ("stats.py", "tests/test_stats.py mechrep/stats.py", [
         ("intervals of few units are too narrow", "norm.cdf(-((n / (n - 1)) ** 0.5) * student.isf",
          "norm.cdf(-1.0 * norm.isf"),
         ("units are drawn without their families", "np.eye(int(numbers.max(initial=-1)) + 1)[numbers]",
@@ -166,7 +166,7 @@ _TABLE: list[tuple[str, str, _Faults]] = [
         ("circuits that are named are drawn", "exclude = {unit for one in barred for unit in getattr(one, of)}",
          "exclude = set()"),
     ]),
-    ("ablation/outcomes.py", "tests/ablation/test_outcomes.py", [
+    ("ablation/outcomes.py", "tests/ablation/test_outcomes.py tests/ablation/test_study_planted.py", [
         ("every repetition is the first", "begin = copy * len(loop.cycle)", "begin = 0"),
         ("the token that nobody can foresee counts", "after = 0 if self.brief else self.first_copy + 1",
          "after = 0 if self.brief else self.first_copy"),
@@ -175,11 +175,11 @@ _TABLE: list[tuple[str, str, _Faults]] = [
          "ScoredText(tokens, loop.onset, 0 if when == \"all\" else loop.onset, number)"),
         ("a loop that was left has never been left", "return position - self.onset", "return None"),
     ]),
-    ("ablation/score.py", "tests/ablation/test_score.py tests/ablation/test_score_branches.py", [
+    ("ablation/score.py", "tests/ablation/test_score_branches.py tests/studies/test_loss.py", [
         ("losses are edited one token late", "half, half - 1, i)", "half, half, i)"),
         ("edits that add are overlooked", "((factor != 1) | (offset != 0)).any(-1)", "(factor != 1).any(-1)"),
     ]),
-    ("ablation/norm_profiles.py", "tests/ablation/test_norm_profiles.py", [
+    ("ablation/norm_profiles.py", "mechrep/ablation/norm_profiles.py tests/ablation/test_norm_profiles.py", [
         ("what is left, not what is gone", "1 - excess[1:] / excess[0], torch.nan",
          "excess[1:] / excess[0], torch.nan"),
         ("padding has a norm", "norms.masked_fill(~inside, 0.0).sum(1)", "norms[:, 1:].sum(1)"),
