@@ -29,6 +29,7 @@ from mechrep.ablation.study import OUTCOMES, READ_OUTCOMES, Controls, ablation_s
 from mechrep.errors import InputError
 from mechrep.generation.decode import NEW_TOKENS, Decoding
 from mechrep.generation.decode import generate as continue_texts
+from mechrep.guards import some_of
 from mechrep.interventions.ops import SinkPatch
 from mechrep.models import tiny
 from mechrep.models.load import load_model
@@ -346,9 +347,8 @@ def report(
 
     """
     chosen = None if only is None else [_ALIASES.get(name, name) for name in _read_words(only)]
-    unknown = sorted(set(chosen or ()) - set(PARTS))
-    if unknown:
-        raise InputError(f"--only {unknown[0]}", f"some of {', '.join(PARTS)}", "choose among these")
+    if chosen is not None:
+        some_of("--only", chosen, PARTS)
     settings = Settings(preset, sink_layer, held_out)
     given = {
         "only": only,

@@ -129,7 +129,7 @@ def check_folder(path: str | Path, record: str, known: Sequence[int] = (1, 2)) -
             with (folder / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != told:
                     raise ValueError(f"{name} has changed since it was written: its sum differs")
-        made = _json_of(folder / record)
+        made = read_json(folder / record)
         version = made.get("version", 1)
         _check_version(folder, version, known)
         if version != 1 and record not in sums:
@@ -174,7 +174,7 @@ def read_record(path: str | Path, known: Sequence[int] = (1, 2)) -> dict[str, An
         ValueError: it is no record, or it has changed since it was written.
         StoreError: an unknown version.
     """
-    record = _json_of(Path(path))
+    record = read_json(Path(path))
     version, told = record.get("version", 1), record.pop("sha256", None)
     if told is not None and told != _sum_of(record):
         raise ValueError("changed since it was written: its sum differs")
@@ -320,7 +320,13 @@ def _sum_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _json_of(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A record as any program may have written it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no record.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

@@ -112,6 +112,8 @@ def save(figure: go.Figure, path: str | Path) -> Path:
     kind = target.suffix.lower().removeprefix(".")
     if kind not in (*PICTURES, "html", "json"):
         raise InputError(f"{target.name!r}", f"a file ending in .html, .json, .{', .'.join(PICTURES)}", "rename it")
+    if not hasattr(figure, "to_html"):
+        raise InputError(f"a {type(figure).__name__} in place of a figure", "a figure of plotly", "pass result.plot()")
     if kind in PICTURES:
         return write_whole(target, printed(figure, kind))
     return write_whole(target, str(figure.to_json()) if kind == "json" else figure.to_html(include_plotlyjs=True))

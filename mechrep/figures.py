@@ -31,6 +31,7 @@ from mechrep.colours import PAPER as PAPER
 from mechrep.colours import PAPER_INK as PAPER_INK
 from mechrep.colours import SEQUENCE as SEQUENCE
 from mechrep.errors import InputError
+from mechrep.guards import guarded
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -172,6 +173,7 @@ def new_figure() -> Figure:
     return Figure()
 
 
+@guarded
 def save_figure(figure: go.Figure, path: str | Path) -> Path:
     """Write a figure to a file: ``.svg``, ``.png``, ``.pdf`` as a picture, ``.html`` live and without network.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mechrep.errors import InputError
+from mechrep.guards import whole
 
 _KINDS = {"H": "head", "N": "neuron", "E": "expert"}
 _LETTERS = {kind: letter for letter, kind in _KINDS.items()}
@@ -107,7 +107,7 @@ def checked_units(units: Iterable[Any], kind: str) -> tuple[tuple[int, int], ...
         InputError: neither, a name of another kind, or one twice.
     """
     try:
-        pairs = tuple((operator.index(layer), operator.index(number)) for layer, number in as_pairs(units, kind))
+        pairs = tuple((whole(layer), whole(number)) for layer, number in as_pairs(units, kind))
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -162,8 +162,8 @@ def neurons_of_one_layer(layer: Any, neurons: Iterable[int] | int | None = None)
         layer, neurons = units[0][0], [number for _, number in units]
     try:
         given = tuple(neurons) if isinstance(neurons, Iterable) else (neurons,)
-        numbers = tuple(operator.index(neuron) for neuron in given)  # pyright: ignore[reportArgumentType]
-        place = operator.index(layer)
+        numbers = tuple(whole(neuron) for neuron in given)  # pyright: ignore[reportArgumentType]
+        place = whole(layer)
     except TypeError as error:
         remedy = (
             "pass for instance SinkPatch(3, [5, 9]), SinkPatch('L3N5, L3N9') or SinkPatch(mechrep.find_sink(model))"

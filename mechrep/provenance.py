@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from mechrep.guards import check_fields
+
 _PACKAGES = ("mechrep", "transformer-lens", "transformers", "torch", "numpy")
 
 
@@ -55,6 +57,9 @@ class Provenance:
     config: dict[str, Any]
     versions: dict[str, str] = field(default_factory=package_versions)
     made: str = field(default_factory=_now)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechrep.disk import check_folder, write_folder
 from mechrep.errors import InputError, StoreError
+from mechrep.guards import check_count, fits, guarded, one_of
 from mechrep.notation import unit_name
 from mechrep.provenance import Provenance
 from mechrep.tables import LONGEST, frame_html, short
@@ -118,6 +119,7 @@ class Result(Shown):
         ((_, table),) = [(axes, table) for axes, table in tables.items() if self.ranked_by in table]
         return table.iloc[self._order(self.ranked_by)].reset_index(drop=True)
 
+    @guarded
     def ranking(self, by: str = "") -> list[Any]:
         """Units as tuples of their axes, the largest value first, ties in order; those without a value are left out.
 
@@ -129,10 +131,9 @@ class Result(Shown):
         Raises:
             InputError: no tensor of this name.
         """
-        value = getattr(self, by or self.ranked_by, None)
-        if not isinstance(value, Tensor):
-            names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), Tensor)]
-            raise InputError(f"by={by!r}", f"one of {names}", "choose among these")
+        names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), Tensor)]
+        one_of("by", by or self.ranked_by, names)
+        value = getattr(self, by or self.ranked_by)
         shape = value.shape
         known = int((~value.isnan()).sum()) or value.numel()
         order = self._order(by or self.ranked_by)[:known]
@@ -143,6 +144,7 @@ class Result(Shown):
         value = getattr(self, by).double().flatten()
         return value.nan_to_num(nan=-float("inf")).argsort(descending=True, stable=True).tolist()
 
+    @guarded
     def save(self, folder: str | Path) -> None:
         """Write the result to a folder of its own, complete or not at all.
 
@@ -165,6 +167,7 @@ class Result(Shown):
         write_folder(folder, fill, record=RECORD)
 
     @classmethod
+    @guarded
     def load(cls: type[R], folder: str | Path) -> R:
         """Read a result that :meth:`save` wrote, in this version of mechrep or an earlier one.
 
@@ -185,12 +188,19 @@ class Result(Shown):
             values = record["values"]
             for name, kind in cls.nested.items():
                 values[name] = [_made(kind, one) for one in values[name]]
-            return cls(**(values | tensors), provenance=Provenance(**record["provenance"]))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            made = cls(**(values | tensors), provenance=Provenance(**record["provenance"]))
+            hints = typing.get_type_hints(cls)
+            for field in dataclasses.fields(cls):
+                hint, value = hints[field.name], getattr(made, field.name)
+                if (hint in (int, str, bool) or hasattr(hint, "dim_str")) and not fits(value, hint):
+                    raise ValueError(f"{field.name} of another kind")
+            return made
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise StoreError(
                 f"{path} ({error})", "a folder written by save()", "delete it and make the result again"
             ) from error
 
+    @guarded
     def top(self, k: int) -> list[Any]:
         """The first ``k`` units of the ranking.
 
@@ -216,6 +226,7 @@ class Result(Shown):
                 return axes_figure(value, axes, name=name, subtitle=self._whence())
         raise InputError(f"a figure of {type(self).__name__}", "a result of numbers along axes", "use to_frame()")
 
+    @guarded
     def save_figure(self, path: str | Path, **options: Any) -> Path:
         """Draw :meth:`plot` into a file: ``.svg``, ``.png``, ``.pdf`` (with kaleido), or ``.html``, which stays live.
 
@@ -278,16 +289,6 @@ def _places(place: int, shape: Sequence[int]) -> list[int]:
         place, here = divmod(place, size)
         places.append(here)
     return places[::-1]
-
-
-def check_count(k: int, available: int, what: str) -> None:
-    """Refuse to choose more units than there are.
-
-    Raises:
-        InputError: ``k`` negative or larger than ``available``.
-    """
-    if not 0 <= k <= available:
-        raise InputError(f"k = {k}", f"0 to {available} {what}", "ask for fewer")
 
 
 def check_same_model(result: Result, model: Any, *, force: bool = False) -> None:

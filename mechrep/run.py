@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mechrep.engine import LOCAL, Engine
 from mechrep.errors import InputError
+from mechrep.guards import Count, Seed, check_fields, guarded, one_of
 
 T = TypeVar("T")
 
@@ -106,27 +107,22 @@ class Run:
     """
 
     store: str | Path | None = None
-    seed: int = 0
+    seed: Seed = 0
     effort: str = "standard"
     engine: str = "local"
-    workers: int | None = None
+    workers: Count | None = None
     address: str | None = None
-    batch_size: int | None = None
+    batch_size: Count | None = None
     progress: bool | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         one_of("effort", self.effort, EFFORTS)
         one_of("engine", self.engine, ENGINES)
         self._check_workers()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed={self.seed!r}", "a whole number from 0 on", "choose another")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size}", "at least 1 row", "leave it out to take what fits")
 
     def _check_workers(self) -> None:
-        if self.workers is not None and (isinstance(self.workers, bool) or self.workers < 1):
-            raise InputError(f"workers={self.workers}", "at least 1", "leave it out to take what the cluster has")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
             raise InputError("engine='ray' without Ray", "the package ray", "pip install 'mechrep[ray]'")
         if self.engine == "local" and (self.workers is not None or self.address is not None):
@@ -151,6 +147,7 @@ class Run:
             ("engine", self.workers, self.address), lambda: RayEngine(workers=self.workers, address=self.address)
         )
 
+    @guarded
     def sizes_on(self, model: HasWeights) -> Effort:
         """How many texts, draws and null models this effort means; fewer texts in models of over 20 million weights.
 
@@ -169,13 +166,3 @@ class Run:
         if key not in self.made:
             self.made[key] = make()
         return self.made[key]
-
-
-def one_of(name: str, given: Any, allowed: Any) -> None:
-    """Refuse what is not among the allowed values.
-
-    Raises:
-        InputError: it is not.
-    """
-    if given not in allowed:
-        raise InputError(f"{name}={given!r}", f"one of {', '.join(map(str, allowed))}", "choose one")

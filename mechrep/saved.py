@@ -11,6 +11,7 @@ from pathlib import Path
 from mechrep.ablation.circuit import Circuit
 from mechrep.disk import check_folder, tidy
 from mechrep.errors import StoreError
+from mechrep.guards import guarded
 from mechrep.results import RECORD, Result
 from mechrep.sections import Section
 from mechrep.text.corpus import Corpus
@@ -18,6 +19,7 @@ from mechrep.text.corpus import Corpus
 _FLOORS = ("mechrep.measures", "mechrep.ablation", "mechrep.generation", "mechrep.studies")
 
 
+@guarded
 def load(path: str | PathLike[str]) -> Result | Corpus | Circuit | Section:
     """Read anything that a ``save`` of mechrep wrote: a result, a corpus, a circuit, a section of a report.
 

@@ -123,7 +123,7 @@ class Section:
                 record["variant"],
                 record.get("views", {}),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path} ({error})", "a folder that save() wrote", "make this part again") from error
 
 

@@ -48,6 +48,7 @@ from jaxtyping import Int
 
 from mechrep.ablation.choices import Choice, Scores, score_choices
 from mechrep.errors import InputError
+from mechrep.guards import Count, guarded, some_of
 from mechrep.interventions.ops import Intervention
 from mechrep.models import tiny
 from mechrep.models.model import Model
@@ -272,12 +273,12 @@ def as_tasks(names: Sequence[str]) -> list[BenchmarkTask]:
         >>> [task.title for task in as_tasks(["mmlu", "winogrande"])]
         ['MMLU', 'WinoGrande']
     """
-    if not names or not set(names) <= set(TASKS) or len(set(names)) < len(names):
-        raise InputError(f"tasks={list(names)}", f"some of {list(TASKS)}, each once", "choose among these")
+    some_of("tasks", names, TASKS)
     return [TASKS[name] for name in names]
 
 
-def read_documents(task: BenchmarkTask, folder: str | Path | None, limit: int | None = None) -> list[Document]:
+@guarded
+def read_documents(task: BenchmarkTask, folder: str | Path | None, limit: Count | None = None) -> list[Document]:
     """The first ``limit`` questions of a benchmark, all of them by default.
 
     The order is that of the file; subjects of MMLU take turns, so that few questions are about many subjects.
@@ -300,8 +301,6 @@ def read_documents(task: BenchmarkTask, folder: str | Path | None, limit: int | 
         ...     read_documents(TASKS["winogrande"], folder)[0]["choices"]
         ['The cup fits the box as the cup', 'The cup fits the box as it']
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"limit = {limit}", "at least one question", "leave it out for all")
     if task.made is not None:
         return [task.document(row) for row in task.made()][:limit]
     path = _find(task, folder)

@@ -39,6 +39,7 @@ from mechrep.ablation.effects import ABLATION, BASELINE, Condition, Effects, Mea
 from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.run import Cell, measure_effects
 from mechrep.errors import InputError, MissingPartError
+from mechrep.guards import Count, check_fields, guarded, some_of
 from mechrep.interventions.ops import Combined, Heads, Intervention, Neurons, SinkPatch
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
@@ -64,7 +65,10 @@ class Questions:
 
     tasks: Sequence[str] = POSTER_TASKS
     data: str | Path | None = None
-    limit: int | None = None
+    limit: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class BenchmarkAnswers:
@@ -124,13 +128,14 @@ class BenchmarkAnswers:
         return [*(float(record[metric]) for metric in self.task.metrics), margin, float(record["truncated"])]
 
 
+@guarded
 def benchmark_study(
     model: Model,
     interventions: Changes = None,
     *,
     questions: Questions | None = None,
     controls: Sequence[str] = ("layer_matched",),
-    batch_size: int = 16,
+    batch_size: Count = 16,
     run: Run | None = None,
 ) -> Effects:
     """Asks a model the questions of benchmarks with and without interventions, through lm-evaluation-harness.
@@ -179,8 +184,6 @@ def benchmark_study(
     require_harness()
     if model.tokenizer is None:
         raise MissingPartError(f"{model.name}, which has no tokenizer", "a model that reads text", "load it with one")
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}", "at least one row", "use 16")
     options, asked = run or Run(), questions or Questions()
     tasks = as_tasks(asked.tasks)
     outcomes = [
@@ -221,8 +224,8 @@ def benchmark_cells(
         >>> [one.selection for one, _ in benchmark_cells(ablated, anatomy, controls=["layer_matched"], draws=2)]
         ['baseline', 'ablation', 'layer_matched', 'layer_matched']
     """
-    if not set(controls) <= {"layer_matched", "random"} or len(set(controls)) < len(controls):
-        raise InputError(f"controls={list(controls)}", "some of layer_matched, random, each once", "correct the list")
+    if controls:
+        some_of("controls", controls, ("layer_matched", "random"))
     named = changes if isinstance(changes, Mapping) else {} if changes is None else {"patched": changes}
     cells: list[Cell] = [(Condition(), None)]
     for name, change in named.items():

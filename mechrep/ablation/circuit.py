@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mechrep.disk import read_record, write_record
 from mechrep.errors import InputError, StoreError
+from mechrep.guards import check_count, guarded, whole
 from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
 from mechrep.notation import as_pairs, listed_units
 from mechrep.provenance import Provenance
-from mechrep.results import check_count
 from mechrep.tables import LONGEST, facts_html, short
 
 KINDS = ("neurons", "heads", "layers")
@@ -35,11 +34,12 @@ def as_components(kind: str, given: Iterable[Any] | str) -> tuple[Any, ...]:
     """
     layers = kind == "layers"
     expected = "('attention' or 'mlp', layer)" if layers else f"(layer, {kind.removesuffix('s')})"
-    pairs_given: list[Any] = list(given) if layers else as_pairs(given, kind.removesuffix("s"))
     try:
-        pairs: list[Any] = sorted(
-            (str(first) if layers else operator.index(first), operator.index(number)) for first, number in pairs_given
-        )
+        pairs_given: list[Any] = list(given) if layers else as_pairs(given, kind.removesuffix("s"))
+        named = str if layers else whole
+        pairs: list[Any] = sorted((named(first), whole(number)) for first, number in pairs_given)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{kind} that are no pairs ({error})", f"pairs {expected}", "correct them") from None
     bad = [p for p in pairs if p[1] < 0 or (p[0] not in _LAYER_PARTS if layers else p[0] < 0)]
@@ -196,6 +196,7 @@ class Circuit:
     provenance: Mapping[str, Any] = field(hash=False)
     sizes: Mapping[str, int] = field(hash=False)
 
+    @guarded
     def __init__(
         self,
         name: str,
@@ -226,6 +227,7 @@ class Circuit:
             object.__setattr__(self, attribute, value)
 
     @classmethod
+    @guarded
     def from_neurons(cls, result: Ranking, k: int, *, score: str = "delta", name: str | None = None) -> Circuit:
         """The first ``k`` neurons of a ranking; remembers the texts that they were found on.
 
@@ -242,6 +244,7 @@ class Circuit:
         return cls._ranked("neurons", result, result.ranking(score), k, score, name)
 
     @classmethod
+    @guarded
     def from_heads(cls, result: Ranking, k: int, *, score: str | None = None, name: str | None = None) -> Circuit:
         """The ``k`` heads that score highest, by default on induction or on attention to the first position.
 
@@ -340,6 +343,7 @@ class Circuit:
         """Ids of the texts that components were found on, as far as the provenance tells: test on others."""
         return frozenset(texts_of(self.provenance))
 
+    @guarded
     def only(self, kind: str) -> Circuit:
         """The components of one kind, under the same name."""
         if kind not in self.kinds:
@@ -348,6 +352,7 @@ class Circuit:
             self.name, found=self.found, provenance=self.provenance, sizes=self.sizes, **{kind: getattr(self, kind)}
         )
 
+    @guarded
     def check(self, anatomy: Anatomy) -> None:
         """Refuse a model that this circuit cannot belong to.
 
@@ -360,6 +365,7 @@ class Circuit:
             raise InputError(found, f"a circuit of this model, with {own}", "use the model it was found in")
         check_components(self.name, {kind: getattr(self, kind) for kind in KINDS}, anatomy)
 
+    @guarded
     def check_model(self, model: Model, *, force: bool = False) -> None:
         """Refuse a model with other weights than the one the components were found in.
 
@@ -380,6 +386,7 @@ class Circuit:
                 "find it in this model; where another checkpoint is meant, make a Circuit of its components",
             )
 
+    @guarded
     def intervention(self, op: Cut = "zero", when: When = "auto") -> Intervention:
         """One operation on all components.
 
@@ -401,6 +408,7 @@ class Circuit:
             parts.append(WholeLayers(self.layers, for_neurons, for_heads, when))
         return parts[0] if len(parts) == 1 else Combined(tuple(parts))
 
+    @guarded
     def save(self, path: str | Path) -> None:
         """Write one JSON file, complete or not at all.
 
@@ -411,6 +419,7 @@ class Circuit:
         write_circuit(Path(path), {name: getattr(self, name) for name in names})
 
     @classmethod
+    @guarded
     def load(cls, path: str | Path) -> Circuit:
         """Read what :meth:`save` wrote.
 

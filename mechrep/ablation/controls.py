@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.run import one_of
+from mechrep.guards import Count, Seed, guarded, one_of
 
 Unit = tuple[int, int]  # layer, number in the layer
 _NEIGHBOURS = 8  # a matched partner is drawn among at least so many nearest ones
@@ -70,14 +70,15 @@ class Control:
     matches: bool = False
 
 
+@guarded
 def draw_controls(
     kind: str,
     units: Sequence[Unit],
     *,
-    layers: int,
+    layers: Count,
     width: int | Sequence[int],
-    draws: int,
-    seed: int = 0,
+    draws: Count,
+    seed: Seed = 0,
     exclude: Collection[Unit] = (),
     match: Float[Tensor, "layer number"] | None = None,
 ) -> list[list[Unit]]:
@@ -107,8 +108,6 @@ def draw_controls(
         [[(1, 1)], [(1, 2)]]
     """
     one_of("control", kind, CONTROLS)
-    if draws < 1:
-        raise InputError(f"draws={draws}", "at least one draw of each control", "leave the control out instead")
     control, own = CONTROLS[kind], sorted(set(units))
     widths = [width] * layers if isinstance(width, int) else list(width)
     if not own or not all(0 <= layer < layers and 0 <= number < widths[layer] for layer, number in own):

@@ -29,7 +29,7 @@ from mechrep.figures import (
     tick_step,
     translucent,
 )
-from mechrep.run import one_of
+from mechrep.guards import guarded, one_of
 
 if TYPE_CHECKING:
     from mechrep.ablation.effects import Effects
@@ -244,6 +244,7 @@ def _screened_figure(
     return figure.update_yaxes(range=[-0.5, n_layers - 0.5], dtick=tick_step(n_layers))
 
 
+@guarded
 def single_head_frame(effects: Effects, measure: str | None = None, copy: int | None = None) -> pd.DataFrame:
     """Heads ablated one at a time, the one that changes a measure most first; the family of tests is all heads.
 

@@ -66,7 +66,8 @@ from mechrep.ablation.conditions import (
     Measure,
 )
 from mechrep.errors import InputError
-from mechrep.results import Result, check_count
+from mechrep.guards import check_count, guarded, one_of
+from mechrep.results import Result
 from mechrep.stats import cluster_intervals, least_sign_flip_p, proportion_interval, range_of_draws, sign_flip_p_values
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Effects(Result):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
+    @guarded
     def number(self, measure: str | None = None, copy: int | None = None) -> int:
         """Place of a measure; by default the first, and of the copies of a loop the first that has several tokens.
 
@@ -136,11 +138,13 @@ class Effects(Result):
             raise InputError(f"measure {name!r}, copy {copy}", f"one of {measured}", "choose one that was measured")
         return places[copy]
 
+    @guarded
     def of(self, measure: str | None = None, copy: int | None = None) -> Float[np.ndarray, "condition unit"]:
         """Values of one measure, for the units that it has."""
         place = self.number(measure, copy)
         return self.values[place, :, : len(self.units[place])].double().numpy()
 
+    @guarded
     def effect_of(self, measure: str | None = None, copy: int | None = None) -> Float[np.ndarray, "condition unit"]:
         """Differences to the baseline, unit by unit."""
         values = self.of(measure, copy)
@@ -150,15 +154,15 @@ class Effects(Result):
         """Of every measure: the mean difference to the baseline, over the units that have both."""
         return [_mean(self._change(number)) for number in range(len(self.measures))]
 
+    @guarded
     def select(self, keep: Sequence[int] | None = None, measures: Sequence[str] | None = None) -> Effects:
         """Fewer conditions (the baseline stays) or measures.
 
         Raises:
             InputError: a measure that is not there.
         """
-        unknown = set(measures or ()) - {m.name for m in self.measures}
-        if unknown:
-            raise InputError(f"measures {sorted(unknown)}", f"some of {self._names()}", "choose among these")
+        for name in measures or ():
+            one_of("measure", name, self._names())
         rows = [i for i, m in enumerate(self.measures) if measures is None or m.name in measures]
         columns = list(range(len(self.conditions))) if keep is None else [0, *(i for i in keep if i)]
         return dataclasses.replace(
@@ -322,6 +326,7 @@ class Effects(Result):
         nearer = _mean(apart) * _mean(change) < 0
         return np.where(nearer, 1.0, self._p_of_units(number, apart))
 
+    @guarded
     def summary(self, within: Sequence[str] = (), family: str = "") -> pd.DataFrame:
         """One row per measure and ablation, with controls and verdict.
 
@@ -364,6 +369,7 @@ class Effects(Result):
         table["least"] = np.maximum(least, ranked)
         return judge(table, within=within, family=family)
 
+    @guarded
     def ranking(  # pyright: ignore[reportIncompatibleMethodOverride] - of a measure, not of a field
         self, measure: str | None = None, copy: int | None = None
     ) -> list[int]:
@@ -372,6 +378,7 @@ class Effects(Result):
         chosen = [i for i, one in enumerate(self.conditions) if one.selection == ABLATION]
         return sorted(chosen, key=lambda place: -np.nan_to_num(sizes[place]))
 
+    @guarded
     def top(self, k: int, measure: str | None = None, copy: int | None = None) -> list[Condition]:
         """The ``k`` ablations that change a measure most.
 
@@ -382,18 +389,21 @@ class Effects(Result):
         check_count(k, len(ranking), "ablations")
         return [self.conditions[place] for place in ranking[:k]]
 
+    @guarded
     def to_parquet(self, path: str | Path) -> None:
         """Write :meth:`unit_frame` for other programs (R, DuckDB, polars)."""
         self.unit_frame().to_parquet(path)
 
     # --- figures ----------------------------------------------------------------------------------------------------
 
+    @guarded
     def plot(self, measures: Sequence[str] | None = None) -> go.Figure:
         """Forest plot: a panel per measure, a line per ablation with its interval, every control draw an open mark."""
         from mechrep.ablation.effect_plots import forest
 
         return forest(self, measures)
 
+    @guarded
     def curve(self, x: str = "k", measures: Sequence[str] | None = None) -> go.Figure:
         """The measures over ``"k"`` (numbers of components) or ``"step"`` (training), with intervals and controls."""
         from mechrep.ablation.effect_plots import curve

@@ -23,7 +23,7 @@ from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.run import Cell, measure_effects, stacked
 from mechrep.ablation.sink_outcomes import SinkOnTexts
 from mechrep.cache.corpus_cache import CorpusCache
-from mechrep.errors import InputError
+from mechrep.guards import guarded, some_of
 from mechrep.interventions.ops import Heads, Intervention, Op, mean, zero
 from mechrep.measures.first_token import (
     LAYER,
@@ -151,6 +151,7 @@ class FirstNorm:
         return (first / others).log()[None]
 
 
+@guarded
 def first_layer_heads(
     model: Model,
     texts: Corpus | Sequence[str] | None = None,
@@ -195,8 +196,7 @@ def first_layer_heads(
         True
     """
     check_patterns(model.anatomy)
-    if not ops or not set(ops) <= set(OPS) or len(set(ops)) < len(ops):
-        raise InputError(f"ops={list(ops)}", f"some of {OPS}, each once", "choose among these")
+    some_of("ops", ops, OPS)
     options, corpus = run or Run(), corpus_of(model, texts)
     mark = FirstTokenMark(model, corpus, layer=layer, triples=triples, seed=options.seed)
     text = norm_texts(model, corpus, options)

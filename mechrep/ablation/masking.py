@@ -36,12 +36,13 @@ from mechrep.ablation.score import (
     score_tokens,
 )
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.guards import Count, guarded
 from mechrep.journal import Journal
 from mechrep.measures.token_facts import GROUPS, TokenFacts
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.run import Run, one_of
+from mechrep.run import Run
 from mechrep.text.corpus import Corpus
 from mechrep.text.families import loop_families
 
@@ -53,13 +54,14 @@ _SAME_LOGITS = 1e-2  # between our own causal mask and the model's
 
 
 @torch.no_grad()
+@guarded
 def information_masking(
     model: Model,
     corpus: Corpus,
     facts: TokenFacts,
     *,
     way: Way = "mask",
-    draws: int | None = None,
+    draws: Count | None = None,
     run: Run | None = None,
 ) -> Effects:
     """Hide or exchange low-information tokens, and as many others, and score the last repetition.
@@ -103,11 +105,10 @@ def information_masking(
     brief = sizes.brief
     usual = sizes.draws if brief is None or way == "mask" else sizes.regenerated_draws  # a swap reads whole texts
     number = usual if draws is None else draws
-    one_of("way", way, ("mask", "swap"))
-    if number < 1 or facts.source.shape != corpus.tokens.shape:
+    if facts.source.shape != corpus.tokens.shape:
         raise InputError(
-            f"draws={number}, facts of {len(facts.source)} texts for {len(corpus)}",
-            "at least one draw, facts of this corpus",
+            f"facts of {len(facts.source)} texts for {len(corpus)}",
+            "facts of this corpus",
             "correct them",
         )
     corpus.check_model(model)

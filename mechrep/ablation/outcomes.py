@@ -19,6 +19,7 @@ from mechrep.ablation.screening import WeightedText
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.decode import Continuation, Decoding, Request, run_requests
 from mechrep.generation.loops import without_counter
+from mechrep.guards import Count, check_fields, guarded
 from mechrep.interventions.ops import Intervention, When
 from mechrep.measures.neurons import check_onsets
 from mechrep.models.model import Model
@@ -157,17 +158,16 @@ class LoopLogProbability(_OnTexts):
         per_copy: tokens at the beginning of each repetition that count; by default all.
     """
 
+    @guarded
     def __init__(
         self,
         model: Model,
         corpus: Corpus,
         loops: Sequence[OldLoop],
-        copies: int,
+        copies: Count,
         when: When,
-        per_copy: int | None = None,
+        per_copy: Count | None = None,
     ) -> None:
-        if copies < 1 or (per_copy is not None and per_copy < 1):
-            raise InputError(f"copies={copies}, per_copy={per_copy}", "at least 1", "ask for more")
         super().__init__(model, corpus, loop_families(corpus))
         self.loops = loops
         self.counted = [len(one.cycle) if per_copy is None else min(per_copy, len(one.cycle)) for one in loops]
@@ -310,10 +310,13 @@ class LoopDecoding:
     """
 
     preset: str = "mechrep"
-    max_new_tokens: int = 160
+    max_new_tokens: Count = 160
     stop_early: bool = True
-    prompt_length: int = 50
-    copies: int | None = None
+    prompt_length: Count = 50
+    copies: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def tokens_for(self, loop: OldLoop | None) -> int:
         """Tokens to write, at most.

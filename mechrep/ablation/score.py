@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.generation.slot_cache import has_states, shares_keys, why_not_kept
+from mechrep.guards import Some, guarded
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.memory import in_batches
@@ -252,8 +253,9 @@ def score_tokens(
     return [TokenScores(*tensors) for tensors in kept]
 
 
+@guarded
 def token_losses(
-    model: Model, corpus: Corpus, interventions: Sequence[Intervention | None], *, progress: bool | None = None
+    model: Model, corpus: Corpus, interventions: Some[Intervention | None], *, progress: bool | None = None
 ) -> Float[Tensor, "intervention text"]:
     """Mean loss in nats per token on the second half of every text, under each intervention.
 

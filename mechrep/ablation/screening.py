@@ -31,12 +31,12 @@ from torch import Tensor
 
 from mechrep.ablation.score import ScoredText, first_read, go_on_from, prefixes_of
 from mechrep.errors import InputError
+from mechrep.guards import one_of
 from mechrep.interventions.ops import Op, as_op
 from mechrep.models.anatomy import Site
 from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
-from mechrep.run import one_of
 
 Unit = tuple[int, int]
 ALL_EXACTLY = 40  # of so many heads, each is ablated

@@ -40,10 +40,11 @@ from mechrep.ablation.screening import (
 )
 from mechrep.ablation.texts import shared_loops, shared_repeats, shared_windows
 from mechrep.errors import InputError
+from mechrep.guards import Count, check_fields, guarded, one_of, some_of
 from mechrep.interventions.ops import Cut, Heads, Op, When, as_op, op_name
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
-from mechrep.run import Run, one_of
+from mechrep.run import Run
 from mechrep.text.corpus import Corpus
 
 READ_OUTCOMES = ("loop_log_probability", "copy_accuracy", "loss")
@@ -70,10 +71,15 @@ class Controls:
     """
 
     kinds: Sequence[str] = ("layer_matched",)
-    draws: int | None = None
+    draws: Count | None = None
     exclude: Sequence[Circuit] = ()
     match: Mapping[str, Float[Tensor, "layer unit"]] = field(default_factory=dict)
     strict: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in self.kinds:
+            one_of("control", name, CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,13 @@ class StudyTexts:
     loops: Corpus | None = None
     repeats: Corpus | None = None
     windows: Corpus | None = None
-    copies: int = 3
+    copies: Count = 3
     decoding: LoopDecoding = field(default_factory=LoopDecoding)
     held_out: bool = True
-    brief: int | None = None
+    brief: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def outcomes(
         self, model: Model, names: Sequence[str], *, when: When, seen: frozenset[str] = frozenset(), run: Run
@@ -116,8 +125,7 @@ class StudyTexts:
             InputError: an unknown name, one given twice, none at all, an unknown ``when``, texts that do not serve.
             NothingFoundError: no text of the kind that an outcome needs.
         """
-        if not names or not set(names) <= set(OUTCOMES) or len(set(names)) < len(names):
-            raise InputError(f"outcomes={list(names)}", f"some of {OUTCOMES}, each once", "choose among these")
+        some_of("outcomes", names, OUTCOMES)
         one_of("when", when, ("from_onset", "all"))
 
         def texts() -> Corpus:
@@ -149,6 +157,7 @@ class StudyTexts:
         return [makers[name]() for name in names]
 
 
+@guarded
 def ablation_study(
     model: Model,
     circuits: Circuits,
@@ -339,6 +348,7 @@ def _draw(
     ]
 
 
+@guarded
 def single_head_sweep(
     model: Model,
     *,
@@ -387,7 +397,7 @@ def single_head_sweep(
         True
     """
     options, when = run or Run(), _from_where(when)
-    given = texts if isinstance(texts, StudyTexts) else StudyTexts(loops=texts)
+    given, op = texts if isinstance(texts, StudyTexts) else StudyTexts(loops=texts), as_op(op)
     measured = given.outcomes(model, outcomes, when=when, run=options)
     return heads_alone(model, measured, op, when=when, peers="other heads", study="single heads", run=options)
 

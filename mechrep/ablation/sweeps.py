@@ -28,6 +28,7 @@ from mechrep.ablation.outcomes import (
 from mechrep.ablation.run import measure_effects
 from mechrep.ablation.study import Controls, ablation_cells
 from mechrep.errors import InputError
+from mechrep.guards import Count, Some, guarded
 from mechrep.interventions.ops import Op
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.models.model import Model
@@ -40,12 +41,13 @@ Unit = tuple[int, int]
 Neurons = RepetitionNeuronResult | Sequence[Unit]
 
 
+@guarded
 def deactivation_sweep(
     model: Model,
     corpus: Corpus,
     *,
     neurons: Neurons,
-    ks: Sequence[int],
+    ks: Some[Count],
     op: Op | str = "zero",
     controls: Controls | Sequence[str] = ("layer_matched",),
     decoding: LoopDecoding | None = None,
@@ -98,12 +100,13 @@ def deactivation_sweep(
     return _sweep(model, outcome, "deactivation", neurons, ks, op, controls, run)
 
 
+@guarded
 def activation_sweep(
     model: Model,
     corpus: Corpus,
     *,
     neurons: Neurons,
-    ks: Sequence[int],
+    ks: Some[Count],
     op: Op | str = "add",
     controls: Controls | Sequence[str] = ("layer_matched",),
     decoding: LoopDecoding | None = None,
@@ -147,12 +150,13 @@ def activation_sweep(
     return _sweep(model, outcome, "activation", neurons, ks, op, controls, run)
 
 
+@guarded
 def loss_sweep(
     model: Model,
     corpus: Corpus,
     *,
     neurons: Neurons,
-    ks: Sequence[int],
+    ks: Some[Count],
     op: Op | str = "zero",
     controls: Controls | Sequence[str] = ("layer_matched",),
     run: Run | None = None,

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import math
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar, get_args, overload
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, overload
 
 import pandas as pd
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from mechrep.engine import LOCAL, Engine, Pace
 from mechrep.errors import InputError
+from mechrep.guards import Count, NotNegative, guarded, one_of
 from mechrep.interventions.apply import applied, fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Anatomy, Site
@@ -256,12 +256,13 @@ class CorpusCache:
         2
     """
 
+    @guarded
     def __init__(
         self,
         model: Model,
         corpus: CorpusLike,
         *,
-        batch_size: int | str = "auto",
+        batch_size: Count | Literal["auto"] = "auto",
         store: str | Path | None = None,
         view: View = "auto",
         intervention: Intervention | None = None,
@@ -272,8 +273,6 @@ class CorpusCache:
         corpus.check_model(model)
         if intervention is not None and intervention.when == "last":
             raise InputError("an intervention with when='last'", "when='all' or 'from_onset'", "read under that one")
-        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(f"batch_size={batch_size!r}", "a number of texts, or 'auto'", "leave it out")
         options = run or Run()
         self.model, self.corpus, self.run_options = model, corpus, options
         self.progress = options.progress if progress is None else progress
@@ -342,6 +341,7 @@ class CorpusCache:
         results = self.run_all(analyzers)
         return results[0] if len(results) == 1 else results
 
+    @guarded
     def run_all(self, analyzers: Sequence[Any]) -> tuple[Any, ...]:
         """As :meth:`run`, for a list of analyzers: one result for each, also where it is a single one.
 
@@ -469,6 +469,7 @@ class CorpusCache:
             raise InputError(f"cache[{place!r}]", "a site and a layer", "write for instance cache[Site.RESID_POST, 0]")
         return self.get(place[0], layers=[place[1]])[0]
 
+    @guarded
     def get(
         self,
         site: Site | str,
@@ -476,7 +477,7 @@ class CorpusCache:
         layers: Sequence[int] | None = None,
         texts: Sequence[int] | None = None,
         positions: slice | None = None,
-        max_gib: float = 2.0,
+        max_gib: NotNegative = 2.0,
     ) -> Shaped[Tensor, "layer text pos ..."]:
         """Activations as one CPU tensor ``[layer text pos ...]``; positions past a text's end are zero.
 
@@ -496,8 +497,6 @@ class CorpusCache:
         every_layer = self.model.anatomy.layers_with(site)
         chosen_layers = _numbers("layers", every_layer if layers is None else layers, self.model.anatomy.n_layers)
         chosen_texts = _numbers("texts", range(len(self.corpus)) if texts is None else texts, len(self.corpus))
-        if not isinstance(positions, slice | None):
-            raise InputError(f"positions={positions!r}", "a slice", "pass for instance slice(3, 4) for position 3")
         full = int(self.corpus.lengths[chosen_texts].max())
         span = range(*(positions or slice(None)).indices(full))
         self._check_size(site, len(chosen_layers) * len(chosen_texts) * len(span), full, max_gib)
@@ -614,11 +613,7 @@ def _as_site(site: Site | str) -> Site:
     Raises:
         InputError: no such name.
     """
-    names = [one.value for one in Site]
-    if site not in names:
-        near = difflib.get_close_matches(str(site), names, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else "TransformerLens' names are for model.run_with_cache"
-        raise InputError(f"site {site!r}", f"one of {', '.join(names)}", remedy)
+    one_of("site", str(site), [one.value for one in Site])
     return Site(site)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.generation.decode import NEW_TOKENS, Decoding, decoding_of, generate
+from mechrep.guards import Count, guarded, within
 from mechrep.interventions.apply import first_edited, logits
 from mechrep.interventions.ops import Heads, Intervention, Neurons
 from mechrep.models.model import Model
@@ -101,6 +102,7 @@ class Comparison(Result):
 
     nested: ClassVar[Mapping[str, type]] = {"partings": Parting}
 
+    @guarded
     def text(self, condition: str, text: int = 0) -> str:
         """A continuation.
 
@@ -109,6 +111,7 @@ class Comparison(Result):
         """
         return "".join(self.written[self._place(condition)][text])
 
+    @guarded
     def parting(self, condition: str, text: int = 0) -> Parting | None:
         """Where a continuation leaves that of the first condition; ``None``: nowhere.
 
@@ -220,12 +223,13 @@ def _why(one: Parting) -> str:
     return f"{place}; the first was ahead by {before} nats before, {after} after"
 
 
+@guarded
 def compare(
     model: Model,
     prompts: CorpusLike,
     conditions: Mapping[str, Change] | Change,
     *,
-    max_new_tokens: int = NEW_TOKENS,
+    max_new_tokens: Count = NEW_TOKENS,
     top_k: int = 5,
     decoding: Decoding | None = None,
     progress: bool | None = None,
@@ -262,8 +266,7 @@ def compare(
         without L2H0  ...
     """
     chosen, rules = _conditions(conditions), decoding_of(decoding, fields)
-    if not isinstance(top_k, int) or top_k < 1 or top_k > model.anatomy.d_vocab:
-        raise InputError(f"top_k={top_k}", f"1 to {model.anatomy.d_vocab} candidates", "correct it")
+    top_k = within("top_k", top_k, 1, model.anatomy.d_vocab, "a number of candidates")
     corpus = Corpus.of(prompts, model)
     lengths, decode = corpus.lengths.tolist(), model.decode
     texts = [

@@ -10,7 +10,6 @@ reference does so on the TransformerLens view.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -28,6 +27,7 @@ from mechrep.generation.requests import push_next as push_next
 from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, step, why_not_kept
 from mechrep.generation.slot_texts import SlotTexts
 from mechrep.generation.whole_texts import decode_reference, write_whole
+from mechrep.guards import Count, guarded, nearest, within
 from mechrep.interventions.apply import first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.models.memory import attempt, bytes_of_writing, fewer, rows_that_fit
@@ -315,15 +315,16 @@ def _split_by_prefix(places: Sequence[tuple[int, int]], kinds: Sequence[_Kind]) 
         yield part
 
 
+@guarded
 def generate(
     model: Model,
     corpus: CorpusLike,
     *,
-    max_new_tokens: int = NEW_TOKENS,
+    max_new_tokens: Count = NEW_TOKENS,
     decoding: Decoding | None = None,
     interventions: Intervention | Sequence[Intervention | None] | None = None,
     starts: Sequence[int] | None = None,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     progress: bool | None = None,
     **fields: Any,
 ) -> Corpus:
@@ -385,9 +386,8 @@ def decoding_of(decoding: Decoding | None, fields: Mapping[str, Any]) -> Decodin
     """
     known = [one.name for one in dataclasses.fields(Decoding)]
     for name in set(fields) - set(known):
-        near = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean {near[0]}?" if near else "leave it out; temperature=0 is greedy, 1 samples"
-        raise InputError(f"{name}={fields[name]!r:.40}", f"an option of generate, or one of {', '.join(known)}", remedy)
+        expected = f"an option of generate, or one of {', '.join(known)}"
+        raise InputError(f"{name}={fields[name]!r:.40}", expected, nearest(name, known))
     if decoding is not None and fields:
         raise InputError(f"decoding= and {', '.join(fields)} beside it", "one of the two", "use Decoding(...) for all")
     return Decoding(**fields) if decoding is None else decoding
@@ -404,8 +404,6 @@ def run_requests(
 ) -> list[Continuation]:
     """Decode requests on the fast view where there is one (``"auto"``), or on the view asked for."""
 
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}", "at least 1 row", "correct it")
     if decoding.view == "plain" and not model.fast:
         raise InputError(f"view='plain' for {model.name}", "a model with a plain view", "use view='auto'")
     if not model.fast or decoding.view == "transformer_lens":
@@ -424,7 +422,12 @@ def make_requests(
     for name, values in (("interventions", per_row), ("starts", starts)):
         if values is not None and len(values) != len(corpus):
             raise InputError(f"{len(values)} {name} for {len(corpus)} texts", "one per text", "repeat or drop some")
-    begins = first_edited(corpus.frame, corpus.lengths.tolist(), per_row) if starts is None else starts
+    lengths = corpus.lengths.tolist()
+    if starts is None:
+        begins = first_edited(corpus.frame, lengths, per_row)
+    else:
+        begins = [within("starts:", place, 0, length + max_new_tokens - 1, "a position of a text")
+                  for place, length in zip(starts, lengths, strict=True)]  # fmt: skip
     requests = []
     for number, intervention in enumerate(per_row):
         prompt = tuple(corpus.row(number))

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from mechrep.errors import InputError, MissingPartError, NothingFoundError
+from mechrep.errors import MissingPartError, NothingFoundError
 from mechrep.generation.decode import Decoding, Request, answers_to_corpus, generate, run_requests
+from mechrep.guards import Count, Seed, Whole, guarded, one_of
 from mechrep.journal import Journal
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -82,8 +83,7 @@ def loop_preset(name: str) -> LoopPreset:
     Raises:
         InputError: an unknown name.
     """
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r}", f"one of {sorted(PRESETS)}", "choose one of these")
+    one_of("preset", name, sorted(PRESETS))
     return PRESETS[name]
 
 
@@ -269,14 +269,15 @@ class PromptTexts:
         self.written[block] = texts.with_cycles(self.rules.detector, eos_id=self.model.eos_ids)
 
 
+@guarded
 def collect_loops(
     model: Model,
-    n_loops: int,
+    n_loops: Count,
     *,
-    n_others: int | None = None,
+    n_others: Whole | None = None,
     preset: str = "mechrep",
-    seed: int = 0,
-    max_prompts: int | None = None,
+    seed: Seed = 0,
+    max_prompts: Count | None = None,
     texts: PromptTexts | None = None,
     progress: bool | None = None,
 ) -> Corpus:
@@ -313,10 +314,6 @@ def collect_loops(
     """
     n_others = n_loops if n_others is None else n_others
     limit = 20 * (n_loops + n_others) if max_prompts is None else max_prompts
-    if n_loops < 1 or n_others < 0 or limit < 1:
-        raise InputError(
-            f"n_loops={n_loops}, n_others={n_others}, max_prompts={max_prompts}", "at least 1, 0 and 1", "correct them"
-        )
     source = texts or PromptTexts(model, preset, seed)
     found: dict[str, list[Corpus]] = {"looping": [], "loop_free": []}
     tried, looped, at_once = 0, 0, _BLOCK * math.ceil((n_loops + n_others) / (2 * _BLOCK))

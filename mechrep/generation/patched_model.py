@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError
+from mechrep.guards import guarded
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.hooks import Place
 from mechrep.interventions.ops import Combined, Intervention, SinkPatch
@@ -323,6 +324,7 @@ class PatchedModel:
         (True, True)
     """
 
+    @guarded
     def __init__(self, model: Model | nn.Module, patch: Intervention, *, bos_id: int | None = None) -> None:
         self.module, handles, default_bos = _plain_parts(model)
         self.bos_id = default_bos if bos_id is None else bos_id

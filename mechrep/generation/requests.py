@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import Count, NotNegative, Seed, check_fields
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
 from mechrep.models.model import Model
@@ -84,27 +84,24 @@ class Decoding:
     Example:
         >>> Decoding(temperature=0.7, top_k=20).stop_when
         'eos'
-        >>> Decoding(top_k=0)
+        >>> Decoding(top_k=20)
         Traceback (most recent call last):
-        mechrep.errors.InputError: given: temperature=0.0, top_k=0; ...
+        mechrep.errors.InputError: given: top_k=20 with temperature=0; ...
     """
 
     stop_when: StopRule | Sequence[StopRule] | None = "eos"
-    temperature: float = 0.0
-    top_k: int | None = None
-    seed: int = 0
+    temperature: NotNegative = 0.0
+    top_k: Count | None = None
+    seed: Seed = 0
     suppress: Sequence[int] = ()
     view: Literal["auto", "plain", "transformer_lens"] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or (self.top_k is not None and self.top_k < 1):
+        check_fields(self)
+        if self.top_k is not None and self.temperature == 0:
             raise InputError(
-                f"temperature={self.temperature}, top_k={self.top_k}", "temperature >= 0, top_k >= 1", "correct them"
+                f"top_k={self.top_k} with temperature=0", "a temperature above 0, to sample", "set it, or drop top_k"
             )
-        if self.view not in ("auto", "plain", "transformer_lens"):
-            raise InputError(f"view={self.view!r}", "'auto', 'plain' or 'transformer_lens'", "choose one")
-        if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise InputError(f"seed={self.seed!r}", "a whole number from 0", "correct it")
         for rule in self.rules:
             if isinstance(rule, str) and rule != "eos":
                 watch_for(rule)  # refuses an unknown preset before any work is done
@@ -232,8 +229,6 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
                 "ids of this model",
                 "encode it again",
             )
-        if not isinstance(request.max_new_tokens, Integral) or request.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={request.max_new_tokens}", "a whole number from 1", "ask for more")
         if len(request.prompt) + request.max_new_tokens > model.anatomy.n_ctx:
             raise InputError(
                 f"prompt {number} of {len(request.prompt)} tokens and {request.max_new_tokens} new ones",

@@ -32,8 +32,8 @@ from mechrep.generation.written import (
     text_kind_preset,
     write_texts,
 )
+from mechrep.guards import Count, guarded
 from mechrep.models.model import Model
-from mechrep.run import one_of
 from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.families import linked, loop_families
 
@@ -41,14 +41,15 @@ COPIES = 3  # copies beyond the first, where nothing else is said
 _LOOK = "print(mechrep.generation.text_kinds.text_flow(...).counts()) says how many of each there are"
 
 
+@guarded
 def natural_texts(
     model: Model,
     prompts: CorpusLike,
     *,
     preset: str = "mechrep",
     cut: Cut | None = None,
-    max_new_tokens: int | None = None,
-    batch_size: int = 256,
+    max_new_tokens: Count | None = None,
+    batch_size: Count = 256,
     progress: bool | None = None,
 ) -> Corpus:
     """Prompts whose greedy continuation loops, cut where the loop begins.
@@ -86,7 +87,6 @@ def natural_texts(
         >>> set(natural.frame["builder"]), bool((natural.frame["onset"] == natural.frame["prompt_length"]).all())
         ({'natural'}, True)
     """
-    one_of("cut", cut, (None, "start", "onset"))
     prompts = Corpus.of(prompts, model)
     texts = write_texts(
         model, prompts, preset=preset, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
@@ -111,15 +111,16 @@ def natural_texts(
     return _corpus(model, texts, numbers, rows, columns, starts, periods)
 
 
+@guarded
 def induced_texts(
     model: Model,
     prompts: CorpusLike,
-    copies: int | None = None,
+    copies: Count | None = None,
     builder: Builder | None = None,
     *,
     preset: str = "mechrep",
-    max_new_tokens: int | None = None,
-    batch_size: int = 256,
+    max_new_tokens: Count | None = None,
+    batch_size: Count = 256,
     progress: bool | None = None,
 ) -> Corpus:
     """Texts that are to be copied because they were shown ``copies`` times.
@@ -155,7 +156,6 @@ def induced_texts(
         >>> set(induced.frame["builder"]), set(induced.frame["shown"])
         ({'icl_from_cycle(3)'}, {3})
     """
-    one_of("builder", builder, (None, "text", "cycle"))
     chosen = text_kind_preset(preset)
     times, what = chosen.copies if copies is None else copies, builder or chosen.builder
     prompts = Corpus.of(prompts, model)
@@ -178,13 +178,14 @@ def induced_texts(
     return _corpus(model, texts, numbers, whole, columns, starts, periods)
 
 
+@guarded
 def control_texts(
     model: Model,
     prompts: CorpusLike,
     *,
     preset: str = "mechrep",
-    max_new_tokens: int | None = None,
-    batch_size: int = 256,
+    max_new_tokens: Count | None = None,
+    batch_size: Count = 256,
     progress: bool | None = None,
 ) -> Corpus:
     """Prompts with a continuation that does not loop, nor count: no repetition to go on with.
@@ -249,8 +250,6 @@ def shown_rows(
     Raises:
         InputError: fewer than one copy, a prompt of fewer than two tokens, or copies that do not fit.
     """
-    if copies < 1:
-        raise InputError(f"copies={copies}", "at least 1", "ask for 2, as published")
     frame = texts.written.frame
     numbers = [i for i, loops in enumerate(texts.loops) if loops == (builder == "cycle")]
     rows, periods = [], []
@@ -488,6 +487,9 @@ def joined_texts(*texts: Corpus, n_ctx: int, copies: int = COPIES) -> Corpus:
     """
     if not texts or copies < 1:
         raise InputError(f"{len(texts)} kinds of text, copies={copies}", "at least one of each", "pass texts")
+    if unbuilt := [number for number, text in enumerate(texts) if "builder" not in text.frame]:
+        expected = "texts of natural_texts, induced_texts or control_texts"
+        raise InputError(f"texts {unbuilt[0]} without the column 'builder'", expected, "build them with these")
     joined = Corpus.concatenate(*texts)
     rows = []
     for i, (start, onset) in enumerate(zip(joined.frame["start"], joined.frame["onset"], strict=True)):

@@ -17,8 +17,8 @@ from jaxtyping import Bool
 
 from mechrep.errors import InputError
 from mechrep.generation.decode import Decoding, generate
+from mechrep.guards import one_of
 from mechrep.models.model import Model
-from mechrep.run import one_of
 from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.cycles import detect_cycle
 from mechrep.text.watch import Cycle

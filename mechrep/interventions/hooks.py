@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.errors import InputError
+from mechrep.guards import one_of
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import product_bias, read_activations
@@ -35,8 +35,7 @@ def check_when(when: str) -> None:
     Raises:
         InputError: it does not.
     """
-    if when not in WHENS:
-        raise InputError(f"when={when!r}", f"one of {', '.join(map(repr, WHENS))}", "choose one of these")
+    one_of("when", when, WHENS)
 
 
 @dataclass(frozen=True)

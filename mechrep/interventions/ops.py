@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import Seed, guarded
 from mechrep.interventions.hooks import (
     Edit,
     Edits,
@@ -73,10 +74,12 @@ class Intervention(ABC):
         """Neurons whose up-projection is held at the level of the text's first token after BOS; most hold none."""
         return {}
 
+    @guarded
     def __add__(self, other: Intervention) -> Intervention:
         """Both interventions, this one first."""
         return Combined((self, other))
 
+    @guarded
     def hooks(
         self,
         model: Model,
@@ -227,7 +230,14 @@ class Op:
         if self.differs_by_text:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + text)
             table = table[int(torch.randint(0, len(table), (1,), generator=generator))]
-        return table[layers, numbers].float().cpu()
+        chosen = table[layers, numbers].float().cpu()
+        if not bool(chosen.isfinite().all()):
+            raise InputError(
+                f"{self.name} with values that are NaN or infinite for some of the units",
+                "a number for every unit that is edited",
+                "leave out units without one: layers that lack the part have NaN",
+            )
+        return chosen
 
 
 def zero() -> Op:
@@ -235,6 +245,7 @@ def zero() -> Op:
     return Op("zero", 0.0)
 
 
+@guarded
 def add(value: float | Float[Tensor, "layer unit *d_head"] = 1.0) -> Op:
     """``a <- a + value``: the published activation of neurons with 1.0.
 
@@ -243,17 +254,20 @@ def add(value: float | Float[Tensor, "layer unit *d_head"] = 1.0) -> Op:
     return Op("add" if isinstance(value, Tensor) else f"add({value:g})", 1.0, value)
 
 
+@guarded
 def scale(factor: float) -> Op:
     """``a <- a * factor``."""
     return Op(f"scale({factor:g})", factor)
 
 
+@guarded
 def mean(values: Float[Tensor, "layer unit *d_head"]) -> Op:
     """``a <- values``: each unit held at its mean, e.g. ``RepetitionNeuronResult.normal_mean``."""
     return Op("mean", 0.0, values)
 
 
-def resample(bank: Float[Tensor, "sample layer unit *d_head"], seed: int = 0) -> Op:
+@guarded
+def resample(bank: Float[Tensor, "sample layer unit *d_head"], seed: Seed = 0) -> Op:
     """``a <- a sample``: all units of a text take the values of one drawn position of other text, jointly."""
     return Op("resample", 0.0, bank, seed, differs_by_text=True)
 
@@ -360,6 +374,7 @@ class Neurons(UnitIntervention):
 
     site: Site
 
+    @guarded
     def __init__(
         self,
         units: Iterable[tuple[int, int] | str] | str,
@@ -427,6 +442,7 @@ class Heads(UnitIntervention):
 
     unit: ClassVar[str] = "head"
 
+    @guarded
     def __init__(
         self, units: Iterable[tuple[int, int] | str] | str, op: Op | str = "zero", when: When = "auto"
     ) -> None:
@@ -471,6 +487,7 @@ class Experts(Intervention):
     units: tuple[tuple[int, int], ...]
     when: When
 
+    @guarded
     def __init__(self, units: Iterable[tuple[int, int] | str] | str, when: When = "auto") -> None:
         check_when(when)
         for name, value in (("units", checked_units(units, "expert")), ("when", when)):
@@ -550,6 +567,7 @@ class SinkPatch(Intervention):
     neurons: tuple[int, ...]
     when: When
 
+    @guarded
     def __init__(self, layer: Any, neurons: Iterable[int] | int | None = None, when: When = "all") -> None:
         place, numbers = neurons_of_one_layer(layer, neurons)
         check_when(when)
@@ -582,6 +600,7 @@ class SinkPatch(Intervention):
         self.check(anatomy.neurons)
         return {self.layer: self.neurons}
 
+    @guarded
     def check(self, there: Sequence[int]) -> None:
         """Refuse a model that lacks the layer or a neuron.
 
@@ -599,6 +618,7 @@ class SinkPatch(Intervention):
         return {"layer": self.layer, "neurons": list(self.neurons), "when": self.when}
 
     @classmethod
+    @guarded
     def from_dict(cls, values: Mapping[str, Any]) -> SinkPatch:
         """What :meth:`to_dict` gave.
 

@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
-from mechrep.errors import InputError
 from mechrep.figures import add_heads, counted, finished, panel_height, panels, plain
+from mechrep.guards import Count, Share, guarded
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.attention import QUERIES, read_attention_column, read_attention_rows, rows_agree
 from mechrep.models.model import Model
@@ -175,9 +175,8 @@ class AttentionSinks(Analyzer[AttentionSinkResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
 
-    def __init__(self, epsilon: float = 0.3, *, keys: int = 64) -> None:
-        if not 0 <= epsilon <= 1 or keys < 1:
-            raise InputError(f"epsilon={epsilon}, keys={keys}", "epsilon from 0 to 1, at least one key", "correct them")
+    @guarded
+    def __init__(self, epsilon: Share = 0.3, *, keys: Count = 64) -> None:
         self.epsilon, self.keys = float(epsilon), keys
         self.state = {}
 
@@ -319,6 +318,7 @@ _TOKENS_PER_BATCH = 4096
 
 
 @torch.no_grad()
+@guarded
 def first_position_attention(
     model: Model, corpus: CorpusLike, *, layers: Collection[int] | None = None
 ) -> Float[Tensor, "text layer head pos"]:
@@ -368,8 +368,9 @@ def first_position_attention(
 
 
 @torch.no_grad()
+@guarded
 def attention_sinks(
-    model: Model, corpus: CorpusLike, *, epsilon: float = 0.3, keys: int = 64, queries: int = QUERIES
+    model: Model, corpus: CorpusLike, *, epsilon: Share = 0.3, keys: Count = 64, queries: Count = QUERIES
 ) -> AttentionSinkResult:
     """What :class:`AttentionSinks` measures, on texts of any length.
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError
+from mechrep.guards import Count, guarded
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
 from mechrep.models.units import empty_table
@@ -64,6 +65,7 @@ class DistanceProfileResult(Result):
         )
         return pd.DataFrame({"weight": self.weights.flatten().numpy()}, index=index).reset_index()
 
+    @guarded
     def of_rows(self, layer: int, positions: Int64[Tensor, " query_pos"], keys: int) -> Tensor:
         """Weights ``[head query_pos key_pos]`` of queries at some positions, 0 for keys after the query.
 
@@ -100,9 +102,8 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
 
-    def __init__(self, distances: int = 1024) -> None:
-        if distances < 1:
-            raise InputError(f"distances={distances}", "at least 1", "correct it")
+    @guarded
+    def __init__(self, distances: Count = 1024) -> None:
         self.distances = distances
         self.state = {}
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError, MissingPartError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, new_figure, styled, translucent
+from mechrep.guards import Count, check_count, guarded
 from mechrep.interventions.apply import applied
 from mechrep.interventions.ops import Intervention
 from mechrep.models import tiny
@@ -40,7 +41,7 @@ from mechrep.models.model import Model
 from mechrep.models.reading import choose_view, read_activations
 from mechrep.models.stream import Stream
 from mechrep.provenance import Provenance
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.text.corpus import Corpus, CorpusLike
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class OtherTokenResult(Result):
             n_queries=int(queries),
         )
 
+    @guarded
     def top(self, k: int) -> list[tuple[int, int]]:
         """The ``k`` heads with the largest other-token mass, as ``(layer, head)``.
 
@@ -166,16 +168,16 @@ class FirstTokenDetection(Analyzer[OtherTokenResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN, Site.V, Site.Z})
 
-    def __init__(self, positions: int = 64, *, outputs: Float[Tensor, "head d_head d_model"] | None = None) -> None:
-        if positions < 1:
-            raise InputError(f"positions={positions}", "at least one", "raise it")
+    @guarded
+    def __init__(self, positions: Count = 64, *, outputs: Float[Tensor, "head d_head d_model"] | None = None) -> None:
         self.positions = positions
         self.outputs = None if outputs is None else outputs.detach().cpu().double()
         self.state = {}
         self._seen: dict[Site, Tensor] = {}
 
     @classmethod
-    def of(cls, model: Model, positions: int = 64) -> FirstTokenDetection:
+    @guarded
+    def of(cls, model: Model, positions: Count = 64) -> FirstTokenDetection:
         """The analyzer with the model's own ``W_O``, which gives shifts in the units of the residual stream.
 
         Raises:

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.figures import SEQUENCE, new_figure, styled
+from mechrep.guards import Count, Seed, check_count, guarded, one_of, within
 from mechrep.measures.first_token import WIDTH, Seen, Triples, corpus_of, detector_layer, read_triples, triples_of
 from mechrep.models.model import Model
 from mechrep.provenance import provenance_of
-from mechrep.results import Result, check_count
-from mechrep.run import one_of
+from mechrep.results import Result
 from mechrep.stats import area_parts, cluster_intervals
 from mechrep.text.corpus import Corpus
 
@@ -83,6 +83,7 @@ class FirstDetectorResult(Result):
         """Held-out area of the neuron that the selection half chose."""
         return float(self.auroc[self.neurons[0]])
 
+    @guarded
     def ranking(self, score: Score = "auroc") -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """All neurons, the most telling of the selection half first, or by the published score (largest first).
 
@@ -93,6 +94,7 @@ class FirstDetectorResult(Result):
         values = (self.selection_auroc - 0.5).abs() if score == "auroc" else self.score
         return torch.argsort(values, descending=True, stable=True).tolist()
 
+    @guarded
     def top(self, k: int, score: Score = "auroc") -> list[tuple[int, int]]:
         """The first ``k`` of a ranking, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
 
@@ -121,15 +123,16 @@ _PAIRS = {"first_second": (0, 1), "second_third": (1, 2)}
 _RANDOM = 100
 
 
+@guarded
 def first_token_detectors(
     model: Model,
     texts: Corpus | Sequence[str] | None = None,
     *,
     layer: int | None = None,
-    triples: int = 1000,
+    triples: Count = 1000,
     k: int = 10,
-    shuffles: int = 20,
-    seed: int = 0,
+    shuffles: Count = 20,
+    seed: Seed = 0,
 ) -> FirstDetectorResult:
     """Looks for neurons that tell the first token of a text from the second and third.
 
@@ -165,10 +168,7 @@ def first_token_detectors(
         >>> len(result.top(2)), result.auroc.shape[0] == model.anatomy.d_mlp
         (2, True)
     """
-    if not 1 <= k <= model.anatomy.d_mlp or shuffles < 1:
-        raise InputError(
-            f"k={k}, shuffles={shuffles}", f"1 to {model.anatomy.d_mlp} neurons, at least one shuffle", "correct them"
-        )
+    within("k", k, 1, model.anatomy.d_mlp, "a number of neurons")
     read = detector_layer(model.anatomy) if layer is None else layer
     model.anatomy.check_layer(read)
     corpus = corpus_of(model, texts)

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError, MissingPartError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, new_figure, styled, translucent
+from mechrep.guards import guarded, one_of
 from mechrep.measures.first_token import LAYER, check_patterns, corpus_of, other_token_mass
 from mechrep.measures.sink_norms import repeat_grid
 from mechrep.models.anatomy import Site
@@ -41,7 +42,6 @@ from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.provenance import provenance_of
 from mechrep.results import Result
-from mechrep.run import one_of
 from mechrep.stats import percentile_interval
 from mechrep.text.corpus import Corpus
 
@@ -241,6 +241,7 @@ class ConvergenceResult(Result):
             return bool((ratio - 1).nanmedian().abs() <= _TOLERANCE)
         return abs(self.median_slope + 1) <= _SLOPE_TOLERANCE.get(self.positions, _TOLERANCE)
 
+    @guarded
     def relative(self, place: str = "attention") -> Float[Tensor, "text repeat"]:
         """Distance over the norm of the limit.
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
@@ -40,6 +40,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError, ModelError
+from mechrep.guards import Seed, Several, Whole, check_count, guarded, one_of, within
 from mechrep.measures.head_targets import HeadTableResult
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.model import Model
@@ -47,7 +48,7 @@ from mechrep.models.parts import wide
 from mechrep.models.reading import read_activations
 from mechrep.models.stream import FrozenNorm, Stream, exact
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.stats import percentile_interval
 from mechrep.text.token_kinds import ordinary_ids
 
@@ -235,6 +236,7 @@ class HeadCompositionResult(Result):
     null: Float[Tensor, "mode from_layer to_layer"]
     null_sd: Float[Tensor, "mode from_layer to_layer"]
 
+    @guarded
     def of(self, mode: str) -> Float[Tensor, "from_layer from_head to_layer to_head"]:
         """The scores of one mode.
 
@@ -243,14 +245,17 @@ class HeadCompositionResult(Result):
         """
         return self.scores[_number(mode)]
 
+    @guarded
     def excess(self, mode: str) -> Float[Tensor, "from_layer from_head to_layer to_head"]:
         """Scores less the mean of Gaussian heads."""
         return self.of(mode) - self.null[_number(mode)][:, None, :, None]
 
+    @guarded
     def z_scores(self, mode: str) -> Float[Tensor, "from_layer from_head to_layer to_head"]:
         """:meth:`excess` in standard deviations of Gaussian heads, which are narrow: read it as "not by chance"."""
         return self.excess(mode) / self.null_sd[_number(mode)][:, None, :, None]
 
+    @guarded
     def with_sources(self, sources: Sequence[tuple[int, int]], mode: str) -> Float[Tensor, "source to_layer to_head"]:
         """How much every head composes with given ones, for instance with the previous-token heads of a model.
 
@@ -272,6 +277,7 @@ class HeadCompositionResult(Result):
         layers, heads = torch.tensor(list(sources)).T
         return self.of(mode)[layers, heads]
 
+    @guarded
     def top(self, k: int, mode: str = "K") -> list[Pair]:
         """The ``k`` pairs ``((layer, head), (later layer, head))`` that compose most.
 
@@ -284,6 +290,7 @@ class HeadCompositionResult(Result):
         rows = frame.loc[: k - 1, list(columns)].to_numpy().tolist() if k else []
         return [((row[0], row[1]), (row[2], row[3])) for row in rows]
 
+    @guarded
     def to_frame(self, mode: str = "K") -> pd.DataFrame:
         """One row per pair with a score, highest first.
 
@@ -299,8 +306,7 @@ class HeadCompositionResult(Result):
 
 
 def _number(mode: str) -> int:
-    if mode not in MODES:
-        raise InputError(f"mode {mode!r}", "'Q', 'K' or 'V'", "choose one of these")
+    one_of("mode", mode, MODES)
     return MODES.index(mode)
 
 
@@ -308,7 +314,8 @@ Weights = dict[str, Tensor]  # by letter: Q, K, V [head d_model d_head], O [head
 
 
 @torch.no_grad()
-def head_composition(model: Model, *, draws: int = 4, seed: int = 0) -> HeadCompositionResult:
+@guarded
+def head_composition(model: Model, *, draws: Several = 4, seed: Seed = 0) -> HeadCompositionResult:
     """Composition scores of all pairs of heads, and what heads of Gaussian weights would have.
 
     The scores are those of TransformerLens' ``all_composition_scores`` on processed weights: gains of the norms before
@@ -336,8 +343,6 @@ def head_composition(model: Model, *, draws: int = 4, seed: int = 0) -> HeadComp
         >>> result.with_sources(sources, "K").shape[0], bool(result.of("K")[1, 0, 0].isnan().all())
         (2, True)
     """
-    if draws < 2:
-        raise InputError(f"draws={draws}", "at least 2, to know how far they scatter", "leave it out")
     circuits, generator = HeadCircuits(model), torch.Generator().manual_seed(seed)
     there = circuits.layers
     trained = [_weights(circuits, layer) for layer in there]
@@ -455,14 +460,15 @@ _ENTRIES_PER_CHUNK = 2**24  # of the full circuit, at a time
 
 
 @torch.no_grad()
+@guarded
 def ov_scores(
     model: Model,
     *,
     embed: Embedding = "token",
     k: int = 10,
     sample: int | None = None,
-    draws: int = 50,
-    seed: int = 0,
+    draws: Whole = 50,
+    seed: Seed = 0,
 ) -> OVScoreResult:
     """Score all heads as copiers and suppressors by their weights.
 
@@ -497,8 +503,6 @@ def ov_scores(
         (True, torch.Size([8]))
     """
     chosen = check_settings(model, embed, k, sample)
-    if draws < 0:
-        raise InputError(f"draws={draws}", "0 or more", "leave it out")
     circuits, generator = HeadCircuits(model), torch.Generator().manual_seed(seed)
     ordinary = torch.from_numpy(ordinary_ids(model))
     tokens = ordinary[torch.randperm(len(ordinary), generator=generator)[:chosen].sort().values]
@@ -520,14 +524,10 @@ def check_settings(model: Model, embed: str, k: int, sample: int | None) -> int:
     Raises:
         InputError: an unknown embedding, or ``k`` or ``sample`` out of range.
     """
-    if embed not in ("token", "mlp0") or not 1 <= k <= model.anatomy.d_vocab:
-        raise InputError(
-            f"embed={embed!r}, k={k}", f"'token' or 'mlp0', k from 1 to {model.anatomy.d_vocab}", "correct them"
-        )
+    one_of("embed", embed, get_args(Embedding))
+    within("k", k, 1, model.anatomy.d_vocab, "a number of tokens")
     n_ordinary = len(ordinary_ids(model))
-    if sample is not None and not 1 <= sample <= n_ordinary:
-        raise InputError(f"sample={sample}", f"1 to {n_ordinary} ordinary tokens", "choose fewer, or leave it out")
-    return n_ordinary if sample is None else sample
+    return n_ordinary if sample is None else within("sample", sample, 1, n_ordinary, "a number of ordinary tokens")
 
 
 def head_tables(

@@ -40,7 +40,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
-from mechrep.errors import InputError, NothingFoundError
+from mechrep.errors import NothingFoundError
+from mechrep.guards import Count, Seed, Several, guarded, within
 from mechrep.measures.head_circuits import Embedding, HeadCircuits, check_settings, ov_scores
 from mechrep.measures.head_targets import HeadTableResult, earlier_copies, one_later
 from mechrep.models.anatomy import Anatomy, Site
@@ -285,6 +286,7 @@ class HeadCopying(Analyzer[HeadCopyingResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN, Site.Z, Site.RESID_POST})
 
+    @guarded
     def __init__(self, model: Model) -> None:
         self.circuits = HeadCircuits(model, readers=("V",))
         self.direct = DirectLogits(self.circuits.unembed)
@@ -375,8 +377,9 @@ class HeadCopying(Analyzer[HeadCopyingResult]):
         return HeadCopyingResult.from_state(self.state, provenance)
 
 
+@guarded
 def score_copying(
-    model: Model, *, n: int = 50, copies: int = 2, sequences: int = 32, seed: int = 0, bos: bool | None = None
+    model: Model, *, n: Count = 50, copies: Several = 2, sequences: Count = 32, seed: Seed = 0, bos: bool | None = None
 ) -> HeadCopyingResult:
     """Score all heads of a model on random repeated tokens: ``random_repeats`` read by :class:`HeadCopying`.
 
@@ -463,11 +466,11 @@ class CopySuppression(Analyzer[CopySuppressionResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.RESID_PRE, Site.PATTERN, Site.Z})
 
+    @guarded
     def __init__(
         self, model: Model, *, m: int = 10, k: int = 10, embed: Embedding = "mlp0", sample: int | None = None
     ) -> None:
-        if not 1 <= m <= model.anatomy.d_vocab:
-            raise InputError(f"m={m}", f"1 to {model.anatomy.d_vocab} predicted tokens", "correct it")
+        m = within("m", m, 1, model.anatomy.d_vocab, "a number of predicted tokens")
         check_settings(model, embed, k, sample)
         self.m, self.k, self.sample = m, k, sample
         self.embed: Embedding = embed

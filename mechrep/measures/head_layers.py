@@ -10,6 +10,7 @@ import pandas as pd
 
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, INK, SEQUENCE, counted, finished, panels, place_of, tick_step
+from mechrep.guards import Count, Seed, guarded
 from mechrep.measures.head_scores import HeadScoreResult, check_one_model, label_of
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.stats import percentile_interval
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 _PROFILE = 256  # pixels
 
 
+@guarded
 def layer_profiles(
     neurons: RepetitionNeuronResult,
     heads: HeadScoreResult,
     *,
-    k_neurons: int | None = None,
-    k_heads: int | None = None,
+    k_neurons: Count | None = None,
+    k_heads: Count | None = None,
     score: str = "induction",
-    draws: int = 2000,
-    seed: int = 0,
+    draws: Count = 2000,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """Share of the top neurons and of the top heads in each layer, and how far the two profiles overlap.
 
@@ -72,8 +74,6 @@ def layer_profiles(
         1.0
     """
     n_layers = _layers_of(neurons, heads)
-    if draws < 1:
-        raise InputError(f"draws={draws}", "at least one draw", "ask for more")
     units = heads.clear(score) if k_heads is None else heads.top(k_heads, score)
     head_counts = np.bincount([layer for layer, _ in units], minlength=n_layers)
     neuron_counts = np.array(neurons.layer_counts(k_neurons))

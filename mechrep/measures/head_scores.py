@@ -32,6 +32,7 @@ from mechrep.figures import (
     panels,
     plain,
 )
+from mechrep.guards import Count, Seed, Several, guarded, one_of
 from mechrep.measures.head_copying import HeadCopyingResult
 from mechrep.measures.head_targets import (
     ALIASES,
@@ -53,7 +54,6 @@ from mechrep.models.model import Model
 from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
 from mechrep.results import Result
-from mechrep.run import one_of
 from mechrep.text.stimuli import random_repeats
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ class HeadScoreResult(HeadTableResult):
         chance = self.chance[:, None, None]
         return (self.scores - chance) / (1 - chance)
 
+    @guarded
     def row(self, score: str) -> int:
         """Place of a score on the axis ``score``.
 
@@ -180,6 +181,7 @@ class HeadScoreResult(HeadTableResult):
         one_of("score", name, self.names)
         return list(self.names).index(name)
 
+    @guarded
     def of(self, score: str) -> Float[Tensor, "layer head"]:
         """One of the scores, or of the published variants, by its name.
 
@@ -191,6 +193,7 @@ class HeadScoreResult(HeadTableResult):
         one_of("score", ALIASES.get(score, score), [*self.names, *self.variant_names])
         return self.scores[self.row(score)]
 
+    @guarded
     def above(self, threshold: float = PUBLISHED_THRESHOLD, score: str = "duplicate_token") -> list[tuple[int, int]]:
         """Heads whose score *exceeds* the threshold, highest first.
 
@@ -200,6 +203,7 @@ class HeadScoreResult(HeadTableResult):
         values = self.of(score)
         return [unit for unit in self.ranking(score) if values[unit] > threshold]
 
+    @guarded
     def clear(self, score: str = "induction") -> list[tuple[int, int]]:
         """Heads whose score, adjusted for chance, is at least :data:`CLEAR`; highest first."""
         adjusted = self.adjusted[self.row(score)]
@@ -266,6 +270,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
 
+    @guarded
     def __init__(
         self,
         preset: str = "mechrep",
@@ -274,7 +279,7 @@ class HeadScores(Analyzer[HeadScoreResult]):
         copies: Copies = "all",
         form: Form = "id",
         queries: Queries | None = None,
-        positions: int | None = None,
+        positions: Count | None = None,
         average: Average | float | None = None,
         variants: Sequence[str] = (),
     ) -> None:
@@ -390,13 +395,14 @@ class HeadScores(Analyzer[HeadScoreResult]):
         return HeadScoreResult.from_state(self.state, provenance, self.rules.variants, not_used, missing)
 
 
+@guarded
 def score_heads(
     model: Model,
     *,
-    n: int = 50,
-    copies: int = 2,
-    sequences: int = 32,
-    seed: int = 0,
+    n: Count = 50,
+    copies: Several = 2,
+    sequences: Count = 32,
+    seed: Seed = 0,
     bos: bool | None = None,
     variants: Sequence[str] = (),
 ) -> HeadScoreResult:
@@ -428,6 +434,7 @@ def score_heads(
     return cache.run(HeadScores(bos_id=model.bos_id, variants=variants))
 
 
+@guarded
 def induction_heads(
     scores: HeadScoreResult, copying: HeadCopyingResult, *, prefix: float = CLEAR, functional: float = 0.0
 ) -> list[tuple[int, int]]:

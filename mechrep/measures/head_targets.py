@@ -44,9 +44,9 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Batch
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.guards import check_count, guarded, one_of
 from mechrep.measures.neurons import check_onsets
-from mechrep.results import Result, check_count
-from mechrep.run import one_of
+from mechrep.results import Result
 
 SCORES: tuple[str, ...] = ("induction", "duplicate_token", "previous_token", "current_token", "first_token")
 ALIASES = {"self_finding": "duplicate_token"}  # as Hiraoka and Inui 2025 call it
@@ -430,9 +430,9 @@ class HeadRules:
         for name in variants:
             one_of("variant", name, VARIANTS)
         positions, queries = settings["positions"], settings["queries"]
-        if positions is not None and (positions < 1 or queries == "all"):
+        if positions is not None and queries == "all":
             raise InputError(
-                f"positions={positions}, queries={queries!r}", "positions >= 1, queries='after_onset'", "correct them"
+                f"positions={positions}, queries={queries!r}", "positions beside queries='after_onset'", "correct them"
             )
         return cls(**settings, variants=tuple(variants))
 
@@ -513,6 +513,7 @@ class HeadTableResult(Result):
 
     names: ClassVar[Sequence[str]]
 
+    @guarded
     def of(self, score: str) -> Float[Tensor, "layer head"]:
         """One of the scores by its name.
 
@@ -522,6 +523,7 @@ class HeadTableResult(Result):
         one_of("score", score, self.names)
         return getattr(self, score)
 
+    @guarded
     def ranking(self, by: str | None = None) -> list[tuple[int, int]]:
         """``(layer, head)`` pairs, highest score first, ties in the order of layers and heads.
 
@@ -536,6 +538,7 @@ class HeadTableResult(Result):
         order = torch.argsort(torch.nan_to_num(values.flatten(), nan=-torch.inf), descending=True, stable=True)
         return [divmod(index, values.shape[1]) for index in order.tolist()]
 
+    @guarded
     def top(self, k: int, score: str | None = None) -> list[tuple[int, int]]:
         """The ``k`` heads that score highest, by default on the first of ``names``.
 
@@ -550,6 +553,7 @@ class HeadTableResult(Result):
         """The columns of the table."""
         return {name: self.of(name) for name in self.names}
 
+    @guarded
     def to_frame(self, score: str | None = None) -> pd.DataFrame:
         """One row per head, highest ``score`` first: rank, layer, head, and :meth:`columns`."""
         units = self._sorted(score)

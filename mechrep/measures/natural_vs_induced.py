@@ -31,6 +31,7 @@ from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.figures import ACCENT, AXIS, DASHES, SEQUENCE, counted, new_figure, plain, styled, translucent
 from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, text_kinds_of
+from mechrep.guards import Count, check_count, guarded, one_of, within
 from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.text_kind_design import HeadEffects
 from mechrep.models.anatomy import Anatomy, Site
@@ -38,8 +39,8 @@ from mechrep.models.model import Model
 from mechrep.models.parts import wide
 from mechrep.models.stream import exact
 from mechrep.provenance import Provenance
-from mechrep.results import Result, check_count
-from mechrep.run import Run, one_of
+from mechrep.results import Result
+from mechrep.run import Run
 from mechrep.stats import cluster_intervals
 from mechrep.text.corpus import Corpus
 
@@ -97,6 +98,7 @@ class TextKindContrastResult(Result):
         labels = self.labels
         return {name: labels.count(name) for name in dict.fromkeys(labels)}
 
+    @guarded
     def of(self, measure: str) -> Float[Tensor, "text copy"]:
         """One of the measures by its name.
 
@@ -124,6 +126,7 @@ class TextKindContrastResult(Result):
         """The logit lens: ``text_kind, copy, layer`` (the stream before it; one more for the end), mean, interval."""
         return self._table(self.lens, pd.DataFrame({"layer": range(self.lens.shape[2])}))
 
+    @guarded
     def parts_frame(self, copy: int | None = None) -> pd.DataFrame:
         """What all heads together, every MLP, the embedding and the biases add: ``text_kind, part, layer``, mean, ...
 
@@ -136,6 +139,7 @@ class TextKindContrastResult(Result):
         table = self._table(self._over_copies(torch.cat(parts, dim=2), copy), items)
         return table.drop(columns="copy").astype({"layer": "Int64"})
 
+    @guarded
     def head_effects(self, copy: int | None = None) -> HeadEffects:
         """What each head adds to the logit difference, for the tables of :class:`HeadEffects`: positive facilitates.
 
@@ -149,6 +153,7 @@ class TextKindContrastResult(Result):
         values = self._over_copies(self.heads, copy)[:, 0].double().numpy()
         return HeadEffects(values, self.labels, list(self.clusters), "direct logit attribution", list(self.ids))
 
+    @guarded
     def top(self, k: int) -> list[tuple[int, int]]:
         """The ``k`` heads in which induced texts and natural loops differ most.
 
@@ -166,8 +171,7 @@ class TextKindContrastResult(Result):
     def _over_copies(self, values: Tensor, copy: int | None) -> Float[Tensor, "text 1 ..."]:
         """One copy, or the mean over copies from 1 on (copy 0 of texts that have no other)."""
         if copy is not None:
-            if not 0 <= copy <= self.copies:
-                raise InputError(f"copy {copy}", f"0 to {self.copies}", "look at more copies")
+            copy = within("copy", copy, 0, self.copies, "a copy")
             return values[:, copy : copy + 1]
         later = values[:, 1:].nanmean(1, keepdim=True)
         return later.where(~later.isnan(), values[:, :1])
@@ -399,9 +403,8 @@ class TextKindContrast(Analyzer[TextKindContrastResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.RESID_PRE, Site.RESID_POST, Site.Z})
 
-    def __init__(self, model: Model, *, copies: int = COPIES, per_copy: int | None = None) -> None:
-        if copies < 1:
-            raise InputError(f"copies={copies}", "at least 1 beyond the first", "ask for more")
+    @guarded
+    def __init__(self, model: Model, *, copies: Count = COPIES, per_copy: Count | None = None) -> None:
         self.copies, self.per_copy = copies, per_copy
         self.attribution = LogitAttribution(model)
         self.state = {}

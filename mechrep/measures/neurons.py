@@ -42,11 +42,11 @@ from torch import Tensor
 from mechrep.cache.corpus_cache import Analyzer, Batch
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, DASHES, INK, SEQUENCE, counted, new_figure, styled, translucent
+from mechrep.guards import Count, check_count, guarded, one_of, within
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.units import empty_table
 from mechrep.provenance import Provenance
-from mechrep.results import Result, check_count
-from mechrep.run import one_of
+from mechrep.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -160,6 +160,7 @@ class RepetitionNeuronResult(Result):
         """Size of the published set, ``int(0.005 N)``."""
         return int(PUBLISHED_SHARE * self.n_neurons)
 
+    @guarded
     def ranking(self, by: str = "delta") -> list[tuple[int, int]]:
         """All ``(layer, neuron)`` pairs, highest score first; ties keep the order of the flat index.
 
@@ -169,6 +170,7 @@ class RepetitionNeuronResult(Result):
         one_of("score", by, ("delta", "t", "dprime"))
         return super().ranking(by)
 
+    @guarded
     def top(self, k: int, score: Score = "delta") -> list[tuple[int, int]]:
         """The ``k`` neurons that rise most.
 
@@ -182,6 +184,7 @@ class RepetitionNeuronResult(Result):
         check_count(k, self.n_neurons, "neurons")
         return self.ranking(score)[:k]
 
+    @guarded
     def routed(self, window: Literal["normal", "repetition"]) -> Float[Tensor, "layer neuron"]:
         """Share of a window's tokens that go through each neuron: 1, less for neurons of routed experts.
 
@@ -219,6 +222,7 @@ class RepetitionNeuronResult(Result):
             )
         return frame.reset_index(drop=True)
 
+    @guarded
     def layer_counts(self, k: int | None = None) -> list[int]:
         """How many of the top ``k`` (default: the published share) lie in each layer; those that fall are skipped."""
         counts = [0] * self.delta.shape[0]
@@ -227,6 +231,7 @@ class RepetitionNeuronResult(Result):
                 counts[layer] += 1
         return counts
 
+    @guarded
     def plot(self, k: int = 4) -> go.Figure:
         """Activation of the top ``k`` neurons round the onset."""
         return plot_onset_profile(self, k=k)
@@ -355,15 +360,11 @@ class RepetitionNeurons(Analyzer[RepetitionNeuronResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.GATE_ACT})
 
+    @guarded
     def __init__(
-        self, preset: str = "mechrep", *, window: Window | None = None, r: int = 30, site: Site | str = Site.GATE_ACT
+        self, preset: str = "mechrep", *, window: Window | None = None, r: Count = 30, site: Site | str = Site.GATE_ACT
     ) -> None:
-        if preset not in _PRESET_WINDOWS:
-            raise InputError(f"preset {preset!r}", f"one of {sorted(_PRESET_WINDOWS)}", "choose one of these")
-        if window not in (None, "published", "paper_form", "clean") or not isinstance(r, int) or r < 1:
-            raise InputError(
-                f"window={window!r}, r={r}", "'published', 'paper_form' or 'clean', a whole r >= 1", "correct them"
-            )
+        one_of("preset", preset, _PRESET_WINDOWS)
         if site not in (Site.GATE_ACT, Site.MLP_POST):  # a Site equals its own value
             raise InputError(f"site {str(site)!r}", "gate_act or mlp_post", "choose one of these")
         self.preset, self.r, self.site = preset, r, Site(site)
@@ -498,8 +499,7 @@ def plot_onset_profile(result: RepetitionNeuronResult, k: int = 4) -> go.Figure:
         3
     """
 
-    if k < 1:
-        raise InputError(f"k = {k}", "at least 1 neuron", "ask for more")
+    within("k", k, 1, result.n_neurons, "a number of neurons")
     figure, offsets = new_figure(), np.arange(-result.r, result.r + 1)
     for place, (layer, neuron) in enumerate(result.top(k)):
         name = f"L{layer}N{neuron}"

@@ -25,12 +25,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import Count, Seed, Several, check_count, guarded, one_of, within
 from mechrep.measures.sink_norms import norms_of
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.provenance import provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.stats import percentile_interval
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import single_token_id
@@ -67,6 +68,7 @@ class OVClusterResult(Result):
     norm: Float[Tensor, "text depth"]
     bos_norm: Float[Tensor, " depth"]
 
+    @guarded
     def by_set(self, values: Float[Tensor, " text"], kind: str) -> Float[Tensor, " set"]:
         """Means of one number per text over the orders of each set.
 
@@ -77,8 +79,7 @@ class OVClusterResult(Result):
         Raises:
             InputError: another kind.
         """
-        if kind not in KINDS:
-            raise InputError(f"kind {kind!r}", f"one of {KINDS}", "choose among these")
+        one_of("kind", kind, KINDS)
         here = [(text, number) for text, number in enumerate(self.sets) if self.kinds[text] == kind]
         groups = [[text for text, own in here if own == number] for number in sorted({own for _, own in here})]
         return torch.stack([values[group].double().mean() for group in groups])
@@ -88,6 +89,7 @@ class OVClusterResult(Result):
         """How often a random set has a signal as small as the cluster's: (1 + such sets) / (1 + random sets)."""
         return _share(self.by_set(self.signal, "random") <= self.by_set(self.signal, "cluster"))
 
+    @guarded
     def p_norm(self, layer: int) -> float:
         """How often a random set comes to a norm as large as the cluster's after ``layer``; counted in the same way.
 
@@ -98,10 +100,10 @@ class OVClusterResult(Result):
         return _share(self.by_set(values, "random") >= self.by_set(values, "cluster"))
 
     def _depth(self, layer: int) -> int:
-        if not 0 <= layer < self.norm.shape[1] - 1:
-            raise InputError(f"layer {layer}", f"a layer from 0 to {self.norm.shape[1] - 2}", "count layers from 0")
+        within("layer", layer, 0, self.norm.shape[1] - 2, "a layer")
         return layer + 1
 
+    @guarded
     def top(self, k: int) -> list[int]:
         """The first ``k`` tokens of the cluster, as it grew.
 
@@ -111,6 +113,7 @@ class OVClusterResult(Result):
         check_count(k, len(self.cluster), "tokens of the cluster")
         return list(self.cluster[:k])
 
+    @guarded
     def to_frame(self, layer: int | None = None) -> pd.DataFrame:
         """One row per kind: mean signal and norm with 95 % intervals.
 
@@ -166,16 +169,17 @@ def ov_vectors(model: Model, token_ids: Sequence[int]) -> Float[Tensor, "token d
 
 
 @torch.no_grad()
+@guarded
 def ov_cluster(
     model: Model,
     token: int | str,
-    size: int = 8,
+    size: Several = 8,
     *,
-    length: int | None = None,
-    draws: tuple[int, int] = (8, 8),
+    length: Count | None = None,
+    draws: tuple[Count, Count] = (8, 8),
     candidates: Sequence[int] | None = None,
     bos: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> OVClusterResult:
     """Grows a cluster from a token and measures what texts of its tokens do to the first layer and to the norm.
 
@@ -264,8 +268,7 @@ def ov_cluster(
 
 def _pool(model: Model, first: int, candidates: Sequence[int] | None, generator: np.random.Generator) -> list[int]:
     """Ids that the cluster may take, without its first."""
-    if not 0 <= first < model.anatomy.d_vocab:
-        raise InputError(f"token {first}", f"an id from 0 to {model.anatomy.d_vocab - 1}", "correct it")
+    within("token", first, 0, model.anatomy.d_vocab - 1, "an id")
     ids = ordinary_ids(model).tolist() if candidates is None else [int(token) for token in candidates]
     if candidates is None and len(ids) > _CANDIDATES:
         ids = generator.choice(ids, _CANDIDATES, replace=False).tolist()

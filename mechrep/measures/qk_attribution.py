@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError, ModelError, NothingFoundError
+from mechrep.guards import Count, check_count, guarded, one_of, within
 from mechrep.measures.head_circuits import HeadCircuits
 from mechrep.measures.head_targets import ALIASES, Copies, earlier_copies, one_later
 from mechrep.models.anatomy import Site
@@ -31,8 +32,7 @@ from mechrep.models.parts import wide
 from mechrep.models.reading import read_activations
 from mechrep.models.stream import exact
 from mechrep.provenance import provenance_of
-from mechrep.results import Result, check_count
-from mechrep.run import one_of
+from mechrep.results import Result
 from mechrep.text.corpus import Corpus, CorpusLike
 
 
@@ -70,6 +70,7 @@ class QKAttributionResult(Result):
     by_key: Float[Tensor, "edge component"]
     by_key_contrast: Float[Tensor, "edge component"]
 
+    @guarded
     def marginals(self, side: Literal["query", "key"]) -> pd.DataFrame:
         """One row per component of one side: component, contribution, contrast, and share (of the summed contrast).
 
@@ -79,13 +80,13 @@ class QKAttributionResult(Result):
             InputError: neither query nor key.
         """
         tables = {"query": (self.by_query, self.by_query_contrast), "key": (self.by_key, self.by_key_contrast)}
-        if side not in tables:
-            raise InputError(f"side {side!r}", "'query' or 'key'", "choose one of these")
+        one_of("side", side, tables)
         contribution, contrast = (table.double().mean(0) for table in tables[side])
         columns = {"contribution": contribution, "contrast": contrast, "share": contrast / contrast.sum()}
         frame = pd.DataFrame({"component": self.components, **{name: part.numpy() for name, part in columns.items()}})
         return frame.sort_values("contrast", ascending=False, kind="stable", ignore_index=True)
 
+    @guarded
     def top(self, k: int) -> list[tuple[str, str]]:
         """The ``k`` pairs of components, the query's first, that tell the key most from the query's other keys.
 
@@ -238,13 +239,14 @@ def _rotation(model: Model, layer: int) -> Iterator[Any]:
         yield turn
 
 
+@guarded
 def target_edges(
     corpus: Corpus,
     target: str = "induction",
     *,
     bos_id: int | None,
     copies: Copies = "newest",
-    per_text: int | None = None,
+    per_text: Count | None = None,
 ) -> list[Edge]:
     """Where a head of a kind would look: ``(text, query, key)`` of every target in a corpus.
 
@@ -278,6 +280,7 @@ def target_edges(
 
 
 @torch.no_grad()
+@guarded
 def qk_attribution(
     model: Model, corpus: CorpusLike, head: tuple[int, int], edges: Sequence[Edge]
 ) -> QKAttributionResult:
@@ -350,10 +353,7 @@ def qk_attribution(
 
 def _check(model: Model, corpus: Corpus, head: tuple[int, int], edges: Sequence[Edge]) -> None:
     model.anatomy.check_layer(head[0])
-    if not 0 <= head[1] < model.anatomy.n_heads:
-        raise InputError(
-            f"head {head[1]} of layer {head[0]}", f"a head from 0 to {model.anatomy.n_heads - 1}", "check the model"
-        )
+    within("head", head[1], 0, model.anatomy.n_heads - 1, "a head")
     if not edges:
         raise InputError("no edges", "at least one (text, query, key)", "take them from target_edges")
     for text, query, key in edges:

@@ -31,11 +31,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechrep.cache.corpus_cache import Analyzer, Batch
-from mechrep.errors import InputError, MissingPartError, NothingFoundError
+from mechrep.errors import MissingPartError, NothingFoundError
+from mechrep.guards import Count, guarded
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.provenance import Provenance
 from mechrep.results import Result
-from mechrep.run import one_of
 
 Against = Literal["before", "first"]
 WINDOWS = ("before", "first", "after")
@@ -63,20 +63,22 @@ class RouterShiftResult(Result):
     n_dropped: int
     r: int
 
+    @guarded
     def shifts(self, against: Against = "before") -> Float[Tensor, "pair layer expert"]:
         """The loop's shift minus its control's, pair by pair.
 
         Args:
             against: ``"before"`` the loop, or the ``"first"`` copy.
         """
-        one_of("against", against, ("before", "first"))
         other = WINDOWS.index(against)
         return (self.loops[:, 2] - self.loops[:, other]) - (self.controls[:, 2] - self.controls[:, other])
 
+    @guarded
     def shift(self, against: Against = "before") -> Float[Tensor, "layer expert"]:
         """The mean over pairs."""
         return self.shifts(against).mean(0)
 
+    @guarded
     def exchanged(
         self, against: Against = "before", *, draws: int = 999, seed: int = 0
     ) -> Float[Tensor, "draw layer expert"]:
@@ -133,9 +135,8 @@ class RouterShift(Analyzer[RouterShiftResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.ROUTER})
 
-    def __init__(self, r: int = 30) -> None:
-        if not isinstance(r, int) or r < 1:
-            raise InputError(f"r={r!r}", "a whole number of tokens, at least 1", "raise it")
+    @guarded
+    def __init__(self, r: Count = 30) -> None:
         self.r = r
         self.state = {}
 

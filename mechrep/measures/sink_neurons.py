@@ -20,12 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.guards import check_count, guarded
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.models.stream import Stream
 from mechrep.provenance import provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.stimuli import repeated_tokens
 
@@ -54,6 +55,7 @@ class SinkNeuronResult(Result):
     bos_only: Float[Tensor, "place neuron"]
     repeats: int
 
+    @guarded
     def scores(self, score: Score = "contribution", place: Place = "first") -> Float[Tensor, " neuron"]:
         """One score at one place.
 
@@ -64,10 +66,6 @@ class SinkNeuronResult(Result):
         Raises:
             InputError: a score or place of another name, or one that was not measured.
         """
-        if score not in SCORES or place not in PLACES:
-            raise InputError(
-                f"score={score!r}, place={place!r}", f"one of {SCORES} and one of {PLACES}", "choose among these"
-            )
         values = getattr(self, score)[PLACES.index(place)]
         if bool(values.isnan().all()):
             raise InputError(
@@ -77,10 +75,12 @@ class SinkNeuronResult(Result):
             )
         return values
 
+    @guarded
     def ranking(self, score: Score = "contribution", place: Place = "first") -> list[int]:  # pyright: ignore
         """All neurons of the layer, the highest score first; ties keep their order."""
         return torch.argsort(self.scores(score, place), descending=True, stable=True).tolist()
 
+    @guarded
     def top(self, k: int, score: Score = "contribution", place: Place = "first") -> list[tuple[int, int]]:
         """The ``k`` neurons with the highest score, as ``(layer, neuron)``.
 
@@ -90,6 +90,7 @@ class SinkNeuronResult(Result):
         check_count(k, self.contribution.shape[1], "neurons of the layer")
         return [(self.layer, neuron) for neuron in self.ranking(score, place)[:k]]
 
+    @guarded
     def agreement(self, k: int = 5) -> dict[str, float]:
         """Share of the top ``k`` by contribution at the first position that each other score has in its top ``k``.
 

@@ -40,10 +40,11 @@ from mechrep.figures import (
     tick_step,
     translucent,
 )
+from mechrep.guards import Count, Positive, Some, check_count, guarded, within
 from mechrep.measures.sink_stages import NormStage, norm_stages
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.provenance import Provenance
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -91,10 +92,9 @@ class RepeatNormResult(Result):
     reached: Float[Tensor, "text depth tau"]
 
     def _check_layer(self, layer: int) -> None:
-        layers = self.norm.shape[1] - 1
-        if not 0 <= layer < layers:
-            raise InputError(f"layer {layer}", f"a layer from 0 to {layers - 1}", "count layers from 0")
+        within("layer", layer, 0, self.norm.shape[1] - 2, "a layer")
 
+    @guarded
     def moved(self, layer: int, typical_norm: Float[Tensor, " depth"]) -> Moved:
         """How far the norm after ``layer`` has moved from ordinary text to BOS::
 
@@ -123,12 +123,14 @@ class RepeatNormResult(Result):
         values = (norms.log() - low) / (top - low)
         return Moved(values.float(), float((values[:, -1] >= MOVED).double().mean()), "")
 
+    @guarded
     def ranking(self, layer: int) -> list[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Token ids, the largest norm at the last repeat first."""
         self._check_layer(layer)
         order = torch.argsort(self.norm[:, layer + 1, -1], descending=True, stable=True)
         return [self.token_ids[text] for text in order.tolist()]
 
+    @guarded
     def top(self, k: int, layer: int | None = None) -> list[int]:
         """The ``k`` tokens whose last repeat is largest, after ``layer`` (default: the last one).
 
@@ -267,6 +269,7 @@ class SinkNormResult(Result):
         values = torch.nan_to_num(self.excess_jump, nan=-torch.inf)
         return torch.argsort(values, descending=True, stable=True).tolist()
 
+    @guarded
     def top(self, k: int) -> list[int]:
         """The ``k`` layers with the largest excess jump: with several writing layers, there are several peaks.
 
@@ -340,9 +343,8 @@ class SinkNorms(Analyzer[SinkNormResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.RESID_PRE, Site.RESID_POST})
 
-    def __init__(self, positions: int = 64) -> None:
-        if positions < 1:
-            raise InputError(f"positions={positions}", "at least one", "raise it")
+    @guarded
+    def __init__(self, positions: Count = 64) -> None:
         self.positions = positions
         self.state = {}
 
@@ -439,9 +441,8 @@ class RepeatNorms(Analyzer[RepeatNormResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.RESID_PRE, Site.RESID_POST})
 
-    def __init__(self, taus: Sequence[float] = (0.25, 0.5, 0.75)) -> None:
-        if not taus or not all(tau > 0 for tau in taus):
-            raise InputError(f"taus={list(taus)}", "positive shares of the BOS norm", "correct them")
+    @guarded
+    def __init__(self, taus: Some[Positive] = (0.25, 0.5, 0.75)) -> None:
         self.taus = tuple(float(tau) for tau in taus)
         self.state = {}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.figures import AXIS, counted, new_figure, plain, styled
-from mechrep.results import check_count
+from mechrep.guards import check_count
 from mechrep.stats import percentile_interval
 
 if TYPE_CHECKING:

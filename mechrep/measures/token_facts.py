@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mechrep.cache.corpus_cache import Batch
 from mechrep.errors import InputError
+from mechrep.guards import Share, guarded
 from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -198,8 +199,9 @@ def unigram_information(corpus: Corpus, reference: Corpus, d_vocab: int) -> Floa
     return information[corpus.tokens].float()
 
 
+@guarded
 def lowest(
-    values: Float[Tensor, "text pos"], source: Int64[Tensor, "text pos"], share: float
+    values: Float[Tensor, "text pos"], source: Int64[Tensor, "text pos"], share: Share
 ) -> Bool[Tensor, "text pos"]:
     """The tokens up to the share's quantile of their text, in which each source position counts once.
 
@@ -216,7 +218,7 @@ def lowest(
         >>> lowest(values, source, 0.25)[0].tolist()
         [False, False, True, False, False, True]
     """
-    if not 0 < share < 1:
+    if share in (0, 1):
         raise InputError(f"share={share}", "between 0 and 1", "ask for 0.25, the lowest quartile")
     first = source == torch.arange(values.shape[1])
     known = values.masked_fill(~first, torch.nan)

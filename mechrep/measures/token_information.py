@@ -35,6 +35,7 @@ from torch import Tensor
 from mechrep.cache.corpus_cache import Analyzer, Batch, CorpusCache
 from mechrep.errors import InputError, ModelError
 from mechrep.figures import ACCENT, AXIS, INK, SEQUENCE, counted, new_figure, plain, styled
+from mechrep.guards import guarded
 from mechrep.measures.distance_profile import TOKENS_PER_BATCH, DistanceProfileResult, distance_profile
 from mechrep.measures.token_facts import GROUPS, QUANTITIES, FactRows, TokenFacts, reference_text, token_facts
 from mechrep.models.anatomy import Anatomy, Site
@@ -102,6 +103,7 @@ class TokenInformationResult(Result):
             quantities=list(QUANTITIES),
         )
 
+    @guarded
     def share_att(self, text_kind: str | None = None) -> Float[Tensor, "layer head feature"]:
         """Share of a head's attention to visible keys that goes to each group; its mean attended information.
 
@@ -110,6 +112,7 @@ class TokenInformationResult(Result):
         """
         return self._mean("attended", self._ones(text_kind))
 
+    @guarded
     def share_vis(self, text_kind: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head feature"]:
         """The same for a reader that takes all visible keys alike, or by distance as the head usually does.
 
@@ -119,6 +122,7 @@ class TokenInformationResult(Result):
         """
         return self._mean("matched" if matched else "visible", self._ones(text_kind))
 
+    @guarded
     def bias(self, text_kind: str | None = None, *, matched: bool = False) -> Float[Tensor, "layer head group"]:
         """``share_att / share_vis``: above 1, a head looks at the group more than such a reader; NaN without one.
 
@@ -128,6 +132,7 @@ class TokenInformationResult(Result):
         """
         return self._ratio(self._ones(text_kind), matched)
 
+    @guarded
     def to_frame(self, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
         """One row per text kind, head and feature, with 95 % bootstrap intervals over prompts.
 
@@ -158,6 +163,7 @@ class TokenInformationResult(Result):
         frame = pd.concat(parts, ignore_index=True)
         return frame[["text_kind", *[name for name in frame.columns if name != "text_kind"]]]
 
+    @guarded
     def summary(self, *, matched: bool = False, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
         """The mean over heads for each text kind and group: ``bias`` with its interval over prompts.
 
@@ -176,6 +182,7 @@ class TokenInformationResult(Result):
                 rows.append((text_kind, group, *map(float, numbers)))
         return pd.DataFrame(rows, columns=["text_kind", "group", "share_att", "share_vis", "bias", "low", "high"])
 
+    @guarded
     def compare(
         self, first: str, second: str, *, matched: bool = False, draws: int = 2000, seed: int = 0
     ) -> pd.DataFrame:
@@ -205,6 +212,7 @@ class TokenInformationResult(Result):
         frame.insert(0, "group", list(self.groups))
         return frame
 
+    @guarded
     def preference(
         self, text_kind: str, group: str = "low_surprisal", *, draws: int = 999, seed: int = 0
     ) -> tuple[float, list[float]]:
@@ -227,6 +235,7 @@ class TokenInformationResult(Result):
         values = (tops / bottoms).nanmean((-2, -1)).log2()
         return float(values[0]), values[1:].tolist()
 
+    @guarded
     def difference(
         self, first: str, second: str, group: str = "low_surprisal", *, draws: int = 999, seed: int = 0
     ) -> tuple[float, list[float]]:
@@ -290,6 +299,7 @@ class TokenInformationResult(Result):
             ]
         return pd.DataFrame(rows, columns=["text_kind", "layer", "head", "first_position", "other_sinks"])
 
+    @guarded
     def top(self, k: int, group: str = "low_surprisal") -> list[tuple[int, int]]:
         """The ``k`` heads with the largest position-matched bias (plain without a profile) towards a group.
 
@@ -395,6 +405,7 @@ class TokenInformation(Analyzer[TokenInformationResult]):
 
     sites: ClassVar[frozenset[Site]] = frozenset({Site.PATTERN})
 
+    @guarded
     def __init__(
         self,
         facts: TokenFacts,

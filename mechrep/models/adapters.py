@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from mechrep.disk import read_json
 from mechrep.errors import ModelError
 from mechrep.models.sources import Options, Reading, Source, listening, locate, read_model
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
@@ -82,7 +82,7 @@ def _adapter_settings(source: Source, options: Options) -> dict[str, Any] | None
     if file is None:
         return None
     try:
-        return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+        return read_json(Path(file))
     except ValueError as error:
         raise ModelError(
             f"adapter {source.name!r}", "adapter_config.json as JSON", f"save the adapter again: {error}"

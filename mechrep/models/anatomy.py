@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 
 from mechrep.errors import InputError, MissingPartError
+from mechrep.guards import guarded, within
 
 
 class Site(enum.StrEnum):
@@ -141,10 +142,12 @@ class Anatomy:
         """Whether every layer has softmax attention and the same number of neurons."""
         return len(self.attention_layers) == self.n_layers and set(self.neurons) == {self.d_mlp}
 
+    @guarded
     def has(self, site: Site) -> bool:
         """Whether this model has the site, in one layer at least."""
         return site not in self.missing
 
+    @guarded
     def layers_with(self, site: Site) -> tuple[int, ...]:
         """The layers that have the site: hybrids have attention in some of them, mixtures a router in some."""
         if not self.has(site):
@@ -156,10 +159,12 @@ class Anatomy:
             return tuple(layer for layer in chosen if self.neurons[layer])
         return tuple(layer for layer in chosen if self.experts[layer]) if site is Site.ROUTER else tuple(chosen)
 
+    @guarded
     def why_not(self, site: Site) -> str:
         """Why the model lacks a site, in a sentence."""
         return dict(self.reasons).get(site, f"{self.architecture} has no {site.value}")
 
+    @guarded
     def width(self, site: Site) -> int:
         """Size of the last axis of an activation at ``site`` (``SCORES`` and ``PATTERN`` end in key_pos: error)."""
         if site in NEURON_SITES:
@@ -174,9 +179,9 @@ class Anatomy:
 
     def check_layer(self, layer: int) -> None:
         """Refuse a layer that the model does not have."""
-        if not 0 <= layer < self.n_layers:
-            raise InputError(f"layer {layer}", f"a layer from 0 to {self.n_layers - 1}", "count layers from 0")
+        within("layer", layer, 0, self.n_layers - 1, "a layer")
 
+    @guarded
     def check_site(self, site: Site, layer: int) -> None:
         """Refuse a site that the model, or this layer, does not have.
 
@@ -196,6 +201,7 @@ class Anatomy:
     def _elsewhere(self, site: Site) -> str:
         return "layers " + ", ".join(map(str, self.layers_with(site)))
 
+    @guarded
     def hook_name(self, site: Site, layer: int) -> str:
         """TransformerLens' name of the hook at ``site``.
 

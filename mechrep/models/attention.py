@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mechrep.errors import InputError, MissingPartError
+from mechrep.errors import MissingPartError
+from mechrep.guards import Count, guarded, within
 from mechrep.models.model import Model
 
 QUERIES = 128  # rows of the pattern at a time: 128 x n numbers per head
@@ -104,13 +105,14 @@ def rows_agree(model: Model) -> bool:
 
 
 @torch.no_grad()
+@guarded
 def read_attention_rows(
     model: Model,
     tokens: Int[Tensor, "batch pos"],
     receive: RowReceiver,
     *,
     layers: Collection[int] | None = None,
-    queries: int = QUERIES,
+    queries: Count = QUERIES,
 ) -> None:
     """Run ``tokens`` once and hand over all rows of the attention patterns, block by block and layer by layer.
 
@@ -136,8 +138,6 @@ def read_attention_rows(
         [(3, 3), (2, 5)]
     """
     chosen = _readable_layers(model, layers)
-    if queries < 1:
-        raise InputError(f"queries={queries}", "at least one row at a time", "raise it")
     if model.lengths is not None:
         model.lengths.check(tokens)
     if len(chosen):
@@ -202,8 +202,7 @@ def read_attention_column(
         ([0, 1, 2, 3], torch.Size([1, 2, 5]), True)
     """
     chosen = _readable_layers(model, layers)
-    if not 0 <= key < tokens.shape[1]:
-        raise InputError(f"key={key}", f"a position from 0 to {tokens.shape[1] - 1}", "correct it")
+    within("key", key, 0, tokens.shape[1] - 1, "a position")
     if model.lengths is not None:
         model.lengths.check(tokens)
     if len(chosen):

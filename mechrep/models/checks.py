@@ -57,6 +57,33 @@ def check_causal(name: str, config: Any, *, saved: bool = False) -> None:
         )
 
 
+_MOST_PER_BYTE = 16  # weights of two bits, with room
+
+
+def check_declared(name: str, config: Any, n_bytes: int) -> None:
+    """Refuse a configuration of far more weights than its files have room for, before room is made for them.
+
+    Args:
+        name: how the user named it.
+        config: its configuration.
+        n_bytes: size of the files of weights.
+
+    Raises:
+        ModelError: naming the sizes.
+    """
+    text = config.get_text_config()
+    names = ("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size", "num_attention_heads")
+    sizes = {name: size for name in names if isinstance(size := getattr(text, name, None), int)}
+    wide = sizes.get("hidden_size", 1)
+    if any(size < 0 or size * wide > n_bytes * _MOST_PER_BYTE for key, size in sizes.items() if key != "hidden_size"):
+        listed = ", ".join(f"{key} {size:,}" for key, size in sizes.items())
+        raise ModelError(
+            f"{name!r}, whose configuration says {listed}, with {n_bytes:,} bytes of weights",
+            "a configuration of the weights that are there",
+            "give the folder its own config.json",
+        )
+
+
 def is_wrapper(config: Any) -> bool:
     """Whether it is a vision-language model that transformers knows as such alone."""
     from transformers.models.auto.modeling_auto import (

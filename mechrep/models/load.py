@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mechrep.errors import InputError, ModelError
+from mechrep.guards import guarded
 from mechrep.models import tiny
 from mechrep.models.adapters import is_adapted, merged_copy, read
-from mechrep.models.checks import check_causal, check_finite
+from mechrep.models.checks import check_causal
 from mechrep.models.contract import check_contract
 from mechrep.models.model import Model
 from mechrep.models.sources import Options, Reading, locate
@@ -21,6 +22,7 @@ from mechrep.models.tokenizers import as_tokenizer, fit_tokenizer
 from mechrep.models.wrapped import quiet_boot
 
 
+@guarded
 def load_model(
     spec: Any,
     *,
@@ -186,7 +188,6 @@ def _load_named(name: str, options: Options, device: torch.device, tokenizer: An
 
 
 def _fitted(found: Reading, name: str, revision: str | None) -> tuple[Model, list[str]]:
-    check_finite(name, found.module)
     tokenizer, notes = fit_tokenizer(found.tokenizer, _check_vocabulary(name, found.module), found.module.config)
     return _two_views(found.module, tokenizer, name, revision), [*found.notes, *notes]
 
@@ -225,7 +226,6 @@ def _wrap_object(spec: Any, tokenizer: Any) -> tuple[Model, list[str]]:
         if own is not None:
             _keep_tokenizer(given, own)
         processed = is_bridge and bool(getattr(spec, "compatibility_mode", False))
-        check_finite(type(spec).__name__, spec)
         spec.eval()  # dropout is off from here on
         model = Model(
             spec,

@@ -25,7 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechrep.errors import InputError, MissingPartError, ModelError
+from mechrep.guards import Count, guarded, within
 from mechrep.models.anatomy import Anatomy
+from mechrep.models.checks import check_finite
 from mechrep.models.describe import describe, describe_plain
 from mechrep.models.lengths import LengthRule, length_rule
 from mechrep.models.parts import PlainHandles, Trace, find_handles, probe, probe_of, text_config, trace
@@ -38,6 +40,7 @@ from mechrep.models.state import (
     own_hooks,
     settings_of,
     state_of,
+    versions,
 )
 from mechrep.models.wrapped import (
     bridge,
@@ -128,6 +131,8 @@ class Model:
         self._parts: list[nn.Module] = []
         self._fingerprint: tuple[bytes, str] | None = None
         self._vocabulary: tuple[Any, int, str] | None = None
+        self._finite: list[Any] = []
+        self._check_finite(plain if plain is not None else tl)
         self.trace: Trace | None = None
         self.lengths: LengthRule | None = None
         self.handles: PlainHandles | None = None
@@ -177,7 +182,19 @@ class Model:
             )
         if self.lengths is not None:
             self.lengths.forget()
+        self._check_finite(self._plain)
         return self._plain
+
+    def _check_finite(self, module: Any) -> None:
+        """Look at all weights again if torch says that some were written since the last look.
+
+        Raises:
+            ModelError: one is NaN or infinite.
+        """
+        now = versions(module)
+        if now != self._finite:
+            check_finite(self.name, module)
+            self._finite = now
 
     def _same_parts(self) -> list[nn.Module]:
         """The parts of the plain view, which are those that were there when it was loaded."""
@@ -223,6 +240,7 @@ class Model:
             self._build_tl()
         if self.lengths is not None:
             self.lengths.forget()
+        self._check_finite(self._any_view())
         return self._tl
 
     def current_tl(self) -> Any:
@@ -486,6 +504,7 @@ class Model:
         for _, tensor in tensors:
             sums.update(byte_sums(tensor))
         if self._fingerprint is None or self._fingerprint[0] != sums.digest():
+            check_finite(self.name, source)  # written in a way that torch does not know of
             digest = hashlib.sha256(known)
             for _, tensor in tensors:
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -503,12 +522,14 @@ class Model:
         settings = {key: value for key, value in config.to_dict().items() if key not in about}
         return json.dumps([settings, settings_of(self._plain), cast], sort_keys=True, default=str)
 
-    def probe_tokens(self, length: int = 16) -> Int[Tensor, "batch pos"]:
+    @guarded
+    def probe_tokens(self, length: Count = 16) -> Int[Tensor, "batch pos"]:
         """Two fixed rows of ordinary ids, for checking the model against itself."""
         return probe(self.anatomy.d_vocab, min(length, self.anatomy.n_ctx)).to(self.device)
 
     # -- text -------------------------------------------------------------------------------------------------
 
+    @guarded
     def encode(self, text: str, prepend_bos: bool | None = None) -> list[int]:
         """Ids of a text; BOS in front by the family's habit, or as asked, and never a second one.
 
@@ -532,10 +553,13 @@ class Model:
             raise MissingPartError("prepend_bos=True", "a model with a BOS id", "encode with prepend_bos=False")
         return [bos, *ids]
 
+    @guarded
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; the ids themselves, separated by blanks, for a model without a tokenizer."""
         if self.tokenizer is None:
             return " ".join(map(str, ids))
+        for one in {min(ids), max(ids)} if len(ids) else ():
+            within("id", one, 0, max(self.anatomy.d_vocab, len(self.tokenizer)) - 1, "an id")
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     @property

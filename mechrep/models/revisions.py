@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechrep.errors import InputError, ModelError
+from mechrep.guards import one_of
 from mechrep.models import tiny
 
 Revisions = str | Sequence[str] | Mapping[str, str | Path]
@@ -67,8 +68,7 @@ def list_checkpoints(model: str | Path, revisions: Revisions = "all") -> list[Ch
     if name not in tiny.NAMES and Path(name).expanduser().is_dir():
         return _inside(name, revisions)
     if isinstance(revisions, str):
-        if revisions not in ("all", "grid"):
-            raise InputError(f"revisions={revisions!r}", "'all', 'grid', a list or a mapping", "pass [revision]")
+        one_of("revisions", revisions, ("all", "grid", "a list of names", "a mapping from names to folders"))
         known = all_revisions(name)
         names = known if revisions == "all" else _nearest_to_grid(known)
     else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import json
 import logging
 import re
 import socket
+import struct
 import urllib.parse
 import urllib.request
 import warnings
@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mechrep.disk import read_json
 from mechrep.errors import ModelError
 from mechrep.models import tiny
-from mechrep.models.checks import check_causal, check_report, is_wrapper
+from mechrep.models.checks import check_causal, check_declared, check_report, is_wrapper
 from mechrep.models.tokenizers import first_line, has_tokenizer, read_tokenizer
 from mechrep.models.wrapped import quiet_boot
 
@@ -173,6 +174,13 @@ def _file(name: str, path: Path) -> Source:
     return Source(name, str(path.parent), path.name)
 
 
+# What the readers of damaged files raise: transformers and gguf take what they find in them for what it should be.
+_UNREADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError,
+    MemoryError, struct.error, SafetensorError,
+)  # fmt: skip
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -197,16 +205,25 @@ def read_model(source: Source, options: Options, *, tokenizer: bool = True) -> R
             config = AutoConfig.from_pretrained(source.where, trust_remote_code=options.trust_remote_code, **shared)
             _refuse_pickled(source, options.revision)
             check_causal(source.name, config, saved=True)
+            if source.local and (size := _bytes_of_weights(source)):
+                check_declared(source.name, config, size)
             module, report, notes = _read_weights(source, config, options, shared)
         except ImportError as error:
             raise _missing_package(source, error) from error
-        except (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, SafetensorError) as error:
+        except _UNREADABLE as error:
             raise _unreadable(source, options.revision, error) from error
         left_out = check_report(source.name, config, module, report, _names_in_file(source, options.revision))
         own = None
         if tokenizer and (source.gguf or not source.local or has_tokenizer(Path(source.where))):
             own = read_tokenizer(source.where, trust_remote_code=options.trust_remote_code, **shared)
     return Reading(module, own, [*notes, *left_out, *said])
+
+
+def _bytes_of_weights(source: Source) -> int:
+    """Size of the files of weights of a local source."""
+    folder = Path(source.where)
+    files = [folder / source.gguf] if source.gguf else [*folder.glob("*.safetensors")]
+    return sum(file.stat().st_size for file in files)
 
 
 def _refuse_pickled(source: Source, revision: str | None) -> None:
@@ -398,7 +415,7 @@ def _names_in_file(source: Source, revision: str | None) -> Iterable[str]:
     where |= {"local_files_only": True}
     index = cached_file(source.where, "model.safetensors.index.json", **where)
     if index is not None:
-        return list(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+        return list(read_json(Path(index))["weight_map"])
     file = cached_file(source.where, "model.safetensors", **where)
     if file is None:
         return []

@@ -54,13 +54,22 @@ def state_of(module: nn.Module | None, without: Collection[nn.Module] = ()) -> l
     """
     if module is None:
         return []
-    tensors = [*module.parameters(), *(buffer for _, buffer in buffers_of(module, without))]
     return [
-        *((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors),
+        *versions(module),
+        *_versions(buffer for _, buffer in buffers_of(module, without)),
         *settings_of(module, without),
         *(id(part) for part in module.modules()),
         *(id(hook) for _, hook in own_hooks(module)),
     ]
+
+
+def versions(module: nn.Module) -> list[Any]:
+    """Of every weight where it lies and how often torch has seen it written."""
+    return _versions(module.parameters())
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[Any]:
+    return [(tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 def buffers_of(module: nn.Module, without: Collection[nn.Module] = ()) -> Iterator[tuple[str, Tensor]]:

@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechrep.errors import InputError, MissingPartError
+from mechrep.guards import within
 from mechrep.models.anatomy import Anatomy
 
 Kind = Literal["neurons", "heads"]
@@ -50,8 +51,7 @@ def check_number(there: Sequence[int], unit: str, layer: int, number: int) -> No
     Raises:
         InputError: a layer or a unit that does not exist.
     """
-    if not 0 <= layer < len(there):
-        raise InputError(f"layer {layer}", f"a layer from 0 to {len(there) - 1}", "count layers from 0")
+    within("layer", layer, 0, len(there) - 1, "a layer")
     if not 0 <= number < there[layer]:
         expected = f"a {unit} from 0 to {there[layer] - 1}" if there[layer] else f"a layer that has {unit}s"
         raise InputError(f"{unit} {number} of layer {layer}", expected, "check which model it is from")

@@ -19,6 +19,7 @@ from typing import Any
 
 from mechrep.disk import is_plain_name, plain_name, read_record, tidy, write_record, write_whole
 from mechrep.errors import InputError, ModelError, NothingFoundError, StoreError
+from mechrep.guards import some_of
 from mechrep.models.meter import metered
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -332,9 +333,8 @@ def _keep(
 
 
 def _chosen(only: Sequence[str] | None, known: Mapping[str, Part]) -> list[str]:
-    unknown = sorted(set(only or ()) - set(known))
-    if unknown or (only is not None and not only):
-        raise InputError(f"parts {list(only or ())}", f"some of {', '.join(known)}", "choose among these")
+    if only is not None:
+        some_of("parts", only, known)
     return [name for name in known if only is None or name in only]
 
 

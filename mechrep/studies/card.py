@@ -31,6 +31,7 @@ from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, new_figure, plain, styled, translucent
 from mechrep.generation.loops import loop_preset
+from mechrep.guards import Count, Whole, guarded
 from mechrep.interventions.ops import Neurons
 from mechrep.journal import Journal
 from mechrep.measures.attention_sinks import WHOLE, AttentionSinkResult, AttentionSinks, attention_sinks
@@ -146,6 +147,7 @@ class CardResult(Result):
 
     nested: ClassVar[Mapping[str, type]] = {"rows": CardRow}
 
+    @guarded
     def row(self, measure: str) -> CardRow:
         """One row, by the beginning of its measure's name.
 
@@ -160,6 +162,7 @@ class CardResult(Result):
             )
         return found[0]
 
+    @guarded
     def value(self, measure: str) -> float:
         """One number, by the beginning of its measure's name."""
         return self.row(measure).value
@@ -200,13 +203,14 @@ class CardResult(Result):
         return "\n".join(lines)
 
 
+@guarded
 def measure_card(
     model: Model,
     *,
     held_out_text: str | None = None,
-    prompts: int | None = None,
+    prompts: Count | None = None,
     sink_layer: int | None = None,
-    nulls: int | None = None,
+    nulls: Whole | None = None,
     run: Run | None = None,
     show: Callable[[CardRow], None] | None = None,
 ) -> CardResult:
@@ -244,10 +248,8 @@ def measure_card(
         True
     """
     options = run or Run()
-    if sink_layer is not None and not 0 <= sink_layer < model.anatomy.n_layers:
-        raise InputError(
-            f"layer {sink_layer}", f"a layer from 0 to {model.anatomy.n_layers - 1}", "count layers from 0"
-        )
+    if sink_layer is not None:
+        model.anatomy.check_layer(sink_layer)
     sizes = CardSizes.of(model, options)
     prompts = sizes.prompts if prompts is None else prompts
     card = _Card(model, held_out_text, sink_layer, options, sizes)

@@ -37,6 +37,7 @@ from mechrep.ablation.effects import (
 from mechrep.cache.corpus_cache import Analyzer, CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import INK
+from mechrep.guards import check_fields, guarded, one_of
 from mechrep.journal import Journal
 from mechrep.measures.change_points import DRAWS, ChangePoint, change_point, drawn_means, unit_draws
 from mechrep.measures.mechanisms import Numbers, head_mechanisms, loop_flags, sink_share
@@ -45,7 +46,7 @@ from mechrep.models.model import Model
 from mechrep.models.revisions import Checkpoint, Revisions, list_checkpoints
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance
-from mechrep.run import Run, one_of
+from mechrep.run import Run
 from mechrep.stats import percentile_interval
 from mechrep.text.corpus import Corpus
 
@@ -77,6 +78,9 @@ class ModelMeasure:
     function: Callable[[Model], Numbers]
     config: Mapping[str, Any] = field(default_factory=dict)
     described: Mapping[str, Measure] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def identity(self) -> dict[str, Any]:
         """What the store files the numbers under: name, settings, and the function's source where there is one."""
@@ -222,6 +226,7 @@ MEASURES: dict[str, tuple[Callable[..., Numbers], tuple[Measure, ...]]] = {
 Record = dict[str, Any]  # fingerprint and tokenizer of the model, and the units of each number
 
 
+@guarded
 def over_checkpoints(
     measures: str | Sequence[str | ModelMeasure | Analyzer | Callable[[Model], Numbers]] | Mapping[str, Any] = "all",
     *,

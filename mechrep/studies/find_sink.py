@@ -33,6 +33,7 @@ from mechrep.ablation.outcomes import Cost
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, MissingPartError
+from mechrep.guards import check_count, guarded
 from mechrep.journal import Journal
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.measures.sink_neurons import begins_with_bos, spike_weights
@@ -43,7 +44,7 @@ from mechrep.models.model import Model
 from mechrep.notation import listed_units, unit_name
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import Result, check_count
+from mechrep.results import Result
 from mechrep.run import LARGE_WEIGHTS, Effort, Run
 from mechrep.stats import known, largest
 from mechrep.studies.sink_cause import NEURONS, SinkStage, stage_cause
@@ -179,6 +180,7 @@ class SinkResult(Result):
         heads = f"{len(self.sink_heads)} sink heads, first {unit_name('head', *self.best_head)}"
         return f"; {norm}; {heads if self.heads_found else 'no sink heads'}"
 
+    @guarded
     def top(self, k: int) -> list[tuple[int, int]]:
         """The first ``k`` sink neurons of the main stage, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
 
@@ -246,6 +248,7 @@ _NULL_TOKENS = 128  # that every null model of a large model reads; 16 texts of 
 _LEAST = 2.0  # times as far as null models the norm must rise
 
 
+@guarded
 def find_sink(
     model: Model, *, texts: Corpus | Sequence[str] | None = None, layer: int | None = None, run: Run | None = None
 ) -> SinkResult:

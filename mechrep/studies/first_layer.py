@@ -22,6 +22,7 @@ from mechrep.ablation.effects import SUPPORTED, Effects, detection, judge, rank_
 from mechrep.ablation.first_token_outcomes import ALL, OPS, FirstTokenMark, first_layer_heads, head_cells, window_count
 from mechrep.ablation.texts import null_models
 from mechrep.cache.corpus_cache import CorpusCache
+from mechrep.guards import Count, check_count, guarded
 from mechrep.journal import Journal
 from mechrep.measures.first_token import (
     LAYER,
@@ -37,7 +38,7 @@ from mechrep.measures.first_token_repeats import ConvergenceResult, convergence_
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
 from mechrep.provenance import Provenance, provenance_of
-from mechrep.results import Result, Shown, check_count
+from mechrep.results import Result, Shown
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.stats import range_of_draws
@@ -90,6 +91,7 @@ class FirstTokenResult(Result):
         """``(layer, head)`` of layer 0, those without which the first neuron loses most first."""
         return [(LAYER, head) for head in self.ranking()]
 
+    @guarded
     def top(self, k: int) -> list[tuple[int, int]]:
         """The first ``k`` neurons, as ``(layer, neuron)``: what :class:`mechrep.Neurons` takes.
 
@@ -100,12 +102,13 @@ class FirstTokenResult(Result):
         return [(layer, neuron) for layer, neuron in self.neurons[:k]]
 
 
+@guarded
 def find_first_token(
     model: Model,
     *,
     texts: Corpus | Sequence[str] | None = None,
     layer: int | None = None,
-    triples: int = 1000,
+    triples: Count = 1000,
     run: Run | None = None,
 ) -> FirstTokenResult:
     """Looks for a mark of the first token in the first layer: who tells, and which heads that needs.
@@ -359,6 +362,7 @@ class FirstLayerStudy(Shown):
         return table.rename(columns=names).drop(columns="selection_auroc")
 
 
+@guarded
 def run_first_layer_study(
     model: Model,
     *,
@@ -366,8 +370,8 @@ def run_first_layer_study(
     token_ids: Sequence[int] | None = None,
     prefix: Sequence[int] | None = None,
     layer: int | None = None,
-    triples: int = 1000,
-    repeats: int | None = None,
+    triples: Count = 1000,
+    repeats: Count | None = None,
     run: Run | None = None,
 ) -> FirstLayerStudy:
     """Ask whether layer 0 marks the first token, with which neurons and heads, and what repetitions make of it.
@@ -397,6 +401,8 @@ def run_first_layer_study(
         >>> study = run_first_layer_study(mechrep.load_model("mechrep-tiny"))  # doctest: +SKIP
         >>> study.claims[["claim", "verdict"]]  # doctest: +SKIP
     """
+    if layer is not None:
+        model.anatomy.check_layer(layer)
     options, corpus = run or Run(), corpus_of(model, texts)
     # First what is quick and refuses most.
     followed = first_layer_convergence(model, token_ids, prefix=prefix, repeats=repeats)

@@ -35,6 +35,7 @@ from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.figures import attention_maps_figure, counted
 from mechrep.generation.loops import without_counter
+from mechrep.guards import Count, Some, guarded
 from mechrep.interventions.ops import When
 from mechrep.measures.head_layers import layer_profiles
 from mechrep.measures.head_scores import CLEAR, HeadScoreResult, HeadScores, head_scores_figure
@@ -201,6 +202,7 @@ class HeadStudy(Shown):
     brief: int | None
     provenance: Provenance
 
+    @guarded
     def heads_of(self, kind: str, measured_on: str | None = None) -> list[Unit]:
         """Heads of a kind, by any kind of text or by one."""
         return heads_of(self.kinds, kind, measured_on)
@@ -222,6 +224,7 @@ class HeadStudy(Shown):
         return [_heads_section(self), _ablation_section(self)]
 
 
+@guarded
 def run_head_study(
     model: Model,
     *,
@@ -229,7 +232,7 @@ def run_head_study(
     repeats: Corpus | None = None,
     neurons: RepetitionNeuronResult | None = None,
     preset: str = "mechrep",
-    ks: Sequence[int] | None = None,
+    ks: Some[Count] | None = None,
     regenerate: bool = True,
     run: Run | None = None,
 ) -> HeadStudy:

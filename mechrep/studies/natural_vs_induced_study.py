@@ -19,6 +19,7 @@ from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.text_kinds import COPIES, control_texts, induced_texts, natural_texts, text_flow
 from mechrep.generation.written import Builder, already_written, text_kind_preset
+from mechrep.guards import Count, Some, guarded, one_of
 from mechrep.measures.head_scores import HeadScores
 from mechrep.measures.natural_vs_induced import (
     TextKindContrastResult,
@@ -34,6 +35,7 @@ from mechrep.results import Shown
 from mechrep.run import Run
 from mechrep.sections import Section
 from mechrep.studies.text_kind_effects import (
+    OPS,
     ablation_contrast,
     compare_heads,
     head_dissociation,
@@ -224,14 +226,15 @@ class TextKindStudy(Shown):
         return Section("text-kinds", self.provenance, fields, self.claims(), tables, figures, variant)
 
 
+@guarded
 def run_text_kind_study(
     model: Model,
     *,
     prompts: Corpus | None = None,
     preset: str = "mechrep",
-    builders: Mapping[Builder, int] | Sequence[Builder] = BUILDERS,
-    max_new_tokens: int | None = None,
-    k: int = 3,
+    builders: Mapping[Builder, int] | Some[Builder] = BUILDERS,
+    max_new_tokens: Count | None = None,
+    k: Count = 3,
     op: str = "mean",
     run: Run | None = None,
 ) -> TextKindStudy:
@@ -269,6 +272,8 @@ def run_text_kind_study(
         >>> list(study.contrasts), len(study.contrasts["cycle"].head_table()) == study.scores["induction"].numel()
         (['cycle'], True)
     """
+    one_of("op", op, OPS)
+    text_kind_preset(preset)
     options, listed = run or Run(), prompts
     brief = options.sizes_on(model).brief
     if listed is None and brief is not None:

@@ -17,6 +17,7 @@ from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.generation.decode import Request, run_requests
 from mechrep.generation.loops import loop_preset
+from mechrep.guards import Count, Some, guarded
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.neurons import (
     RepetitionNeuronResult,
@@ -167,11 +168,12 @@ def default_ks(n_neurons: int, number: int = 6) -> list[int]:
     return sorted({max(1, int(share * n_neurons)) for share in _SHARES[:number]})
 
 
+@guarded
 def run_repetition_study(
     model: Model,
     *,
     preset: str = "mechrep",
-    ks: Sequence[int] | None = None,
+    ks: Some[Count] | None = None,
     corpus: Corpus | None = None,
     held_out_text: str | None = None,
     controls: Controls | None = None,

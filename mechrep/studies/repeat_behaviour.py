@@ -28,6 +28,7 @@ from mechrep.ablation.sink_outcomes import foretold_repetitions
 from mechrep.errors import InputError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, finished, panels, place_of, plain, style_of, translucent
 from mechrep.generation.decode import Decoding, Request, run_requests
+from mechrep.guards import Count, guarded, within
 from mechrep.interventions.apply import fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import repeat_grid
@@ -46,13 +47,14 @@ _TOKENS = 32
 Interventions = Mapping[str, Intervention] | Sequence[Cell]
 
 
+@guarded
 def repeat_behaviour(
     model: Model,
     tokens: Sequence[int | str] | int = _TOKENS,
     ns: Sequence[int] | None = None,
     interventions: Interventions = (),
     *,
-    new_tokens: int = 32,
+    new_tokens: Count = 32,
     prompt: str = "bare",
     bos: bool = True,
     run: Run | None = None,
@@ -262,8 +264,7 @@ def _cells(interventions: Interventions) -> list[Cell]:
 def _token_ids(model: Model, tokens: Sequence[int | str] | int, seed: int) -> list[int]:
     if isinstance(tokens, int):
         ordinary = ordinary_ids(model)
-        if not 1 <= tokens <= len(ordinary):
-            raise InputError(f"{tokens} tokens", f"1 to {len(ordinary)} ordinary tokens", "ask for fewer")
+        within("tokens", tokens, 1, len(ordinary), "a number of ordinary tokens")
         return sorted(np.random.default_rng(seed).choice(ordinary, tokens, replace=False).tolist())
     ids = [single_token_id(model, token) if isinstance(token, str) else int(token) for token in tokens]
     if not ids or len(set(ids)) < len(ids) or not all(0 <= token < model.anatomy.d_vocab for token in ids):

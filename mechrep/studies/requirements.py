@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from mechrep.errors import InputError, MechrepError, MissingPartError
+from mechrep.errors import MechrepError, MissingPartError
 from mechrep.generation.decode import Decoding, Request, run_requests
 from mechrep.generation.patched_model import PatchedModel
+from mechrep.guards import some_of
 from mechrep.interventions.ops import SinkPatch
 from mechrep.measures.first_token import detector_layer
 from mechrep.measures.head_circuits import HeadCircuits
@@ -198,9 +199,8 @@ def what_can_be_measured(model: Model, parts: Sequence[str] | None = None) -> li
         [('router-shift', "lacks a router: in LlamaForCausalLM it is no mixture of experts; needed: site 'router'")]
     """
     chosen = list(REQUIREMENTS) if parts is None else list(parts)
-    unknown = sorted(set(chosen) - set(REQUIREMENTS))
-    if unknown:
-        raise InputError(f"parts {unknown}", f"some of {', '.join(REQUIREMENTS)}", "choose among these")
+    if chosen:
+        some_of("parts", chosen, REQUIREMENTS)
     needed = dict.fromkeys(one for part in chosen for one in REQUIREMENTS[part])
     found = {one: one.reason(model) for one in needed}
     rows = []

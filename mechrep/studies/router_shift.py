@@ -11,6 +11,7 @@ from mechrep.ablation.effects import detection, judge
 from mechrep.ablation.texts import shared_loops
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import MissingPartError
+from mechrep.guards import Count, guarded
 from mechrep.measures.router_shift import Against, RouterShift, RouterShiftResult
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -83,8 +84,9 @@ def router_claims(result: RouterShiftResult, *, draws: int = _DRAWS, seed: int =
     return judge(rows, family="routers of all layers")
 
 
+@guarded
 def run_router_shift_study(
-    model: Model, *, corpus: Corpus | None = None, preset: str = "mechrep", r: int = 30, run: Run | None = None
+    model: Model, *, corpus: Corpus | None = None, preset: str = "mechrep", r: Count = 30, run: Run | None = None
 ) -> RouterShiftStudy:
     """Measure which experts take over when a loop begins, beside loop-free texts at the same positions.
 

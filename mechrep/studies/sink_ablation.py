@@ -22,6 +22,7 @@ from mechrep.ablation.run import Cell, measure_effects
 from mechrep.ablation.sink_outcomes import sink_outcomes
 from mechrep.ablation.study import Controls, ablation_cells
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.guards import Several, guarded
 from mechrep.measures.sink_neurons import begins_with_bos
 from mechrep.measures.sink_norms import other_positions
 from mechrep.models.anatomy import Site
@@ -51,8 +52,6 @@ def repeated_stimulus(
     """
     bos = begins_with_bos(model, corpus)
     n = min(model.anatomy.n_ctx - bos, run.sizes_on(model).repeats) if repeats is None else repeats
-    if n < 2:
-        raise InputError(f"repeats={n}", "at least 2", "raise it")
     if tokens is None:  # a vocabulary in which no token has a kind has its texts' tokens
         tokens = drawn_tokens(model, run) or frequent_tokens(model, corpus, run.sizes_on(model).tokens)
     if not tokens:
@@ -77,6 +76,7 @@ def drawn_tokens(model: Model, run: Run) -> list[int]:
     return [token for turn in turns for token in turn if token is not None][:n]
 
 
+@guarded
 def sink_conditions(
     model: Model,
     neurons: Sequence[tuple[int, int]],
@@ -120,13 +120,14 @@ def sink_conditions(
     return [cell for cell in cells if cell[0].name != FIRST or cell[0].selection == ABLATION]
 
 
+@guarded
 def sink_ablation(
     model: Model,
     sink: SinkResult,
     *,
     texts: Corpus | Sequence[str] | None = None,
     tokens: Sequence[int | str] | None = None,
-    repeats: int | None = None,
+    repeats: Several | None = None,
     controls: Controls | Sequence[str] = CONTROLS,
     run: Run | None = None,
 ) -> Effects:

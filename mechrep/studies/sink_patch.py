@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mechrep.ablation.benchmark_tasks import EMBEDDED_TASKS
+from mechrep.ablation.benchmark_tasks import EMBEDDED_TASKS, as_tasks
 from mechrep.ablation.benchmarks import MARGIN, Questions, benchmark_cells, benchmark_study, paired_answers
 from mechrep.ablation.effects import Effects, Measure, judge
 from mechrep.ablation.run import measure_effects
 from mechrep.ablation.sink_outcomes import sink_outcomes
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.guards import Count, Several, guarded
 from mechrep.interventions.ops import SinkPatch
 from mechrep.measures.sink_norms import CLEARLY_ABOVE, MOVED
 from mechrep.models.model import Model
@@ -35,13 +36,14 @@ from mechrep.text.corpus import Corpus
 NOT_INSTALLED = "lm-evaluation-harness is not installed: pip install mechrep[evals]"
 
 
+@guarded
 def run_patch_study(
     model: Model,
     patch: SinkPatch | None = None,
     *,
     texts: Corpus | Sequence[str] | None = None,
     tokens: Sequence[int | str] | None = None,
-    repeats: int | None = None,
+    repeats: Several | None = None,
     controls: Sequence[str] = ("layer_matched",),
     sink: SinkResult | None = None,
     run: Run | None = None,
@@ -227,14 +229,15 @@ def _shown(effects: Effects, measures: Sequence[str]) -> pd.DataFrame:
     return changed(effects.select(measures=measures).summary())[[*_COLUMNS]].rename(columns=_COLUMNS)
 
 
+@guarded
 def run_repair_study(
     model: Model,
     *,
     texts: Corpus | Sequence[str] | None = None,
     layer: int | None = None,
-    repeats: int | None = None,
+    repeats: Several | None = None,
     tasks: Sequence[str] = EMBEDDED_TASKS,
-    limit: int | None = None,
+    limit: Count | None = None,
     data: str | Path | None = None,
     run: Run | None = None,
 ) -> RepairStudy:
@@ -270,6 +273,8 @@ def run_repair_study(
         Traceback (most recent call last):
         mechrep.errors.NothingFoundError: given: mechrep-tiny (reinitialised, seed 0), in which ...
     """
+    if tasks:
+        as_tasks(tasks)
     options, corpus = run or Run(), ordinary_texts(model, texts)
     sink = find_sink(model, texts=corpus, layer=layer, run=options)
     found = _patch_of(model, sink)

@@ -16,6 +16,7 @@ from mechrep.ablation.effects import ABLATION, Effects, detection, judge
 from mechrep.ablation.sink_outcomes import SinkOnTexts
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import counted, finished, panels, place_of, shown_token, tick_step
+from mechrep.guards import Count, Several, guarded
 from mechrep.measures.attention_sinks import AttentionSinkResult, sink_heads_figure
 from mechrep.measures.ov_cluster import OVClusterResult, ov_cluster
 from mechrep.measures.sink_neurons import (
@@ -458,12 +459,13 @@ def _about(effects: Effects, family: str, measures: Sequence[str], copy: int | N
     return judge(rows if copy is None else rows[rows["copy"] == copy], family=family)
 
 
+@guarded
 def run_sink_study(
     model: Model,
     *,
     layer: int | None = None,
-    tokens: int | None = None,
-    repeats: int | None = None,
+    tokens: Count | None = None,
+    repeats: Several | None = None,
     held_out_text: str | None = None,
     behaviour: bool = True,
     run: Run | None = None,
@@ -497,6 +499,8 @@ def run_sink_study(
         >>> study.sink.found, study.ablation is None, study.section().variant
         (False, True, 'not_found')
     """
+    if layer is not None:
+        model.anatomy.check_layer(layer)
     options = run or Run()
     texts = ordinary_texts(model, None, held_out_text)
     config = {"study": "sinks", "layer": layer, "tokens": tokens, "repeats": repeats, "seed": options.seed}

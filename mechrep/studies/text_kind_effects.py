@@ -24,6 +24,7 @@ from mechrep.ablation.study import estimates_by_text, heads_alone
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.generation.text_kinds import COPIES, clusters_of, joined_texts, labels_of
+from mechrep.guards import Count, Some, guarded, one_of, some_of
 from mechrep.interventions import Heads, mean, resample, zero
 from mechrep.interventions.ops import Op, When
 from mechrep.measures.text_kind_design import FIRST, SECOND, SWAPS, HeadEffects
@@ -31,7 +32,7 @@ from mechrep.models import tiny
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
-from mechrep.run import Run, one_of
+from mechrep.run import Run
 from mechrep.studies.text_kind_outcomes import Patched, Regenerated, RepetitionLogProbability
 from mechrep.text.corpus import Corpus, windows_of_text
 
@@ -194,10 +195,7 @@ def head_reference(model: Model, corpus: Corpus, *, seed: int = 0, progress: boo
 
 def _operations(model: Model, ops: Sequence[str], reference: Corpus | None, run: Run) -> dict[str, Op | str]:
     """The operations by name; what ``mean`` and ``resample`` need is read once per run."""
-    for name in ops:
-        one_of("op", name, OPS)
-    if not ops or len(set(ops)) < len(ops):
-        raise InputError(f"ops={list(ops)}", f"some of {OPS}, each once", "choose among these")
+    some_of("ops", ops, OPS)
     if not {"mean", "resample"} & set(ops):
         return {name: name for name in ops}
     length = min(model.anatomy.n_ctx, _REFERENCE_LENGTH)
@@ -249,14 +247,15 @@ def _alone(model: Model, ops: Mapping[str, Op | str], when: When = "all") -> lis
     return cells
 
 
+@guarded
 def ablation_contrast(
     model: Model,
-    texts: Sequence[Corpus],
+    texts: Some[Corpus],
     *,
     ops: Sequence[str] = ("mean",),
     reference: Corpus | None = None,
     when: When = "all",
-    copies: int = COPIES,
+    copies: Count = COPIES,
     run: Run | None = None,
 ) -> Effects:
     """Ablate every head alone and see what each kind of text loses.  Nothing is generated.
@@ -302,6 +301,7 @@ def ablation_contrast(
         >>> len(head_effects(effects).contrast()) == model.anatomy.n_layers * model.anatomy.n_heads
         True
     """
+    some_of("ops", ops, OPS)
     options, corpus = run or Run(), _joined(model, texts, copies)
     given = None if reference is None else reference.fingerprint()
     key = ("heads alone", model.fingerprint(), corpus.fingerprint(), tuple(ops), given, when, copies)
@@ -353,8 +353,9 @@ def _brief_contrast(model: Model, corpus: Corpus, ops: Mapping[str, Op | str], b
     return replace(exact, conditions=conditions, values=torch.cat(columns, 1))
 
 
+@guarded
 def patching_contrast(
-    model: Model, texts: Sequence[Corpus], donors: Corpus, *, copy: int = 1, run: Run | None = None
+    model: Model, texts: Some[Corpus], donors: Corpus, *, copy: Count = 1, run: Run | None = None
 ) -> Effects:
     """Activation patching of every head alone, from donor texts into others.
 
@@ -392,8 +393,6 @@ def patching_contrast(
         >>> patching_contrast(model, [natural], induced).conditions[1].op
         'patched from icl_from_cycle(2)'
     """
-    if copy < 1:
-        raise InputError(f"copy={copy}", "1, the second repetition, or a later one", "choose another")
     options, corpus = run or Run(), _joined(model, texts, copy)
     giving = joined_texts(donors, n_ctx=model.anatomy.n_ctx, copies=copy)
     giving.check_model(model)
@@ -411,15 +410,16 @@ def patching_contrast(
     return effects
 
 
+@guarded
 def regenerated_contrast(
     model: Model,
-    texts: Sequence[Corpus],
+    texts: Some[Corpus],
     *,
     op: str = "mean",
     reference: Corpus | None = None,
     when: When = "all",
-    sample: int | None = 16,
-    max_new_tokens: int = 64,
+    sample: Count | None = 16,
+    max_new_tokens: Count = 64,
     run: Run | None = None,
 ) -> Effects:
     """Regenerate texts, greedily, with every head ablated alone: the expensive way to the same question.
@@ -473,15 +473,16 @@ def _sample(corpus: Corpus, texts: int | None, seed: int) -> Corpus:
     return corpus.select(chosen)
 
 
+@guarded
 def head_dissociation(
     model: Model,
-    texts: Sequence[Corpus],
+    texts: Some[Corpus],
     *,
-    k: int,
+    k: Count,
     op: str = "mean",
     controls: Sequence[str] = ("random",),
     reference: Corpus | None = None,
-    copies: int = COPIES,
+    copies: Count = COPIES,
     run: Run | None = None,
 ) -> Effects:
     """Ablate the ``k`` heads that matter most in each kind of text, together, in texts on which they were not found.
@@ -515,6 +516,9 @@ def head_dissociation(
         >>> sorted({one.name for one in effects.conditions})
         ['baseline', 'induced heads', 'natural heads']
     """
+    one_of("op", op, OPS)
+    for kind in controls:
+        one_of("control", kind, ("random", "layer_matched"))
     options, corpus = run or Run(), _joined(model, texts, copies)
     find, test = halves(corpus, options.seed)
     single = ablation_contrast(model, texts, ops=[op], reference=reference, copies=copies, run=options)
@@ -548,7 +552,6 @@ def sets_of_heads(
         others = [head for other, heads in tops.items() if other != name for head in heads]
         sets = [(ABLATION, 0, list(top))]
         for kind in controls:
-            one_of("control", kind, ("random", "layer_matched"))
             try:
                 drawn = draw_controls(
                     kind, top, layers=anatomy.n_layers, width=units_per_layer(anatomy, "heads"),

@@ -19,12 +19,12 @@ from mechrep.ablation.screening import WeightedText
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.generation.decode import Request, run_requests
 from mechrep.generation.text_kinds import clusters_of, copy_run, labels_of
+from mechrep.guards import one_of
 from mechrep.interventions import Heads, mean
 from mechrep.interventions.ops import Intervention, When
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
-from mechrep.run import one_of
 from mechrep.text.corpus import Corpus
 
 LOG_PROBABILITY, COPIED, NEW_TOKENS = "log_probability", "copied_share", "new_tokens"

@@ -17,6 +17,7 @@ from mechrep.ablation.texts import shared_loops
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.generation.loops import without_counter
+from mechrep.guards import Some, guarded
 from mechrep.measures.distance_profile import TOKENS_PER_BATCH, distance_profile
 from mechrep.measures.token_facts import reference_text, token_facts, token_surprisal
 from mechrep.measures.token_information import (
@@ -71,6 +72,7 @@ class InformationStudy(Shown):
     seed: int
     provenance: Provenance
 
+    @guarded
     def n(self, text_kind: str) -> int:
         """Different texts of a kind: a control text may stand beside several loops."""
         frame = self.corpus.frame
@@ -147,12 +149,13 @@ class InformationStudy(Shown):
         return Section("information", self.provenance, fields, self.claims(), tables, figures)
 
 
+@guarded
 def run_information_study(
     model: Model,
     *,
     corpus: Corpus | None = None,
     preset: str = "mechrep",
-    ways: Sequence[Way] = WAYS,
+    ways: Some[Way] = WAYS,
     held_out_text: str | None = None,
     run: Run | None = None,
 ) -> InformationStudy:

@@ -20,13 +20,14 @@ import torch
 from mechrep.ablation.effects import SUPPORTED, Effects
 from mechrep.errors import InputError, NothingFoundError
 from mechrep.figures import ACCENT, new_figure, plain, styled, translucent
+from mechrep.guards import Count, guarded, one_of
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL
 from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.models.revisions import Revisions
 from mechrep.provenance import Provenance
 from mechrep.results import Shown
-from mechrep.run import EFFORTS, Run, one_of
+from mechrep.run import EFFORTS, Run
 from mechrep.sections import Section
 from mechrep.studies.checkpoints import (
     MEASURES,
@@ -220,12 +221,13 @@ def _agreement_table(agreement: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)  # fmt: skip
 
 
+@guarded
 def run_training_study(
     model: Model | str | Path,
     *,
     revisions: Revisions | None = None,
     measures: Sequence[str] = TRAINING_MEASURES,
-    prompts: int | None = None,
+    prompts: Count | None = None,
     run: Run | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,

@@ -32,6 +32,7 @@ from torch import Tensor, tensor
 from mechrep.ablation.effects import Effects, Measure, detection, judge
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, new_figure, plain, styled, translucent
+from mechrep.guards import guarded, one_of
 from mechrep.measures.change_points import DRAWS, change_point, drawn_means, unit_draws
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL, SEQUENCES, head_effects
 from mechrep.measures.text_kind_design import gini, rank_correlation
@@ -104,14 +105,14 @@ class HeadHistory(Result):
         provenance = Provenance(effects.provenance.model, effects.provenance.corpus, {"study": "head history"})
         return cls(provenance, **tables, revisions=revisions_of(effects))
 
+    @guarded
     def of(self, kind: str) -> Float[np.ndarray, "checkpoint unit layer head"]:
         """Effects by text (attention by group of random repeats); NaN where a text is not of this kind.
 
         Raises:
             InputError: a kind that is none of :data:`KINDS`.
         """
-        if kind not in KINDS:
-            raise InputError(f"text kind {kind!r}", f"one of {KINDS}", "choose one of these")
+        one_of("kind", kind, KINDS)
         if kind == ELIGIBLE:
             return np.where(np.isnan(self.natural.numpy()), self.induced.numpy(), np.nan)
         return {NATURAL: self.natural, INDUCED: self.induced, INDUCTION: self.induction}[kind].numpy()
@@ -125,6 +126,7 @@ class HeadHistory(Result):
         ]
         return pd.DataFrame(rows, columns=["revision", "kind", "n", "enough"])
 
+    @guarded
     def means(self, kind: str) -> Float[np.ndarray, "checkpoint layer head"]:
         """Mean effects; NaN at a checkpoint with fewer than :data:`LEAST_UNITS` texts."""
         values, known = self.of(kind), self.known(kind)
@@ -148,10 +150,12 @@ class HeadHistory(Result):
             rows, columns=["revision", "kind", "layer", "head", "value", "low", "high", "n"]
         )  # fmt: skip
 
+    @guarded
     def known(self, kind: str) -> Bool[np.ndarray, "checkpoint unit"]:
         """Whether a text is of a kind."""
         return np.asarray(~np.isnan(self.of(kind)).any((2, 3)))
 
+    @guarded
     def drawn(self, kind: str, place: int, draws: int = DRAWS, seed: int = 0) -> Float[np.ndarray, "draw head"] | None:
         """Mean effects of all heads, layer by layer, in every draw of texts; ``None`` where there are too few.
 

@@ -24,6 +24,7 @@ import torch
 
 from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import MissingPartError, ModelError
+from mechrep.guards import guarded
 from mechrep.measures.attention_sinks import AttentionSinkResult, AttentionSinks
 from mechrep.measures.head_scores import HeadScoreResult, score_heads
 from mechrep.measures.head_targets import PROTOCOLS
@@ -64,6 +65,7 @@ class Verification(Result):
 
     ranked_by: ClassVar[str] = ""
 
+    @guarded
     def count(self, verdict: str) -> int:
         """Rows with this verdict."""
         return sum(row["verdict"] == verdict for row in self.rows)
@@ -93,6 +95,7 @@ class Verification(Result):
         )
 
 
+@guarded
 def verify_model(model: Model, *, run: Run | None = None) -> Verification:
     """Compares published values of this model with what is measured on it.
 

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, TypeAlias, overload
+from typing import Annotated, Any, TypeAlias, overload
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError, StoreError
+from mechrep.guards import Between, Count, Seed, Share, check_fields, guarded, one_of, within
 from mechrep.tables import LONGEST, frame_html, short
 from mechrep.text import corpus_io
 from mechrep.text.batches import Batch, Fillers, check_no_filling, read_batch, warn_of_bos_twice, without_filling
@@ -162,6 +163,7 @@ class Corpus:
     words: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         n_texts, width = self.tokens.shape
         if (
             self.lengths.shape != (n_texts,)
@@ -173,8 +175,7 @@ class Corpus:
                 "at least one text, and a length from 1 to the width for each",
                 "build the corpus with Corpus.from_tokens",
             )
-        if self.bos_policy not in BOS_POLICIES:
-            raise InputError(f"bos_policy {self.bos_policy!r}", f"one of {BOS_POLICIES}", "choose one of them")
+        one_of("bos_policy", self.bos_policy, BOS_POLICIES)
         frame = complete_frame(self.frame, n_texts, "text")
         beyond = np.flatnonzero((frame["prompt_length"] < 0) | (frame["prompt_length"] > self.lengths.numpy()))
         if len(beyond):
@@ -187,6 +188,7 @@ class Corpus:
         object.__setattr__(self, "frame", frame)
 
     @classmethod
+    @guarded
     def of(cls, given: CorpusLike, model: TokenizingModel) -> Corpus:
         """Take a corpus as it is, and make one of texts or ids.
 
@@ -212,6 +214,7 @@ class Corpus:
         return cls.from_tokens(listed, model=model)
 
     @classmethod
+    @guarded
     def from_texts(
         cls,
         texts: Iterable[str],
@@ -254,6 +257,7 @@ class Corpus:
         return cls._of_batch(batch, model, source, frame, bos_policy=policy)
 
     @classmethod
+    @guarded
     def from_tokens(
         cls,
         tokens: Iterable[TokenSequence]
@@ -319,12 +323,14 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @guarded
     def row(self, i: int) -> list[int]:
         """Return the ids of text i, without padding.
 
         Args:
             i: number of the text.
         """
+        within("text", i, 0, len(self) - 1, "a text")
         return self.tokens[i, : int(self.lengths[i])].tolist()
 
     @overload
@@ -360,6 +366,7 @@ class Corpus:
     def _words_of(self, i: int) -> str | None:
         return None if self.words is None else self.text_of(self.row(i))
 
+    @guarded
     def text_of(self, ids: Sequence[int]) -> str:
         """Ids as text, by the tokenizer that came with them.
 
@@ -368,6 +375,8 @@ class Corpus:
         """
         if self.words is None:
             raise InputError("ids whose tokenizer is not known", "a corpus made with model=", "use decode(i, model)")
+        for one in {min(ids), max(ids)} if len(ids) else ():
+            within("id", one, 0, max(self.d_vocab or 0, len(self.words)) - 1, "an id")
         return self.words.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def select(
@@ -400,8 +409,9 @@ class Corpus:
         """
         return self.select(matching_texts(self.frame, conditions))
 
+    @guarded
     def split(
-        self, share: float = 0.8, seed: int = 0, *, clusters: Sequence[str] | None = None
+        self, share: Share = 0.8, seed: Seed = 0, *, clusters: Sequence[str] | None = None
     ) -> tuple[Corpus, Corpus]:
         """Split the texts at random into two corpora, each in the order of this one.
 
@@ -421,6 +431,8 @@ class Corpus:
             order = np.random.default_rng(seed).permutation(len(self))
             return self.select(np.sort(order[:n_first])), self.select(np.sort(order[n_first:]))
         names = np.asarray(clusters, dtype=object)
+        if len(names) != len(self):
+            raise InputError(f"{len(names)} clusters for {len(self)} texts", "one per text", "name one for each")
         chosen, n = np.zeros(len(self), dtype=bool), 0
         for name in np.random.default_rng(seed).permutation(list(dict.fromkeys(clusters))):
             size = int((names == name).sum())
@@ -434,6 +446,7 @@ class Corpus:
         return self.select(np.flatnonzero(chosen)), self.select(np.flatnonzero(~chosen))
 
     @staticmethod
+    @guarded
     def concatenate(*corpora: Corpus) -> Corpus:
         """Join corpora of one tokenizer.
 
@@ -478,6 +491,7 @@ class Corpus:
                 raise InputError(f"column {name!r} ({error})", f"{len(self)} values", "one per text") from error
         return replace(self, frame=frame)
 
+    @guarded
     def with_cycles(
         self,
         preset: str = "mechrep",
@@ -515,6 +529,7 @@ class Corpus:
             detector=preset,
         )
 
+    @guarded
     def check_model(self, model: TokenizingModel) -> None:
         """Refuse a model that these ids were not made for.
 
@@ -533,6 +548,7 @@ class Corpus:
         if self.tokenizer is None and self.d_vocab is None:  # nobody has looked for padding yet
             check_no_filling(rows, replace(Fillers.of(model), of_one_length=False))
 
+    @guarded
     def decode(self, i: int, model: TokenizingModel | None = None) -> str:
         """Return text i as a string.
 
@@ -562,6 +578,7 @@ class Corpus:
         digest.update(json.dumps(self.frame["id"].tolist()).encode())
         return digest.hexdigest()
 
+    @guarded
     def save(self, path: str | PathLike[str]) -> None:
         """Write the corpus to one Parquet file; an earlier file is replaced whole or not at all.
 
@@ -576,6 +593,7 @@ class Corpus:
         corpus_io.write(path, rows, self.frame, self._facts() | {"fingerprint": self.fingerprint()})
 
     @staticmethod
+    @guarded
     def load(path: str | PathLike[str], model: TokenizingModel | None = None) -> Corpus:
         """Read a corpus that `save` wrote.
 
@@ -650,9 +668,11 @@ def _facts_of(model: TokenizingModel) -> dict[str, Any]:
 
 
 SHORTEST_WINDOW = 4  # the second half then has a token to predict and one that predicts it
+Window = Annotated[int, Between(SHORTEST_WINDOW, 2**31 - 1)]
 
 
-def windows_of_text(model: TokenizingModel, text: str, *, length: int | None = None, limit: int = 16) -> Corpus:
+@guarded
+def windows_of_text(model: TokenizingModel, text: str, *, length: Window | None = None, limit: Count = 16) -> Corpus:
     """Cut one long text into windows: BOS first (by the model's habit), at most half a window of overlap.
 
     Args:
@@ -672,12 +692,6 @@ def windows_of_text(model: TokenizingModel, text: str, *, length: int | None = N
         ([32, 32, 32], True)
     """
     length = min(model.anatomy.n_ctx, 1024) if length is None else length
-    if length < SHORTEST_WINDOW or limit < 1:
-        raise InputError(
-            f"length={length}, limit={limit}",
-            f"windows of at least {SHORTEST_WINDOW} tokens, at least one",
-            "raise it",
-        )
     bos = [model.bos_id] if model.default_prepend_bos and model.bos_id is not None else []
     ids = model.encode(text, prepend_bos=False)
     ids = ids[1:] if bos and ids[:1] == bos else ids  # every window gets one

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from mechrep.errors import InputError, NothingFoundError
+from mechrep.guards import one_of
 from mechrep.text.corpus_io import TokenizingModel
 from mechrep.text.watch import token_array
 
@@ -175,8 +176,7 @@ def matching_texts(
     """
     mask = np.ones(len(frame), dtype=bool)
     for name, wanted in conditions.items():
-        if name not in frame:
-            raise InputError(f"column {name!r}", f"one of {list(frame.columns)}", "choose one of them")
+        one_of("column", name, frame.columns)
         values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
         # None asks for what is missing: `where(period=None)` are the texts without a cycle.
         missing = frame[name].isna().to_numpy(dtype=bool) & (None in values)

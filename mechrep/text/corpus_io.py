@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mechrep.disk import write_whole
 from mechrep.errors import InputError, StoreError
+from mechrep.guards import fits
 
 RESERVED = "tokens"  # the name of the column of ids in the file
 
@@ -122,7 +123,15 @@ def _as_type(column: Any, dtype: str) -> Any:
         ) from error
 
 
-FACTS = ("tokenizer", "bos_id", "bos_policy", "d_vocab", "model_name", "pad_id", "fingerprint")
+FACTS: dict[str, Any] = {
+    "tokenizer": str | None,
+    "bos_id": int | None,
+    "bos_policy": str,
+    "d_vocab": int | None,
+    "model_name": str | None,
+    "pad_id": int,
+    "fingerprint": str | None,
+}
 _KEY = b"mechrep.corpus"
 _FORMAT = 1
 _SEAL = b"mechrep\x00"
@@ -251,6 +260,9 @@ def _read_facts(path: str | PathLike[str], table: pa.Table) -> dict[str, Any] | 
         raise StoreError(
             f"{path} in format {header['format']}", f"format {_FORMAT}", "update mechrep, or save it again"
         )
+    odd = [name for name, kind in FACTS.items() if not fits(header[name], kind)]
+    if odd:
+        raise ValueError(f"{odd[0]} of another kind")
     return {name: header[name] for name in FACTS}
 
 

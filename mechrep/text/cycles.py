@@ -34,17 +34,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mechrep.errors import InputError
+from mechrep.guards import Count, Several, Whole, guarded, one_of, within
 from mechrep.text.counters import Decode, counting_loop, frame_loop
 from mechrep.text.watch import WATCHES, Cycle, NgramTripleWatch, TailWatch, TokenSequence, eos_set, token_ids, up_to_eos
 
 
+@guarded
 def tail_cycle(
     tokens: TokenSequence,
     *,
-    min_period: int = 1,
-    max_period: int | None = None,
-    min_copies: int = 2,
-    min_span: int = 8,
+    min_period: Count = 1,
+    max_period: Count | None = None,
+    min_copies: Several = 2,
+    min_span: Whole = 8,
     select: str = "longest_span",
     special_ids: Collection[int] = (),
 ) -> Cycle | None:
@@ -79,12 +81,7 @@ def tail_cycle(
         >>> cycle.start, cycle.period, cycle.onset, round(cycle.copies, 2)
         (2, 3, 5, 2.67)
     """
-    if min_period < 1 or min_copies < 2 or select not in ("longest_span", "smallest"):
-        raise InputError(
-            f"min_period = {min_period}, min_copies = {min_copies}, select = {select!r}",
-            "min_period >= 1, min_copies >= 2, select 'longest_span' or 'smallest'",
-            "correct the option",
-        )
+    one_of("select", select, ("longest_span", "smallest"))
     ids = token_ids(tokens)
     matches = z_array(ids[::-1])
     last_period = len(ids) - 1 if max_period is None else min(max_period, len(ids) - 1)
@@ -261,6 +258,7 @@ _STEPS = 8  # tokens after which a growing text is looked at again by a detector
 _OPTIONS = {"min_period", "max_period", "min_copies", "min_span", "select"}
 
 
+@guarded
 def detect_cycle(
     tokens: TokenSequence,
     preset: str = "mechrep",
@@ -307,8 +305,7 @@ def detect_cycle(
         >>> detect_cycle(text, "hiraoka2025") is None
         True
     """
-    if preset not in (*_PRESETS, COUNTING):
-        raise InputError(f"preset {preset!r}", f"one of {', '.join(_PRESETS)}, {COUNTING}", "choose one of them")
+    one_of("preset", preset, (*_PRESETS, COUNTING))
     allowed = _OPTIONS if preset == "mechrep" else set()
     if unknown := sorted(options.keys() - allowed):
         raise InputError(
@@ -317,10 +314,7 @@ def detect_cycle(
             "leave them out, or call the detector itself (mechrep.text.cycles)",
         )
     ids = token_ids(tokens)
-    if not 0 <= prompt_length <= len(ids):
-        raise InputError(
-            f"prompt_length = {prompt_length} for {len(ids)} tokens", "0 <= prompt_length <= length", "count again"
-        )
+    within("prompt_length", prompt_length, 0, len(ids), "a number of tokens")
     if preset == COUNTING:
         if decode is None:
             raise InputError("preset 'counting' for ids alone", "their text too", "pass decode=model.decode")

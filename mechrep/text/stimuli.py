@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mechrep.errors import InputError
+from mechrep.guards import Count, Seed, Several, Whole, check_fields, guarded
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.corpus_io import TokenizingModel
@@ -37,15 +38,12 @@ class RepeatedToken:
         InputError: a negative id, or fewer than one copy.
     """
 
-    token_id: int
-    n: int
+    token_id: Whole
+    n: Count
     bos: bool = True
 
     def __post_init__(self) -> None:
-        if self.token_id < 0 or self.n < 1:
-            raise InputError(
-                f"token {self.token_id} repeated {self.n} times", "an id of the vocabulary, at least once", "correct it"
-            )
+        check_fields(self)
 
     def ids(self, bos_id: int | None) -> list[int]:
         """The ids of the text.
@@ -93,6 +91,7 @@ def repeated_token(token_id: int, n: int, bos: bool = True) -> RepeatedToken:
     return RepeatedToken(token_id, n, bos)
 
 
+@guarded
 def repeated_tokens(model: TokenizingModel, tokens: Sequence[int | str], n: int, bos: bool = True) -> Corpus:
     """A corpus of one text per token, each ``n`` copies of it.
 
@@ -166,8 +165,9 @@ def single_token_id(model: TokenizingModel, word: str) -> int:
     return ids[0]
 
 
+@guarded
 def random_repeats(
-    model: Model, *, n: int = 50, copies: int = 2, sequences: int = 32, seed: int = 0, bos: bool | None = None
+    model: Model, *, n: Count = 50, copies: Several = 2, sequences: Count = 32, seed: Seed = 0, bos: bool | None = None
 ) -> Corpus:
     """Texts ``[BOS] + r * copies``, where ``r`` is ``n`` different ids drawn uniformly from the ordinary tokens.
 
@@ -205,10 +205,6 @@ def random_repeats(
         >>> corpus.frame[["start", "onset", "period", "copies"]].values.tolist()
         [[1, 4, 3, 2.0], [1, 4, 3, 2.0]]
     """
-    if min(n, sequences) < 1 or copies < 2:
-        raise InputError(
-            f"n={n}, copies={copies}, sequences={sequences}", "n >= 1, copies >= 2, sequences >= 1", "correct them"
-        )
     if bos and model.bos_id is None:
         raise InputError(f"bos=True for {model.name!r}, which has no BOS", "a model with a BOS id", "pass bos=False")
     prefix = [model.bos_id] if model.bos_id is not None and bos is not False else []

@@ -28,6 +28,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import one_of
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.shown import token_spans as token_spans
@@ -116,8 +117,7 @@ def token_classes(corpus: Corpus, model: Model, *, on: str = "word") -> Int64[Te
         >>> [CLASSES[number] for number in token_classes(corpus, model)[0].tolist()][-1]
         'sentence_end'
     """
-    if on not in ("word", "piece"):
-        raise InputError(f"on={on!r}", "'word' or 'piece'", "choose one of these")
+    one_of("on", on, ("word", "piece"))
     if model.tokenizer is None:
         raise InputError(f"{model.name}, which has no tokenizer", "texts that can be decoded", "use another model")
     corpus.check_model(model)

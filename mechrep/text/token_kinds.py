@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mechrep.errors import InputError
+from mechrep.guards import Count, guarded
 from mechrep.models import tiny
 from mechrep.models.model import Model
 
@@ -98,7 +98,8 @@ def token_kinds(model: Model) -> dict[str, list[int]]:
     return {kind: list(ids) for kind, ids in _vocabulary(model).kinds.items()}
 
 
-def draw_tokens(model: Model, per_kind: int, seed: int = 0) -> list[tuple[int, str]]:
+@guarded
+def draw_tokens(model: Model, per_kind: Count, seed: int = 0) -> list[tuple[int, str]]:
     """Tokens of every kind, drawn at random.
 
     Args:
@@ -118,8 +119,6 @@ def draw_tokens(model: Model, per_kind: int, seed: int = 0) -> list[tuple[int, s
         >>> [kind for _, kind in drawn]  # so small a vocabulary has no rare words
         ['frequent', 'frequent', 'punctuation', 'punctuation', 'subword', 'subword']
     """
-    if per_kind < 1:
-        raise InputError(f"per_kind={per_kind}", "1 or more", "correct it")
     return [
         (int(ids[place]), kind)
         for number, (kind, ids) in enumerate(token_kinds(model).items())

@@ -24,6 +24,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import one_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ class Cycle:
             end: position behind the last token of the cycle.
             detector: name of the detector.
         """
+        if not (start >= 0 and 1 <= period <= end - start and end <= len(tokens)):
+            raise InputError(
+                f"start={start}, period={period}, end={end} in {len(tokens)} tokens",
+                "a whole copy, of at least one token, within the text",
+                "count positions from 0; the end is behind the last token",
+            )
         block = tuple(int(token) for token in tokens[start : start + period])
         return cls(start, period, (end - start) / period, end, block, detector)
 
@@ -361,10 +368,5 @@ def watch_for(preset: str) -> Callable[[TokenSequence], GrowingText]:
         >>> watch_for("mechrep").__name__
         'TailWatch'
     """
-    if preset not in WATCHES:
-        raise InputError(
-            f"preset {preset!r}",
-            f"a preset with a watch: {', '.join(sorted(WATCHES))}",
-            "use one of them, or generate to the end and call detect_cycle",
-        )
+    one_of("preset", preset, WATCHES)
     return WATCHES[preset]

@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import within
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.units import check_unit
 from mechrep.notation import read_unit, split_names, unit_name
@@ -148,9 +149,7 @@ def heads_of(layers: Iterable[int], anatomy: Anatomy) -> list[Quantity]:
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise InputError(f"layers={layers!r}", "layers in a list", "pass layers=[12], or several")
     for layer in dict.fromkeys(layers):
-        if not isinstance(layer, Integral) or isinstance(layer, bool):
-            raise InputError(f"layer {layer!r}", f"a number from 0 to {anatomy.n_layers - 1}", "correct it")
-        layer = int(layer)
+        layer = within("layer", layer, 0, anatomy.n_layers - 1, "a layer")
         anatomy.check_site(Site.PATTERN, layer)
         found += [Quantity(unit_name("head", layer, head), "head", layer, head) for head in range(anatomy.n_heads)]
     return found

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from jaxtyping import Float64
 from mechrep.disk import write_whole
 from mechrep.errors import InputError, MissingPartError
 from mechrep.figures import counted
+from mechrep.guards import guarded, within
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
@@ -44,6 +45,7 @@ _MOST_PAIRS = 2**27  # of queries and keys on one page; half of them are packed
 _AT_ONCE = 2**28  # bytes of attention that are read in one pass for a widget
 
 
+@guarded
 def view(
     model: Model,
     text: CorpusLike,
@@ -88,8 +90,6 @@ def view(
         >>> view.values["L2N5"].shape, view.attention(2, 0).shape
         ((17,), (17, 17))
     """
-    if theme not in get_args(Theme):
-        raise InputError(f"theme={theme!r}", f"one of {get_args(Theme)}", "choose one of them")
     corpus = _one_text(Corpus.of(text, model), row)
     corpus.check_model(model)
     wanted = read_quantities(quantities)
@@ -312,10 +312,7 @@ def fragment_of(payload: Mapping[str, Any], *, assets: bool = True) -> str:
 def _one_text(corpus: Corpus, row: int | None) -> Corpus:
     if row is None and len(corpus) > 1:
         raise InputError(f"{len(corpus)} texts", "one", "pass row=0, the number of the text to look at")
-    number = 0 if row is None else row
-    if not isinstance(number, int) or not 0 <= number < len(corpus):
-        raise InputError(f"row={row!r}", f"a text from 0 to {len(corpus) - 1}", "count texts from 0")
-    return corpus.select([number])
+    return corpus.select([within("row", 0 if row is None else row, 0, len(corpus) - 1, "a text")])
 
 
 def _cycle_of(corpus: Corpus, model: Model) -> Cycle | None:

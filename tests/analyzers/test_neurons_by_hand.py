@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
@@ -14,6 +13,7 @@ from mechrep.measures.neurons import RepetitionNeurons
 from tests.analyzers.by_hand import result_of
 from tests.analyzers.looping_texts import NONE, random_loops
 from tests.analyzers.oracle import Loop, search, windows
+from tests.unchecked import as_users_call
 
 L, M, R = 3, 5, 8
 LOOPS = [Loop([9] * 40, 10, 14), Loop([9] * 33, 12, 13), Loop([9] * 40, 9, 18)]
@@ -134,7 +134,7 @@ def test_the_published_set_counts_per_layer_and_skips_what_falls() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"preset": "hiraoka2026"}, "preset 'hiraoka2026'"),
+        ({"preset": "hiraoka2026"}, "preset='hiraoka2026'"),
         ({"window": "first"}, "window='first'"),
         ({"r": 0}, "r=0"),
         ({"r": 2.5}, "r=2.5"),
@@ -143,7 +143,7 @@ def test_the_published_set_counts_per_layer_and_skips_what_falls() -> None:
     ],
 )
 def test_bad_settings_are_refused(options: dict, match: str) -> None:
-    unchecked = inspect.unwrap(RepetitionNeurons.__init__)  # as users call it: without the type checker of the tests
+    unchecked = as_users_call(RepetitionNeurons.__init__)  # as users call it: without the type checker of the tests
     with pytest.raises(InputError, match=match):
         unchecked(object.__new__(RepetitionNeurons), **options)
 

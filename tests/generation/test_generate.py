@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from mechrep.text.corpus import Corpus
 from mechrep.text.watch import watch_for
 from tests.generation.obvious import Edit, obvious_text
 from tests.tiny_models import D_VOCAB, N_CTX, fresh, random_tokens, tiny
+from tests.unchecked import as_users_call
 
 UNITS = [(layer, neuron) for layer in range(3) for neuron in range(0, 48, 3)]
 
@@ -306,9 +306,11 @@ def test_a_processed_model_writes_on_the_view_that_was_processed() -> None:
         ({"max_new_tokens": N_CTX - 5}, f"at most {N_CTX} positions"),
         ({"temperature": -0.1}, "temperature=-0.1"),
         ({"temperature": float("nan")}, "temperature=nan"),
-        ({"top_k": 0}, "top_k=0"),
-        ({"stop_when": "mahaut2025"}, "preset 'mahaut2025'"),
-        ({"stop_when": ["eos", "no-such"]}, "preset 'no-such'"),
+        ({"top_k": 0, "temperature": 1.0}, "top_k=0"),
+        ({"top_k": 5}, "top_k=5 with temperature=0"),
+        ({"starts": [0, 0, 0, 999]}, "starts: 999"),
+        ({"stop_when": "mahaut2025"}, "preset='mahaut2025'"),
+        ({"stop_when": ["eos", "no-such"]}, "preset='no-such'"),
         ({"interventions": [None, None]}, "2 interventions for 4 texts"),
         ({"starts": [0]}, "1 starts for 4 texts"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -323,10 +325,8 @@ def test_what_cannot_be_generated_is_refused(options: dict[str, Any], complaint:
 
 
 def test_an_unknown_view_is_refused() -> None:
-    """As for users, whose types nobody checks."""
-    unchecked = SimpleNamespace(temperature=0.0, top_k=None, view="fast", rules=())
     with pytest.raises(InputError, match="view='fast'"):
-        Decoding.__post_init__(unchecked)  # pyright: ignore[reportArgumentType]
+        as_users_call(Decoding)(view="fast")
 
 
 def test_the_whole_context_can_be_used() -> None:

@@ -237,10 +237,10 @@ def test_a_model_that_ends_every_text_at_once_never_loops() -> None:
 
 
 def test_unknown_presets_and_senseless_numbers_are_refused() -> None:
-    with pytest.raises(InputError, match=r"preset 'mahaut2025'.*\['hiraoka2025', 'mechrep'\]"):
+    with pytest.raises(InputError, match=r"preset='mahaut2025'.*hiraoka2025, mechrep"):
         collect_loops(llama(), 1, preset="mahaut2025")
     for numbers in ({"n_loops": 0}, {"n_loops": 1, "n_others": -1}, {"n_loops": 1, "max_prompts": 0}):
-        with pytest.raises(InputError, match="at least"):
+        with pytest.raises(InputError, match=f"{list(numbers)[-1]}="):
             collect_loops(llama(), **numbers)
     with pytest.raises(InputError):
         sample_prompts(llama(), 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from mechrep.interventions.apply import EditTable
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from tests.tiny_models import D_MLP, D_MODEL, N_HEADS, N_LAYERS, tiny
+from tests.unchecked import as_users_call
 
 HEADS = (N_LAYERS, N_HEADS, D_MODEL // N_HEADS)
 
@@ -41,7 +41,7 @@ def model() -> Model:
     ],
 )
 def test_malformed_arguments(arguments: dict[str, Any], complaint: str) -> None:
-    unchecked_init = inspect.unwrap(Neurons.__init__)  # as users call it: without the type checker of the tests
+    unchecked_init = as_users_call(Neurons.__init__)  # as users call it: without the type checker of the tests
     with pytest.raises(InputError, match=complaint):
         unchecked_init(object.__new__(Neurons), **arguments)
 
@@ -60,7 +60,7 @@ def test_malformed_arguments(arguments: dict[str, Any], complaint: str) -> None:
     ],
 )
 def test_malformed_arguments_of_heads(arguments: dict[str, Any], complaint: str) -> None:
-    unchecked_init = inspect.unwrap(Heads.__init__)
+    unchecked_init = as_users_call(Heads.__init__)
     with pytest.raises(InputError, match=complaint):
         unchecked_init(object.__new__(Heads), **arguments)
 
@@ -128,7 +128,7 @@ def test_a_table_that_is_not_of_the_models_heads_is_refused(model: Model, op: Op
 
 
 @pytest.mark.parametrize(
-    "op", [mean(torch.zeros(2, N_LAYERS, D_MLP)), inspect.unwrap(resample)(torch.zeros(N_LAYERS, D_MLP))]
+    "op", [mean(torch.zeros(2, N_LAYERS, D_MLP)), as_users_call(resample)(torch.zeros(N_LAYERS, D_MLP))]
 )
 def test_a_bank_is_no_table_and_a_table_no_bank(model: Model, op: Op) -> None:
     with pytest.raises(InputError, match="one value for every unit"):
@@ -201,6 +201,6 @@ def test_interventions_are_values() -> None:
     with pytest.raises(AttributeError):
         Heads([(0, 1)]).op = scale(2.0)  # type: ignore[misc]
     as_from_numpy = object.__new__(Neurons)
-    inspect.unwrap(Neurons.__init__)(as_from_numpy, [(np.int64(0), np.int64(1))])
+    as_users_call(Neurons.__init__)(as_from_numpy, [(np.int64(0), np.int64(1))])
     (unit,) = as_from_numpy.units
     assert (unit, type(unit[0])) == ((0, 1), int)

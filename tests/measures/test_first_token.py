@@ -302,13 +302,13 @@ def test_bad_input_of_the_search_is_refused() -> None:
     model = load_model(tiny("llama"))
     corpus = Corpus.from_tokens(random_tokens(2, 100), model=model)
     for options in ({"k": 0}, {"k": D_MLP + 1}, {"shuffles": 0}):
-        with pytest.raises(InputError, match="at least one shuffle"):
+        with pytest.raises(InputError, match=r"k 0|k \d+|shuffles=0"):
             first_token_detectors(model, corpus, **options)
     with pytest.raises(InputError, match="no tokenizer"):
         first_token_detectors(model)
     with pytest.raises(InputError, match="8 triples"):
         first_token_detectors(model, Corpus.from_tokens([random_tokens(1, 10)[0]], model=model))
-    with pytest.raises(InputError, match="count layers from 0"):
+    with pytest.raises(InputError, match="a layer from 0"):
         first_token_detectors(model, corpus, layer=model.anatomy.n_layers)
     with pytest.raises(InputError, match="another"):
         detector_layer(dataclasses.replace(anatomy(1), parallel=True))

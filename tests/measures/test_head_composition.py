@@ -106,7 +106,7 @@ def test_bad_input() -> None:
     with pytest.raises(ModelError, match="without k"):
         head_composition(without(raw("llama"), Site.K))
     result = head_composition(raw("llama"), draws=2)
-    with pytest.raises(InputError, match="mode 'O'"):
+    with pytest.raises(InputError, match="mode='O'"):
         result.of("O")
     for sources in ([], [(0, 4)], [(3, 0)]):
         with pytest.raises(InputError, match="heads"):

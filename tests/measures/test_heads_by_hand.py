@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 
 import numpy as np
@@ -31,6 +30,7 @@ from tests.measures.heads_by_hand import (
     text,
     two_heads,
 )
+from tests.unchecked import as_users_call
 
 N = 50
 R = list(range(3, 3 + N))
@@ -342,6 +342,6 @@ def test_a_loop_outside_its_text_is_refused() -> None:
     ],
 )
 def test_bad_settings_are_refused(options: dict, match: str) -> None:
-    unchecked = inspect.unwrap(HeadScores.__init__)  # as users call it: without the type checker of the tests
+    unchecked = as_users_call(HeadScores.__init__)  # as users call it: without the type checker of the tests
     with pytest.raises(InputError, match=match):
         unchecked(object.__new__(HeadScores), bos_id=BOS, **options)

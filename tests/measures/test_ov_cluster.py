@@ -123,7 +123,7 @@ def test_bad_questions_are_refused() -> None:
     with pytest.raises(InputError, match="token 61"):
         ov_cluster(model, D_VOCAB, 4)
     result = ov_cluster(model, 9, 2, length=4, draws=(1, 1))
-    with pytest.raises(InputError, match="kind 'x'"):
+    with pytest.raises(InputError, match="kind='x'"):
         result.by_set(result.signal, "x")
     with pytest.raises(InputError, match="layer 3"):
         result.p_norm(3)

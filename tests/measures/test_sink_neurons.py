@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from tests.planted.sinks import SinkModel, sink_model
 from tests.planted.texts import words
 from tests.planted.workbench import BOS, SINK_MINUS, SINK_PLUS
 from tests.tiny_models import D_MLP, PARTS, fresh, random_tokens, tiny
+from tests.unchecked import as_users_call
 
 
 @functools.cache
@@ -151,7 +151,7 @@ def test_bad_questions_are_refused() -> None:
         scores.top(D_MLP + 1)
     for arguments in (("norm", "first"), ("authors", "last")):
         with pytest.raises(InputError, match="score="):
-            inspect.unwrap(SinkNeuronResult.scores)(scores, *arguments)
+            as_users_call(SinkNeuronResult.scores)(scores, *arguments)
 
 
 def test_a_spike_is_a_huge_input_and_a_huge_output_of_one_matrix(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_an_object_of_another_kind_is_refused(spec: Any) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "nonsense"}'), "nonsense"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "given: model"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "bytes of weights"),
         (lambda folder: change_weights(folder, lambda weights: weights.popitem()), "weights of .* without"),
         (
             lambda folder: change_weights(folder, lambda w: w.update({"lm_head.weight": torch.zeros(2, 2)})),

@@ -85,7 +85,7 @@ def test_files_that_do_not_serve_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path, "arc_easy_more.jsonl", [])
     with pytest.raises(InputError, match=r"arc_easy\.jsonl\.gz, arc_easy_more\.jsonl"):
         read_documents(task, tmp_path)
-    with pytest.raises(InputError, match="limit = 0"):
+    with pytest.raises(InputError, match="limit=0"):
         read_documents(task, tmp_path, 0)
     for names in ([], ["mmlu", "mmlu"], ["gsm8k"]):
         with pytest.raises(InputError, match="tasks="):

@@ -86,7 +86,7 @@ def test_windows_and_texts_that_cannot_be_scored_are_refused() -> None:
     with pytest.raises(InputError, match=r"a text of \d+ tokens.*at least 511, one window"):
         windows_of_text(model, "too short")
     for options in ({"length": 3}, {"length": 0}, {"length": 32, "limit": 0}, {"length": 32, "limit": -1}):
-        with pytest.raises(InputError, match="windows of at least 4 tokens, at least one"):
+        with pytest.raises(InputError, match=r"length=\d+.*from 4|limit="):
             windows_of_text(model, embedded.held_out_text(), **options)
     with pytest.raises(InputError, match="n_ctx = 512"):
         windows_of_text(model, embedded.held_out_text(), length=600)

@@ -124,7 +124,7 @@ def test_numbers_of_neurons_follow_the_size_of_the_model() -> None:
 
 
 def test_what_cannot_be_studied_is_refused(small_effort: None, model: Model, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="preset 'hiraoka2026'"):
+    with pytest.raises(InputError, match="preset='hiraoka2026'"):
         run_repetition_study(model, preset="hiraoka2026")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="a folder to write to"):

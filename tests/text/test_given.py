@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import mechrep
 from mechrep.errors import InputError
 from mechrep.models.model import Model
 from mechrep.text import Corpus
+from tests.unchecked import as_users_call
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def model() -> Model:
 
 
 TEXTS = ["the sea", "the king said"]
-generate = inspect.unwrap(mechrep.generate)  # as users call it: without the type checker of the tests
-of = inspect.unwrap(Corpus.of.__func__)
-from_texts = inspect.unwrap(Corpus.from_texts.__func__)
-from_tokens = inspect.unwrap(Corpus.from_tokens.__func__)
+generate = as_users_call(mechrep.generate)  # as users call it: without the type checker of the tests
+of = as_users_call(Corpus.of.__func__)
+from_texts = as_users_call(Corpus.from_texts.__func__)
+from_tokens = as_users_call(Corpus.from_tokens.__func__)
 
 
 def rows(corpus: Corpus) -> list[list[int]]:
@@ -146,7 +146,7 @@ def test_fields_of_decoding_are_options_of_generate(model: Model) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"temprature": 1.0}, "did you mean temperature"),
+        ({"temprature": 1.0}, "did you mean 'temperature'"),
         ({"do_sample": True}, "do_sample=True"),
         ({"max_length": 20}, "max_length=20"),
         ({"temperature": -1.0}, "temperature=-1.0"),
@@ -179,7 +179,7 @@ def test_a_study_says_what_corpus_it_needs(model: Model) -> None:
 
     for given in (TEXTS, Corpus.from_texts(TEXTS, model=model)):
         with pytest.raises(InputError, match="split"):
-            inspect.unwrap(find_and_test)(given)
+            as_users_call(find_and_test)(given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,9 @@ from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
 from tests.tiny_models import D_VOCAB, N_CTX, fresh, tiny, tiny_tokenizer
+from tests.unchecked import as_users_call
 
-repeats = inspect.unwrap(random_repeats)  # as users call it: without the type checker of the tests
+repeats = as_users_call(random_repeats)  # as users call it: without the type checker of the tests
 
 
 @functools.cache

@@ -78,8 +78,8 @@ def test_many_tokens_are_rows_with_their_facts() -> None:
         ([7, 8, 7], 3, "token 7 twice"),
         (["the", 5], 3, "token 5 twice"),
         ([100], 3, "id 100 in text 0"),
-        ([-1], 3, "token -1 repeated"),
-        ([7], 0, "repeated 0 times"),
+        ([-1], 3, "token_id=-1"),
+        ([7], 0, "n=0"),
         ([7], 64, "65 tokens"),  # n_ctx is 64, and BOS counts
         ([], 3, "empty list"),
     ],

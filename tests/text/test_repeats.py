@@ -115,7 +115,7 @@ def test_the_published_detectors_answer_themselves() -> None:
     assert exact_loop(template, 12, "hiraoka2025") == exact_loop([*template, 5, 6], 12, "hiraoka2025")
     assert exact_loop([3, 4, 3, 4], 0, "mahaut2025") is not None  # two copies are enough for it
     assert exact_loop([3, 4, 3, 4], 0) is None
-    with pytest.raises(InputError, match="preset 'published'"):
+    with pytest.raises(InputError, match="preset='published'"):
         exact_loop([3, 4], 1, "published")
 
 

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mechrep.errors import InputError, ModelError
+from mechrep.errors import ModelError
+from mechrep.guards import one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +33,7 @@ def folder(name: str = DEFAULT) -> Path:
     Raises:
         InputError: no embedded model of this name.
     """
-    if name not in NAMES:
-        raise InputError(f"embedded model {name!r}", f"one of {', '.join(NAMES)}", "choose among these")
+    one_of("embedded model", name, NAMES)
     return Path(__file__).parent / _FOLDERS[name]
 
 
