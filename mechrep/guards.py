@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from mechrep.errors import InputError
 
-F, T = TypeVar("F", bound=Callable), TypeVar("T")
+F = TypeVar("F", bound=Callable)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)

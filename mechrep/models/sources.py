@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError, safe_open
 
 from mechrep.disk import read_json
@@ -177,7 +178,7 @@ def _file(name: str, path: Path) -> Source:
 # What the readers of damaged files raise: transformers and gguf take what they find in them for what it should be.
 _UNREADABLE = (
     OSError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError, AssertionError,
-    MemoryError, struct.error, SafetensorError,
+    MemoryError, struct.error, SafetensorError, getattr(hub_errors, "StrictDataclassError", OSError),
 )  # fmt: skip
 
 

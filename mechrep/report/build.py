@@ -164,6 +164,8 @@ def build_report(
     target, run, settings = Path(out), run or Run(), settings or Settings()
     known = PARTS if parts is None else parts
     chosen = _chosen(only, known)
+    if settings.sink_layer is not None:
+        model.anatomy.check_layer(settings.sink_layer)
     facts = {"name": model.name, "fingerprint": model.fingerprint()}
     listed = _listed(target) or {"model": facts, "parts": {}}
     if listed["model"] != facts:

@@ -63,7 +63,7 @@ CASES: list[tuple[str, str, int]] = [
     ("card mechrep-tiny --sink-layer 9", "layer", 1),
     ("card mechrep-tiny --held-out nowhere.txt", "nowhere.txt", 1),
     ("verify mechrep-tinny", "did you mean", 1),
-    ("ablate mechrep-tiny", "COMPONENTS", 2),
+    ("ablate mechrep-tiny", "--components", 2),
     ("ablate mechrep-tiny nosuch", "L3H1", 1),
     ("ablate mechrep-tiny L9H0", "layer", 1),
     ("ablate mechrep-tiny L0H9", "head", 1),
@@ -116,10 +116,10 @@ CASES: list[tuple[str, str, int]] = [
 def made_from_signatures() -> Iterator[tuple[str, str, int]]:
     """Of every command an option that is not there; of every option of numbers or choices a value it cannot have."""
     for name in cli.COMMANDS:
-        model = "" if name == "doctor" else f" {TINY}"
+        model = "" if name == "doctor" else f" {TINY}" + " L2H0" * (name == "ablate")
         yield f"{name}{model} --no-such-option", "--no-such-option", 2
         if name not in ("models", "doctor"):
-            yield name, "MODEL", 2
+            yield name, "--model", 2
         for argument in cli.app[name].assemble_argument_collection(parse_docstring=False):
             hint = argument.hint
             kinds = [one for one in (*typing.get_args(hint), hint) if one is not type(None)]
