@@ -28,7 +28,7 @@ from mechrep.ablation.outcomes import (
 from mechrep.ablation.run import measure_effects
 from mechrep.ablation.study import Controls, ablation_cells
 from mechrep.errors import InputError
-from mechrep.guards import Count, Some, guarded
+from mechrep.guards import Some, Whole, guarded
 from mechrep.interventions.ops import Op
 from mechrep.measures.neurons import RepetitionNeuronResult
 from mechrep.models.model import Model
@@ -47,7 +47,7 @@ def deactivation_sweep(
     corpus: Corpus,
     *,
     neurons: Neurons,
-    ks: Some[Count],
+    ks: Some[Whole],
     op: Op | str = "zero",
     controls: Controls | Sequence[str] = ("layer_matched",),
     decoding: LoopDecoding | None = None,
@@ -106,7 +106,7 @@ def activation_sweep(
     corpus: Corpus,
     *,
     neurons: Neurons,
-    ks: Some[Count],
+    ks: Some[Whole],
     op: Op | str = "add",
     controls: Controls | Sequence[str] = ("layer_matched",),
     decoding: LoopDecoding | None = None,
@@ -156,7 +156,7 @@ def loss_sweep(
     corpus: Corpus,
     *,
     neurons: Neurons,
-    ks: Some[Count],
+    ks: Some[Whole],
     op: Op | str = "zero",
     controls: Controls | Sequence[str] = ("layer_matched",),
     run: Run | None = None,

@@ -35,7 +35,7 @@ from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.figures import attention_maps_figure, counted
 from mechrep.generation.loops import without_counter
-from mechrep.guards import Count, Some, guarded
+from mechrep.guards import Some, Whole, guarded
 from mechrep.interventions.ops import When
 from mechrep.measures.head_layers import layer_profiles
 from mechrep.measures.head_scores import CLEAR, HeadScoreResult, HeadScores, head_scores_figure
@@ -232,7 +232,7 @@ def run_head_study(
     repeats: Corpus | None = None,
     neurons: RepetitionNeuronResult | None = None,
     preset: str = "mechrep",
-    ks: Some[Count] | None = None,
+    ks: Some[Whole] | None = None,
     regenerate: bool = True,
     run: Run | None = None,
 ) -> HeadStudy:

@@ -17,7 +17,7 @@ from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import NothingFoundError
 from mechrep.generation.decode import Request, run_requests
 from mechrep.generation.loops import loop_preset
-from mechrep.guards import Count, Some, guarded
+from mechrep.guards import Some, Whole, guarded
 from mechrep.interventions.ops import Neurons
 from mechrep.measures.neurons import (
     RepetitionNeuronResult,
@@ -173,7 +173,7 @@ def run_repetition_study(
     model: Model,
     *,
     preset: str = "mechrep",
-    ks: Some[Count] | None = None,
+    ks: Some[Whole] | None = None,
     corpus: Corpus | None = None,
     held_out_text: str | None = None,
     controls: Controls | None = None,

@@ -294,7 +294,7 @@ def test_single_heads_have_all_other_heads_as_controls() -> None:
         ({"outcomes": ["accuracy"]}, r"outcomes=\['accuracy'\].*newly_looping"),
         ({"outcomes": []}, r"outcomes=\[\]"),
         ({"outcomes": ["loss", "loss"]}, "each once"),
-        ({"controls": ["nearest"]}, r"controls \['nearest'\]"),
+        ({"controls": ["nearest"]}, "control='nearest'"),
         ({"controls": ["activation_matched"]}, "controls among .*bos_matched"),
         ({"controls": ["random", "random"]}, "each once"),
         ({"controls": ["bos_matched"]}, "'bos_matched' with nothing to match by"),

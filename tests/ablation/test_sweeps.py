@@ -183,14 +183,12 @@ def test_whatever_decides_the_outcome_decides_where_it_is_kept(tmp_path: Path, m
     [
         ({"decoding": LoopDecoding("hiraoka2026")}, "hiraoka2026"),
         ({"op": "one"}, "op='one'"),
-        ({"decoding": LoopDecoding(max_new_tokens=0)}, "max_new_tokens=0"),
         ({"decoding": LoopDecoding(max_new_tokens=1000)}, "at most 256 positions"),
-        ({"controls": Controls(["random"], draws=0)}, "draws=0"),
         ({"controls": ["nosuch"]}, "nosuch"),
         ({"controls": ["random", "random"]}, "each once"),
         ({"controls": ["bos_matched"]}, "bos_matched"),
         ({"ks": [31]}, "0 to 30, the neurons given"),
-        ({"ks": []}, "numbers from 0 to 30"),
+        ({"ks": []}, "at least one"),
         ({"neurons": []}, r"neurons=\[\]"),
         ({"neurons": [(9, 0)], "ks": [1], "controls": ()}, "layer 9"),
         ({"neurons": [(0, 48)], "ks": [1], "controls": ()}, "neuron 48 of layer 0"),
@@ -201,6 +199,13 @@ def test_whatever_decides_the_outcome_decides_where_it_is_kept(tmp_path: Path, m
 def test_bad_input_is_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         deactivated(**({"neurons": neurons("gpt_neox").top(30), "ks": [12]} | options))
+
+
+def test_settings_that_make_no_sense_are_refused_when_they_are_made() -> None:
+    with pytest.raises(InputError, match="max_new_tokens=0"):
+        LoopDecoding(max_new_tokens=0)
+    with pytest.raises(InputError, match="draws=0"):
+        Controls(["random"], draws=0)
 
 
 def test_texts_that_do_not_suit_the_question_are_refused() -> None:

@@ -82,7 +82,7 @@ for _sweep in ("activation_sweep", "deactivation_sweep", "loss_sweep"):
         "ks",
         *(
             lambda w, ks=ks, run=_run: run(w.model, w.windows, neurons=[(3, 1)], ks=ks, run=w.run)
-            for ks in ([], [0], [-1], [True], 3, "12")
+            for ks in ([], [-1], [True], 3, "12")
         ),
     )
     wrong(
@@ -212,7 +212,7 @@ wrong("studies.run_repetition_study", "preset", lambda w: studies.run_repetition
 wrong(
     "studies.run_repetition_study",
     "ks",
-    *(lambda w, k=k: studies.run_repetition_study(w.model, ks=k, corpus=w.corpus) for k in ([0], [], [True])),
+    *(lambda w, k=k: studies.run_repetition_study(w.model, ks=k, corpus=w.corpus) for k in ([-1], [], [True])),
 )
 wrong("studies.run_head_study", "preset", lambda w: studies.run_head_study(w.model, preset="nosuch"))
 wrong(

@@ -38,7 +38,7 @@ CASES: list[tuple[str, str, int]] = [
     ("report mechrep-tiny --address host:1", "engine", 1),
     ("report mechrep-tiny mechrep-tiny", "each once", 1),
     ("neurons mechrep-tiny --ks seven", "whole numbers", 1),
-    ("neurons mechrep-tiny --ks 0", "ks", 1),
+    ("neurons mechrep-tiny --ks -1", "ks", 1),
     ("neurons mechrep-tiny --ks ''", "whole numbers", 1),
     ("neurons mechrep-tiny --preset nosuch", "preset", 1),
     ("neurons mechrep-tiny --corpus nowhere.parquet", "nowhere.parquet", 1),
