@@ -193,9 +193,9 @@ wrong(
     "NaN",
     *(lambda w, v=v: Neurons([(0, 1)], interventions.mean(torch.full((3, 48), v))).hooks(w.other) for v in (nan, inf)),
 )
-wrong("interventions.Combined", "when", lambda w: Neurons([(0, 1)], when="all") + Neurons([(0, 2)], when="last"))
+wrong("Combined", "when", lambda w: Neurons([(0, 1)], when="all") + Neurons([(0, 2)], when="last"))
 wrong(
-    "interventions.Combined",
+    "Combined",
     "Intervention",
     lambda w: Neurons([(0, 1)]) + 3,
     lambda w: Neurons([(0, 1)]) + None,

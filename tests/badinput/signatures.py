@@ -91,7 +91,15 @@ def results() -> list[type]:
     while new:
         found += new
         new = [one for kind in new for one in kind.__subclasses__()]
-    return [*found, mechrep.Anatomy, mechrep.Cycle, mechrep.Model, interventions.Combined]
+    return [
+        *found,
+        mechrep.Anatomy,
+        mechrep.Circuit,
+        mechrep.Corpus,
+        mechrep.Cycle,
+        mechrep.Model,
+        interventions.Combined,
+    ]
 
 
 def _made_by_mechrep(thing: Any) -> bool:
