@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.ablation.outcomes import OldLoop, outcome_of
+from mechrep.ablation.outcomes import LoopLogProbability, OldLoop, looping_texts, outcome_of
+from mechrep.text.corpus import Corpus
+from tests.tiny_models import loaded
 
 PREFIX, CYCLE, EOS = [20, 21, 22, 23], [5, 6, 7], 1
 OLD = OldLoop(4, 7, (5, 6, 7))
@@ -82,3 +85,16 @@ def test_the_escape_is_the_first_token_that_the_loop_would_not_have(
     ]
     assert old.escape(ids) == (differs[0] if differs else None)
     assert old.escape(prompt) is None
+
+
+def test_each_repetition_has_its_own_mean() -> None:
+    """On a model whose repetitions differ, against one plain pass."""
+    model, start, period = loaded("llama"), 6, 4
+    row = [0, *range(10, 15), *[20, 31, 42, 23] * 4]
+    corpus = Corpus.from_tokens([row], model=model).with_cycles()
+    outcome = LoopLogProbability(model, *looping_texts(corpus), 3, "all")
+    logits = model.plain_logits(torch.tensor([row]))[0].log_softmax(-1)
+    told = [float(logits[place - 1, row[place]]) for place in range(start + period, len(row))]
+    means = [told[0], *(sum(told[at : at + period]) / period for at in (0, 4, 8))]
+    found = outcome.values([None], False)[:, 0, 0].tolist()
+    assert found == pytest.approx(means, abs=1e-4) and min(abs(means[1] - means[2]), abs(means[2] - means[3])) > 1e-3
