@@ -344,11 +344,11 @@ def test_bad_input() -> None:
         ablation_contrast(model, [control], ops=["zero"])
     with pytest.raises(InputError, match="copy=0"):
         patching_contrast(model, [natural], control, copy=0)
-    with pytest.raises(InputError, match="op='erase'"):
+    with pytest.raises(InputError, match="erase"):
         regenerated_contrast(model, [natural], op="erase")
     with pytest.raises(InputError, match="copy 7"):
         head_effects(ablated(), op="zero", copy=7)
-    with pytest.raises(InputError, match="at least one of each"):
+    with pytest.raises(InputError, match="at least one"):
         ablation_contrast(model, [], ops=["zero"])
 
 
