@@ -139,9 +139,9 @@ def test_thousands_of_damaged_files(
 LOADER = """
 import collections, json, pathlib, shutil, sys, time, warnings
 warnings.simplefilter("ignore")
+import torch
 torch.set_num_threads(1)
 import mechrep
-from mechrep.disk import SUMS
 from mechrep.errors import MechrepError
 from tests.badinput.damage import damaged
 whole, names, first, last, seconds = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), *map(float, sys.argv[3:6])

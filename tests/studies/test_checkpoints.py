@@ -227,7 +227,7 @@ def test_checkpoints_in_folders_and_of_another_tokenizer(folders: dict[str, Path
         (["step0", "step7"], "revision 'step7' of mechrep-tiny"),
         ([], "at least one"),
         (["step0", "step0"], "each once"),
-        ("some", "'all', 'grid'"),
+        ("some", "one of all, grid"),
         ({}, "no revision"),
         ({"step1": "nowhere"}, "config.json"),
     ],
