@@ -1,8 +1,8 @@
 """Everything that is written to a disk: whole or not at all, and known again when a byte of it has changed.
 
-A file or folder is made under another name beside its own and moved into place in one step.  That name tells who makes
-it, so that the remains of a program that was killed are found and taken away by the next one that writes there, and
-what is being made at this moment is left alone.
+A file or folder is made under another name beside its own and moved into place: a file in one step, a folder in two,
+between which a reader waits.  That name tells who makes it, so that the remains of a program that was killed are found
+and taken away by the next one that writes there, and what is being made at this moment is left alone.
 
 A folder has a list of SHA-256 sums (``sha256sum -c SHA256SUMS`` checks it), a JSON record its own sum as a field.  What
 mechrep 0.1 wrote has neither, and is read as it is.
@@ -22,17 +22,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mechrep.errors import StoreError
 
 SUMS = "SHA256SUMS"
+_SUM = '"sha256": '  # begins the last field of a record
 _MADE = re.compile(r"(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<end>partial|before)")
 _ABANDONED = 24 * 3600.0  # seconds after which nobody is still writing, whichever machine began it
 _LONGEST_NAME = 150  # bytes: what is added while it is made must fit too
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}  # on Windows
+_PAUSE = 0.01  # seconds, until what is being written has come to rest
 _TRIES = 100  # to put a folder where others put theirs at the same time
 _THERE = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # a folder is in the way: POSIX, Windows
+
+Read = TypeVar("Read")
 
 
 def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object], *, parents: bool = False) -> Path:
@@ -55,7 +59,7 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object
         ...     write_whole(Path(folder) / "a" / "b.txt", "the sea", parents=True).read_text()
         'the sea'
     """
-    target = Path(path)
+    target = Path(path).resolve()
     with _told(target):
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +74,7 @@ def write_whole(path: str | Path, content: str | bytes | Callable[[Path], object
         finally:
             partial.unlink(missing_ok=True)  # left only by a failure
     tidy(target.parent, target.name)
-    return target
+    return Path(path)
 
 
 def write_folder(path: str | Path, fill: Callable[[Path], object], *, record: str) -> Path:
@@ -91,7 +95,7 @@ def write_folder(path: str | Path, fill: Callable[[Path], object], *, record: st
         ...     sorted(file.name for file in made.iterdir())
         ['SHA256SUMS', 'a.json']
     """
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays a link, and leads to what is new
     if target.is_dir() and any(target.iterdir()) and not (target / record).is_file():
         raise StoreError(
             f"{target}, a folder of other things", "a new folder, or an earlier one of this kind", "choose one"
@@ -106,23 +110,56 @@ def write_folder(path: str | Path, fill: Callable[[Path], object], *, record: st
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     tidy(target.parent, target.name)
-    return target
+    return Path(path)
 
 
-def check_folder(path: str | Path, record: str, known: Sequence[int] = (1, 2)) -> dict[str, Any]:
-    """The record of a folder that :func:`write_folder` made, after the sums of all its files have been compared.
+def read_folder(
+    path: str | Path, record: str, read: Callable[[dict[str, Any]], Read], known: Sequence[int] = (1, 2)
+) -> Read:
+    """Read a folder that :func:`write_folder` made: one state of it, though another may be put in its place meanwhile.
 
     Args:
         path: the folder.
         record: name of the JSON file with a field ``version``; without the field it is version 1, which has no sums.
+        read: gives what is asked for from the record, and may read other files of the folder; may be done again.
         known: versions that can be read.
 
     Raises:
-        StoreError: nothing there, a file that is missing or has changed (named), or an unknown version.
+        StoreError: nothing there, a file that is missing or has changed (named), or an unknown version; and what
+            ``read`` raises.
     """
     folder = Path(path)
-    if not folder.exists():
-        tidy(folder.parent, folder.name)  # a program may have been killed between two moves
+    for _ in range(_TRIES):
+        if not folder.exists():
+            tidy(folder.parent, folder.name)  # a program may have been killed between two moves
+        seen = _identity(folder)
+        try:
+            found = read(_checked(folder, record, known))
+        except StoreError:
+            if _identity(folder) == seen:
+                raise
+        else:
+            if _identity(folder) == seen:
+                return found
+        time.sleep(_PAUSE)
+    raise StoreError(f"{folder}, which is written again and again", "a folder at rest", "wait until that has ended")
+
+
+def check_folder(path: str | Path, record: str, known: Sequence[int] = (1, 2)) -> dict[str, Any]:
+    """The record of a folder, after the sums of all its files have been compared, see :func:`read_folder`."""
+    return read_folder(path, record, lambda made: made, known)
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Tells a folder from another that was put in its place, which may have the number of one that is gone."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _checked(folder: Path, record: str, known: Sequence[int]) -> dict[str, Any]:
     try:
         sums = _read_sums(folder)
         for name, told in sums.items():
@@ -132,20 +169,24 @@ def check_folder(path: str | Path, record: str, known: Sequence[int] = (1, 2)) -
         made = read_json(folder / record)
         version = made.get("version", 1)
         _check_version(folder, version, known)
-        if version != 1 and record not in sums:
-            raise ValueError(f"{SUMS} is missing or lacks {record}")
+        there = {one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()} - {SUMS}
+        if version != 1 and (unlisted := sorted(there - sums.keys())):
+            raise ValueError(f"{SUMS} is missing or lacks {unlisted[0]}")
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder} ({error})", "a folder written by save()", "delete it and make it again") from error
     return made
 
 
-def write_record(path: str | Path, record: Mapping[str, Any], *, parents: bool = False) -> Path:
-    """Write a JSON record with its own sum, in one move.
+def write_record(
+    path: str | Path, record: Mapping[str, Any], *, parents: bool = False, indent: int | None = None
+) -> Path:
+    """Write a JSON record with the sum of what stands before it as its last field, in one move.
 
     Args:
         path: the file.
         record: what JSON can hold; its field ``version`` is that of its layout.
         parents: make the folders that are missing.
+        indent: for a file that people read; much slower.
 
     Raises:
         StoreError: it cannot be written.
@@ -157,9 +198,8 @@ def write_record(path: str | Path, record: Mapping[str, Any], *, parents: bool =
         ...     read_record(path)
         {'version': 2, 'n': 1}
     """
-    made = json.loads(json.dumps(record))  # as it will be read
-    text = json.dumps(made | {"sha256": _sum_of(made)}, indent=1, ensure_ascii=False)
-    return write_whole(path, text, parents=parents)
+    head = json.dumps(record, indent=indent)[:-1].rstrip() + (", " if record else "")
+    return write_whole(path, f'{head}{_SUM}"{_sum_of(head)}"}}', parents=parents)
 
 
 def read_record(path: str | Path, known: Sequence[int] = (1, 2)) -> dict[str, Any]:
@@ -174,9 +214,10 @@ def read_record(path: str | Path, known: Sequence[int] = (1, 2)) -> dict[str, An
         ValueError: it is no record, or it has changed since it was written.
         StoreError: an unknown version.
     """
-    record = read_json(Path(path))
+    text = Path(path).read_text(encoding="utf-8")
+    record = _json_of(text)
     version, told = record.get("version", 1), record.pop("sha256", None)
-    if told is not None and told != _sum_of(record):
+    if told is not None and told != _sum_of(text.rpartition(_SUM)[0]):
         raise ValueError("changed since it was written: its sum differs")
     _check_version(path, version, known)
     if told is None and version != 1:
@@ -220,13 +261,17 @@ def tidy(folder: str | Path, name: str = "") -> None:
         name: of the one whose remains are meant; by default all.
     """
     with contextlib.suppress(OSError):  # nothing there, or nothing that this user may take away
-        for path in sorted(Path(folder).iterdir()):
+        entries = sorted(one.name for one in os.scandir(folder) if one.name.startswith(name))
+        for path in map(Path(folder).joinpath, entries):
             made = _MADE.fullmatch(path.name)
-            if made is None or (name and made["name"] != name) or not _abandoned(path, made):
+            if made is None or (name and made["name"] != name):
                 continue
             target = path.with_name(made["name"])
-            if made["end"] == "before" and not target.exists():
-                path.rename(target)
+            if made["end"] == "before" and not target.exists():  # whoever is at work on it tries again
+                with contextlib.suppress(OSError):  # it is done meanwhile
+                    path.rename(target)
+            elif not _abandoned(path, made):
+                continue
             elif path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -239,7 +284,10 @@ def _abandoned(path: Path, made: re.Match[str]) -> bool:
 
     if made["machine"] == _machine() and not psutil.pid_exists(int(made["pid"])):
         return True
-    return time.time() - path.stat().st_mtime > _ABANDONED
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:  # it is done meanwhile
+        return False
 
 
 def _beside(target: Path, end: str) -> Path:
@@ -278,19 +326,20 @@ def _put(made: Path, target: Path) -> None:
     """Move a folder into place; what stands there, perhaps since a moment ago, goes."""
     for _ in range(_TRIES):
         before = _beside(target, "before")
-        if target.is_dir() and any(target.iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
-                target.rename(before)
         try:
-            made.rename(target)
+            if target.is_dir() and any(target.iterdir()):
+                with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                    target.rename(before)
+            try:
+                made.rename(target)
+                return
+            except OSError as error:  # somebody put another there meanwhile, or the old one back
+                if error.errno not in _THERE or not target.is_dir():
+                    raise
+        finally:
+            if before.exists() and not target.exists():  # an error, or an interruption
+                before.rename(target)
             shutil.rmtree(before, ignore_errors=True)
-            return
-        except OSError as error:
-            if error.errno not in _THERE or not target.is_dir():
-                if before.exists() and not target.exists():
-                    before.rename(target)
-                raise
-        shutil.rmtree(before, ignore_errors=True)  # somebody put another there meanwhile
     raise OSError(errno.EBUSY, "others write it again and again")
 
 
@@ -316,8 +365,8 @@ def _read_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def _sum_of(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _sum_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -327,8 +376,12 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no record.
     """
+    return _json_of(path.read_text(encoding="utf-8"))
+
+
+def _json_of(text: str) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(record, dict):

@@ -17,9 +17,11 @@ import logging
 import math
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -343,8 +345,11 @@ def _connect(address: str | None) -> str:
         options = {"include_dashboard": False}
     elif found != "auto":
         _knock(found)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR, **options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which exits as if nothing were to be kept
     except (ConnectionError, TimeoutError, RuntimeError, ValueError, exceptions.RayError) as error:
         raise _silent("this machine" if found == "local" else found, _first_line(error)) from error
     return ray.get_runtime_context().get_job_id()

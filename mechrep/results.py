@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from mechrep.disk import check_folder, write_folder
+from mechrep.disk import read_folder, write_folder
 from mechrep.errors import InputError, StoreError
 from mechrep.guards import check_count, fits, guarded, one_of
 from mechrep.notation import unit_name
@@ -174,11 +174,14 @@ class Result(Shown):
         Raises:
             StoreError: nothing there, damaged, another kind of result, or one of a newer mechrep.
         """
+        path = Path(folder)
+        return read_folder(path, RECORD, lambda record: cls._of(path, record))
+
+    @classmethod
+    def _of(cls: type[R], path: Path, record: Mapping[str, Any]) -> R:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = Path(folder)
-        record = check_folder(path, RECORD)
         try:
             tensors = load_file(path / "tensors.safetensors")
             if record["kind"] != cls.__name__:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
 from mechrep.ablation.circuit import Circuit
-from mechrep.disk import check_folder, tidy
+from mechrep.disk import tidy
 from mechrep.errors import StoreError
 from mechrep.guards import guarded
 from mechrep.results import RECORD, Result
@@ -68,8 +69,8 @@ def _class_of(folder: Path) -> type[Result]:
         StoreError: damaged, or a class that nobody has defined.
     """
     try:
-        kind = check_folder(folder, RECORD)["kind"]
-    except KeyError as error:
+        kind = json.loads((folder / RECORD).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{folder} ({error})", "a folder written by save()", "make the result again") from error
     known = {one.__name__: one for one in _subclasses(Result)}
     if kind not in known:

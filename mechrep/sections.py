@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechrep.disk import check_folder, is_plain_name, plain_name, write_folder
+from mechrep.disk import is_plain_name, plain_name, read_folder, write_folder
 from mechrep.errors import StoreError
 from mechrep.provenance import Provenance
 
@@ -101,10 +101,13 @@ class Section:
         Raises:
             StoreError: nothing there, damaged, or written by a newer mechrep.
         """
+        path = Path(folder)
+        return read_folder(path, _FILE, lambda record: cls._of(path, record))
+
+    @classmethod
+    def _of(cls, path: Path, record: Mapping[str, Any]) -> Section:
         from plotly.io import from_json
 
-        path = Path(folder)
-        record = check_folder(path, _FILE)
         try:
             figures: dict[str, Any] = {
                 key: from_json((path / "figures" / f"{plain_name(file)}.json").read_text(encoding="utf-8"))

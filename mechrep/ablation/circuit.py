@@ -104,7 +104,7 @@ def write_circuit(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    write_record(path, {"format": _FORMAT, "version": _VERSION, **record})
+    write_record(path, {"format": _FORMAT, "version": _VERSION, **record}, indent=1)
 
 
 def read_circuit(path: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class LoopPreset:
 
 _BLOCK = 24  # prompts written and kept together
 _BLOCKS = 4  # of them in one batch, at most
-_OTHERS = 4  # times the prompts that the loops took are tried for loop-free texts, which some models hardly write
+_OTHERS = 4  # times the prompts that the loops took are tried, however few loop-free texts there are
 
 PRESETS = {
     "hiraoka2025": LoopPreset(),
@@ -289,8 +289,8 @@ def collect_loops(
         n_others: loop-free texts wanted (condition ``"loop_free"``); as many as loops by default.
         preset: ``"hiraoka2025"`` or ``"mechrep"``: which detector decides, see :data:`PRESETS`.
         seed: of the prompts.
-        max_prompts: give up after so many prompts; by default 20 for each text wanted, and for the loop-free ones
-            four times those that the loops took: some models hardly write any.
+        max_prompts: give up after so many prompts; by default 20 for each text wanted; sooner where the loops are there
+            and four times as many prompts show that loop-free texts are too rare for that.
         texts: where the texts come from, in place of ``preset`` and ``seed``: to keep what is written, or to share it.
         progress: show a progress bar.
 
@@ -316,7 +316,7 @@ def collect_loops(
     limit = 20 * (n_loops + n_others) if max_prompts is None else max_prompts
     source = texts or PromptTexts(model, preset, seed)
     found: dict[str, list[Corpus]] = {"looping": [], "loop_free": []}
-    tried, looped, at_once = 0, 0, _BLOCK * math.ceil((n_loops + n_others) / (2 * _BLOCK))
+    tried, looped, for_loops, at_once = 0, 0, 0, _BLOCK * math.ceil((n_loops + n_others) / (2 * _BLOCK))
     with progress_bar(n_loops, "collecting loops", "loop", progress) as bar:
         while tried < limit and (_count(found["looping"]) < n_loops or _count(found["loop_free"]) < n_others):
             before, tried = tried, min(tried + at_once, limit)
@@ -326,8 +326,10 @@ def collect_loops(
                 found[condition] += [kept] if kept is not None else []
             loops, others = _count(found["looping"]), _count(found["loop_free"])
             bar.update(min(n_loops, loops) - bar.n)
-            if loops >= n_loops and max_prompts is None:
-                limit = min(limit, _OTHERS * tried)
+            for_loops = for_loops or tried * (loops >= n_loops)
+            hopeless = others * limit < n_others * tried  # at this rate they will not all be found
+            if max_prompts is None and hopeless and 0 < _OTHERS * for_loops <= tried:
+                break
             at_once = _next_prompts(tried, ((loops, n_loops), (others, n_others)))
     if not found["looping"]:
         raise NothingFoundError(

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import struct
+import threading
 import urllib.parse
 import urllib.request
 import warnings
@@ -315,19 +316,23 @@ def listening(source: Source) -> Iterator[list[str]]:
             said.extend(str(one.message) for one in caught if one.category is UserWarning)
 
 
+_LOADING = threading.RLock()
+
+
 @contextlib.contextmanager
 def _nothing_unpickled(source: Source) -> Iterator[None]:
     """While a library loads, a pickle is refused by name, whatever led there: an index, a configuration, an adapter."""
-    read = torch.load
+    with _LOADING:  # two threads would leave it refused
+        read = torch.load
 
-    def refuse(file: Any, *_args: Any, **_options: Any) -> Any:
-        raise _pickled(f"model {source.name!r}", Path(str(getattr(file, "name", file))).name)
+        def refuse(file: Any, *_args: Any, **_options: Any) -> Any:
+            raise _pickled(f"model {source.name!r}", Path(str(getattr(file, "name", file))).name)
 
-    torch.load = refuse
-    try:
-        yield
-    finally:
-        torch.load = read
+        torch.load = refuse
+        try:
+            yield
+        finally:
+            torch.load = read
 
 
 class _Collector(logging.Handler):

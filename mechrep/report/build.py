@@ -179,10 +179,11 @@ def build_report(
         try:
             for name in chosen:
                 bar.set_postfix_str(name)
-                old = listed["parts"].pop(name, {"sections": [], "command": None, "cost": {}})
-                before = old["sections"]
                 with metered(model) as meter:
                     made = _made(name, known[name], model, run, settings)
+                listed = _listed(target) or listed  # another run may have put its parts there meanwhile
+                old = listed["parts"].pop(name, {"sections": [], "command": None, "cost": {}})
+                before = old["sections"]
                 # Made again by the same command, a part takes its work from the store, and costs what it once did.
                 costs = [meter.facts(), *([old["cost"]] if old["command"] == command and old["cost"] else [])]
                 cost = max(costs, key=lambda one: one["read"] + one["written"])
@@ -190,7 +191,7 @@ def build_report(
                 listed["parts"] = {
                     one: listed["parts"][one] for one in [*known, *listed["parts"]] if one in listed["parts"]
                 }
-                write_record(target / "sections" / _LIST, {"version": _VERSION, **listed}, parents=True)
+                write_record(target / "sections" / _LIST, {"version": _VERSION, **listed}, parents=True, indent=1)
                 for stale in set(before) - set(after):
                     shutil.rmtree(target / "sections" / stale, ignore_errors=True)
                 if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
