@@ -73,12 +73,13 @@ report: $(VENV)/.installed ## the first thing to try: a report on the embedded m
 real-models: $(VENV)/.installed ## two pretrained models, SmolLM2-135M and Gemma 3 270M (Gemma's terms), into real-models/
 	@$(BIN)/python .ci/real_models.py --out $(REAL)
 
-# A report that is there is not made again (make clean removes it); one that was stopped goes on.
-report-real/mechrep-tiny/.done: | $(VENV)/.installed
+# A report that is there is not made again unless the code has changed; one that was stopped goes on.
+SOURCES := $(shell find mechrep -name '*.py')
+report-real/mechrep-tiny/.done: $(SOURCES) | $(VENV)/.installed
 	@$(BIN)/mechrep report mechrep-tiny --effort quick --out $(@D)
 	@touch $@
 
-report-real/%/.done: | real-models
+report-real/%/.done: $(SOURCES) | real-models
 	@$(BIN)/mechrep report $(REAL)/$* --effort quick --out $(@D)
 	@touch $@
 

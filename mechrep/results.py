@@ -175,10 +175,10 @@ class Result(Shown):
             StoreError: nothing there, damaged, another kind of result, or one of a newer mechrep.
         """
         path = Path(folder)
-        return read_folder(path, RECORD, lambda record: cls._of(path, record))
+        return read_folder(path, RECORD, lambda record: cls._from_record(path, record))
 
     @classmethod
-    def _of(cls: type[R], path: Path, record: Mapping[str, Any]) -> R:
+    def _from_record(cls: type[R], path: Path, record: Mapping[str, Any]) -> R:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

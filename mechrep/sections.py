@@ -102,10 +102,10 @@ class Section:
             StoreError: nothing there, damaged, or written by a newer mechrep.
         """
         path = Path(folder)
-        return read_folder(path, _FILE, lambda record: cls._of(path, record))
+        return read_folder(path, _FILE, lambda record: cls._from_record(path, record))
 
     @classmethod
-    def _of(cls, path: Path, record: Mapping[str, Any]) -> Section:
+    def _from_record(cls, path: Path, record: Mapping[str, Any]) -> Section:
         from plotly.io import from_json
 
         try:
