@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     ablation_run._ROWS_PER_SHARD = ablation_run._FIRST_SHARD = 8
     model = mechrep.load_model("mechrep-tiny")
     windows = mechrep.Corpus.from_tokens([[0, *range(20 + i, 52 + i)] for i in range(4)], model=model)
-    heads = [mechrep.Heads([(layer, head)]) for layer in range(4) for head in range(4)]
+    heads = [mechrep.Heads([(layer, head)]) for layer in range(4) for head in range(2)]
     cells: list[Any] = [(Condition(), None)]
     cells += [(Condition(f"h{i}", "ablation", 1), head) for i, head in enumerate(heads)]
     asked: list[int] = []
