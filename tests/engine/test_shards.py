@@ -113,7 +113,7 @@ def test_workers_without_ray_are_refused_and_so_is_ray_where_it_is_not_installed
         with pytest.raises(InputError, match="engine='ray' beside them"):
             Run(**options)  # pyright: ignore[reportArgumentType]
     for workers in (0, -1, True):
-        with pytest.raises(InputError, match="at least 1"):
+        with pytest.raises(InputError, match="from 1 on" if workers is not True else "workers"):
             Run(engine="ray", workers=workers)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(InputError, match=r"without Ray.*pip install 'mechrep\[ray\]'"):

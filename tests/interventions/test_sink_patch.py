@@ -204,7 +204,7 @@ def test_any_mixture_of_rows_and_starts(rows: list[tuple[int, bool, str, int]], 
     options: dict[str, Any] = {
         "max_new_tokens": steps,
         "interventions": [made[name] for *_, name, _ in rows],
-        "starts": [start for *_, start in rows],
+        "starts": [min(row[-1], len(prompt) + steps - 1) for row, prompt in zip(rows, prompts, strict=True)],
     }
     corpus = Corpus.from_tokens(prompts, model=model)
     reference = generate(model, corpus, decoding=Decoding(None, view="transformer_lens"), **options)
