@@ -30,7 +30,7 @@ from mechrep.ablation.texts import find_and_test, shared_loops
 from mechrep.measures.neurons import plot_layer_distribution, plot_onset_profile, plot_sorted_delta
 from mechrep.models import tiny
 from mechrep.run import Run
-from mechrep.text.corpus import windows_of_text
+from mechrep.text import windows_of_text
 
 run = Run(effort="quick", seed=2)
 model = mechrep.load_model("mechrep-tiny")

@@ -39,7 +39,7 @@ from mechrep.generation import collect_loops
 from mechrep.models import tiny
 from mechrep.stats import cluster_intervals
 from mechrep.studies import Controls, Run, StudyTexts, single_head_frame
-from mechrep.text.corpus import windows_of_text
+from mechrep.text import windows_of_text
 from mechrep.text.families import loop_families
 
 model = mechrep.load_model("mechrep-tiny")

@@ -40,7 +40,7 @@ from mechrep.run import Run
 from mechrep.studies import repeat_behaviour, sink_ablation, sink_conditions
 from mechrep.studies.repeat_behaviour import repeat_behaviour_figure
 from mechrep.studies.sinks import head_on_stimuli, published_layer
-from mechrep.text.corpus import windows_of_text
+from mechrep.text import windows_of_text
 from mechrep.text.stimuli import ordinary_ids, repeated_tokens
 
 model = mechrep.load_model("mechrep-tiny")

@@ -39,7 +39,7 @@ from mechrep.models import tiny
 from mechrep.models.nulls import reinitialised
 from mechrep.run import Run
 from mechrep.studies.first_layer import losses, run_first_layer_study
-from mechrep.text.corpus import windows_of_text
+from mechrep.text import windows_of_text
 
 model = mechrep.load_model("mechrep-tiny")
 anatomy = model.anatomy

@@ -40,7 +40,7 @@ from mechrep.models.nulls import shuffled as shuffled_weights
 from mechrep.run import Run
 from mechrep.studies.natural_vs_induced_study import ABLATED, WRITES, run_text_kind_study
 from mechrep.studies.text_kind_effects import compare_heads
-from mechrep.text.corpus import windows_of_text
+from mechrep.text import windows_of_text
 
 model = mechrep.load_model("mechrep-tiny")
 

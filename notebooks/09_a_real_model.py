@@ -40,7 +40,7 @@ from mechrep.measures.sink_neurons import sink_neurons
 from mechrep.measures.sink_norms import norms_by_layer_figure
 from mechrep.measures.sink_stages import norm_stages
 from mechrep.models.tiny import held_out_text
-from mechrep.text.corpus import windows_of_text
+from mechrep.text import windows_of_text
 from mechrep.text.stimuli import random_repeats
 
 folder = Path(os.environ.get("MECHREP_REAL_MODELS", "../real-models")) / "smollm2-135m"

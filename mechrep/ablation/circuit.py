@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from mechrep.disk import read_record, write_record
 from mechrep.errors import InputError, StoreError
 from mechrep.guards import check_count, guarded, whole
-from mechrep.interventions.ops import Combined, Cut, Heads, Intervention, Neurons, When, WholeLayers, as_ops
+from mechrep.interventions.ops import Combined, Heads, Intervention, Neurons, When
+from mechrep.interventions.whole_layers import Cut, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer

@@ -32,7 +32,8 @@ from mechrep.interventions.ops import Intervention
 from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
-from mechrep.text.corpus import SHORTEST_WINDOW, Corpus
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import SHORTEST_WINDOW
 
 
 @dataclass(frozen=True)

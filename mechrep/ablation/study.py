@@ -41,7 +41,8 @@ from mechrep.ablation.screening import (
 from mechrep.ablation.texts import shared_loops, shared_repeats, shared_windows
 from mechrep.errors import InputError
 from mechrep.guards import Count, check_fields, guarded, one_of, some_of
-from mechrep.interventions.ops import Cut, Heads, Op, When, as_op, op_name
+from mechrep.interventions.ops import Heads, Op, When, as_op
+from mechrep.interventions.whole_layers import Cut, op_name
 from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
 from mechrep.run import Run

@@ -165,7 +165,7 @@ def loss_sweep(
 
     Args:
         model: the model.
-        corpus: windows made by :func:`mechrep.text.corpus.windows_of_text`.
+        corpus: windows made by :func:`mechrep.text.windows.windows_of_text`.
         neurons: a result or a ranked list of ``(layer, neuron)``.
         ks: numbers of neurons.
         op: the operation.
@@ -181,7 +181,7 @@ def loss_sweep(
     Example:
         >>> import mechrep
         >>> from mechrep.models import tiny
-        >>> from mechrep.text.corpus import windows_of_text
+        >>> from mechrep.text.windows import windows_of_text
         >>> model = mechrep.load_model("mechrep-tiny")
         >>> windows = windows_of_text(model, tiny.held_out_text(), length=64, limit=4)
         >>> loss_sweep(model, windows, neurons=[(3, 1)], ks=[1], controls=()).wide()["selection"].tolist()

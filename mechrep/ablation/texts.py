@@ -21,9 +21,10 @@ from mechrep.models.nulls import NullKind, as_null
 from mechrep.run import Run
 from mechrep.stats import proportion_interval
 from mechrep.store import Store
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
 from mechrep.text.families import loop_families
 from mechrep.text.stimuli import random_repeats
+from mechrep.text.windows import windows_of_text
 
 _FIND_SHARE = 0.5  # of the looping texts are searched, the others tested: it is the test that lacks texts
 _PERIOD, _REPEATS_SEED = 50, 1_000_003  # random repeats on which no head was scored

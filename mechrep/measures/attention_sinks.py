@@ -161,7 +161,7 @@ class AttentionSinks(Analyzer[AttentionSinkResult]):
     Limits: every score falls with T (a uniform head has ``alpha~_0 = (H_T - 1) / (T - 1)``, H_T the harmonic number)
     and none is zero in a model that knows nothing: compare with :func:`mechrep.models.nulls.shuffled`.  Heads with a
     sliding window cannot see position 0 from far away.  Patterns are T x T per head: cut texts to T = 64
-    (:func:`mechrep.text.corpus.windows_of_text`), or use
+    (:func:`mechrep.text.windows.windows_of_text`), or use
     :func:`~mechrep.measures.attention_sinks.attention_sinks`, which reads long texts by rows.
 
     Example:

@@ -24,8 +24,9 @@ from mechrep.measures.natural_vs_induced import contrast_text_kinds
 from mechrep.measures.token_facts import token_surprisal
 from mechrep.models import tiny
 from mechrep.models.model import Model
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
+from mechrep.text.windows import windows_of_text
 
 Numbers = Mapping[str, float | Sequence[float]]
 

@@ -26,8 +26,9 @@ from mechrep.models.anatomy import Site
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.models.stream import Stream
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
 from mechrep.text.token_classes import CLASSES, token_classes
+from mechrep.text.windows import windows_of_text
 
 QUANTITIES = ("surprisal", "unigram")
 GROUPS = (*CLASSES, "low_surprisal", "low_unigram")

@@ -38,8 +38,8 @@ from mechrep.studies import (
     training,
 )
 from mechrep.studies.requirements import what_can_be_measured
-from mechrep.text.corpus import windows_of_text
 from mechrep.text.files import read_text
+from mechrep.text.windows import windows_of_text
 
 _LIST = "parts.json"
 _VERSION = 2  # of the list; version 1, of mechrep 0.1, has no sum

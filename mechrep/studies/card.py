@@ -48,9 +48,10 @@ from mechrep.provenance import provenance_of
 from mechrep.results import Result
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.stats import known, paired_bootstrap_interval, proportion_interval
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats, repeated_tokens
 from mechrep.text.token_kinds import ordinary_ids
+from mechrep.text.windows import windows_of_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -49,8 +49,9 @@ from mechrep.run import LARGE_WEIGHTS, Effort, Run
 from mechrep.stats import known, largest
 from mechrep.studies.sink_cause import NEURONS, SinkStage, stage_cause
 from mechrep.studies.sink_repeats import ALL_KINDS, PER_KIND, RepeatedTokens, moved_rows, read_repeats
-from mechrep.text.corpus import Corpus, CorpusLike, windows_of_text
+from mechrep.text.corpus import Corpus, CorpusLike
 from mechrep.text.token_kinds import draw_tokens, ordinary_ids
+from mechrep.text.windows import windows_of_text
 
 NORM, HEADS, STAGE = "norm sink", "sink heads", "another stage"  # what is looked for: names of the claims
 

@@ -59,8 +59,9 @@ from mechrep.studies.kinds_of_heads import (
     read_heads,
     read_null_heads,
 )
-from mechrep.text.corpus import SHORTEST_WINDOW, Corpus
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
+from mechrep.text.windows import SHORTEST_WINDOW
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -43,7 +43,8 @@ from mechrep.studies.text_kind_effects import (
     patching_contrast,
 )
 from mechrep.studies.text_kind_outcomes import LOG_PROBABILITY
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 
 BUILDERS: tuple[Builder, ...] = ("text", "cycle")
 CONTROLS = ("random", "layer_matched")

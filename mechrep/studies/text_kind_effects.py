@@ -34,7 +34,8 @@ from mechrep.models.model import Model
 from mechrep.models.units import units_per_layer
 from mechrep.run import Run
 from mechrep.studies.text_kind_outcomes import Patched, Regenerated, RepetitionLogProbability
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 
 OPS = ("mean", "zero", "resample", "to_bos")
 PEERS = "other heads"

@@ -33,7 +33,8 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Shown
 from mechrep.run import Run
 from mechrep.sections import Section
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 
 LOOPS, FREE, HELD_OUT = "natural", "loop_free", "held_out"
 WAYS: tuple[Way, ...] = ("mask", "swap")

@@ -8,7 +8,6 @@ and the metrics say how much of a text is repetition.  Nothing here needs a mode
 from __future__ import annotations
 
 from mechrep.text.corpus import Corpus as Corpus
-from mechrep.text.corpus import windows_of_text as windows_of_text
 from mechrep.text.corpus_io import TokenizingModel as TokenizingModel
 from mechrep.text.cycles import add_detector as add_detector
 from mechrep.text.cycles import detect_cycle as detect_cycle
@@ -27,3 +26,4 @@ from mechrep.text.watch import Cycle as Cycle
 from mechrep.text.watch import NgramTripleWatch as NgramTripleWatch
 from mechrep.text.watch import TailWatch as TailWatch
 from mechrep.text.watch import watch_for as watch_for
+from mechrep.text.windows import windows_of_text as windows_of_text

@@ -18,7 +18,7 @@ from mechrep.ablation.circuit import Circuit
 from mechrep.cache import CorpusCache
 from mechrep.errors import InputError, StoreError
 from mechrep.interventions import Heads, Neurons, add, mean, zero
-from mechrep.interventions.ops import as_ops, op_name
+from mechrep.interventions.whole_layers import as_ops, op_name
 from mechrep.measures.head_scores import HeadScoreResult, score_heads
 from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.model import Model

@@ -22,8 +22,9 @@ from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_
 from mechrep.ablation.sweeps import deactivation_sweep
 from mechrep.interventions import Heads
 from mechrep.models.model import Model
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
+from mechrep.text.windows import windows_of_text
 from tests.planted.circuits import InductionCircuit, RepetitionNeuronCircuit, induction_circuit, repetition_neurons
 from tests.planted.texts import prompts, repeats, words
 from tests.studies.obvious import published_detector

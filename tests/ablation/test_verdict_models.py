@@ -15,7 +15,8 @@ from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, Condition, Effect
 from mechrep.ablation.outcomes import HeldOutLoss
 from mechrep.ablation.study import Controls, StudyTexts, ablation_study, single_head_sweep
 from mechrep.models import tiny
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 from tests.ablation.null_studies import PROVENANCE, told, verdicts
 from tests.planted.circuits import InductionCircuit, RepetitionNeuronCircuit, induction_circuit, repetition_neurons
 from tests.planted.texts import repeats

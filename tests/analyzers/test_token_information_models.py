@@ -16,8 +16,9 @@ from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.token_facts import GROUPS, lowest, token_facts, token_surprisal
 from mechrep.measures.token_information import token_information
 from mechrep.run import Run
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
 from mechrep.text.stimuli import random_repeats
+from mechrep.text.windows import windows_of_text
 from tests.tiny_models import random_tokens, tiny
 
 

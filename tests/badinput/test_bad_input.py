@@ -124,14 +124,14 @@ def test_the_figures(world: World, trust: Callable[..., None]) -> None:
     counts = [wrong_answers(name, function, world) for name, function in GUARDED.items()]
     tried, failed = sum(count for count, _ in counts), sum(len(found) for _, found in counts)
     trust(
-        section="Bad input",
+        section="bad input",
         what="wrong calls of the Python interface that give the stated error",
         asked="200 or more, all",
         measured=f"{right} of {len(CASES)}",
         holds=right == len(CASES) >= 200,
     )
     trust(
-        section="Bad input",
+        section="bad input",
         what=f"wrong kinds and bounds of single arguments of {len(GUARDED)} functions, refused by name",
         asked="all",
         measured=f"{tried - failed:,} of {tried:,}",

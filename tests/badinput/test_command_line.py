@@ -183,7 +183,7 @@ def test_the_figures(place: Path, capsys: pytest.CaptureFixture[str], trust: Cal
     answers = [(said(line, place, capsys), word, code) for line, word, code in ALL]
     right = sum(ended == code and word in shown and "Traceback" not in shown for (ended, shown), word, code in answers)
     trust(
-        section="Bad input",
+        section="bad input",
         what="wrong command lines that end with the stated code and word, without a traceback",
         asked="all",
         measured=f"{right} of {len(ALL)}",

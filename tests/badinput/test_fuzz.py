@@ -124,7 +124,7 @@ def test_thousands_of_damaged_files(
         (tmp_path / str(number)).mkdir()
         found += outcomes(kind, world, tmp_path / str(number), range(1000, 1000 + MANY))
     trust(
-        section="Bad input",
+        section="bad input",
         what=f"damaged corpora, results, circuits, sections, stores: refused, or loaded (in {ROOM >> 30} GiB)",
         asked="no other error, crash or hang",
         measured=f"{found['refused']:,} refused, {found['loaded']:,} loaded of {found.total():,}",
@@ -206,7 +206,7 @@ def test_damaged_models(
     ended = loaded_in_a_process(tmp_path / "whole", names, 0, MODELS)
     other = {key: count for key, count in ended.items() if key not in ("loaded", "refused")}
     trust(
-        section="Bad input",
+        section="bad input",
         what=f"damaged models ({kind}): refused by mechrep, or loaded (12 GiB, {SECONDS:.0f} s each)",
         asked="no other error, crash or hang",
         measured=f"{ended.get('refused', 0)} refused, {ended.get('loaded', 0)} loaded of {MODELS}",

@@ -11,8 +11,8 @@ import mechrep
 from mechrep import interventions
 from mechrep.ablation.study import Controls, StudyTexts
 from mechrep.models import tiny as tiny_models
-from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import repeated_tokens
+from mechrep.text.windows import windows_of_text
 from tests.tiny_models import tiny
 
 

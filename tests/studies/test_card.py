@@ -32,8 +32,8 @@ from mechrep.studies.card import (
     loss_windows,
     measure_card,
 )
-from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import random_repeats, repeated_tokens
+from mechrep.text.windows import windows_of_text
 from tests.planted.circuits import induction_circuit
 from tests.planted.sinks import sink_model
 from tests.studies import card_by_hand as by_hand

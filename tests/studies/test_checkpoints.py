@@ -34,8 +34,8 @@ from mechrep.studies.checkpoints import (
     revisions_of,
     training_curves,
 )
-from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import random_repeats
+from mechrep.text.windows import windows_of_text
 from tests.measures.test_change_points import step
 from tests.studies.training_by_hand import table
 from tests.tiny_models import tiny, tiny_tokenizer

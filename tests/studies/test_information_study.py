@@ -24,7 +24,8 @@ from mechrep.studies.token_information_study import (
     matched_texts,
     run_information_study,
 )
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 
 PERIODS, FREE_LENGTHS = (12, 9, 15), (40, 52)
 KNOWN = tiny.held_out_text()[:4000]  # little text is read fast

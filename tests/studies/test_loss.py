@@ -15,7 +15,8 @@ from mechrep.models import tiny as embedded
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.studies import token_losses
-from mechrep.text.corpus import Corpus, windows_of_text
+from mechrep.text.corpus import Corpus
+from mechrep.text.windows import windows_of_text
 from tests.studies.obvious import losses
 from tests.tiny_models import SLIDING_WINDOW, families, random_tokens, tiny
 

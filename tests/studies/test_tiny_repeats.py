@@ -13,8 +13,8 @@ from mechrep.models import tiny
 from mechrep.models.model import Model
 from mechrep.run import Run
 from mechrep.studies.sink_patch import run_patch_study
-from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import repeated_tokens
+from mechrep.text.windows import windows_of_text
 
 NAME, LAYER = "mechrep-tiny-repeats", 1
 

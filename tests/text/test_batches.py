@@ -22,7 +22,7 @@ from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.text import Corpus
 from mechrep.text.batches import Fillers, without_filling
-from mechrep.text.corpus import windows_of_text
+from mechrep.text.windows import windows_of_text
 from tests.tiny_models import loaded
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mechrep.errors import InputError
 from mechrep.models.load import load_model
-from mechrep.text.corpus import windows_of_text
 from mechrep.text.stimuli import RepeatedToken, repeated_token, repeated_tokens, single_token_id
+from mechrep.text.windows import windows_of_text
 from tests.tiny_models import N_CTX, tiny, tiny_tokenizer
 
 
