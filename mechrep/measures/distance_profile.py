@@ -10,7 +10,8 @@ found by iterating this (which can only make it more likely), up to a factor.  S
 and one that looks by distance and nothing else, are exactly their own reader.  A mean over the queries that see a
 distance is not: early queries have few keys, and share more with each, and they see near ones only.
 
-Neighbouring distances are put together, the more the farther away they are, because few queries see the farthest.  This
+Neighbouring distances are put together, the more the farther away they are, because few queries see the farthest; from
+position 4096 on so are 128 neighbouring queries, whose numbers of keys hardly differ.  This
 is the reader that position-matched ratios compare with: it looks where the head usually looks, whatever stands there.
 
 Source: the choice among those in reach is Luce 1959 (*Individual Choice Behavior*); the iteration is Hunter 2004 (The
@@ -20,6 +21,7 @@ Annals of Statistics 32, 384-406).
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,8 +41,9 @@ from mechrep.results import Result
 from mechrep.text.corpus import Corpus
 
 _SINGLE, _GROWTH = 16, 1.2  # so many distances stand alone; from there on bins grow by this factor
-_ROWS = 4096  # queries that are told apart by how many keys they see
+_ROWS, _TOGETHER = 4096, 128  # so many queries are told apart by how many keys they see; then so many count as one
 _ROUNDS, _STEADY = 500, 1e-7  # of the iteration, at most; until no weight changes by more than this share
+_ROUGH = 1e-3  # a larger change in the last round is said
 TOKENS_PER_BATCH = 2048  # a pattern is heads x T x T per text; on a CPU small batches stay in its cache
 
 
@@ -120,7 +123,9 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         self.state = {
             "sum": empty_table(anatomy, "heads")[..., None].repeat(1, 1, known),
             "pairs": torch.zeros(known, dtype=torch.float64),
-            "given": empty_table(anatomy, "heads")[..., None].repeat(1, 1, min(_ROWS, anatomy.n_ctx)),
+            "given": empty_table(anatomy, "heads")[..., None].repeat(
+                1, 1, 1 + int(_place(torch.tensor(anatomy.n_ctx - 1)))
+            ),
         }
 
     def observe(self, activation: Tensor, site: Site, layer: int, batch: Batch) -> None:  # noqa: ARG002 - it has one
@@ -135,8 +140,7 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
             1, distance, values
         ).cpu()  # fmt: skip
         given = rows.tril()[..., 1:].sum(-1).cpu()  # [head query]
-        place = torch.arange(given.shape[1]).clamp(max=self.state["given"].shape[2] - 1)
-        self.state["given"][layer].index_add_(1, place, given.to(self.state["given"]))
+        self.state["given"][layer].index_add_(1, _place(torch.arange(given.shape[1])), given.to(self.state["given"]))
 
     def finish_batch(self, batch: Batch) -> None:
         """Count pairs of positions, once for all layers."""
@@ -160,14 +164,11 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         if not bool(pairs.any()):
             raise InputError("texts of one token", "texts with queries behind the first position", "use longer texts")
         bins = [(begin, end) for begin, end in _bins(len(pairs)) if bool(pairs[begin:end].any())]
-        seen, number = (
-            torch.arange(given.shape[2]),
-            torch.tensor([float(pairs[begin:end].sum()) for begin, end in bins]),
-        )
+        number = torch.tensor([float(pairs[begin:end].sum()) for begin, end in bins])
         # How many keys of each bin a query sees; the last bin goes on.
-        ends = [end for _, end in bins[:-1]] + [max(bins[-1][1], len(seen))]
-        keys = torch.stack([seen.clamp(max=end) - begin for (begin, _), end in zip(bins, ends, strict=True)]).clamp_min(
-            0
+        seen, ends = _seen(given.shape[2]), [float(end) for _, end in bins[:-1]] + [float("inf")]
+        keys = torch.stack(
+            [(seen.clamp(max=end) - begin).clamp_min(0) for (begin, _), end in zip(bins, ends, strict=True)]
         )
         shares = _likeliest(torch.stack([sums[..., begin:end].sum(-1) for begin, end in bins], -1), given, keys, number)
         weights = shares[..., -1:].repeat(1, 1, len(pairs))
@@ -176,10 +177,21 @@ class DistanceProfile(Analyzer[DistanceProfileResult]):
         return DistanceProfileResult(provenance, weights.float(), pairs.float())
 
 
+def _place(query: Int64[Tensor, "*_"]) -> Int64[Tensor, "*_"]:
+    """Where a query is counted: far ones, which see nearly as many keys, together."""
+    return torch.where(query < _ROWS, query, _ROWS + (query - _ROWS) // _TOGETHER)
+
+
+def _seen(places: int) -> Float[Tensor, " place"]:
+    """How many keys behind the first the queries of each place see, on average."""
+    place = torch.arange(places, dtype=torch.float64)
+    return torch.where(place < _ROWS, place, _ROWS + (place - _ROWS + 0.5) * _TOGETHER - 0.5)
+
+
 def _likeliest(
     sums: Float[Tensor, "layer head bin"],
     given: Float[Tensor, "layer head query"],
-    keys: Int64[Tensor, "bin query"],
+    keys: Float[Tensor, "bin query"],
     number: Float[Tensor, " bin"],
 ) -> Float[Tensor, "layer head bin"]:
     """Weights under which what a head gives to each bin is most likely.
@@ -191,7 +203,7 @@ def _likeliest(
         number: pairs of positions in each bin.
     """
     wide, pairs = keys.double(), number.double()
-    weights = sums / pairs
+    weights, change = sums / pairs, torch.tensor(0.0)
     for _ in range(_ROUNDS):
         reach = weights @ wide
         rate = torch.where(reach > 0, given / reach, 0.0) @ wide.T
@@ -200,7 +212,12 @@ def _likeliest(
         change = ((new - weights).abs() / new.clamp_min(1e-12)).nan_to_num(0.0).max()
         weights = new
         if float(change) < _STEADY:
-            break
+            return weights
+    if float(change) > _ROUGH:
+        warnings.warn(
+            f"weights by distance still change by {float(change):.2g} of themselves after {_ROUNDS} rounds",
+            stacklevel=2,
+        )
     return weights
 
 

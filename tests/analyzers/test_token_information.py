@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.measures import distance_profile
 from mechrep.measures.distance_profile import DistanceProfile
 from mechrep.measures.token_facts import GROUPS, TokenFacts
 from mechrep.measures.token_information import TokenInformation, TokenInformationResult
@@ -225,6 +226,23 @@ def test_far_distances_stand_together_and_beyond_the_last_nothing_changes() -> N
     assert total == pytest.approx(float(rows.sum()), rel=1e-5)
     row = result.of_rows(0, torch.tensor([300]), 301)[0, 0]
     assert float(row[0]) == pytest.approx(float(weights[-1]) + 1e-9, rel=1e-5)
+
+
+@pytest.mark.parametrize(("decay", "off"), [(1.0, 0.02), (0.9, 0.02)])
+def test_far_queries_count_together_and_hardly_change_anything(
+    decay: float, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = decay ** torch.arange(120).float()
+    usual = {(Site.PATTERN, 0): [torch.stack([by_distance(120, weight)] * 2)]}
+
+    def profile() -> Tensor:
+        found = observed(DistanceProfile(120), usual, anatomy(1)).result(PROVENANCE).weights[0, 0]
+        return found / found[0]
+
+    apart = profile()
+    monkeypatch.setattr(distance_profile, "_ROWS", 40)
+    monkeypatch.setattr(distance_profile, "_TOGETHER", 8)
+    torch.testing.assert_close(profile(), apart, rtol=off, atol=0)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
