@@ -19,7 +19,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup report real-models report-real gallery test test-real test-ray test-lab test-full trust mutants contract contract-3.9 families \
+.PHONY: help setup report real-models report-real gallery test test-real test-ray test-lab test-full trust numerics mutants contract contract-3.9 families \
     lint format \
     notebooks notebooks-stored notebooks-sync docs bench test-lowest release sbom audit clean
 
@@ -114,6 +114,9 @@ trust: $(VENV)/.installed-dev ## the tests whose figures stand in docs/trust.md,
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 MECHREP_TRUST=$(CURDIR)/trust-figures \
 	    $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m trust; \
 	    status=$$?; $(BIN)/python .ci/trust.py trust-figures && exit $$status
+
+numerics: $(VENV)/.installed-dev ## the tables of docs/trust.md about float32, bfloat16 and float16, measured anew
+	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python .ci/numerics.py
 
 mutants: $(VENV)/.installed-dev ## faults made in the measuring code, one at a time: do the fast tests see each?
 	$(ONE_THREAD) HF_HUB_OFFLINE=1 $(BIN)/python -m tests.mutants.run

@@ -29,6 +29,7 @@ from mechrep.generation.slot_cache import has_states, shares_keys, why_not_kept
 from mechrep.guards import Some, guarded
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
+from mechrep.models.finite import no_number
 from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -229,6 +230,9 @@ def score_tokens(
     Returns:
         One :class:`TokenScores` per text, on the CPU.
 
+    Raises:
+        ModelError: logits that are no numbers.
+
     Example:
         >>> import mechrep
         >>> from mechrep.interventions import Heads
@@ -405,6 +409,9 @@ def judged_tokens(
 ) -> tuple[Float[Tensor, "row token"], Bool[Tensor, "row token"]]:
     """Log-probability of each token, and whether it was the most probable one; some logits at a time.
 
+    Raises:
+        ModelError: logits that are no numbers.
+
     Example:
         >>> scores, correct = judged_tokens(torch.tensor([[[0.0, 0.0], [0.0, 9.0]]]), torch.tensor([[0, 1]]))
         >>> scores.exp().round(decimals=2).tolist(), correct.tolist()
@@ -417,5 +424,7 @@ def judged_tokens(
     losses = torch.cat(
         [torch.nn.functional.cross_entropy(part.float(), some, reduction="none") for part, some in pairs]
     )
+    if bool(losses.isnan().any()):
+        raise no_number("", logits.dtype, "logits")
     correct = torch.cat([part.argmax(-1) == some for part, some in pairs])
     return -losses.view_as(tokens).cpu(), correct.view_as(tokens).cpu()

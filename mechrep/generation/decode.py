@@ -30,6 +30,7 @@ from mechrep.generation.whole_texts import decode_reference, write_whole
 from mechrep.guards import Count, guarded, nearest, within
 from mechrep.interventions.apply import first_edited
 from mechrep.interventions.ops import Intervention
+from mechrep.models.finite import no_number
 from mechrep.models.memory import attempt, bytes_of_writing, fewer, rows_that_fit
 from mechrep.models.model import Model
 from mechrep.models.state import is_patched
@@ -198,6 +199,8 @@ class _SlotRun:
         for slot, row in enumerate(self.rows):
             if row is None:
                 continue
+            if ids[slot][-1] < 0:
+                raise no_number(self.model.name, self.model.dtype, "logits")
             answer = self.answers[row]
             known = max(0, answer.length - 1 - self.fed[slot])  # were there already
             answer.extend(ids[slot][known:], None if fired is None else fired[slot][known:])

@@ -9,13 +9,14 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechrep.errors import InputError
 from mechrep.guards import Count, NotNegative, Seed, check_fields
 from mechrep.interventions.apply import EditTable
 from mechrep.interventions.ops import Intervention
+from mechrep.models.finite import no_number
 from mechrep.models.model import Model
 from mechrep.text.watch import watch_for
 
@@ -262,8 +263,23 @@ def choose_tokens(
     return ids.gather(-1, picked[:, None]).squeeze(-1)
 
 
-def push_next(answers: Sequence[Continuation], logits: Float[Tensor, "batch d_vocab"]) -> None:
-    """Choose a next token for every text, by its own rules, and record it."""
+def lost(logits: Float[Tensor, "batch d_vocab"], chosen: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """Whether a token was chosen by what is no number: NaN is larger than everything to an argmax.
+
+    Example:
+        >>> import torch
+        >>> lost(torch.tensor([[0.0, torch.nan], [0.0, torch.inf], [0.0, 5.0]]), torch.tensor([1, 1, 1])).tolist()
+        [True, True, False]
+    """
+    return ~(logits.gather(1, chosen[:, None])[:, 0] < torch.inf)
+
+
+def push_next(model: Model, answers: Sequence[Continuation], logits: Float[Tensor, "batch d_vocab"]) -> None:
+    """Choose a next token for every text, by its own rules, and record it.
+
+    Raises:
+        ModelError: logits that are no numbers.
+    """
     if not answers:
         return
     decoding = answers[0].decoding
@@ -271,6 +287,8 @@ def push_next(answers: Sequence[Continuation], logits: Float[Tensor, "batch d_vo
         logits[:, list(decoding.suppress)] = -torch.inf
     uniforms = torch.tensor([answer.uniform() for answer in answers], dtype=torch.float64, device=logits.device)
     chosen = choose_tokens(logits, uniforms, decoding.temperature, decoding.top_k)
+    if bool(lost(logits, chosen).any()):
+        raise no_number(model.name, model.dtype, "logits")
     for answer, token in zip(answers, chosen.tolist(), strict=True):
         answer.push(token)
 

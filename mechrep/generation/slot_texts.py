@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mechrep.generation.requests import Continuation, Decoding, choose_tokens
+from mechrep.generation.requests import Continuation, Decoding, choose_tokens, lost
 from mechrep.text.watch_rows import RowWatches, watched_in_rows
 
 
@@ -39,6 +39,7 @@ class SlotTexts:
         self.ids: Int[Tensor, "slot pos"] = torch.zeros(slots, longest, dtype=torch.long, device=device)
         self.next, self.given, self.rows, self.starts = torch.zeros(4, slots, dtype=torch.long, device=device)
         self.there: Bool[Tensor, " slot"] = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.lost: Bool[Tensor, " slot"] = torch.zeros_like(self.there)
         drawn = longest if decoding.temperature > 0 else 1
         self.uniforms: Float[Tensor, "slot pos"] = torch.zeros(slots, drawn, dtype=torch.float64, device=device)
         self.suppress = torch.tensor(sorted(decoding.suppress), dtype=torch.long, device=device)
@@ -82,14 +83,14 @@ class SlotTexts:
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the other slots."""
         index = torch.tensor(list(slots), device=self.device)
-        for name in ("ids", "next", "given", "rows", "starts", "there", "uniforms"):
+        for name in ("ids", "next", "given", "rows", "starts", "there", "lost", "uniforms"):
             setattr(self, name, getattr(self, name)[index])
         if self.watches is not None:
             self.watches.keep(index)
 
     def begin_block(self) -> None:
         """Let empty slots begin at position 0 again: they are computed with the others, and nobody reads them."""
-        self.next = self.next * self.there
+        self.next, self.lost = self.next * self.there, torch.zeros_like(self.there)
 
     def feed(self) -> Int[Tensor, " slot"]:
         """The token that each slot feeds now, which stands at :attr:`next`."""
@@ -103,19 +104,21 @@ class SlotTexts:
         self.next = self.next + 1
         place = self.next[:, None]
         uniforms = self.uniforms.gather(1, place)[:, 0] if self.decoding.temperature > 0 else self.uniforms[:, 0]
-        chosen = choose_tokens(logits, uniforms, self.decoding.temperature, self.decoding.top_k)[:, None]
-        self.ids.scatter_(1, place, torch.where(place < self.given[:, None], self.ids.gather(1, place), chosen))
+        chosen = choose_tokens(logits, uniforms, self.decoding.temperature, self.decoding.top_k)
+        self.lost = self.lost | (lost(logits, chosen) & self.there)
+        known = place < self.given[:, None]
+        self.ids.scatter_(1, place, torch.where(known, self.ids.gather(1, place), chosen[:, None]))
 
     def read(self, steps: int) -> tuple[list[list[int]], list[list[int]] | None]:
         """What was written in the last steps, with what stood there before it was fed.
 
         Returns:
-            Ids of every slot; and by each, whether a rule that is known here says that the text may end; ``None`` where
-            only the text's own rules can say it.
+            Ids of every slot, -1 where they were chosen by logits that are no numbers; and by each, whether a rule that
+            is known here says that the text may end; ``None`` where only the text's own rules can say it.
         """
         first = self.next - steps + 1
         places = first[:, None] + torch.arange(steps, device=self.device)
-        ids = self.ids.gather(1, places)
+        ids = self.ids.gather(1, places).masked_fill(self.lost[:, None], -1)
         if self.one_by_one:
             return ids.tolist(), None
         if self.watches is None:

@@ -53,7 +53,7 @@ def write_whole(model: Model, answers: Sequence[Continuation], batch_size: int, 
                 size = min(most, _rows_per_pass(model, max(answers[row].length for row in live)))
                 largest = 0
                 for some, logits in in_batches(live, size, partial(_next_logits, model, edits, answers), "generating"):
-                    push_next([answers[row] for row in some], logits)
+                    push_next(model, [answers[row] for row in some], logits)
                     largest = max(largest, len(some))
                 most = largest if largest < min(size, len(live)) else most
                 ended = sum(answers[row].reason is not None for row in live)
@@ -132,4 +132,4 @@ def _reference_step(model: Model, live: list[Continuation]) -> None:
         hooks = intervention.hooks(model, starts, texts=[answer.request.text for answer in live])
     with model.each_alone(lengths):
         logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
-    push_next(live, logits[torch.arange(len(live)), (lengths - 1).to(logits.device)])
+    push_next(model, live, logits[torch.arange(len(live)), (lengths - 1).to(logits.device)])

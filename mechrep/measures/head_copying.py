@@ -512,7 +512,7 @@ class CopySuppression(Analyzer[CopySuppressionResult]):
     def _lens_targets(self, stream: Tensor, batch: Batch) -> Bool[Tensor, "batch query_pos key_pos"]:
         model = self.circuits.model
         # Text by text: all logits of a batch may be larger than the model.
-        lens = [self.circuits.stream.raw_logits(row[None]).topk(self.m).indices for row in stream]
+        lens = [self.circuits.stream.lens(row[None]).topk(self.m).indices for row in stream]
         bos_id = model.bos_id
         has_bos = batch.tokens[:, 0] == (-1 if bos_id is None else bos_id)
         return predicted_keys(torch.cat(lens).to(batch.tokens.device), batch.tokens, batch.lengths, has_bos)

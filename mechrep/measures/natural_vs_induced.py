@@ -260,7 +260,7 @@ class LogitAttribution:
         parts: list[list[Tensor]] = []
         size = max(1, _LOGITS_AT_ONCE // self.model.anatomy.d_vocab)
         for some, tokens in zip(stream.split(size), expected.split(size), strict=True):
-            raw = wide(self.circuits.stream.raw_logits(some))
+            raw = wide(self.circuits.stream.lens(some))
             parts.append(_judge(raw, tokens, self.circuits.stream.finish))
         return TokenPrediction(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

@@ -23,6 +23,7 @@ from mechrep.errors import InputError
 from mechrep.guards import Share, guarded
 from mechrep.models import tiny
 from mechrep.models.anatomy import Site
+from mechrep.models.finite import no_number
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
 from mechrep.models.stream import Stream
@@ -145,7 +146,10 @@ def token_surprisal(model: Model, corpus: Corpus) -> Float[Tensor, "text pos"]:
             else:
                 logits = model.plain_logits(tokens) if model.fast else model.tl(tokens)
                 found[texts, 1:] = _losses(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).view(len(texts), -1)
-    return found.masked_fill(torch.arange(width) >= corpus.lengths[:, None], torch.nan)
+    inside = torch.arange(width) < corpus.lengths[:, None]
+    if bool(found[:, 1:][inside[:, 1:]].isnan().any()):
+        raise no_number(model.name, model.dtype, "logits")
+    return found.masked_fill(~inside, torch.nan)
 
 
 def _losses(logits: Float[Tensor, "token d_vocab"], targets: Int64[Tensor, " token"]) -> Float[Tensor, " token"]:

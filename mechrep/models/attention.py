@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from mechrep.errors import MissingPartError
 from mechrep.guards import Count, guarded, within
+from mechrep.models.finite import checked
 from mechrep.models.model import Model
 
 QUERIES = 128  # rows of the pattern at a time: 128 x n numbers per head
@@ -140,6 +141,7 @@ def read_attention_rows(
     chosen = _readable_layers(model, layers)
     if model.lengths is not None:
         model.lengths.check(tokens)
+    receive = checked(model, receive, lambda layer, _first: f"attention of layer {layer}")
     if len(chosen):
         assert model.plain is not None
         with computed_here(model, receive, layers=chosen, queries=queries, stop=True), suppress(AllRead):
@@ -205,6 +207,7 @@ def read_attention_column(
     within("key", key, 0, tokens.shape[1] - 1, "a position")
     if model.lengths is not None:
         model.lengths.check(tokens)
+    receive = checked(model, receive, lambda layer: f"attention of layer {layer}")
     if len(chosen):
         assert model.plain is not None
         with computed_here(model, column=(key, receive), layers=chosen, stop=True), suppress(AllRead):

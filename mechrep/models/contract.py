@@ -14,6 +14,7 @@ from torch import Tensor
 from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
 from mechrep.models.attention import reading_of
+from mechrep.models.finite import no_number
 from mechrep.models.model import Model
 from mechrep.models.neurons import find_up_projections, looking_at
 from mechrep.models.reading import choose_view, product_bias, read_activations
@@ -40,6 +41,8 @@ def check_contract(model: Model) -> None:
         return
     logits = model.plain_logits(tokens)
     bad = int((~torch.isfinite(logits)).sum())
+    if bad and model.dtype is torch.float16:
+        raise no_number(model.name, model.dtype, f"{bad} of {logits.numel()} logits")
     _require(model, not bad, f"logits are numbers ({bad} of {logits.numel()} are not)")
     _check_later_text(model, tokens, logits)
     _check_company(model, tokens, logits)

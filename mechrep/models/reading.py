@@ -33,6 +33,7 @@ from mechrep.models.attention import (
     returned_weights,
     rows_agree,
 )
+from mechrep.models.finite import checked
 from mechrep.models.model import Model
 from mechrep.models.neurons import looking_at
 from mechrep.models.parts import find_handles, first_tensor, weight_of
@@ -156,12 +157,20 @@ def read_activations(
         return
     if model.lengths is not None:
         model.lengths.check(tokens)
+    receive = _of_numbers(model, receive)
     if choose_view(model, wanted, view) == "plain":
         left = _read_plain(model, tokens, pairs, receive)
         if left:
             raise RuntimeError(f"hooks that never fired: {sorted(left)}")
     else:
         _read_transformer_lens(model, tokens, pairs, receive)
+
+
+def _of_numbers(model: Model, receive: Receiver) -> Receiver:
+    """The receiver, told of no activation that overflowed."""
+    looked = checked(model, receive, lambda site, layer: f"{site.value} of layer {layer}")
+    masked = checked(model, receive, lambda site, layer: f"{site.value} of layer {layer}", infinite=True)
+    return lambda activation, site, layer: (masked if site is Site.SCORES else looked)(activation, site, layer)
 
 
 def _read_plain(
@@ -351,6 +360,7 @@ def listening(
     pairs = [(site, layer) for site, layers in wanted.items() for layer in sorted(set(layers))]
     for site, layer in pairs:
         model.anatomy.check_site(site, layer)
+    receive = _of_numbers(model, receive)
     if choose_view(model, wanted, view) == "plain":
         with _hooked(model, pairs, receive):
             yield

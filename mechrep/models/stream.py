@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from mechrep.errors import ModelError
 from mechrep.models.anatomy import Site
@@ -37,6 +39,14 @@ _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4}
 def exact(tensor: Tensor) -> Tensor:
     """The same in float64, in which sums are taken; float32 on Apple's GPUs, which have nothing wider."""
     return tensor.detach().float() if tensor.device.type == "mps" else tensor.detach().double()
+
+
+def _run(norm: Any, vectors: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    """A norm in float32 at least: how a half-precision model rounds is no part of the norm's gain, bias and scale."""
+    if not isinstance(norm, nn.Module) or vectors.dtype.itemsize >= 4:
+        return norm(vectors)
+    own = {name: wide(tensor) for name, tensor in (*norm.named_parameters(), *norm.named_buffers())}
+    return functional_call(norm, own, (wide(vectors),))
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class FrozenNorm:
         """
         probes = torch.zeros(3, width, dtype=like.dtype, device=like.device)
         probes[1:], probes[2, 1::2] = 1.0, -1.0
-        bias, flat, uneven = wide(module(probes[None])[0])
+        bias, flat, uneven = wide(_run(module, probes[None])[0])
         centred = bool((flat - bias).abs().max() < 1e-3 * (uneven - bias).abs().max())
         probe = wide(probes[2])
         return cls(module, (uneven - bias) / (probe - probe.mean() * centred), bias, centred)
@@ -88,7 +98,7 @@ class FrozenNorm:
 
     def scale(self, vectors: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
         """``s(x)``, from what the norm makes of the vectors."""
-        linear, out = exact(self.apply(wide(vectors))), exact(self.module(vectors)) - exact(self.bias)
+        linear, out = exact(self.apply(wide(vectors))), exact(_run(self.module, vectors)) - exact(self.bias)
         scale = linear.square().sum(-1, keepdim=True) / (linear * out).sum(-1, keepdim=True)
         return scale.nan_to_num(1.0)  # of a vector of zeros, to which no scale does anything
 
@@ -349,6 +359,23 @@ class Stream:
             norm = self.model.trace.final_norm  # pyright: ignore
             made = self._head(states if norm is None else norm(states))
         return made * self._finish[0] if self._finish[0] != 1 else made
+
+    def lens(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+        """Raw logits for ranks and rivals, in float32 at least.
+
+        Of a half-precision model they are worked out anew from its residual stream: bfloat16 keeps eight bits, so that
+        the best logits of one position are often equal, and which of them is first would be chance.
+        """
+        if self.model.dtype.itemsize >= 4:
+            return self.raw_logits(states)
+        weight, bias = self._wide_head
+        norm = self.model.trace.final_norm if self._plain else self.model.tl.ln_final  # pyright: ignore
+        read = wide(states) if norm is None else wide(_run(norm, states.to(self.model.dtype)))
+        return read @ weight if bias is None else read @ weight + bias
+
+    @cached_property
+    def _wide_head(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"] | None]:
+        return self.unembedding, self.unembedding_bias
 
     def finish(self, raw: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch d_vocab"]:
         """The soft cap behind raw logits, where there is one."""

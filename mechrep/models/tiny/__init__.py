@@ -106,6 +106,8 @@ def load(name: str, revision: str | None, *, dtype: torch.dtype) -> tuple[nn.Mod
         model: Any = LlamaForCausalLM(config)
     tensors = {key: tensor.to(dtype) for key, tensor in load_file(path).items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are not weights; meta left them empty
+    # Its buffers are not weights: meta left them empty, and they stay float32, as from_pretrained leaves them.  Rotary
+    # frequencies in bfloat16 would turn far positions by wrong angles.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.config.name_or_path = name
-    return model.to(dtype), PreTrainedTokenizerFast.from_pretrained(folder(name))
+    return model, PreTrainedTokenizerFast.from_pretrained(folder(name))
