@@ -48,7 +48,8 @@ def load_model(
             or a :class:`Model`, which is returned as it is.
         revision: checkpoint of an embedded or hub model, e.g. ``"step512"``.
         dtype: type of the weights, as ``torch.bfloat16`` or ``"bfloat16"``; ``"auto"``: the checkpoint's own.
-            Default: the checkpoint's own, but float32 on the CPU, because half precision flips greedy paths.
+            Default: the checkpoint's own, but float32 on the CPU, because half precision flips greedy paths (what else
+            it changes is measured in ``docs/trust.md``).
         device: default: CUDA where there is one, else the CPU.
         device_map: spread a model over several devices, through accelerate: ``"auto"``, or names of parts with devices.
             Reading, scoring, edits and decoding follow the device of each layer; weights that are kept aside on disk

@@ -1,7 +1,8 @@
 """float32, bfloat16 and float16 against float64, statistic by statistic; see measure.py for oracle and bound.
 
-``IN_STEPS`` are decided by which of some nearly equal tokens is first: one that changes place moves them by a step,
-which no bound on rounding knows.  ``ROUNDING`` are what rounding leaves of a zero, so their own size is what counts.
+``IN_STEPS`` are decided by which of some nearly equal tokens is first, or by where a curve that may be flat passes a
+threshold: a change moves them by a step, which no bound on rounding knows.  ``ROUNDING`` are what rounding leaves of a
+zero, so their own size is what counts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 ROUNDING = {"identity_error", "same_value_error", "bound_excess"}
 IN_STEPS = {"cs", "qk", "qk_adjusted", "functional", "chance", "ov", "rank", "correct", "embedding", "biases", "heads",
-            "mlps"}  # fmt: skip
+            "mlps", "reached", "rate"}  # fmt: skip
 STEP = 0.25  # of the largest entry, at most, for statistics in steps
 GUARANTEED = 2  # times the bound, which ratios over standard errors can pass by a little
 
