@@ -26,6 +26,10 @@ class Mutant:
     after: str
     tests: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {self.what}"
+
 
 _Faults = list[tuple[str, str, str]]
 # File of the package, the tests that look at it, and faults: in words, the fragment as it is, and as it must not be.
