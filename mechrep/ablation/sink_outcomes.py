@@ -153,7 +153,8 @@ def _pass(
     model: Model, tokens: Int[Tensor, "row pos"], wanted: Wanted, found: ReadRows, branches: Branches
 ) -> Tensor | None:
     """One pass of the plain view; what it gives on the way is put into ``found``, the logits are handed back."""
-    assert model.plain is not None
+    plain = model.plain
+    assert plain is not None
     missing = {(site, layer) for site, layers in wanted.layers.items() for layer in layers}
 
     def keep(activation: Tensor, site: Site, layer: int) -> None:
@@ -164,10 +165,10 @@ def _pass(
 
     with suppress(AllRead), listening(model, wanted.layers, keep, view="plain"):
         if wanted.targets is None:
-            model.plain(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            plain(input_ids=tokens, use_cache=False, logits_to_keep=1)
             return None
         last = wanted.targets.shape[1]
-        return model.plain(input_ids=tokens, use_cache=False, logits_to_keep=last).logits[:, -last:]
+        return plain(input_ids=tokens, use_cache=False, logits_to_keep=last).logits[:, -last:]
     return None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechrep.errors import InputError
 from mechrep.interventions.hooks import Edits, Holds, Place, in_order
@@ -62,7 +62,8 @@ class HeldLevels:
                 "the first token of every row",
                 "pass first_tokens=",
             )
-        bos = [int(model.bos_id is not None and token == model.bos_id) for token in first_tokens or ()]
+        bos_id = model.bos_id
+        bos = [int(bos_id is not None and token == bos_id) for token in first_tokens or ()]
         self.anchors: Int[Tensor, " row"] = torch.tensor(bos, dtype=torch.long, device=device)
         self.neurons: dict[int, Int[Tensor, " neuron"]] = {}
         self.ends: dict[int, tuple[int, int]] = {}  # the first and the last of these
@@ -356,15 +357,16 @@ class EditTable:
     def _hooked(self, change_at: Callable[[Place], Change]) -> Iterator[None]:
         if self.tables:
             self._check_view()
+        plain = self.model.plain  # asked for once: each time it is looked at whole
         with ExitStack() as stack:
             for place in self.tables:
-                stack.enter_context(self._registered(place, change_at(place)))
+                stack.enter_context(self._registered(plain, place, change_at(place)))
             yield
 
-    def _registered(self, place: Place, change: Change) -> AbstractContextManager[Any]:
+    def _registered(self, plain: nn.Module | None, place: Place, change: Change) -> AbstractContextManager[Any]:
         """The hook that makes one place's edits, as a context."""
         site, layer = place
-        plain, handles = self.model.plain, self.model.handles
+        handles = self.model.handles
         assert handles is not None and plain is not None
         if site in (Site.GATE_ACT, Site.MLP_POST):
             return looking_at(plain, handles, site, layer, change)

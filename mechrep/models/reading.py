@@ -177,7 +177,8 @@ def _read_plain(
     model: Model, tokens: Tensor, pairs: list[tuple[Site, int]], receive: Receiver
 ) -> set[tuple[Site, int]]:
     """Hand over what is wanted; what is left at the end, because no hook gave it, is returned."""
-    assert model.plain is not None and model.handles is not None
+    plain = model.plain  # asked for once: each time it is looked at whole
+    assert plain is not None
     left = set(pairs)
 
     def hand_over(activation: Tensor, site: Site, layer: int) -> None:
@@ -186,15 +187,14 @@ def _read_plain(
         if not left:
             raise AllRead
 
-    with _hooked(model, pairs, hand_over), suppress(AllRead):
-        model.plain(input_ids=tokens, use_cache=False)
+    with _hooked(model, plain, pairs, hand_over), suppress(AllRead):
+        plain(input_ids=tokens, use_cache=False)
     return left
 
 
 @contextmanager
-def _hooked(model: Model, pairs: list[tuple[Site, int]], receive: Receiver) -> Iterator[None]:
+def _hooked(model: Model, plain: nn.Module, pairs: list[tuple[Site, int]], receive: Receiver) -> Iterator[None]:
     """While open, passes of the plain view hand over what is wanted."""
-    assert model.plain is not None
     valued = [layer for site, layer in pairs if site is Site.V and not _projected(model, Site.V)]
     patterned = [layer for site, layer in pairs if site is Site.PATTERN]
     with ExitStack() as stack:
@@ -212,10 +212,10 @@ def _hooked(model: Model, pairs: list[tuple[Site, int]], receive: Receiver) -> I
             both = sorted({*valued, *patterned})
             stack.enter_context(computed_here(model, rows, values, layers=both, queries=length))
         elif patterned:
-            stack.enter_context(attention_computed(model.plain, "eager"))
+            stack.enter_context(attention_computed(plain, "eager"))
         for site, layer in pairs:
             if not (valued and site in (Site.V, Site.PATTERN)):
-                stack.enter_context(_reading(model, site, layer, partial(_hand_over, receive, site, layer)))
+                stack.enter_context(_reading(model, plain, site, layer, partial(_hand_over, receive, site, layer)))
         yield
 
 
@@ -223,10 +223,12 @@ def _hand_over(receive: Receiver, site: Site, layer: int, activation: Tensor) ->
     receive(activation, site, layer)
 
 
-def _reading(model: Model, site: Site, layer: int, receive: Callable[..., None]) -> AbstractContextManager[Any]:
+def _reading(
+    model: Model, plain: nn.Module, site: Site, layer: int, receive: Callable[..., None]
+) -> AbstractContextManager[Any]:
     """Hooks of the plain view for one site."""
     if site in _AT_NEURONS:
-        return _reading_neurons(model, site, layer, receive)
+        return _reading_neurons(model, plain, site, layer, receive)
     module, take = _place(model, site, layer)
     stack, shape = ExitStack(), list[int]()
     if site is Site.MLP_INPUT_NORMALIZED:
@@ -300,9 +302,11 @@ def _weights_hook(receive: Callable[..., None], _module: Any, _args: Any, output
 
 
 @contextmanager
-def _reading_neurons(model: Model, site: Site, layer: int, receive: Callable[..., None]) -> Iterator[None]:
+def _reading_neurons(
+    model: Model, plain: nn.Module, site: Site, layer: int, receive: Callable[..., None]
+) -> Iterator[None]:
     """Neurons of a layer, put together of their pieces; a layer with fewer than the widest ends in zeros."""
-    assert model.plain is not None and model.handles is not None
+    assert model.handles is not None
     width = model.anatomy.width(site)
     count = model.anatomy.experts[layer] if site is Site.ROUTER else model.anatomy.neurons[layer]
     pieces: dict[int, Tensor] = {}
@@ -315,7 +319,7 @@ def _reading_neurons(model: Model, site: Site, layer: int, receive: Callable[...
                 whole.append(values.new_zeros(*values.shape[:-1], width - count))
             receive(whole[0] if len(whole) == 1 else torch.cat(whole, -1))
 
-    with looking_at(model.plain, model.handles, site, layer, look):
+    with looking_at(plain, model.handles, site, layer, look):
         yield
 
 
@@ -362,7 +366,9 @@ def listening(
         model.anatomy.check_site(site, layer)
     receive = _of_numbers(model, receive)
     if choose_view(model, wanted, view) == "plain":
-        with _hooked(model, pairs, receive):
+        plain = model.plain
+        assert plain is not None
+        with _hooked(model, plain, pairs, receive):
             yield
     else:
         with model.hooks(fwd_hooks=_reference_hooks(model, pairs, receive)):
