@@ -55,7 +55,8 @@ def test_a_run_of_one_token_becomes_a_sink(family: str) -> None:
     assert (length / length[0] - 1).abs().max() < 0.01
     if family in ROTARY:
         for residual in run.residual:
-            assert (residual - residual[0]).abs().max() < 1e-4 * residual.abs().max()
+            # Single precision: sums of 300 equal rows differ by the processor.
+            assert (residual - residual[0]).abs().max() < 1e-3 * residual.abs().max()
     else:
         assert (run.residual[0] - run.residual[0][0]).abs().max() > 0.1  # positions are part of the residual stream
     length = norms(forward(module, family, [BOS, *[9] * 300]))[layer]
