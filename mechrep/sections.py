@@ -45,6 +45,7 @@ class Section:
         tables: frames by the key of their caption.
         figures: figures by the key of their caption; ``# figure title: KEY`` gives one another title.
         views: texts to look at, ``mechrep.view(...).payload()``, by the key of their caption ``# view: KEY``.
+        files: names of the tables' files, by key, in the folder that the section was read from.
         variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study;
             ``"left-out"``: it does not have what the part needs.
     """
@@ -57,6 +58,7 @@ class Section:
     figures: Mapping[str, go.Figure] = field(default_factory=dict)
     variant: str = ""
     views: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         held = f"{len(self.claims)} claims, {len(self.tables)} tables, {len(self.figures)} figures"
@@ -94,6 +96,10 @@ class Section:
         for key, figure in self.figures.items():
             (folder / "figures" / f"{figures[key]}.json").write_text(str(figure.to_json()), encoding="utf-8")
 
+    def table_file(self, key: str) -> str:
+        """The name of a table's file in the section's folder, without its ending."""
+        return self.files.get(key) or slugs(self.tables)[key]
+
     @classmethod
     def load(cls, folder: str | Path) -> Section:
         """Read a section that :meth:`save` wrote, in this version of mechrep or an earlier one.
@@ -109,6 +115,9 @@ class Section:
         from plotly.io import from_json
 
         try:
+            for kind in ("tables", "figures"):
+                if len(set(record[kind].values())) < len(record[kind]):  # mechrep 0.1 wrote both, one over the other
+                    raise ValueError(f"{kind} that share a file: {', '.join(record[kind])}")
             figures: dict[str, Any] = {
                 key: from_json((path / "figures" / f"{plain_name(file)}.json").read_text(encoding="utf-8"))
                 for key, file in record["figures"].items()
@@ -125,6 +134,7 @@ class Section:
                 figures,
                 record["variant"],
                 record.get("views", {}),
+                record["tables"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path} ({error})", "a folder that save() wrote", "make this part again") from error

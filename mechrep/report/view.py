@@ -418,7 +418,7 @@ def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> Tab
         cells=cells,
         values=[[plain_value(value) for value in row] for row in kept.itertuples(index=False, name=None)],
         total=len(frame),
-        file=f"sections/{section.name}/tables/{slugs(section.tables)[key]}.parquet",
+        file=f"sections/{section.name}/tables/{section.table_file(key)}.parquet",
     )
 
 
