@@ -7,12 +7,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechrep.cache.corpus_cache import CorpusCache
+from mechrep.cache.corpus_cache import Batch, CorpusCache
 from mechrep.errors import InputError, ModelError, NothingFoundError
 from mechrep.measures.head_circuits import OVScoreResult, check_settings, embedded_tokens, ov_scores
 from mechrep.measures.head_copying import (
@@ -20,6 +21,7 @@ from mechrep.measures.head_copying import (
     HeadCopying,
     HeadCopyingResult,
     permutation_moments,
+    repeat_queries,
     score_copying,
 )
 from mechrep.measures.head_scores import HeadScoreResult, induction_heads, score_heads
@@ -153,6 +155,23 @@ def test_moments_are_those_of_all_permutations(n: int, seed: int) -> None:
     sums = [sum(float(table[i, p]) for i, p in enumerate(order)) for order in itertools.permutations(range(n))]
     mean, variance = permutation_moments(table)
     np.testing.assert_allclose([mean, variance], [np.mean(sums), np.var(sums)], atol=1e-9)
+
+
+@given(seed=st.integers(0, 99), length=st.integers(1, 12), bos=st.booleans())
+def test_what_is_expected_stood_behind_the_newest_copy(seed: int, length: int, bos: bool) -> None:
+    tokens = torch.randint(0, 4, (2, 12), generator=torch.Generator().manual_seed(seed))
+    tokens[:, 0] = 0 if bos else 1
+    batch = Batch(tokens, torch.tensor([length, 12]), (0, 1), pd.DataFrame(index=range(2)))
+    expected = {}
+    for row, ids in enumerate((tokens[0, :length].tolist(), tokens[1].tolist())):
+        copies = {i: [j for j in range(int(bos), i) if ids[j] == ids[i]] for i in range(len(ids))}
+        expected |= {(row, i): (ids[places[-1] + 1], [j + 1 for j in places]) for i, places in copies.items() if places}
+    found = {
+        (text.row, position): (token, targets.nonzero().flatten().tolist())
+        for text in repeat_queries(batch, bos_id=0)
+        for position, token, targets in zip(text.positions.tolist(), text.expected.tolist(), text.targets, strict=True)
+    }
+    assert found == expected
 
 
 # -- functional scores -------------------------------------------------------------------------------------------------
