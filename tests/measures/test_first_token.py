@@ -228,11 +228,18 @@ def test_scores_are_those_of_a_plain_forward_pass() -> None:
     torch.testing.assert_close(result.score, (values[:, 0] - values[:, 1]).mean(0), rtol=1e-4, atol=1e-5)
     best = result.neurons[0]
     torch.testing.assert_close(result.values[:, :, 0], values[..., best], rtol=1e-4, atol=1e-5)
-    numbers, places = values[..., best].flatten().tolist(), triples.places
-    sets = [[numbers[i] for i in np.flatnonzero(triples.test & mask)] for mask in (places == 0, places != 0)]
-    sign = 1 if result.selection_auroc[best] >= 0.5 else -1
-    expected = area_by_pairs(*([sign * x for x in numbers] for numbers in sets))
-    assert result.best_auroc == pytest.approx(expected, abs=1e-6)
+    halves = []
+    for half in (triples.selection, triples.test):
+        first, others = (
+            values.flatten(0, 1)[half & mask].numpy() for mask in (triples.places == 0, triples.places != 0)
+        )
+        higher, equal = first[:, None] > others[None], first[:, None] == others[None]  # in all pairs
+        halves.append((higher + equal / 2).mean((0, 1)))
+    selected, tested = halves
+    np.testing.assert_allclose(result.selection_auroc, selected, atol=1e-6)
+    assert list(result.neurons) == np.argsort(-np.abs(selected - 0.5), kind="stable")[:2].tolist()
+    np.testing.assert_allclose(result.auroc, np.where(selected < 0.5, 1 - tested, tested), atol=1e-6)
+    assert result.best_auroc == result.auroc[best]
     assert result.auroc.shape == (D_MLP,)
 
 

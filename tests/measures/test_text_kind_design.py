@@ -53,6 +53,17 @@ def test_intervals_cover_a_planted_effect_and_nulls_are_kept(paired: bool) -> No
     assert covered >= 0.86 * runs and false <= 0.15 * runs
 
 
+def test_p_values_are_those_of_all_swaps() -> None:
+    """Of four pairs there are 16 swaps, and many are as far out as what was seen: the sign turns, the size stays."""
+    differences = np.array([[1.0, 1, 1, 1], [1, 1, 1, -1], [3, -1, 2, 2], [0, 1, 1, 0]]).T
+    values = np.concatenate([differences, np.zeros_like(differences)])[:, None]
+    found = HeadEffects(values, ["induced"] * 4 + ["natural"] * 4, list("pqrs") * 2, "made up").contrast(draws=10)
+    sums = np.array(list(itertools.product((1, -1), repeat=4))) @ differences
+    expected = (np.abs(sums) >= np.abs(differences.sum(0))).mean(0)
+    assert expected.tolist() == [0.125, 0.625, 0.25, 0.5]
+    assert found.sort_values("head")["p"].tolist() == pytest.approx(expected.tolist(), abs=0.02)
+
+
 def test_pairs_are_used_as_pairs() -> None:
     """Prompts differ far more than the effect: only within pairs is it seen."""
     paired = made_up(effect=1.0, paired=True)
