@@ -76,6 +76,24 @@ def test_a_column_is_that_of_the_rows(family: str, block: int, monkeypatch: pyte
     assert some == [1]
 
 
+def test_queries_see_no_later_keys_where_a_family_gives_no_mask() -> None:
+    model, tokens = loaded("llama_gqa"), random_tokens(2, LENGTH)
+    plain: Any = model.plain
+    masks: list[Any] = []
+
+    def without(_module: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        masks.append(given["attention_mask"])
+        return args, given | {"attention_mask": None}
+
+    expected = blocks(model, tokens, 16)
+    for layer in plain.model.layers:
+        layer.self_attn.register_forward_pre_hook(without, with_kwargs=True)
+    seen = blocks(model, tokens, 16)
+    assert len(masks) == N_LAYERS and None not in masks
+    for layer, pattern in seen.items():
+        torch.testing.assert_close(pattern, expected[layer], rtol=1e-5, atol=1e-6)
+
+
 def test_learned_sinks_take_their_share_of_a_column() -> None:
     model = load_model(zoo.build(zoo.families()["gpt-oss"]))
     tokens = random_tokens(2, LENGTH)

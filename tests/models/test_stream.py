@@ -12,7 +12,7 @@ from mechrep.models.anatomy import Site
 from mechrep.models.load import load_model
 from mechrep.models.model import Model
 from mechrep.models.reading import read_activations
-from mechrep.models.stream import Stream
+from mechrep.models.stream import FrozenNorm, Stream
 from tests.families import zoo
 
 # Norms behind, multipliers, factors and caps of the logits, experts, sequential and parallel blocks.
@@ -29,6 +29,19 @@ def read(model: Model, sites: tuple[Site, ...], layer: int) -> dict[Site, Tensor
     tokens = torch.tensor([zoo.text(12)])
     read_activations(model, tokens, {s: [layer] for s in sites}, lambda a, s, _l: seen.__setitem__(s, a.clone()))
     return seen
+
+
+def test_a_weight_behind_a_norm_becomes_one_before_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors, weight = torch.randn(5, 8, generator=generator) + 3, torch.randn(8, 4, generator=generator)
+    gain, bias = torch.rand(8, generator=generator) + 0.5, torch.randn(8, generator=generator)
+    layer, rms = torch.nn.LayerNorm(8), torch.nn.RMSNorm(8, eps=1e-6)
+    for module, size in ((layer, vectors.std(-1, correction=0)), (rms, vectors.square().mean(-1).sqrt())):
+        module.load_state_dict({"weight": gain, "bias": bias} if module is layer else {"weight": gain})
+        norm = FrozenNorm.of(module, 8, weight)
+        assert norm.centred == (module is layer)
+        expected = (module(vectors) - module(torch.zeros(8))) * size[:, None] @ weight
+        torch.testing.assert_close(vectors @ norm.fold(weight), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_heads_and_biases_add_up_to_what_attention_writes(model: Model) -> None:
