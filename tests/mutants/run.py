@@ -30,6 +30,7 @@ _IMPORTED = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 # Without the checking of shapes: it takes most of the time, and what a test says is to be enough.
 _PLAIN = "addopts=--doctest-modules --import-mode=importlib --strict-markers -m 'not slow and not real and not ray'"
 _SECONDS = 300  # of the processor, for one mutant; the clock says nothing on a machine that is busy
+_TICK = 0.05  # seconds
 _WAITING = 6  # times as long by the clock, for tests that wait and compute nothing
 _SLOW_TO_IMPORT = ("torch", "transformers", "pandas", "scipy.stats", "pyarrow.parquet")
 _PASSED, _FAILED, _INTERRUPTED = 0, 1, 2  # of pytest; interrupted: a file could not be imported
@@ -137,12 +138,11 @@ def outcome(folder: Path, tests: Sequence[str], seconds: float = _SECONDS) -> st
         finally:  # whatever is raised: the parent's folder is not this process' to remove
             traceback.print_exc()
             os._exit(_BROKEN)
-    end = time.monotonic() + seconds * _WAITING
-    while time.monotonic() < end:
+    for _ in range(int(seconds * _WAITING / _TICK)):  # counted, so that the time while this program is halted is not
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return _told(os.waitstatus_to_exitcode(status), folder)
-        time.sleep(0.05)
+        time.sleep(_TICK)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return TIMED_OUT
