@@ -1,9 +1,9 @@
-"""What finding repetition neurons costs over the bare forward pass: time, and peak memory as the corpus grows.
+"""What finding repetition neurons costs over the bare forward pass; time per text and peak memory as the corpus grows.
 
     python benchmarks/bench_finding.py
 
-Each ratio is taken in one run, measurements alternating (A B A B ...), medians reported.  Peak memory is measured in
-fresh processes, over what the process held before the pass.
+Each ratio is taken in one run, measurements alternating (A B A B ...), medians reported.  Peak memory and seconds per
+text are measured in fresh processes, memory over what the process held before the pass.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def measure_time(model: mechrep.Model, view: View, n: int, repeats: int) -> dict
     }
 
 
-def peak_mib(what: str, view: View, n: int) -> float:
-    """Rise of the peak resident set over the pass, in MiB, in a process of its own."""
+def alone(what: str, view: View, n: int) -> dict[str, float]:
+    """Rise of the peak resident set over the pass, in MiB, and its seconds, in a process of its own."""
     command = [sys.executable, __file__, "--child", what, "--view", view, "--texts", str(n)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["peak_mib"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def child(what: str, view: View, n: int) -> None:
@@ -81,9 +81,9 @@ def child(what: str, view: View, n: int) -> None:
     model = mechrep.load_model("mechrep-tiny")
     cache = mechrep.CorpusCache(model, synthetic_loops(model, n), view=view)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading (Linux)
-    before = status_mib("VmRSS")
+    before, begin = status_mib("VmRSS"), time.process_time()
     forward_only(model, cache, view) if what == "bare" else cache.run(mechrep.RepetitionNeurons("hiraoka2025"))
-    print(json.dumps({"peak_mib": status_mib("VmHWM") - before}))
+    print(json.dumps({"peak_mib": status_mib("VmHWM") - before, "seconds": time.process_time() - begin}))
 
 
 def status_mib(field: str) -> float:
@@ -111,12 +111,15 @@ def main() -> None:
         figures = measure_time(model, view, arguments.texts, arguments.repeats)
         print(f"time {view:16} {arguments.texts} texts x {LENGTH}:", {k: round(v, 3) for k, v in figures.items()})
         rows.append({"figure": f"finding, {view}", "time_over_bare": round(figures["ratio"], 3)})
-        bare = peak_mib("bare", view, arguments.texts)
+        bare = alone("bare", view, arguments.texts)["peak_mib"]
         print(f"peak {view:16} bare forward, {arguments.texts} texts: {bare:.0f} MiB")
         for n in arguments.sizes:
-            peak = peak_mib("finding", view, n)
-            rows.append({"figure": f"finding, {view}, {n} texts", "memory_over_bare": round(peak / bare, 3)})
-            print(f"peak {view:16} finding, {n} texts: {peak:.0f} MiB, {peak / bare:.2f} of the bare pass")
+            found = alone("finding", view, n)
+            peak, each = found["peak_mib"], 1000 * found["seconds"] / n
+            rows.append({"figure": f"finding, {view}, {n} texts", "memory_over_bare": round(peak / bare, 3),
+                         "milliseconds_per_text": round(each, 3)})  # fmt: skip
+            print(f"peak {view:16} finding, {n} texts: {peak:.0f} MiB, {peak / bare:.2f} of the bare pass; "
+                  f"{each:.2f} ms a text", flush=True)  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
