@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechrep.ablation.effects import ABLATION, Effects, judge
+from mechrep.ablation.effects import ABLATION, SUPPORTED, UNITS, Effects, detection, judge
 from mechrep.ablation.outcomes import LoopDecoding
 from mechrep.ablation.study import Controls
 from mechrep.ablation.sweeps import activation_sweep, deactivation_sweep, loss_sweep
@@ -31,6 +31,7 @@ from mechrep.provenance import Provenance, provenance_of
 from mechrep.results import Shown
 from mechrep.run import LARGE_WEIGHTS, Run
 from mechrep.sections import Section
+from mechrep.stats import largest
 from mechrep.text.corpus import Corpus
 from mechrep.viewer.show import view
 
@@ -38,6 +39,7 @@ _SHARES = (0.005, 0.07, 0.02, 0.0025, 0.01, 0.04)  # of all neurons; the publish
 _EXAMPLES = 3
 _EXAMPLE_TOKENS = 60
 _LISTED = 10  # neurons on the page, at most
+_NORMAL = 1.96  # standard errors on either side that hold 95 %
 _COPIES = 3  # of the old loop: enough to say that a text still loops
 # In models of many weights: tokens written after loop-free prompts at effort quick, and held-out windows.
 _BOOSTED_TOKENS, _WINDOWS, _WINDOW = 48, 6, 64
@@ -156,6 +158,66 @@ def _rising(result: RepetitionNeuronResult, k: int) -> pd.DataFrame:
         "normal_mean": "before", "repetition_mean": "after", "delta": "rise", "standard_error": "standard_error",
     }  # fmt: skip
     return frame[list(columns)].rename(columns=columns).round(3).assign(neuron=names)[["neuron", *columns.values()]]
+
+
+def rising_neurons(own: RepetitionNeuronResult, nulls: Sequence[RepetitionNeuronResult]) -> pd.DataFrame:
+    """Which neurons rise when loops begin, beside null models that read the same texts?
+
+    The statistic is ``t``, the mean rise over its standard error (the text is the unit): rises themselves cannot be
+    compared with a null model's, whose neurons are as loud as chance makes them.  A draw is the largest ``t`` of all
+    neurons of one null model, so having looked at all neurons is part of the p-value (Westfall & Young), and what
+    position and repetition do to any neuron is in the draws.  A rise by less than 1 % of what the neuron was before
+    does not count, however steady it is.
+
+    Args:
+        own: of the model.
+        nulls: of models that have learned nothing (:func:`mechrep.ablation.texts.null_models`), on the same texts.
+
+    Returns:
+        One row per neuron above the least of the draws, highest ``t`` first, the best one always: ``layer``,
+        ``neuron``, ``delta``, ``t``, and the columns of :func:`mechrep.ablation.effects.judge`; see
+        :func:`neurons_that_rise`.
+
+    Source: tests by the largest statistic: Westfall & Young 1993 (*Resampling-Based Multiple Testing*).
+
+    Limits: of texts with one onset, a neuron that follows the position rises in all.  A rise is a correlation.
+
+    Example:
+        >>> import mechrep
+        >>> from mechrep.models.nulls import shuffled
+        >>> model = mechrep.load_model("mechrep-tiny")
+        >>> texts = [[0, *range(9 + i, 29 + i), *[40 + i, 41, 42, 43] * 5] for i in range(8)]
+        >>> corpus = mechrep.Corpus.from_tokens(texts, model=model).with_cycles()
+        >>> own, null = (mechrep.CorpusCache(one, corpus).run(RepetitionNeurons()) for one in (model, shuffled(model)))
+        >>> table = rising_neurons(own, [null] * 19)  # one and the same: real nulls differ
+        >>> bool((table["t"].iloc[0] > null.t.max()) == (len(neurons_that_rise(table)) > 0))
+        True
+    """
+    draws = [largest(null.t) for null in nulls]
+    ranking, least = own.ranking("t"), min(draws, default=float("inf"))
+    rows = []
+    for place, (layer, neuron) in enumerate(ranking):
+        t = float(own.t[layer, neuron])
+        if place and not t > least:
+            break
+        row = detection(f"L{layer}N{neuron}", "rise", t, draws, interval=(t - _NORMAL, t + _NORMAL), n=own.n_texts)
+        delta, before = float(own.delta[layer, neuron]), float(own.normal_mean[layer, neuron])
+        if delta < UNITS["ratio"].floor * abs(before):
+            row["floor"] = float("inf")
+        rows.append({"layer": layer, "neuron": neuron, "delta": delta, "t": t} | row)
+    return judge(rows, within=["name"], family="all neurons")
+
+
+def neurons_that_rise(rising: pd.DataFrame) -> list[tuple[int, int]]:
+    """Neurons of :func:`rising_neurons` that stand out from every null model, highest first.
+
+    Example:
+        >>> rows = pd.DataFrame({"layer": [1, 0], "neuron": [2, 7]})
+        >>> neurons_that_rise(rows.assign(verdict=["supported", "not supported"]))
+        [(1, 2)]
+    """
+    mine = rising[rising["verdict"] == SUPPORTED]
+    return list(zip(mine["layer"].tolist(), mine["neuron"].tolist(), strict=True))
 
 
 def default_ks(n_neurons: int, number: int = 6) -> list[int]:

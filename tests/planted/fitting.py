@@ -1,8 +1,9 @@
 """From weights in one plain form to a module of a family: what each architecture does otherwise is undone here.
 
-* *Norms on queries and keys* (Qwen 3, Gemma 3): a pair of dimensions that the other side does not read holds a large
-  constant, so that every query and every key has nearly the same norm, and the norm's gain gives it back.  It is no
-  larger than it must be: null models have the same gains, and with huge ones they all look at one token.
+* *Norms on queries and keys* (Qwen 3, Gemma 3): a pair of dimensions that the other side does not read holds a
+  constant, so that every query and every key has nearly the same norm, and the norm's gain gives it back.  In queries
+  it is as long as the longest of them, which makes a head at most sharper; only in keys must it be larger.  Null models
+  have the same gains, and with huge ones they all look at one token.
 * *Norms behind attention and MLP* (Gemma 2 and 3): the output bias of attention, and some neurons that always fire,
   write a large constant to a dimension whose gain is 0, so that what is written has the same norm everywhere.
 * *Caps* (Gemma 2): scores are capped at 1000, logits at 30, so that whoever forgets a cap gets other numbers.
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 SCORE_CAP, LOGIT_CAP, QUERY_SCALAR = 1000.0, 30.0, 100
 N_EXPERTS, ROUTED = 4, 8.0  # logits of the two experts that a token is sent to; 0 of the others
 STEADY = 8  # neurons of a layer that always fire, where a norm stands behind the MLP
-CALM_NORM = 1e5  # what they write together; attention's bias likewise
+CALM_NORM = 1e5  # what they write together
+CALM_BIAS = 100.0  # the same of attention, which writes nothing long; null models have it too, for all tokens alike
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,11 @@ def _steady_heads(bench: Bench, layer: int, part: Tensor, norm: str) -> Tensor:
     read = part * bench.uneven[2 * layer][None, :, None]  # as of a vector with gains undone
     lengths, n = read.norm(dim=-1), len(bench.embed)
     of_tokens = lengths[:, :n].amax(1) + lengths[:, n : 2 * n].amax(1)
-    constant = bench.swamped * max(1.0, float((bench.constant * lengths[:, bench.plus] + of_tokens).max()))
+    longest = max(1.0, float((bench.constant * lengths[:, bench.plus] + of_tokens).max()))
+    constant = longest * (bench.swamped if norm == "k_norm" else 1.0)
     part[:, bench.plus, pair] = constant / bench.constant / bench.uneven[2 * layer][bench.plus]
-    return torch.full((bench.d_head,), constant / bench.d_head**0.5, dtype=torch.float64)
+    gain = ((constant**2 + longest**2) / bench.d_head) ** 0.5
+    return torch.full((bench.d_head,), gain, dtype=torch.float64)
 
 
 def _calm(bench: Bench, layer: Any, number: int, output: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,10 +193,14 @@ def _calm(bench: Bench, layer: Any, number: int, output: Tensor, down: Tensor) -
     generator = torch.Generator().manual_seed(1000 * bench.seed + number)
     for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
         uneven = 2 ** (2 * torch.rand(bench.d_model, generator=generator, dtype=torch.float64) - 1)
-        gain = uneven * CALM_NORM / bench.d_model**0.5
-        gain[bench.calm] = 0
         if norm is layer.post_attention_layernorm and number == 0 and bench.marks_first:
-            gain[:], gain[bench.mark] = 0, bench.d_model**-0.5
+            uneven[:] = 1  # this norm is to be that of what the heads write
+            gain = torch.zeros_like(uneven)
+            gain[bench.mark] = bench.d_model**-0.5
+        else:
+            calm = CALM_BIAS if norm is layer.post_attention_layernorm else CALM_NORM
+            gain = uneven * calm / bench.d_model**0.5
+            gain[bench.calm] = 0
         norm.weight.copy_(gain - 1)
         if norm is layer.post_attention_layernorm:
             output = output / uneven
@@ -201,7 +209,7 @@ def _calm(bench: Bench, layer: Any, number: int, output: Tensor, down: Tensor) -
     if number == 0 and bench.marks_first:  # what is written there is longer, and the mark is left of it
         layer.self_attn.o_proj.bias[bench.mark] = 1
     else:
-        layer.self_attn.o_proj.bias[bench.calm] = CALM_NORM
+        layer.self_attn.o_proj.bias[bench.calm] = CALM_BIAS
     for neuron in bench.steady:
         # Firing at 1 wherever the norm makes the same of the constant; where it does not, as in a sink, at its square.
         bench.gate[number, bench.plus, neuron] = bench.up[number, bench.plus, neuron] = (
@@ -213,7 +221,7 @@ def _calm(bench: Bench, layer: Any, number: int, output: Tensor, down: Tensor) -
 
 
 def _fit_experts(bench: Bench, layer: int, mlp: Any) -> None:
-    """The planted neurons in one expert, neurons that follow the token in all."""
+    """The planted neurons in one expert, those without a purpose in all."""
     own = bench.expert(layer)
     others = [expert for expert in range(N_EXPERTS) if expert != own]
     uneven = bench.uneven[2 * layer + 1]
@@ -221,7 +229,7 @@ def _fit_experts(bench: Bench, layer: int, mlp: Any) -> None:
     for token in range(len(bench.embed)):
         mlp.gate.weight[others[token % len(others)], token] = ROUTED / uneven[token]
     for expert in range(N_EXPERTS):
-        chosen = slice(None) if expert == own else bench.background
+        chosen = slice(None) if expert == own else bench.idle_neurons(layer)
         gate, up, down = (torch.zeros_like(part[layer]) for part in (bench.gate, bench.up, bench.down))
         gate[:, chosen], up[:, chosen] = bench.gate[layer][:, chosen], bench.up[layer][:, chosen]
         down[chosen] = 2 * bench.down[layer][chosen]

@@ -34,6 +34,9 @@ _DETECTOR, _SINK, _DECOY, _ERASER, _AGAIN = 47, 31, 66, 12, 50
 _DETECTOR_HEAD, _OWN_HEAD, _SINK_HEAD, _AGAIN_HEAD = 2, 0, 1, 3
 _POSITIONS = 0.25  # size of GPT-2's position features
 _THRESHOLD = 0.5  # of FIRST at the first position
+# What a sink neuron reads is so many times as large as it need be, and what it writes for that smaller: with all of the
+# norm in a few weights null models have sinks by chance.  In plain models all of it is there.
+_READ = 16.0
 _OWN_OFFSET = 200.0
 
 
@@ -136,6 +139,7 @@ def sink_model(family: str, size: str = "small", seed: int = 0, *, again: bool =
             bench.embed[token, PREV + token] = _OWN_MINUS_SEEN
         # Before layer 0 all tokens have the same norm; what the head reads is shorter by length / norm.
         before = (3 + _OWN_MINUS_SEEN**2 + (1 + _OWN_MINUS_SEEN) ** 2 + _position_squares(family)) ** 0.5
+        bench.quiet, bench.faintness = 0.002 if again else 0.02, (before / bench.length, 10.0)
         bench.copy(*head, CUR, PREV, -_OWN_MINUS_SEEN * before / bench.length)
         bench.gate[layer, PLUS, detector] = bench.up[layer, PLUS, detector] = 1
         bench.down[layer, detector, FIRST] = (squares**0.5 / bench.length) ** power
@@ -163,6 +167,8 @@ def bos_sink_model(family: str, size: str = "small", seed: int = 0, *, again: bo
     """
     bench, first = _bench(family, size, seed, _detector_depth(family) + (4 if again else 2) + 1)
     bench.embed[BOS, FIRST] = 1
+    if family not in SANDWICH:
+        bench.quiet = 0.01 if again else 0.1
     squares = 2 * bench.constant**2 + 6 + _position_squares(family)
     planted = _plant_sinks(bench, first + 1, squares, 0.0, again)
     return SinkModel(
@@ -179,12 +185,13 @@ def bos_sink_model(family: str, size: str = "small", seed: int = 0, *, again: bo
 
 def _bench(family: str, size: str, seed: int, depth: int) -> tuple[Bench, int]:
     """A bench on which norms matter (in Gemma, where they cannot, they do not), and the detector's place in it."""
+    first = _detector_depth(family)
     if family in SANDWICH:
-        bench = Bench(family, depth, size=size, seed=seed)
+        bench = Bench(family, depth, size=size, seed=seed, front=first + 1)
     else:
-        bench = Bench(family, depth, constant=1.0, length=2.0, size=size, seed=seed)
+        bench = Bench(family, depth, constant=1.0, length=2.0, size=size, seed=seed, front=first + 1)
         bench.positions *= _POSITIONS
-    return bench, _detector_depth(family)
+    return bench, first
 
 
 def _position_squares(family: str) -> float:
@@ -208,9 +215,10 @@ def _plant_sinks(bench: Bench, depth: int, squares: float, quiet: float, again: 
     norm = SANDWICH_NORM if bench.family in SANDWICH else SINK_NORM
     (head,) = bench.heads((depth + 1, _SINK_HEAD))
     sink, decoy = bench.neurons(depth, _SINK, _DECOY)
-    layer = bench.at[depth]
+    layer = bench.quiet_up_to = bench.at[depth]
     act = _write_sink(bench, layer, sink, (SINK_PLUS, SINK_MINUS), squares, quiet, norm)
-    bench.gate[layer, FIRST, decoy], bench.up[layer, FIRST, decoy] = -10, 1
+    read = 1.0 if bench.plain else _READ
+    bench.gate[layer, FIRST, decoy], bench.up[layer, FIRST, decoy] = -10 * read, read
     for dimension, sign in ((SINK_PLUS, 1), (SINK_MINUS, -1)):
         bench.down[layer, decoy, dimension] = sign * norm / 2**0.5 / act
     _rest_on(bench, head, SINK_PLUS)
@@ -222,6 +230,7 @@ def _plant_sinks(bench: Bench, depth: int, squares: float, quiet: float, again: 
         _erase_sink(bench, bench.at[depth + 1], eraser, squares, norm)
         _write_sink(bench, bench.at[depth + 2], other, (AGAIN_PLUS, AGAIN_MINUS), squares, quiet, norm)
         _rest_on(bench, other_head, AGAIN_PLUS)
+        bench.quiet_up_to = bench.at[depth + 2]
         found |= {"again": bench.unit(bench.at[depth + 2], other), "again_head": other_head}
     return found
 
@@ -232,11 +241,12 @@ def _write_sink(
     """A neuron that makes the norm where ``FIRST`` is above its threshold; its activation there."""
     unit = bench.length / squares**0.5  # what the norm makes of an entry of 1 there
     gate, up = bench.gate[layer], bench.up[layer]
-    gate[FIRST, neuron], gate[PLUS, neuron] = 1, -_THRESHOLD / bench.constant
-    up[FIRST, neuron], up[PLUS, neuron] = 1, -quiet / bench.constant
-    act = (1 - _THRESHOLD) * unit
+    read = 1.0 if bench.plain else _READ
+    gate[FIRST, neuron], gate[PLUS, neuron] = read, -read * _THRESHOLD / bench.constant
+    act = read * (1 - _THRESHOLD) * unit
     if bench.family in GATED:
-        act *= (1 - quiet) * unit
+        up[FIRST, neuron], up[PLUS, neuron] = read, -read * quiet / bench.constant
+        act *= read * (1 - quiet) * unit
     for dimension, sign in zip(places, (1, -1), strict=True):
         bench.down[layer, neuron, dimension] = sign * norm / 2**0.5 / act
     return act
@@ -246,9 +256,11 @@ def _erase_sink(bench: Bench, layer: int, neuron: int, squares: float, norm: flo
     """A neuron that writes the opposite of a sink, and is silent elsewhere."""
     there = (norm**2 + squares) ** 0.5
     act = bench.length * norm / 2**0.5 / there
-    bench.gate[layer, SINK_PLUS, neuron] = 1
+    read = 1.0 if bench.plain else _READ
+    act *= read
+    bench.gate[layer, SINK_PLUS, neuron] = read
     if bench.family in GATED:
-        bench.up[layer, SINK_PLUS, neuron] = 1
+        bench.up[layer, SINK_PLUS, neuron] = read
         act = act**2
     written = norm
     if bench.family in SANDWICH:  # there the neurons that always fire are quieter, and the norm behind makes up for it
@@ -258,7 +270,7 @@ def _erase_sink(bench: Bench, layer: int, neuron: int, squares: float, norm: flo
 
 
 def _rest_on(bench: Bench, head: Unit, dimension: int) -> None:
-    """A sink's key is sqrt(2); an ordinary query reads the constant as 2 / 20 at least: a score of 28."""
+    """A sink's key is sqrt(2), and the score 28 or more: an ordinary query reads the constant as 2 / 20 or as it is."""
     key, query = bench.key[head[0], bench.kv(head[1])], bench.query[head]
-    key[dimension, bench.still_slot] = 1
-    query[PLUS, bench.still_slot] = 200 * D_HEAD**0.5 / bench.constant
+    key[dimension, bench.still_slot] = 2 / bench.length
+    query[PLUS, bench.still_slot] = (20 if bench.family in SANDWICH else 200) * D_HEAD**0.5 / bench.constant

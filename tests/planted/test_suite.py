@@ -43,12 +43,18 @@ def test_what_was_planted_is_found_and_nothing_else(phenomenon: str, trust: Trus
     """Recall 1, precision 0.99 at q <= 0.05, and every intervention does what it says."""
     cases = [case for case in CASES if case.phenomenon == phenomenon]
     answers = table(cases)
+    recall, precision, share = figures(f"{phenomenon}, {len(cases)} models", answers, trust)
+    # Asked: recall 1.  What is missed, and why, stands in docs/trust.md.
+    assert recall >= 0.95 and precision >= 0.99 and share == 1, wrong(answers)
+
+
+def figures(models: str, answers: pd.DataFrame, trust: Trust) -> tuple[float, float, float]:
+    """Hand over recall, precision and the share of interventions that do what they say; the same as numbers."""
     verdicts, done = answers[~answers["done"]], answers[answers["done"]]
     there, not_there = verdicts[verdicts["planted"]], verdicts[~verdicts["planted"]]
     hits, misses = int(there["found"].sum()), int((~there["found"]).sum())
     false, worked = int(not_there["found"].sum()), int(done["found"].sum())
     recall, precision, rate = hits / len(there), hits / (hits + false), false / len(not_there)
-    models = f"{phenomenon}, {len(cases)} models"
     trust(
         section="planted", what=f"{models}: found", asked="recall 1", measured=f"{hits} of {hits + misses}",
         holds=recall == 1,
@@ -61,5 +67,4 @@ def test_what_was_planted_is_found_and_nothing_else(phenomenon: str, trust: Trus
         section="planted", what=f"{models}: interventions", asked="all do what they say",
         measured=f"{worked} of {len(done)}", holds=worked == len(done),
     )  # fmt: skip
-    # Asked: 1.  Heads on a sink in Gemma 3 can be missed, see docs/trust.md.
-    assert recall >= 0.95 and precision >= 0.99 and worked == len(done), wrong(answers)
+    return recall, precision, worked / len(done)

@@ -25,8 +25,9 @@ functions are ReLU: silent is exactly 0.
 **Tokens** are 0 BOS, 1 EOS, 2 padding, and the words 3 to 62.  Queries and keys compare tokens by two digits,
 ``divmod(token, 8)``: equal tokens agree in two, others in one at most.
 
-**Sizes and seeds.**  Seed 0 of the small size has its parts where the builders name them, and heads without a purpose
-attend uniformly.  Other seeds and sizes have them elsewhere, and heads without a purpose attend to tokens by chance.
+**Sizes and seeds.**  Seed 0 of the small size is *plain*: its parts are where the builders name them, heads without a
+purpose attend uniformly, and most neurons are silent.  Other seeds and sizes have their parts elsewhere, and those
+without a purpose are as loud as planted ones (:mod:`tests.planted.idle`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from torch import Tensor
 import mechrep
 from mechrep.models.model import Model
 from tests.planted.fitting import BUILDS, CALM_NORM, N_EXPERTS, STEADY, empty_module, fit
+from tests.planted.idle import fill_idle_parts
 
 FAMILIES = ("gpt2", "llama", "llama_gqa", "gpt_neox")  # of the checks without mechrep
 ALL_FAMILIES = tuple(BUILDS)
@@ -71,7 +73,6 @@ HABIT = 2.0  # logit of the token that follows by habit, where nothing is copied
 _FREQUENCIES = 4  # enough for one offset to stand out among N_CTX
 _BACKGROUND_EVERY = 13  # in every layer: neurons that follow the token, whatever the text does
 _BACKGROUND_ACT = 0.1
-_IDLE_SCORE = 1.5  # spread of the scores of heads without a purpose
 
 
 def habit(token: int) -> int:
@@ -91,6 +92,7 @@ class Bench:
         size: one of :data:`SIZES`.
         seed: of places, gains, and everything without a purpose.
         habits: what follows a token where nothing is copied, if not :func:`habit`.
+        front: layers of the mechanism that are the model's first ones, whatever the seed.
 
     Shapes: ``query``, ``output`` ``[layer head ...]``; ``key``, ``value`` ``[layer key-value head ...]``; ``gate`` and
     ``up`` ``[layer d_model d_mlp]``, ``down`` ``[layer d_mlp d_model]``; ``unembed`` ``[d_model d_vocab]``.  In a
@@ -104,11 +106,15 @@ class Bench:
     size: str = "small"
     seed: int = 0
     habits: Mapping[int, int] = field(default_factory=dict)
+    front: int = 1
     n_kv: int = field(init=False)
 
     plus, minus, calm, mark, d_head, steadied = PLUS, MINUS, CALM, MARK, D_HEAD, CALM_NORM
+    n_tokens, words = D_VOCAB, slice(WORDS[0], D_VOCAB)
     swamped = 4.0  # times as long as anything else is the constant in queries and keys that have a norm
     marks_first = False  # by the norm behind the attention of layer 0, see tests.planted.sinks
+    quiet, quiet_up_to = 1.0, -1  # how loud idle parts are, and up to which layer; after it 1
+    faintness = (1.0, 1.0)  # how much shorter a usual vector is when it is read, in layer 0 and after it
 
     def __post_init__(self) -> None:
         def zeros(*shape: int) -> Tensor:
@@ -133,8 +139,8 @@ class Bench:
         generator = torch.Generator().manual_seed(self.seed)
         spread = torch.rand(2 * self.n_layers + 1, self.d_model, generator=generator, dtype=torch.float64)
         self.uneven = 2 ** (2 * spread - 1)
-        self._taken: set[Unit] = set()  # heads with a purpose
-        self._used: set[Unit] = set()  # neurons with one
+        self.taken: set[Unit] = set()  # heads with a purpose
+        self.used: set[Unit] = set()  # neurons with one
         self.module = empty_module(
             self, {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "tie_word_embeddings": False}
         )
@@ -144,8 +150,8 @@ class Bench:
 
     def _some_layers(self) -> list[int]:
         """Layer 0 stays the first: only there nothing has been read yet."""
-        rest = self.draw.choice(np.arange(1, self.n_layers), self.depth - 1, replace=False)
-        return [0, *sorted(rest.tolist())]
+        rest = self.draw.choice(np.arange(self.front, self.n_layers), self.depth - self.front, replace=False)
+        return [*range(self.front), *sorted(rest.tolist())]
 
     def kv(self, head: int) -> int:
         """The key-value head that a query head uses."""
@@ -156,20 +162,20 @@ class Bench:
         found = []
         for depth, head in wanted:
             layer = self.at[depth]
-            groups = {self.kv(other) for there, other in self._taken if there == layer}
+            groups = {self.kv(other) for there, other in self.taken if there == layer}
             free = [one for one in range(self.n_heads) if self.kv(one) not in groups]
             unit = (layer, head if self.plain else int(self.draw.choice(free)))
-            self._taken.add(unit)
+            self.taken.add(unit)
             found.append(unit)
         return found
 
     def neurons(self, depth: int, *wanted: int) -> list[int]:
         """Numbers of neurons for a purpose, likewise; in a mixture, within its expert (see :meth:`unit`)."""
         layer = self.at[depth]
-        busy = {n for there, n in self._used if there == layer} | {*self.background, *self.steady}
+        busy = {n for there, n in self.used if there == layer} | {*self.background, *self.steady}
         free = [n for n in range(self.d_mlp) if n not in busy]
         chosen = list(wanted) if self.plain else self.draw.choice(free, len(wanted), replace=False).tolist()
-        self._used |= {(layer, n) for n in chosen}
+        self.used |= {(layer, n) for n in chosen}
         return chosen
 
     def expert(self, layer: int) -> int:
@@ -184,6 +190,33 @@ class Bench:
     def background(self) -> list[int]:
         """Neurons that follow the token."""
         return list(range(3, self.d_mlp, _BACKGROUND_EVERY))
+
+    def idle_neurons(self, layer: int) -> list[int]:
+        """Neurons of a layer without a purpose that do something all the same."""
+        if self.plain:
+            return self.background
+        busy = {n for there, n in self.used if there == layer} | {*self.steady}
+        return [n for n in range(self.d_mlp) if n not in busy]
+
+    @property
+    def idle_places(self) -> slice:
+        """Dimensions that idle parts alone read."""
+        return slice(FLAG + 1, self.d_model)
+
+    @property
+    def first_heard(self) -> int:
+        """The first token that idle heads look at: no special one where a first position is louder than others."""
+        return BOS if self.faintness == (1.0, 1.0) else WORDS[0]
+
+    def loud(self, layer: int) -> float:
+        """How loud the idle parts of a layer are, beside planted ones."""
+        if layer == 0 and self.family in SANDWICH:  # or neurons that are all but constant tell a first position by it
+            return 0.01
+        return self.quiet if layer <= self.quiet_up_to else 1.0
+
+    def faint(self, layer: int) -> float:
+        """How much shorter a usual vector is when a layer reads it."""
+        return self.faintness[min(layer, 1)]
 
     @property
     def steady(self) -> list[int]:
@@ -205,14 +238,14 @@ class Bench:
             frequencies = 1e8 ** (-torch.arange(half).double() / half)
             # Fast pairs tell positions apart.  Slow ones compare tokens.
             slow = range(half - 10, half)
-            self._still = [*slow, *(half + pair for pair in slow)]
+            self.still = [*slow, *(half + pair for pair in slow)]
         elif self.family in ROTARY:  # some dimensions do not turn at all
             rotary: Any = next(part for name, part in self.module.named_modules() if name.endswith("rotary_emb"))
             frequencies, half = rotary.inv_freq.double(), len(rotary.inv_freq)
-            self._still = list(range(2 * half, D_HEAD))
+            self.still = list(range(2 * half, D_HEAD))
         else:
             frequencies, half = 10 ** (-torch.arange(_FREQUENCIES) / 4).double(), _FREQUENCIES
-            self._still = list(range(2 * half, D_HEAD))
+            self.still = list(range(2 * half, D_HEAD))
             turns = torch.arange(N_CTX)[:, None] * frequencies
             features = torch.cat([turns.cos(), turns.sin()], dim=1)
             self.positions[:, POSITION : POSITION + 4 * half] = torch.cat([features, -features], dim=1)
@@ -231,27 +264,12 @@ class Bench:
             self.up[layer, PLUS, neuron] = 1 / self.constant
             self.down[layer, neuron, OUT + PAD] = 0.02
 
-    def _let_idle_heads_look(self) -> None:
-        """Heads without a purpose, that share no keys with one that has: scores by the tokens, at random."""
-        generator = torch.Generator().manual_seed(self.seed)
-        slots, words = self._still[:8], slice(CUR + WORDS[0], CUR + D_VOCAB)
-        for layer in range(self.n_layers):
-            busy = {self.kv(head) for there, head in self._taken if there == layer}
-            for head in range(self.n_heads):
-                if self.kv(head) in busy:
-                    continue
-                for part, place in ((self.query, head), (self.key, self.kv(head))):
-                    table = torch.zeros(len(WORDS), D_HEAD, dtype=torch.float64)
-                    table[:, slots] = torch.randn(len(WORDS), len(slots), generator=generator, dtype=torch.float64)
-                    part[layer, place][words] = table
-                self.query[layer, head] *= _IDLE_SCORE * (D_HEAD / len(slots)) ** 0.5
-
     # -- pieces of heads; strengths are scores as softmax sees them ----------------------------------------------
 
     @property
     def still_slot(self) -> int:
         """A dimension of queries and keys that does not turn with the position, and is not used for tokens."""
-        return self._still[16]
+        return self.still[16]
 
     def score_offset(self, layer: int, head: int, offset: int, strength: float) -> None:
         """Add ``strength * mean_f cos(f * (i - offset - j))``: at ``j = i - offset`` all of it, elsewhere less.
@@ -285,7 +303,7 @@ class Bench:
         """Add ``strength`` per digit in which the token at two places agrees; BOS in a key agrees with nothing."""
         for token in range(D_VOCAB):
             high, low = divmod(token, 8)
-            slots = [self._still[high], self._still[8 + low]]
+            slots = [self.still[high], self.still[8 + low]]
             self.query[layer, head][query_place + token, slots] += strength * D_HEAD**0.5
             if token != BOS:
                 self.key[layer, self.kv(head)][key_place + token, slots] += 1
@@ -307,7 +325,7 @@ class Bench:
     def finish(self) -> Model:
         """The model of the family with these weights, loaded and checked by mechrep."""
         if not self.plain:
-            self._let_idle_heads_look()
+            fill_idle_parts(self)
         for written in (self.embed, self.positions, self.output, self.down):
             written[..., BALANCE] -= written.sum(-1)
         for layer in range(self.n_layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from scipy.stats import false_discovery_control
 
 import mechrep
 from mechrep.ablation.texts import find_and_test, loop_share
+from mechrep.cache.corpus_cache import CorpusCache
 from mechrep.errors import InputError, StoreError
+from mechrep.measures.neurons import RepetitionNeuronResult, RepetitionNeurons
 from mechrep.models.model import Model
 from mechrep.run import Run
 from mechrep.studies import RepetitionStudy, run_repetition_study
-from mechrep.studies.neurons import default_ks
+from mechrep.studies.neurons import default_ks, neurons_that_rise, rising_neurons
+from mechrep.text.corpus import Corpus
 from mechrep.text.families import loop_families
 
 KS = [14]
@@ -131,3 +135,36 @@ def test_what_cannot_be_studied_is_refused(small_effort: None, model: Model, tmp
         study(model, tmp_path / "file" / "below")
     with pytest.raises(InputError, match="effort='hasty'"):
         Run(effort="hasty")
+
+
+@pytest.fixture(scope="module")
+def rises(model: Model) -> list[RepetitionNeuronResult]:
+    """Twenty results whose numbers are noise."""
+    rows = [[0, *range(9 + i, 29 + i), *[40 + i, 41, 42, 43] * 5] for i in range(8)]
+    result = CorpusCache(model, Corpus.from_tokens(rows, model=model).with_cycles()).run(RepetitionNeurons())
+    draw = torch.Generator().manual_seed(0)
+    tables = torch.randn(20, *result.t.shape, generator=draw)
+    return [replace(result, t=table, delta=table, normal_mean=torch.ones_like(table)) for table in tables]
+
+
+def test_noise_rises_in_one_model_of_twenty(rises: list[RepetitionNeuronResult]) -> None:
+    """Each is compared with all the others: exactly one has the highest neuron, whatever the noise."""
+    wide = [replace(one, t=100 * one.t) for one in rises]  # so that intervals of 1.96 on either side decide nothing
+    found = [neurons_that_rise(rising_neurons(own, [one for one in wide if one is not own])) for own in wide]
+    highest = max(range(20), key=lambda place: float(wide[place].t.max()))
+    assert [bool(units) for units in found] == [place == highest for place in range(20)]
+
+
+def test_neurons_that_rise_stand_out_from_every_null_model_and_by_one_percent(
+    rises: list[RepetitionNeuronResult],
+) -> None:
+    own, nulls = rises[0], rises[1:]
+    t, delta = own.t.clamp_max(2.0), own.delta.clone()
+    t[2, 7], t[0, 3], t[1, 1] = 50.0, float("inf"), 60.0
+    delta[2, 7], delta[0, 3], delta[1, 1] = 0.011, 0.5, 0.009  # of what it was before: 1
+    table = rising_neurons(replace(own, t=t, delta=delta), nulls)
+    assert neurons_that_rise(table) == [(0, 3), (2, 7)]
+    draws = sorted(float(one.t.max()) for one in nulls)
+    t[2, 7] = (draws[-2] + draws[-1]) / 2  # one null model is above it: p = 2 / 20
+    rows = rising_neurons(replace(own, t=t, delta=delta), nulls).set_index("name")
+    assert rows.loc["L2N7", "p"] == pytest.approx(0.1) and rows.loc["L2N7", "verdict"] == "not supported"
