@@ -7,7 +7,6 @@ planted in a model is asked for as well, so that there are many verdicts that mu
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,7 +257,8 @@ def sink(truth: Truth) -> Iterator[Answer]:
     """The sink; without its neurons there is none, and patched, BOS stays one and repeats do not become one."""
     yield from sinks(truth)
     model = truth.model
-    patch = functools.reduce(operator.add, (SinkPatch(layer, neuron) for layer, neuron in truth.sinks))
+    patches: list[Intervention] = [SinkPatch(layer, neuron) for layer, neuron in truth.sinks]
+    patch = functools.reduce(lambda one, other: one + other, patches)
     cut = Neurons(list(truth.sinks), "zero", when="all")
     resting = sorted(truth.heads["first_token"])
 

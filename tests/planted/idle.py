@@ -39,7 +39,9 @@ def fill_idle_parts(bench: Bench) -> None:
             _let_heads_write(bench, layer, heads, draw)
         _let_neurons_fire(bench, layer, neurons, draw)
         n_heads, n_neurons = n_heads + len(heads), n_neurons + len(neurons)
-    share = 1.0 if BUILDS[bench.family].experts else 0.5  # half of the neurons fire, in each of two experts
+    share = (
+        2.0 if BUILDS[bench.family].experts else 0.5
+    )  # half of the neurons fire; in two experts the same, twice as loud
     length = (n_heads + _WRITTEN**2 * share * n_neurons) ** 0.5  # of all that they write
     bench.unembed[bench.idle_places, bench.words] = (
         _LOGITS

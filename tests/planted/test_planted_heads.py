@@ -32,5 +32,8 @@ def test_the_circuit_copies(family: str, size: str, seed: int) -> None:
     assert told[1 : n + 1] == [habit(token) for token in ids[1 : n + 1]]
     # Mistakes are not followed: the induction head finds the copy that fits what is read now.
     ids[n + 5] = next(word for word in WORDS if word not in ids)
-    assert says(ids)[n + 6 : -1] == ids[n + 7 :]
+    told = says(ids)[n + 6 : -1]
+    wrong = [place for place, (said, follows) in enumerate(zip(told, ids[n + 7 :], strict=True)) if said != follows]
+    assert set(wrong) <= {n - 2}  # there the word before has been followed by two different ones, equally often
+    assert all(told[place] == ids[n + 5] for place in wrong)
     assert greedy(module, repeats(n)[: n + 3], 100) == (repeats(n, copies=8)[n + 3 :])[:100]
