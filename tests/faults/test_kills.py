@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections.abc import Callable
@@ -37,14 +38,16 @@ def survived(job: str, model: mechrep.Model, folder: Path, *, by_event: int, by_
     assert not whole.killed and whole.outcome and again.outcome == whole.outcome
     rng = random.Random(f"{job} {by_event}")
     places = sorted(rng.sample(range(1, whole.events + 1), by_event))
-    moments = [rng.uniform(0.05, whole.seconds) for _ in range(by_time)]
-    count = 0
-    for number, (at, after) in enumerate([*((place, 0.0) for place in places), *((0, moment) for moment in moments)]):
+    count, tries = 0, itertools.count()
+    while count < by_event + by_time:
+        number = next(tries)
+        assert number < 5 * (by_event + by_time), "it ends before it can be killed"
+        at, after = (places[number], 0.0) if number < by_event else (0, rng.uniform(0.05, whole.seconds))
         place = folder / f"killed {number}"
         first = child(job, model, place, at=at, after=after)
         second = child(job, model, place)
         assert not second.killed and second.outcome == whole.outcome, (job, at, after)
-        if first.killed:
+        if first.killed:  # on a busy machine a moment can come after the end: then another one is drawn
             assert second.work <= whole.work - first.work + again.work, (job, at, after)
             count += 1
         assert not remains(place), (job, at, after)
@@ -67,9 +70,8 @@ def test_ten_kills(
         what=f"{job}: killed with -9, then the same again: equal, nothing finished computed again, no half file",
         asked="10 of 10",
         measured=f"{killed} of 10 that came to be killed",
-        holds=killed == 10,
+        holds=True,
     )
-    assert killed >= 9  # one whose moment came after its end was not killed
 
 
 @pytest.mark.parametrize("job", [pytest.param("reading", marks=pytest.mark.slow), "effects"])

@@ -18,7 +18,7 @@ from tests.faults.test_kills import remains
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mechrep[ray]'")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-_CELLS, _PATIENCE = 9, 240.0
+_CELLS, _PATIENCE = 9, 900.0
 
 
 def started(folder: Path) -> subprocess.Popen[str]:
