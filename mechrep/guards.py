@@ -16,6 +16,7 @@ import operator
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -311,7 +312,8 @@ def one_of(name: str, given: Any, allowed: Iterable[Any]) -> None:
     """
     choices = list(allowed)
     if not any(one is given or (type(one) is type(given) and one == given) for one in choices):
-        raise InputError(f"{name}={given!r}", f"one of {', '.join(map(str, choices))}", nearest(given, choices))
+        expected = f"one of {', '.join(map(str, choices))}" if choices else "none: there is nothing to choose from"
+        raise InputError(f"{name}={given!r}", expected, nearest(given, choices) if choices else "leave it out")
 
 
 def some_of(name: str, given: Iterable[Any], allowed: Iterable[Any]) -> None:
@@ -325,6 +327,38 @@ def some_of(name: str, given: Iterable[Any], allowed: Iterable[Any]) -> None:
     if unknown or not chosen or len(set(chosen)) < len(chosen):
         remedy = nearest(unknown[0], choices) if unknown else "name each once"
         raise InputError(f"{name}={chosen}", f"some of {', '.join(map(str, choices))}, each once", remedy)
+
+
+def each_once(name: str, given: Iterable[T], *, least: int = 1, remedy: str = "leave out the second") -> list[T]:
+    """Refuse a list that names something twice, or holds too little.
+
+    Raises:
+        InputError: with what stands there twice.
+
+    Example:
+        >>> each_once("layers", [3, 1, 3])
+        Traceback (most recent call last):
+        mechrep.errors.InputError: given: layers [3, 1, 3] with 3 twice; expected: at least one, each once; \
+to do: leave out the second
+    """
+    chosen = list(given)
+    twice = [one for one, count in Counter(chosen).items() if count > 1]
+    if twice or len(chosen) < least:
+        shown = f"[{', '.join(map(repr, chosen[:5]))}{', ...' * (len(chosen) > 5)}]"
+        what = f" with {twice[0]!r} twice" if twice else ""
+        expected = f"at least {'one' if least == 1 else least}, each once" if least else "each once"
+        raise InputError(f"{name} {shown}{what}", expected, remedy if twice else "name some")
+    return chosen
+
+
+def in_step(name: str, given: int, texts: int) -> None:
+    """Refuse another number of something than there are texts.
+
+    Raises:
+        InputError: with both numbers.
+    """
+    if given != texts:
+        raise InputError(f"{given} {name} for {texts} texts", "one per text", "give both in step")
 
 
 def whole(value: Any) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mechrep.errors import InputError
-from mechrep.guards import whole
+from mechrep.guards import each_once, whole
 
 _KINDS = {"H": "head", "N": "neuron", "E": "expert"}
 _LETTERS = {kind: letter for letter, kind in _KINDS.items()}
@@ -115,9 +115,7 @@ def checked_units(units: Iterable[Any], kind: str) -> tuple[tuple[int, int], ...
         raise InputError(
             f"units that are no pairs ({error})", f"(layer, {kind}) pairs, or names such as {example}", "correct them"
         ) from None
-    if len(set(pairs)) != len(pairs):
-        raise InputError("units with duplicates", f"every (layer, {kind}) once", "drop the duplicates")
-    return pairs
+    return tuple(each_once(f"{kind}s", pairs, least=0))
 
 
 def listed_units(kind: str, units: Sequence[tuple[int, int]], most: int = 6) -> str:
@@ -169,6 +167,4 @@ def neurons_of_one_layer(layer: Any, neurons: Iterable[int] | int | None = None)
             "pass for instance SinkPatch(3, [5, 9]), SinkPatch('L3N5, L3N9') or SinkPatch(mechrep.find_sink(model))"
         )
         raise InputError(f"layer={layer!r}, neurons={neurons!r} ({error})", expected, remedy) from None
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise InputError(f"neurons {list(numbers)}", "at least one neuron, none twice", "correct the list")
-    return place, numbers
+    return place, tuple(each_once("neurons", numbers))

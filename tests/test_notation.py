@@ -40,7 +40,7 @@ def test_another_notation_is_refused_with_the_right_one(wrong: str) -> None:
 def test_a_unit_of_another_kind_or_named_twice_is_refused() -> None:
     with pytest.raises(InputError, match=r"L2N0, a neuron.*L2H0"):
         Heads("L2N0")
-    with pytest.raises(InputError, match="duplicates"):
+    with pytest.raises(InputError, match="twice"):
         Heads(["L2H0", (2, 0)])
     with pytest.raises(InputError, match="no pairs"):
         checked_units((2, 0), "head")  # what is typed first

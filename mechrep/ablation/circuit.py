@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mechrep.disk import read_record, write_record
 from mechrep.errors import InputError, StoreError
-from mechrep.guards import check_count, guarded, whole
+from mechrep.guards import check_count, guarded, one_of, whole
 from mechrep.interventions.ops import Combined, Heads, Intervention, Neurons, When
 from mechrep.interventions.whole_layers import Cut, WholeLayers, as_ops
 from mechrep.models.anatomy import Anatomy
@@ -62,9 +62,8 @@ def as_sizes(given: Mapping[str, int]) -> dict[str, int]:
     Raises:
         InputError: another name.
     """
-    names = {field.name for field in dataclasses.fields(Anatomy)}
-    if not set(given) <= names:
-        raise InputError(f"sizes {dict(given)}", f"sizes among {sorted(names)}", "correct the names")
+    for name in given:
+        one_of("sizes", name, [field.name for field in dataclasses.fields(Anatomy)])
     return dict(given)
 
 
@@ -347,8 +346,7 @@ class Circuit:
     @guarded
     def only(self, kind: str) -> Circuit:
         """The components of one kind, under the same name."""
-        if kind not in self.kinds:
-            raise InputError(f"{kind!r} of {self.label}", f"one of {list(self.kinds)}", "choose one of these")
+        one_of("kind", kind, self.kinds)
         return Circuit(
             self.name, found=self.found, provenance=self.provenance, sizes=self.sizes, **{kind: getattr(self, kind)}
         )

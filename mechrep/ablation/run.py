@@ -22,6 +22,7 @@ from mechrep.ablation.forecast import say_forecast
 from mechrep.ablation.outcomes import Cost, Outcome
 from mechrep.engine import Pace
 from mechrep.errors import InputError
+from mechrep.guards import each_once
 from mechrep.interventions.apply import fingerprint_of
 from mechrep.interventions.ops import Intervention
 from mechrep.journal import Journal
@@ -284,10 +285,8 @@ def _check(conditions: Sequence[Condition], outcomes: Sequence[Outcome]) -> None
         )
     facts = [tuple(condition.facts.values()) for condition in conditions]
     names = [(measure.name, measure.copy) for outcome in outcomes for measure in outcome.measures]
-    for what, keys in (("condition", facts), ("measure", names)):
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        if twice:
-            raise InputError(f"{what} {twice[0]} twice", "each once", "rename one of them")
+    for what, keys in (("conditions", facts), ("measures", names)):
+        each_once(what, keys, remedy="rename one of them")
 
 
 @dataclass(frozen=True)

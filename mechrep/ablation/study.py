@@ -40,7 +40,7 @@ from mechrep.ablation.screening import (
 )
 from mechrep.ablation.texts import shared_loops, shared_repeats, shared_windows
 from mechrep.errors import InputError
-from mechrep.guards import Count, check_fields, guarded, one_of, some_of
+from mechrep.guards import Count, check_fields, each_once, guarded, one_of, some_of
 from mechrep.interventions.ops import Heads, Op, When, as_op
 from mechrep.interventions.whole_layers import Cut, op_name
 from mechrep.models.model import Model
@@ -267,14 +267,11 @@ def ablation_cells(
         InputError: a circuit of another model, an unknown control, one named twice or defined for no circuit, one
             that cannot be drawn (if strict), two operations of one name.
     """
-    names = [op_name(op) for op in ops]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"ops {names}", "at least one, each name once", "study them one after the other")
+    names = each_once("ops", map(op_name, ops), remedy="study them one after the other")
     pieces = [piece for circuit in circuits for piece in _pieces(circuit)]
     usable = {kind for _, piece in pieces for kind in CONTROLS if _has(piece, kind)}
-    if not set(controls.kinds) <= usable or len(set(controls.kinds)) < len(controls.kinds):
-        expected = f"controls among {sorted(usable)}, each once"
-        raise InputError(f"controls {list(controls.kinds)}", expected, "leave the others out")
+    for kind in each_once("controls", controls.kinds, least=0):
+        one_of("control", kind, sorted(usable))
     cells: list[Cell] = [(Condition(), None)]
     notes: dict[str, dict[str, str]] = {"excluded": {}, "left_out": {}}
     for part, piece in pieces:

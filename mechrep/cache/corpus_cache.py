@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args, overload
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from mechrep.engine import LOCAL, Engine, Pace
 from mechrep.errors import InputError
-from mechrep.guards import Count, NotNegative, guarded, one_of
+from mechrep.guards import Count, NotNegative, each_once, guarded, one_of, within
 from mechrep.interventions.apply import applied, fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.models.anatomy import Anatomy, Site
@@ -639,14 +638,9 @@ def _numbers(what: str, given: Iterable[int], available: int) -> list[int]:
     Raises:
         InputError: none, one twice, or what is no number of one.
     """
-    expected = f"numbers from 0 to {available - 1}, at least one, none twice"
     if not isinstance(given, Iterable):
-        raise InputError(f"{what}={given!r}", expected, f"pass a list: [{given!r}]")
-    chosen = list(given)
-    whole = all(isinstance(number, Integral) and not isinstance(number, bool) for number in chosen)
-    if not (chosen and whole) or len(set(chosen)) < len(chosen) or not all(0 <= n < available for n in chosen):
-        raise InputError(f"{what} {chosen[:5]}", expected, "correct them")
-    return [int(number) for number in chosen]
+        raise InputError(f"{what}={given!r}", "a list of numbers", f"pass a list: [{given!r}]")
+    return each_once(what, [within(what, number, 0, available - 1) for number in given])
 
 
 def _zero_padding(activation: Tensor, batch: Batch, full: int, site: Site) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechrep.errors import InputError, ModelError
-from mechrep.guards import one_of
+from mechrep.guards import each_once, one_of
 from mechrep.models import tiny
 
 Revisions = str | Sequence[str] | Mapping[str, str | Path]
@@ -73,8 +73,7 @@ def list_checkpoints(model: str | Path, revisions: Revisions = "all") -> list[Ch
         names = known if revisions == "all" else _nearest_to_grid(known)
     else:
         names = list(revisions)
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"revisions {names[:5]}", "at least one, each once", "correct the list")
+    each_once("revisions", names)
     if name in tiny.NAMES:
         missing = [revision for revision in names if revision not in tiny.revisions(name)]
         if missing:
@@ -142,8 +141,7 @@ def _inside(name: str, revisions: str | Sequence[str]) -> list[Checkpoint]:
             given, known = missing[0] if missing else "none", ", ".join(steps or sorted(there)) or "none"
             raise InputError(f"revision {given!r} of folder {name!r}", f"folders in it: {known}", "choose among these")
         return _folders({one: there[one] for one in revisions})
-    if revisions not in ("all", "grid"):
-        raise InputError(f"revisions={revisions!r}", "'all', 'grid', a list or a mapping", "pass [revision]")
+    one_of("revisions", revisions, ("all", "grid", "a list of names", "a mapping from names to folders"))
     if not steps:
         raise ModelError(
             f"folder {name!r}, which holds no checkpoints", "folders with config.json, such as checkpoint-500, in it",

@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from mechrep.errors import InputError
 from mechrep.figures import GRID, INK, PAPER, PAPER_INK
+from mechrep.guards import each_once
 from mechrep.report.front import front_of
 from mechrep.report.view import VERDICTS, ClaimView, SectionView, claim_json, section_json, short_name, view_of
 from mechrep.report.words import Words, clean, number, to_html, to_text, words_of
@@ -176,9 +176,7 @@ def _mentioned(
 
 
 def _views(sections: Sequence[Section], texts: Path | None) -> list[SectionView]:
-    names = [section.name for section in sections]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"sections {names}", "at least one, each of its own name", "leave out the second")
+    each_once("sections", (section.name for section in sections))
     return [view_of(section, texts) for section in sections]
 
 

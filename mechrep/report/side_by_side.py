@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from mechrep.disk import write_whole
 from mechrep.errors import InputError
+from mechrep.guards import each_once
 from mechrep.report.build import facts_of, is_report, load_sections, write_page
 from mechrep.report.front import CLAIMS, MAIN, Front, front_of
 from mechrep.report.render import Intro, glossary, made_of, page_of
@@ -111,8 +112,7 @@ def check_folders(folders: Sequence[Path], out: Path) -> None:
     Raises:
         InputError: fewer than two, one twice, or ``out`` is the report of one model.
     """
-    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"reports {[str(folder) for folder in folders]}", "two or more, each once", "add another")
+    each_once("reports", (str(folder.resolve()) for folder in folders), least=2)
     if is_report(out):
         raise InputError(f"{out}, the report of one model", "a folder for the page of all", "choose another --out")
 

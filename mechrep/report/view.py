@@ -20,6 +20,7 @@ from markupsafe import Markup
 from mechrep.ablation.effects import NOT_SUPPORTED, SUPPORTED, TOO_FEW, UNITS
 from mechrep.errors import InputError
 from mechrep.figures import counted
+from mechrep.guards import each_once
 from mechrep.pictures.figure import WIDTH, picture_of
 from mechrep.report.words import Words, clean, number, words_of
 from mechrep.sections import LEFT_OUT, MISSING, Section, plain_value, slug, slugs
@@ -405,8 +406,7 @@ def _ends(low: str, high: str, values: Sequence[float | None]) -> str:
 
 
 def _table(section: Section, words: Words, key: str, frame: pd.DataFrame) -> TableView:
-    if len(set(frame.columns)) < len(frame.columns):
-        raise InputError(f"table {key!r} of section {section.name!r} with a column twice", "each name once", "rename")
+    each_once(f"columns of table {key!r} of section {section.name!r}", frame.columns, least=0, remedy="rename one")
     kept, heading = _in_units(frame.head(ROWS)), f"table: {key}"
     columns, numeric, cells = cells_of(kept)
     return TableView(

@@ -37,7 +37,7 @@ from mechrep.ablation.effects import (
 from mechrep.cache.corpus_cache import Analyzer, CorpusCache
 from mechrep.errors import InputError
 from mechrep.figures import INK
-from mechrep.guards import check_fields, guarded, one_of
+from mechrep.guards import check_fields, each_once, guarded, one_of
 from mechrep.journal import Journal
 from mechrep.measures.change_points import DRAWS, ChangePoint, change_point, drawn_means, unit_draws
 from mechrep.measures.mechanisms import Numbers, head_mechanisms, loop_flags, sink_share
@@ -112,11 +112,7 @@ def as_measures(
     else:
         items = list(given)
     measures = [_as_measure(item, corpus) for item in items]
-    names = [measure.name for measure in measures]
-    if not measures or len(set(names)) < len(names):
-        raise InputError(
-            f"measures {names}", "at least one, each of its own name", "wrap them in ModelMeasure(name, ...)"
-        )
+    each_once("measures", (measure.name for measure in measures), remedy="wrap them in ModelMeasure(name, ...)")
     return measures
 
 
@@ -181,9 +177,8 @@ def measure_named(name: str, **settings: int) -> ModelMeasure:
     """
     one_of("measure", name, MEASURES)
     function, described = MEASURES[name]
-    allowed = set(inspect.signature(function).parameters) - {"model"}
-    if not set(settings) <= allowed:
-        raise InputError(f"settings {sorted(settings)} of {name!r}", f"some of {sorted(allowed)}", "correct them")
+    for setting in settings:
+        one_of(f"setting of {name!r}", setting, sorted(set(inspect.signature(function).parameters) - {"model"}))
     return named_measure(name, function, settings, described)
 
 

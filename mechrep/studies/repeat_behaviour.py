@@ -28,7 +28,7 @@ from mechrep.ablation.sink_outcomes import foretold_repetitions
 from mechrep.errors import InputError
 from mechrep.figures import DASHES, INK, SEQUENCE, counted, finished, panels, place_of, plain, style_of, translucent
 from mechrep.generation.decode import Decoding, Request, run_requests
-from mechrep.guards import Count, guarded, within
+from mechrep.guards import Count, each_once, guarded, within
 from mechrep.interventions.apply import fingerprint_of, first_edited
 from mechrep.interventions.ops import Intervention
 from mechrep.measures.sink_norms import repeat_grid
@@ -267,9 +267,7 @@ def _token_ids(model: Model, tokens: Sequence[int | str] | int, seed: int) -> li
         within("tokens", tokens, 1, len(ordinary), "a number of ordinary tokens")
         return sorted(np.random.default_rng(seed).choice(ordinary, tokens, replace=False).tolist())
     ids = [single_token_id(model, token) if isinstance(token, str) else int(token) for token in tokens]
-    if not ids or len(set(ids)) < len(ids) or not all(0 <= token < model.anatomy.d_vocab for token in ids):
-        raise InputError(f"tokens {ids[:5]}", "ids of this model, at least one, none twice", "correct them")
-    return ids
+    return each_once("tokens", [within("tokens", one, 0, model.anatomy.d_vocab - 1, "an id") for one in ids])
 
 
 def _prefix(model: Model, token: int, prompt: str, bos: bool) -> list[int]:

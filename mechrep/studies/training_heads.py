@@ -32,7 +32,7 @@ from torch import Tensor, tensor
 from mechrep.ablation.effects import Effects, Measure, detection, judge
 from mechrep.errors import InputError
 from mechrep.figures import ACCENT, AXIS, INK, new_figure, plain, styled, translucent
-from mechrep.guards import guarded, one_of
+from mechrep.guards import guarded, one_of, some_of
 from mechrep.measures.change_points import DRAWS, change_point, drawn_means, unit_draws
 from mechrep.measures.mechanisms import INDUCED, INDUCTION, NATURAL, SEQUENCES, head_effects
 from mechrep.measures.text_kind_design import gini, rank_correlation
@@ -420,8 +420,7 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
         chosen = [known[int(place)] for place in spread]
     else:
         chosen = list(revisions)
-    if not chosen or not set(chosen) <= set(known):
-        raise InputError(f"revisions {chosen}", f"some of {known}", "correct them")
+    some_of("revisions", chosen, known)
     kinds = (NATURAL, INDUCED, INDUCTION)
     numbers = [known.index(name) for name in chosen]
     means = {kind: history.means(kind)[numbers] for kind in kinds}

@@ -24,6 +24,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mechrep.errors import InputError
+from mechrep.guards import in_step
 from mechrep.text.watch import token_array
 
 _MASK = "pass attention_mask=, or attention_mask=True if every id is text; in a text leave these tokens out"
@@ -135,12 +136,7 @@ def _masked(rows: Sequence[Row], attention_mask: Any) -> Batch:
     if isinstance(attention_mask, Tensor):
         attention_mask = attention_mask.detach().cpu().numpy()
     marks = [np.asarray(mask) for mask in attention_mask] if isinstance(attention_mask, Iterable) else []
-    if len(marks) != len(rows):
-        raise InputError(
-            f"an attention mask of {len(marks)} rows for {len(rows)} texts",
-            "one row per text",
-            "pass both of one batch",
-        )
+    in_step("rows of an attention mask", len(marks), len(rows))
     batch = Batch([], [], [])
     for i, (row, mask) in enumerate(zip(rows, marks, strict=True)):
         if mask.shape != row.shape or not np.isin(mask, (0, 1)).all():

@@ -21,7 +21,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from mechrep.errors import InputError, StoreError
-from mechrep.guards import Seed, Share, check_fields, guarded, one_of, within
+from mechrep.guards import Seed, Share, check_fields, guarded, in_step, one_of, within
 from mechrep.tables import LONGEST, frame_html, short
 from mechrep.text import corpus_io
 from mechrep.text.batches import Batch, Fillers, check_no_filling, read_batch, warn_of_bos_twice, without_filling
@@ -429,8 +429,7 @@ class Corpus:
             order = np.random.default_rng(seed).permutation(len(self))
             return self.select(np.sort(order[:n_first])), self.select(np.sort(order[n_first:]))
         names = np.asarray(clusters, dtype=object)
-        if len(names) != len(self):
-            raise InputError(f"{len(names)} clusters for {len(self)} texts", "one per text", "name one for each")
+        in_step("clusters", len(names), len(self))
         chosen, n = np.zeros(len(self), dtype=bool), 0
         for name in np.random.default_rng(seed).permutation(list(dict.fromkeys(clusters))):
             size = int((names == name).sum())

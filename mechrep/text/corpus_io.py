@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mechrep.disk import write_whole
 from mechrep.errors import InputError, StoreError
-from mechrep.guards import fits
+from mechrep.guards import each_once, fits, in_step
 
 RESERVED = "tokens"  # the name of the column of ids in the file
 
@@ -86,10 +86,7 @@ def complete_frame(frame: pd.DataFrame | None, n_texts: int, source: str) -> pd.
         [['demo-0', 'demo', 0, <NA>], ['demo-1', 'demo', 0, <NA>]]
     """
     given = pd.DataFrame(index=range(n_texts)) if frame is None else frame.reset_index(drop=True)
-    if len(given) != n_texts:
-        raise InputError(
-            f"a frame of {len(given)} rows for {n_texts} texts", "one row per text", "give frame and texts in step"
-        )
+    in_step("rows of a frame", len(given), n_texts)
     if odd := [name for name in given.columns if not isinstance(name, str) or name == RESERVED]:
         raise InputError(f"columns named {odd}", f"names that are strings, and not {RESERVED!r}", "rename them")
     standard = pd.DataFrame({"id": _ids(given, source)})
@@ -106,11 +103,7 @@ def _ids(given: pd.DataFrame, source: str) -> pd.Series:
     if len(missing):
         raise InputError(f"no id in row {missing[0]}", "an id per text", "fill it in")
     ids: pd.Series = _as_type(given["id"], "str")
-    twice = ids[ids.duplicated()].tolist()
-    if twice:
-        raise InputError(
-            f"id {twice[0]!r} twice", "ids that stand once", "rename one, or give each source its own source="
-        )
+    each_once("ids", ids, least=0, remedy="rename one, or give each source its own source=")
     return ids
 
 

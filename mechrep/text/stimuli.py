@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mechrep.errors import InputError
-from mechrep.guards import Count, Seed, Several, Whole, check_fields, guarded
+from mechrep.guards import Count, Seed, Several, Whole, check_fields, each_once, guarded
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
 from mechrep.text.corpus_io import TokenizingModel
@@ -116,8 +116,7 @@ def repeated_tokens(model: TokenizingModel, tokens: Sequence[int | str], n: int,
         ([[300, 5, True], [301, 5, True]], [6, 6])
     """
     ids = [single_token_id(model, token) if isinstance(token, str) else token for token in tokens]
-    if twice := [token for token in ids if ids.count(token) > 1]:
-        raise InputError(f"token {twice[0]} twice", "every token once", "drop the duplicates")
+    each_once("tokens", ids, least=0)
     rows = [RepeatedToken(token, n, bos).ids(model.bos_id) for token in ids]
     frame = pd.DataFrame(
         {"id": [f"repeated-{token}" for token in ids], "token_id": ids, "repeats": n, "bos": bool(bos)},

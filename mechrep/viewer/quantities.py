@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mechrep.errors import InputError
-from mechrep.guards import within
+from mechrep.guards import each_once, within
 from mechrep.models.anatomy import Anatomy, Site
 from mechrep.models.units import check_unit
 from mechrep.notation import read_unit, split_names, unit_name
@@ -87,9 +87,7 @@ def read_quantities(asked: Asked | Iterable[Asked]) -> list[Quantity]:
     if isinstance(asked, str | Mapping) or _is_pair(asked) or not isinstance(asked, Iterable):
         asked = [asked]  # pyright: ignore[reportAssignmentType]
     found = [one for part in asked for one in _read(part)]
-    names = [one.name for one in found]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two quantities called {min(twice)!r}", "each once", "leave out the second, or rename it")
+    each_once("quantities", (one.name for one in found), least=0, remedy="leave out the second, or rename it")
     return found
 
 

@@ -116,7 +116,7 @@ wrong("PatchedModel", "neuron", lambda w: mechrep.PatchedModel(w.other, SinkPatc
 
 for _kind in (Neurons, Heads, mechrep.Experts):
     _who = _kind.__name__
-    wrong(_who, "duplicates", lambda w, kind=_kind: kind([(0, 1), (0, 1)]))
+    wrong(_who, "twice", lambda w, kind=_kind: kind([(0, 1), (0, 1)]))
     wrong(
         _who,
         "pairs",

@@ -28,7 +28,7 @@ def model() -> Model:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"units": [(0, 1), (1, 1), (0, 1)]}, "duplicates"),
+        ({"units": [(0, 1), (1, 1), (0, 1)]}, "twice"),
         ({"units": [(0, 1)], "site": "resid_pre"}, "site 'resid_pre'"),
         ({"units": [(0, 1)], "site": "up_proj"}, "site 'up_proj'"),
         ({"units": [(0, 1)], "site": "no_such_site"}, "no_such_site"),
@@ -49,7 +49,7 @@ def test_malformed_arguments(arguments: dict[str, Any], complaint: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"units": [(0, 1), (1, 1), (0, 1)]}, r"duplicates.*\(layer, head\)"),
+        ({"units": [(0, 1), (1, 1), (0, 1)]}, r"heads .*with \(0, 1\) twice"),
         ({"units": [(0, 1)], "op": "boost"}, "op='boost'.*'to_bos'"),
         ({"units": [(0, 1)], "op": "add"}, r"add\(1\) on heads.*a vector for every head.*add\(table\)"),
         ({"units": [(0, 1)], "op": add(-0.5)}, r"add\(-0.5\) on heads"),

@@ -81,7 +81,7 @@ def test_a_number_that_differs_between_models_is_that_of_none(texts: Path) -> No
 
 def test_it_needs_finished_reports_and_a_folder_of_its_own(reports: list[Path], texts: Path, tmp_path: Path) -> None:
     for wrong in (reports[:1], [reports[0], reports[0]]):
-        with pytest.raises(InputError, match="two or more"):
+        with pytest.raises(InputError, match="at least 2"):
             write_side_by_side(wrong, tmp_path, texts=texts)
     with pytest.raises(InputError, match="folder"):
         write_side_by_side(reports, reports[0], texts=texts)

@@ -111,12 +111,12 @@ def test_one_text_of_a_tokenizer_is_a_batch_of_one() -> None:
     ("mask", "part"),
     [
         ([[1, 1, 0, 1], [1, 1, 1, 1]], "hole, at position 2 of text 0"),
-        ([[1, 1, 1, 1]], "1 rows for 2 texts"),
+        ([[1, 1, 1, 1]], "1 rows of an attention mask for 2 texts"),
         ([[1, 1, 1], [1, 1, 1]], "shape (3,) for the 4 ids of text 0"),
         ([[1, 1, 1, 1], [1, 2, 1, 1]], "text 1"),
         ([[1, 1, 1, 1], [0, 0, 0, 0]], "text 1, which is masked whole"),
-        ("left", "4 rows for 2 texts"),
-        (3, "0 rows for 2 texts"),
+        ("left", "4 rows of an attention mask for 2 texts"),
+        (3, "0 rows of an attention mask for 2 texts"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(mask: Any, part: str) -> None:

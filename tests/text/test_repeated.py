@@ -75,8 +75,8 @@ def test_many_tokens_are_rows_with_their_facts() -> None:
 @pytest.mark.parametrize(
     ("tokens", "n", "match"),
     [
-        ([7, 8, 7], 3, "token 7 twice"),
-        (["the", 5], 3, "token 5 twice"),
+        ([7, 8, 7], 3, "with 7 twice"),
+        (["the", 5], 3, "with 5 twice"),
         ([100], 3, "id 100 in text 0"),
         ([-1], 3, "token_id=-1"),
         ([7], 0, "n=0"),
