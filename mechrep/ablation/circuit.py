@@ -346,7 +346,8 @@ class Circuit:
     @guarded
     def only(self, kind: str) -> Circuit:
         """The components of one kind, under the same name."""
-        one_of("kind", kind, self.kinds)
+        if kind not in self.kinds:
+            raise InputError(f"{kind!r} of {self.label}", f"one of {list(self.kinds)}", "choose one of these")
         return Circuit(
             self.name, found=self.found, provenance=self.provenance, sizes=self.sizes, **{kind: getattr(self, kind)}
         )

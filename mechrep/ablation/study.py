@@ -271,7 +271,7 @@ def ablation_cells(
     pieces = [piece for circuit in circuits for piece in _pieces(circuit)]
     usable = {kind for _, piece in pieces for kind in CONTROLS if _has(piece, kind)}
     for kind in each_once("controls", controls.kinds, least=0):
-        one_of("control", kind, sorted(usable))
+        one_of("controls", kind, sorted(usable))
     cells: list[Cell] = [(Condition(), None)]
     notes: dict[str, dict[str, str]] = {"excluded": {}, "left_out": {}}
     for part, piece in pieces:

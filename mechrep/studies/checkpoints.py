@@ -178,7 +178,7 @@ def measure_named(name: str, **settings: int) -> ModelMeasure:
     one_of("measure", name, MEASURES)
     function, described = MEASURES[name]
     for setting in settings:
-        one_of(f"setting of {name!r}", setting, sorted(set(inspect.signature(function).parameters) - {"model"}))
+        one_of(f"settings of {name!r}", setting, sorted(set(inspect.signature(function).parameters) - {"model"}))
     return named_measure(name, function, settings, described)
 
 

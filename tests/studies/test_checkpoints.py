@@ -253,7 +253,7 @@ def test_measures_that_cannot_be_told_apart_or_change_their_units() -> None:
         ([], "at least one"),
         (["induktion"], "induktion"),
         ([AttentionSinks()], "corpus"),
-        ([embedding_size] * 2, "own name"),
+        ([embedding_size] * 2, "'embedding_size' twice"),
     ):
         with pytest.raises(InputError, match=said):
             over_checkpoints(bad, revisions=TWO)  # pyright: ignore[reportArgumentType]
