@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from mechrep.errors import InputError
+from mechrep.generation.direct_parts import next_step
 from mechrep.generation.requests import Continuation as Continuation
 from mechrep.generation.requests import Decoding as Decoding
 from mechrep.generation.requests import Request as Request
 from mechrep.generation.requests import check_requests, edits_of
 from mechrep.generation.requests import choose_tokens as choose_tokens
 from mechrep.generation.requests import push_next as push_next
-from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, step, why_not_kept
+from mechrep.generation.slot_cache import SlotCache, kept_by, prefill, why_not_kept
 from mechrep.generation.slot_texts import SlotTexts
 from mechrep.generation.whole_texts import decode_reference, write_whole
 from mechrep.guards import Count, guarded, nearest, within
@@ -146,6 +147,7 @@ class _SlotRun:
         self.texts = SlotTexts(slots, longest + _STEPS, self.decoding, model.device)
         self.rows: list[int | None] = [None] * slots  # which request each slot serves
         self.fed = [0] * slots  # tokens of each slot's text that have been read
+        self.step = next_step(model, self.cache)
 
     @property
     def busy(self) -> bool:
@@ -157,12 +159,12 @@ class _SlotRun:
         steps = self._steps()
         self.cache.make_room(steps)
         self.texts.begin_block()
-        plain, settled = self.model.plain, self._settled()
+        settled = self._settled()
         if settled:
             self.edits.aim(self.texts.rows, self.texts.there[:, None])
         with self._angles(len(self.rows)):
             for _ in range(steps):
-                self._step(plain, settled)
+                self._step(settled)
         return self._take(steps)
 
     def _settled(self) -> bool:
@@ -181,13 +183,13 @@ class _SlotRun:
         left = max(len(answer.request.prompt) + answer.request.max_new_tokens - 1 - fed for answer, fed in there)
         return min(_STEPS, room, left)
 
-    def _step(self, plain: Any, settled: bool) -> None:
+    def _step(self, settled: bool) -> None:
         """One token for every row; the device is asked for nothing."""
         texts = self.texts
         if not settled:
             edited, places = texts.there & (texts.next >= texts.starts), texts.next.where(texts.there, -1)
             self.edits.aim(texts.rows, edited[:, None], places[:, None])
-        texts.write(step(plain, self.cache, texts.feed(), texts.next))
+        texts.write(self.step(self.cache, texts.feed(), texts.next))
 
     def _angles(self, rows: int) -> AbstractContextManager[None]:
         return nullcontext() if self.as_long is None else self.model.each_alone(torch.full((rows,), self.as_long))

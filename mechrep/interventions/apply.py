@@ -198,7 +198,7 @@ class EditTable:
         self._condition: Tensor = self.conditions[:0]
         self._first: Tensor = self.conditions[:0]
         self._mask: Bool[Tensor, "batch pos"] | None = None
-        self._chosen: dict[Place, tuple[Tensor, Tensor]] = {}
+        self._chosen: dict[tuple[Place, Any, Any], tuple[Tensor, Tensor]] = {}  # by place and columns
         self._first_numbers: Int[Tensor, " row"] = torch.zeros_like(self.conditions)
         self._first_values: dict[int, Float[Tensor, "first unit"]] = {}
         moving = {number for number, edits in enumerate(chosen, 1) if any(site is Site.PATTERN for site, _ in edits)}
@@ -313,21 +313,26 @@ class EditTable:
         """The edit of these columns of a place."""
         if self._mask is None:
             return activation
-        there = activation.device  # layers of a model may lie on several
-        factor, offset = (part[..., columns].to(there) for part in self._chosen_at(place))
+        factor, offset = self._chosen_at(place, columns, activation.device)
         edited = torch.addcmul(offset, activation, factor)
-        return edited if self._mask.shape[1] == 1 else torch.where(self._mask.to(there)[..., None], edited, activation)
+        if self._mask.shape[1] == 1:
+            return edited
+        return torch.where(self._mask.to(activation.device)[..., None], edited, activation)
 
-    def _chosen_at(self, place: Place) -> tuple[Tensor, Tensor]:
+    def _chosen_at(self, place: Place, columns: slice, there: torch.device) -> tuple[Tensor, Tensor]:
         """Factors and offsets ``[batch 1 unit]`` of the rows that were aimed at; small ones are kept until the next."""
-        if place in self._chosen:
-            return self._chosen[place]
+        key = place, columns.start, columns.stop
+        if key in self._chosen:
+            return self._chosen[key]
         factor, offset = (table.index_select(0, self._condition)[:, None] for table in self.tables[place])
         if place[0] is Site.PATTERN:
             first = self._first_values[place[1]]
             offset = offset * first[self._first.to(first.device)][:, None].to(offset.device)
+        factor, offset = (
+            part[..., columns].to(there) for part in (factor, offset)
+        )  # layers may lie on several devices
         if factor.numel() <= _KEPT:
-            self._chosen[place] = factor, offset
+            self._chosen[key] = factor, offset
         return factor, offset
 
     @contextmanager

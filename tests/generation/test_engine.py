@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mechrep.generation import decode
 from mechrep.generation.decode import Decoding, generate
-from mechrep.generation.slot_cache import SlotCache, step
+from mechrep.generation.slot_cache import SlotCache
 from mechrep.interventions import Heads, Intervention, Neurons, SinkPatch, add, scale
 from mechrep.models.model import Model
 from mechrep.text.corpus import Corpus
@@ -165,7 +165,8 @@ def test_held_neurons_and_edits_of_everything_read_a_prompt_in_one_go(
     held = [SinkPatch(1, [3, 7]), SinkPatch(1, [4]), None, Neurons([(0, 1)], "zero", when="all")]
     corpus = Corpus.from_tokens([row for row in random_tokens(2, 16).tolist() for _ in held], model=model)
     steps: list[int] = []
-    monkeypatch.setattr(decode, "step", lambda *args: steps.append(1) or step(*args))
+    one = decode._SlotRun._step
+    monkeypatch.setattr(decode._SlotRun, "_step", lambda *args: steps.append(1) or one(*args))
     options: dict[str, Any] = {"max_new_tokens": 6, "interventions": held * 2, "stop_when": None}
     fast = generate(model, corpus, view="plain", **options)
     assert len(steps) == 6
