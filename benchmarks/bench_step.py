@@ -3,13 +3,16 @@
     python benchmarks/bench_step.py
     python benchmarks/bench_step.py --models mechrep-tiny,real-models/smollm2-135m --rows 1,16,64 --json step.json
 
-Four figures for each model and number of rows, each from rounds that alternate in one process:
+Figures for each model and number of rows, each the least of rounds that alternate in one process (what else a machine
+does only adds):
 
-* *step*: seconds of mechrep for a batch in which every row has its own neurons zeroed, over those of ``generate`` for
-  the same prompts without edits; greedy, without a stop rule, equally many tokens.
+* *step*: seconds of one more token of mechrep for a batch in which every row has its own neurons zeroed, over those of
+  ``generate`` for the same prompts without edits; greedy, without a stop rule.  Long calls less short ones, so that
+  reading the prompts does not count.
 * *products*: the same over its matrix products alone, one after the other on inputs that are at hand.
-* *setting*: one set of neurons zeroed in 64 texts, over plain ``generate`` with a hook, in one batch; the tokens must
-  be the same.
+* *call*: whole long calls, prompts of 32 tokens included.
+* *setting*: one set of neurons zeroed in 64 texts, over plain ``generate`` with a hook, in one batch, whole calls; the
+  tokens must be the same.
 * *flips*: texts that differ between a batch and one text at a time, in single precision and in bfloat16, and how far
   the two best logits were apart where they first did: rounding depends on the shape of a batch, and decides ties.
 
@@ -21,9 +24,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +38,13 @@ from mechrep.interventions import Neurons
 from mechrep.interventions.apply import logits as edited_logits
 
 PROMPT = 32
+SHORT = 4  # tokens of a short call
 MODELS = "mechrep-tiny,real-models/smollm2-135m"
 _PLAIN = {"do_sample": False, "pad_token_id": 0, "eos_token_id": -1}  # every text is as long as asked for
 
 
 def alternating(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Seconds of the clock and of the processor of each piece of work: medians over rounds that take turns."""
+    """Seconds of the clock and of the processor of each piece of work: the least of rounds that take turns."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -48,10 +52,7 @@ def alternating(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, t
             work()
             if number:  # the first round only warms up
                 taken[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
-    return {
-        name: (statistics.median(clock for clock, _ in some), statistics.median(cpu for _, cpu in some))
-        for name, some in taken.items()
-    }
+    return {name: (min(clock for clock, _ in some), min(cpu for _, cpu in some)) for name, some in taken.items()}
 
 
 def over(times: dict[str, tuple[float, float]], one: str, other: str) -> dict[str, float]:
@@ -110,17 +111,20 @@ def matrix_products(model: mechrep.Model, rows: int, steps: int) -> Callable[[],
 def step_figures(model: mechrep.Model, rows: int, tokens: int, rounds: int) -> dict[str, Any]:
     """A step over ``generate``'s, and over its matrix products."""
     prompts, edits = prompts_of(model, rows), [neurons_of(model, row, 10) for row in range(rows)]
-    works: dict[str, Callable[[], Any]] = {
-        "mechrep": lambda: written(model, prompts, edits, tokens),
-        "generate": lambda: plain(model, prompts, tokens),
-        "products": matrix_products(model, rows, tokens),
-    }
+    works: dict[str, Callable[[], Any]] = {"products": matrix_products(model, rows, tokens)}
+    for length, kind in ((SHORT, "short"), (SHORT + tokens, "long")):
+        works[f"mechrep, {kind}"] = partial(written, model, prompts, edits, length)
+        works[f"generate, {kind}"] = partial(plain, model, prompts, length)
     times = alternating(works, rounds)
+    for name in ("mechrep", "generate"):
+        long, short = times[f"{name}, long"], times[f"{name}, short"]
+        times[name] = long[0] - short[0], long[1] - short[1]
     return {
         "rows": rows,
-        "milliseconds": {name: 1000 * clock / tokens for name, (clock, _) in times.items()},
+        "milliseconds": {name: 1000 * times[name][0] / tokens for name in ("mechrep", "generate", "products")},
         "step": over(times, "mechrep", "generate"),
         "products": over(times, "mechrep", "products"),
+        "call": over(times, "mechrep, long", "generate, long"),
     }
 
 
@@ -209,7 +213,8 @@ def main() -> None:
             print(
                 f"{name}, {rows} rows: {one['milliseconds']['mechrep']:.2f} ms a step; over generate "
                 f"{one['step']['clock']:.2f}x ({one['step']['processor']:.2f}), over its products "
-                f"{one['products']['clock']:.2f}x ({one['products']['processor']:.2f})",
+                f"{one['products']['clock']:.2f}x ({one['products']['processor']:.2f}); whole calls over generate "
+                f"{one['call']['clock']:.2f}x",
                 flush=True,
             )
         if arguments.texts:

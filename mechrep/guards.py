@@ -324,12 +324,14 @@ def some_of(name: str, given: Iterable[Any], allowed: Iterable[Any]) -> None:
     """
     chosen, choices = list(given), list(allowed)
     unknown = [one for one in chosen if one not in choices]
-    if unknown or not chosen or len(set(chosen)) < len(chosen):
-        remedy = nearest(unknown[0], choices) if unknown else "name each once"
-        raise InputError(f"{name}={chosen}", f"some of {', '.join(map(str, choices))}, each once", remedy)
+    twice = [one for one, count in Counter(chosen).items() if count > 1]
+    if unknown or twice or not chosen:
+        remedy = f"leave out the second {twice[0]!r}" if twice else "name some"
+        expected = f"some of {', '.join(map(str, choices))}, each once"
+        raise InputError(f"{name}={chosen}", expected, nearest(unknown[0], choices) if unknown else remedy)
 
 
-def each_once(name: str, given: Iterable[T], *, least: int = 1, remedy: str = "leave out the second") -> list[T]:
+def each_once(name: str, given: Iterable[T], *, least: int = 1, remedy: str = "") -> list[T]:
     """Refuse a list that names something twice, or holds too little.
 
     Raises:
@@ -347,7 +349,9 @@ to do: leave out the second
         shown = f"[{', '.join(map(repr, chosen[:5]))}{', ...' * (len(chosen) > 5)}]"
         what = f" with {twice[0]!r} twice" if twice else ""
         expected = f"at least {'one' if least == 1 else least}, each once" if least else "each once"
-        raise InputError(f"{name} {shown}{what}", expected, remedy if twice else "name some")
+        raise InputError(
+            f"{name} {shown}{what}", expected, remedy or ("leave out the second" if twice else "name some")
+        )
     return chosen
 
 
@@ -358,7 +362,7 @@ def in_step(name: str, given: int, texts: int) -> None:
         InputError: with both numbers.
     """
     if given != texts:
-        raise InputError(f"{given} {name} for {texts} texts", "one per text", "give both in step")
+        raise InputError(f"{given} {name} for {texts} texts", "one per text", "give one for each text")
 
 
 def whole(value: Any) -> int:

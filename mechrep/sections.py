@@ -45,7 +45,7 @@ class Section:
         tables: frames by the key of their caption.
         figures: figures by the key of their caption; ``# figure title: KEY`` gives one another title.
         views: texts to look at, ``mechrep.view(...).payload()``, by the key of their caption ``# view: KEY``.
-        files: names of the tables' files, by key, in the folder that the section was read from.
+        files: names of the tables' files, by key, in the folder that the section was read from or last written to.
         variant: a case with words of its own, ``# lead: VARIANT``; ``"missing"``: this model has nothing to study;
             ``"left-out"``: it does not have what the part needs.
     """
@@ -74,6 +74,7 @@ class Section:
             StoreError: the folder cannot be written, or holds something else.
         """
         write_folder(folder, self._write, record=_FILE)
+        object.__setattr__(self, "files", slugs(self.tables))
 
     def _write(self, folder: Path) -> None:
         for name in ("tables", "figures"):

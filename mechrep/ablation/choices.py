@@ -95,7 +95,7 @@ def _go_on(
             for choice in choices:
                 if (text[-1], *choice[1][:-1]) == rows[row]:
                     wanted = torch.tensor(choice[1], device=logits.device).expand(len(logits), -1)
-                    scores, correct = judged_tokens(logits[:, : len(choice[1])], wanted)
+                    scores, correct = judged_tokens(logits[:, : len(choice[1])], wanted, model.name)
                     parts[choice].append((scores.double().sum(1), correct.all(1)))
     return {
         choice: (torch.cat([s for s, _ in some]), torch.cat([h for _, h in some])) for choice, some in parts.items()

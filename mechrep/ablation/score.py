@@ -344,7 +344,7 @@ def _fast(model: Model, texts: Sequence[ScoredText], interventions: Sequence[Int
                 logits_to_keep=kept,
                 **go_on_from(prefixes, [place[some] for some in branches.rows]),
             ).logits[:, : length - first]
-        log_probability, correct = judged_tokens(logits, chosen[branches.rows[-1], first:])
+        log_probability, correct = judged_tokens(logits, chosen[branches.rows[-1], first:], model.name)
         return log_probability[branches.result], correct[branches.result]
 
     with table.applied():
@@ -401,13 +401,18 @@ def _reference(
                 hooks = intervention.hooks(model, starts, texts=[texts[i].number for i in here])
             with model.each_alone(torch.full((len(here),), len(texts[0].tokens))):
                 logits = model.run_with_hooks(tokens, fwd_hooks=hooks)[:, first - 1 : -1]
-            yield [(i, condition) for i in here], *judged_tokens(logits, tokens[:, first:])
+            yield [(i, condition) for i in here], *judged_tokens(logits, tokens[:, first:], model.name)
 
 
 def judged_tokens(
-    logits: Float[Tensor, "row token d_vocab"], tokens: Int[Tensor, "row token"]
+    logits: Float[Tensor, "row token d_vocab"], tokens: Int[Tensor, "row token"], name: str = ""
 ) -> tuple[Float[Tensor, "row token"], Bool[Tensor, "row token"]]:
     """Log-probability of each token, and whether it was the most probable one; some logits at a time.
+
+    Args:
+        logits: of what comes next.
+        tokens: which of them are asked for.
+        name: of the model, for messages.
 
     Raises:
         ModelError: logits that are no numbers.
@@ -425,6 +430,6 @@ def judged_tokens(
         [torch.nn.functional.cross_entropy(part.float(), some, reduction="none") for part, some in pairs]
     )
     if bool(losses.isnan().any()):
-        raise no_number("", logits.dtype, "logits")
+        raise no_number(name, logits.dtype, "logits")
     correct = torch.cat([part.argmax(-1) == some for part, some in pairs])
     return -losses.view_as(tokens).cpu(), correct.view_as(tokens).cpu()

@@ -34,6 +34,7 @@ from mechrep.errors import InputError
 from mechrep.guards import one_of
 from mechrep.interventions.ops import Op, as_op
 from mechrep.models.anatomy import Site
+from mechrep.models.finite import no_number
 from mechrep.models.memory import in_batches
 from mechrep.models.model import Model
 from mechrep.progress import progress_bar
@@ -75,6 +76,7 @@ def estimated_effects(
 
     Raises:
         InputError: an operation that does not say what a head gives.
+        ModelError: gradients that are no numbers, as in float16 beyond its range.
 
     Example:
         >>> import mechrep
@@ -97,6 +99,8 @@ def estimated_effects(
         for (length, first, _), group in groups.items():
             rows = min(_TOKENS_PER_BATCH // length, _LOGITS_PER_BATCH // (anatomy.d_vocab * (length - first)))
             for some, estimates in in_batches(group, rows, estimate, _DOING):
+                if not bool(estimates[:, there].isfinite().all()):
+                    raise no_number(model.name, model.dtype, "gradients")
                 found[torch.tensor(some)[:, None], torch.tensor(there)] = estimates[:, there].cpu().double()
                 bar.update(len(some))
     return found

@@ -140,7 +140,7 @@ def _read_plain(
         with model.each_alone(corpus.lengths[lowest]), branches.applied(model, aim):
             logits = _pass(model, tokens[lowest.to(model.device)], wanted, found, branches)
         if logits is not None and wanted.targets is not None:
-            scores, hits = judged_tokens(logits, wanted.targets[texts[branches.rows[-1]]])
+            scores, hits = judged_tokens(logits, wanted.targets[texts[branches.rows[-1]]], model.name)
             found.scores, found.hits = scores[branches.result], hits[branches.result]
         return found
 
@@ -200,7 +200,9 @@ def _read_transformer_lens(
             with alone, edited, listening(model, wanted.layers, keep, view="transformer_lens"):
                 logits = model.tl(tokens, stop_at_layer=stop)
             if wanted.targets is not None:
-                found.scores, found.hits = judged_tokens(logits[:, -wanted.targets.shape[1] :], wanted.targets[texts])
+                found.scores, found.hits = judged_tokens(
+                    logits[:, -wanted.targets.shape[1] :], wanted.targets[texts], model.name
+                )
             yield found
 
 

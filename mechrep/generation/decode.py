@@ -158,7 +158,7 @@ class _SlotRun:
         self._refill()
         steps = self._steps()
         self.cache.make_room(steps)
-        self.texts.begin_block()
+        self.texts.begin_block(known=any(answer.length > fed + 1 for answer, fed in self._there()))
         settled = self._settled()
         if settled:
             self.edits.aim(self.texts.rows, self.texts.there[:, None])
@@ -167,18 +167,17 @@ class _SlotRun:
                 self._step(settled)
         return self._take(steps)
 
+    def _there(self) -> list[tuple[Continuation, int]]:
+        """The texts in the slots, and how many tokens of each have been read."""
+        return [(self.answers[row], fed) for row, fed in zip(self.rows, self.fed, strict=True) if row is not None]
+
     def _settled(self) -> bool:
         """Whether every row is edited by now, so that a step edits what the one before it did."""
-        there = [
-            (self.answers[row].request.start, fed)
-            for row, fed in zip(self.rows, self.fed, strict=True)
-            if row is not None
-        ]
-        return not self.edits.held.layers and all(start <= fed for start, fed in there)
+        return not self.edits.held.layers and all(answer.request.start <= fed for answer, fed in self._there())
 
     def _steps(self) -> int:
         """So many that the longest text does not pass its span, and that not all have ended before."""
-        there = [(self.answers[row], fed) for row, fed in zip(self.rows, self.fed, strict=True) if row is not None]
+        there = self._there()
         room = self.upto - max(fed for _, fed in there)
         left = max(len(answer.request.prompt) + answer.request.max_new_tokens - 1 - fed for answer, fed in there)
         return min(_STEPS, room, left)
@@ -201,11 +200,12 @@ class _SlotRun:
         for slot, row in enumerate(self.rows):
             if row is None:
                 continue
-            if ids[slot][-1] < 0:
-                raise no_number(self.model.name, self.model.dtype, "logits")
             answer = self.answers[row]
             known = max(0, answer.length - 1 - self.fed[slot])  # were there already
-            answer.extend(ids[slot][known:], None if fired is None else fired[slot][known:])
+            until = ids[slot].index(-1) if -1 in ids[slot] else steps
+            answer.extend(ids[slot][known:until], None if fired is None else fired[slot][known:until])
+            if until < steps and answer.reason is None:
+                raise no_number(self.model.name, self.model.dtype, "logits")
             self.fed[slot] += steps
             ended += answer.reason is not None
             if answer.reason is not None or answer.length > self.upto:

@@ -1,16 +1,19 @@
-"""Which models have a direct step, and the proof that it is theirs.
+"""Which models have a direct step, and how it is known to be theirs.
 
-How the parts of a layer hang together is known from the probe of :mod:`mechrep.models.parts`; what is inside
-attention and MLP is known by name, of families like Llama, GPT-2 and GPT-NeoX.  Neither is taken on trust: the step
-is *compared with the model itself*, once, on two rows from the same random keys and values, with columns that are
-hidden and without, beyond the end of every sliding window.  A model that gives other logits, has parts that are not
-known here, or hooks on parts that would be passed over, takes its steps as it is.
+Two things are asked.  The layers are of *classes that were read*: what they do depends on nothing but weights,
+settings, masks and rotary angles.  A class that also looks at positions or sizes (a factor beyond some length, values
+that are clipped) could not be told from its neighbours by trying.  And the step is *compared* with the model's own,
+on two rows from the same random keys and values, with columns that are hidden and without, where the columns outside
+of sliding windows are loud.  This is done once for the settings, types and code that the model has; when they change,
+again.
+
+Any other model, and one with hooks on parts that would be passed over, takes its steps as it is.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mechrep.generation.direct_step import (
     Attention,
@@ -32,20 +36,29 @@ from mechrep.generation.direct_step import (
     side_by_side,
     without_gate,
 )
-from mechrep.generation.slot_cache import SlotCache, kept_by, step
-from mechrep.models.anatomy import Anatomy
+from mechrep.generation.slot_cache import UNLIKE, SlotCache, kept_by, step
 from mechrep.models.model import Model
-from mechrep.models.parts import weight_of
+from mechrep.models.parts import text_config
 from mechrep.models.state import settings_of
 
 Step = Callable[[SlotCache, Tensor, Tensor], Tensor]
 
+_HOME = "transformers.models."
+_READ = {  # classes of layers whose code was read, and the matrices that their attention and MLP read through
+    "llama.modeling_llama.LlamaDecoderLayer": separate,
+    "mistral.modeling_mistral.MistralDecoderLayer": separate,
+    "qwen2.modeling_qwen2.Qwen2DecoderLayer": separate,
+    "qwen3.modeling_qwen3.Qwen3DecoderLayer": separate,
+    "gemma.modeling_gemma.GemmaDecoderLayer": separate,
+    "gemma3.modeling_gemma3.Gemma3DecoderLayer": separate,
+    "gpt2.modeling_gpt2.GPT2Block": side_by_side,
+    "gpt_neox.modeling_gpt_neox.GPTNeoXLayer": head_by_head,
+}
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the largest logit; a window off by one makes 1e-2
 _ROUNDINGS = 8  # in half precision
 _WIDEST = 8200  # columns of the comparison: models with wider windows take their steps as they are
-_FUSED = {"c_attn": side_by_side, "query_key_value": head_by_head}
-_INNER = ("q_norm", "k_norm")
-_UP = ("c_fc", "dense_h_to_4h")
+_LOUD = 1000.0
+_COUNTING = ("mechrep.models.meter", "mechrep.models.neurons")  # what is hooked there looks on and changes nothing
 
 _found: WeakKeyDictionary[nn.Module, tuple[list[Any], Decoder | None]] = WeakKeyDictionary()
 
@@ -65,70 +78,86 @@ def next_step(model: Model, cache: SlotCache) -> Step:
     """
     plain = model.plain
     assert plain is not None
-    settings = settings_of(plain)  # epsilons, scales and windows are looked at once
-    if plain not in _found or _found[plain][0] != settings:
-        _found[plain] = settings, _compared(model)
+    own = partial(step, plain)
+    state = _state_of(plain)
+    if plain not in _found or _found[plain][0] != state:
+        if not _calm(plain):  # what is hooked now may be gone later, and the verdict would stay
+            return own
+        _found[plain] = state, _compared(model)
     decoder = _found[plain][1]
-    if decoder is None or not _untouched(plain, decoder):
-        return partial(step, plain)
-    return DirectStep(decoder, cache.capacity)
+    return own if decoder is None or not _passable(plain, decoder) else DirectStep(decoder, cache.capacity)
 
 
-def _untouched(plain: nn.Module, decoder: Decoder) -> bool:
+def _state_of(plain: Any) -> list[Any]:
+    """Settings, types, devices and code: what a verdict holds for."""
+    configs = [plain.config.to_dict(), text_config(plain).to_dict()]
+    names = [config._attn_implementation for config in (plain.config, text_config(plain))]
+    weights = {(weight.dtype, weight.device) for weight in plain.parameters()}
+    code = {type(part).forward for part in plain.modules()}
+    return [settings_of(plain), configs, names, ALL_ATTENTION_FUNCTIONS.get("sdpa"), weights, code]
+
+
+def _calm(plain: nn.Module) -> bool:
+    """Whether nothing is hooked to a model but mechrep's own counting."""
+    return not _for_all() and all(
+        _counts(part._forward_pre_hooks) and not part._forward_hooks and "forward" not in vars(part)
+        for part in plain.modules()
+    )
+
+
+def _passable(plain: nn.Module, decoder: Decoder) -> bool:
     """Whether nothing is hooked to parts that a direct step passes over, but mechrep's own counting of layers."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return False
     called = {id(part) for layer in decoder.layers for part in layer.called}
     called |= {id(part) for part in (decoder.embed, decoder.places, decoder.head)}
-    modules = {id(layer.module) for layer in decoder.layers}
+    layers = {id(layer.module) for layer in decoder.layers}
     for part in plain.modules():
-        if "forward" in vars(part):
+        before = part._forward_pre_hooks
+        fine = id(part) in called or not (part._forward_hooks or before)
+        fine = fine or (id(part) in layers and not part._forward_hooks and _counts(before))
+        if not fine or "forward" in vars(part):
             return False
-        if id(part) in modules:
-            if part._forward_hooks or not _own(part):
-                return False
-        elif id(part) not in called and (part._forward_hooks or part._forward_pre_hooks):
-            return False
-    return True
+    return not _for_all()
 
 
-def _own(layer: nn.Module) -> bool:
-    """Whether what is hooked before a layer is mechrep's."""
-    return all(
-        getattr(hook, "__module__", "").startswith("mechrep.") and number in layer._forward_pre_hooks_with_kwargs
-        for number, hook in layer._forward_pre_hooks.items()
-    )
+def _for_all() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+
+
+def _counts(hooks: dict[int, Any]) -> bool:
+    return all(getattr(hook, "__module__", "") in _COUNTING for hook in hooks.values())
 
 
 # --- finding --------------------------------------------------------------------------------------------------------
 
 
 def _decoder_of(model: Model) -> Decoder | None:
-    """What is known of a model; ``None`` if it has parts that are not."""
+    """The parts of a model; ``None`` if its classes were not read."""
     plain: Any = model.plain
     trace, handles = model.trace, model.handles
-    if trace is None or handles is None or trace.finish is None or trace.head is None or model.lengths is not None:
+    if trace is None or handles is None or trace.finish is None or trace.head is None or trace.final_norm is None:
         return None
-    if not hasattr(plain, "get_decoder") or trace.final_norm is None:
+    kinds = {f"{type(layer).__module__}.{type(layer).__qualname__}".removeprefix(_HOME) for layer in handles.layers}
+    config = text_config(plain)
+    if len(kinds) != 1 or not kinds <= set(_READ) or model.lengths is not None or not hasattr(plain, "get_decoder"):
         return None
-    rotary, places = (getattr(plain.get_decoder(), name, None) for name in ("rotary_emb", "wpe"))
-    if (rotary is None) == (places is None) or not (rotary is None or _takes_positions(type(rotary))):
+    package = _HOME + kinds.copy().pop().partition(".")[0] + "."
+    if not all(type(part).__module__.startswith(package) for part in (plain, plain.get_decoder(), *_attentions(model))):
         return None
-    layers = [_layer_of(model, number, rotary) for number in range(len(handles.layers))]
-    whole = [layer for layer in layers if layer is not None]
-    if len(whole) < len(layers):
+    attends = ALL_ATTENTION_FUNCTIONS.get("sdpa")
+    if config._attn_implementation != "sdpa" or not getattr(attends, "__module__", "").startswith("transformers."):
         return None
-    kinds = {layer.attention.kind for layer in whole}
-    angles = partial(_angles, rotary, kinds, plain.get_input_embeddings())
-    return Decoder(
-        plain.get_input_embeddings(), places, angles, whole, norm_of(trace.final_norm), trace.head, trace.finish
-    )
+    if getattr(config, "attn_logit_softcapping", None):
+        return None
+    embed, rotary = plain.get_input_embeddings(), getattr(plain.get_decoder(), "rotary_emb", None)
+    layers = [_layer_of(model, number, _READ[kinds.copy().pop()], rotary) for number in range(len(handles.layers))]
+    angles = partial(_angles, rotary, {layer.attention.kind for layer in layers}, embed)
+    places = getattr(plain.get_decoder(), "wpe", None)
+    return Decoder(embed, places, angles, layers, norm_of(trace.final_norm), trace.head, trace.finish)
 
 
-def _takes_positions(kind: type) -> bool:
-    """Whether a rotary module is asked for the angles of positions, and of a kind of layer at most."""
-    names = list(inspect.signature(kind.forward).parameters)[1:]
-    return names[1:] in (["position_ids"], ["position_ids", "layer_type"])
+def _attentions(model: Model) -> list[nn.Module]:
+    assert model.handles is not None
+    return [part for part in model.handles.attentions if part is not None]
 
 
 def _angles(
@@ -146,84 +175,44 @@ def _angles(
     return tables
 
 
-def _layer_of(model: Model, number: int, rotary: Any) -> Layer | None:
-    handles, trace = model.handles, model.trace
+def _layer_of(model: Model, number: int, read: Any, rotary: Any) -> Layer:
+    handles, trace, anatomy = model.handles, model.trace, model.anatomy
     assert handles is not None and trace is not None
-    module, roles, down = handles.layers[number], trace.roles[number], handles.mlp_outputs[number]
-    attention, mlp = _attention_of(model, number, rotary), _mlp_of(model, number)
-    norms = [roles.before_attention, roles.behind_attention, roles.before_mlp, roles.behind_mlp]
-    if attention is None or mlp is None or down is None or norms[0] is None or norms[2] is None:
-        return None
-    if roles.attention_writes is None or roles.mlp_writes is None or roles.beside is not None:
-        return None
-    called = (*attention[1], *mlp[1], attention[0].output, down)
-    within = handles.attentions[number]
-    passed = (module, within, _around(module, down), *norms, *(getattr(within, name, None) for name in _INNER))
-    known = {id(part) for part in (*called, *passed)}
-    if any(id(part) not in known and not isinstance(part, nn.Dropout) for part in module.modules()):
-        return None
-    before, behind, before_mlp, behind_mlp = (None if norm is None else norm_of(norm) for norm in norms)
-    assert before is not None and before_mlp is not None
-    return Layer(module, roles, attention[0], mlp[0], down, (before, behind, before_mlp, behind_mlp), called)
-
-
-def _attention_of(model: Model, number: int, rotary: Any) -> tuple[Attention, list[nn.Module]] | None:
-    """A layer's attention, and its matrices for queries, keys and values."""
-    handles, anatomy = model.handles, model.anatomy
-    assert handles is not None
-    module, output = handles.attentions[number], handles.attention_outputs[number]
-    parts: list[Any] = [handles.queries[number], handles.keys[number], handles.values[number]]
-    read: Any = separate
-    if None in parts:
-        parts, read = next(
-            (([part], way) for name, way in _FUSED.items() if (part := getattr(module, name, None)) is not None),
-            ([], None),
-        )
-    scale = getattr(module, "scaling", None)
-    inner = [getattr(module, name, None) for name in _INNER]
-    if read is None or output is None or not isinstance(scale, float) or not _fit(anatomy, parts, inner):
-        return None
-    window = getattr(module, "sliding_window", getattr(model.config, "sliding_window", None))
+    module, roles = handles.layers[number], trace.roles[number]
+    attention: Any = handles.attentions[number]
+    output, down, activation = (
+        parts[number] for parts in (handles.attention_outputs, handles.mlp_outputs, handles.activations)
+    )
+    assert output is not None and down is not None and activation is not None
+    names = {side_by_side: ("c_attn",), head_by_head: ("query_key_value",)}.get(read, ("q_proj", "k_proj", "v_proj"))
+    projections = [getattr(attention, name) for name in names]
+    mlp: Any = module.mlp
+    if read is separate:
+        ups = [mlp.gate_proj, mlp.up_proj]
+    else:
+        ups = [mlp.c_fc if read is side_by_side else mlp.dense_h_to_4h]
+    inner = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     made = Attention(
-        read=partial(read, parts, anatomy.d_head),
+        read=partial(read, projections, anatomy.d_head),
         inner=None if inner[0] is None else (norm_of(inner[0]), norm_of(inner[1])),
         output=output,
-        scale=scale,
-        window=window,
-        kind=getattr(module, "layer_type", None) if hasattr(rotary, "layer_types") else None,
+        scale=attention.scaling,
+        window=getattr(attention, "sliding_window", getattr(model.config, "sliding_window", None)),
+        kind=getattr(attention, "layer_type", None) if hasattr(rotary, "layer_types") else None,
         heads=(anatomy.n_heads, anatomy.n_kv_heads),
     )
-    return made, parts
-
-
-def _fit(anatomy: Anatomy, parts: list[Any], inner: list[Any]) -> bool:
-    """Whether the matrices make heads of the sizes that are known, and both norms inside, or none, are of one head."""
-    heads, kv_heads = anatomy.n_heads * anatomy.d_head, anatomy.n_kv_heads * anatomy.d_head
-    widths = [heads, kv_heads, kv_heads] if len(parts) == 3 else [3 * heads]
-    found = [weight_of(part).shape[1] if isinstance(getattr(part, "weight", None), Tensor) else 0 for part in parts]
-    norms = [getattr(norm, "weight", None) for norm in inner if norm is not None]
-    whole = all(isinstance(one, Tensor) and one.shape == (anatomy.d_head,) for one in norms)
-    return found == widths and (len(parts) == 3 or heads == kv_heads) and len(norms) in (0, 2) and whole
-
-
-def _around(layer: nn.Module, part: nn.Module | None) -> Any:
-    """The part of a layer that another one is in."""
-    return next((child for child in layer.children() if part is not None and part in child.children()), None)
-
-
-def _mlp_of(model: Model, number: int) -> tuple[Callable[[Tensor], Tensor], list[nn.Module]] | None:
-    """From what a layer's MLP reads to its neurons, and the modules on the way."""
-    handles = model.handles
-    assert handles is not None
-    down, activation = handles.mlp_outputs[number], handles.activations[number]
-    mlp = _around(handles.layers[number], down)
-    if mlp is None or activation is None:
-        return None
-    gate, up = getattr(mlp, "gate_proj", None), getattr(mlp, "up_proj", None)
-    if gate is not None and up is not None:
-        return partial(gated, activation, gate, up), [activation, gate, up]
-    up = next((part for name in _UP if (part := getattr(mlp, name, None)) is not None), None)
-    return None if up is None else (partial(without_gate, activation, up), [activation, up])
+    norms = [roles.before_attention, roles.behind_attention, roles.before_mlp, roles.behind_mlp]
+    before, behind, before_mlp, behind_mlp = (None if norm is None else norm_of(norm) for norm in norms)
+    assert before is not None and before_mlp is not None
+    return Layer(
+        module=module,
+        roles=roles,
+        attention=made,
+        neurons=partial(gated if len(ups) == 2 else without_gate, activation, *ups),
+        down=down,
+        norms=(before, behind, before_mlp, behind_mlp),
+        called=(*projections, output, *ups, activation, down),
+    )
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------
@@ -232,32 +221,57 @@ def _mlp_of(model: Model, number: int) -> tuple[Callable[[Tensor], Tensor], list
 @torch.no_grad()
 def _compared(model: Model) -> Decoder | None:
     """The decoder of a model whose direct step gives its own logits."""
-    decoder = _decoder_of(model)
-    if decoder is None or model.plain is None or not _untouched(model.plain, decoder):
-        return None
-    return decoder if all(_agrees(model, decoder, starts) for starts in ((0, 0), (0, 3))) else None
+    assert model.plain is not None
+    with _uncounted(model.plain):
+        try:
+            decoder = _decoder_of(model)
+            same = decoder is not None and all(_agrees(model, decoder, starts) for starts in ((0, 0), (0, 3)))
+        except torch.OutOfMemoryError:
+            raise
+        except UNLIKE:  # the parts are not what the classes of another version of the library have
+            return None
+    return decoder if same else None
+
+
+@contextmanager
+def _uncounted(plain: nn.Module) -> Iterator[None]:
+    """While open, what counts passes does not see them."""
+    kept = [(part, dict(part._forward_pre_hooks)) for part in plain.modules() if part._forward_pre_hooks]
+    for part, _ in kept:
+        part._forward_pre_hooks.clear()
+    try:
+        yield
+    finally:
+        for part, hooks in kept:
+            part._forward_pre_hooks.update(hooks)
 
 
 def _agrees(model: Model, decoder: Decoder, starts: tuple[int, int]) -> bool:
     """Whether both steps give the same logits, from keys and values that nobody has computed."""
     anatomy, draw = model.anatomy, torch.Generator().manual_seed(0)
-    columns = min(max(layer.attention.window or 0 for layer in decoder.layers) + 8, anatomy.n_ctx - 2)
-    if columns > _WIDEST:
+    window = max(layer.attention.window or 0 for layer in decoder.layers)
+    columns = min(window + 8, anatomy.n_ctx - 2)
+    if not 4 < columns <= _WIDEST:
         return False
     shape = (2, anatomy.n_kv_heads, columns + 2, anatomy.d_head)
-    keys, values = (torch.randn(shape, generator=draw).to(model.device, model.dtype) for _ in range(2))
+    keys, values = (torch.randn(shape, generator=draw) for _ in range(2))
+    if columns > window > 0:
+        values[:, :, : columns + 1 - window] *= _LOUD  # the newest column is one of those in the window
     tokens = torch.tensor([1, anatomy.d_vocab // 2], device=model.device)
     logits = []
     for way in (partial(step, model.plain), DirectStep(decoder, columns + 2)):
         cache = SlotCache(anatomy.n_layers, 2, columns + 2, model.device, kept_by(model))
         if cache.states or len(cache.layers) != anatomy.n_layers:
             return False
+        own_keys, own_values = (made.to(model.device, model.dtype) for made in (keys, values))
         for layer in cache.layers:  # all share them: each writes its newest column before it reads
-            layer.allocate(keys, values, 2)
-            layer.keys, layer.values = keys, values
+            layer.allocate(own_keys, own_values, 2)
+            layer.keys, layer.values = own_keys, own_values
         cache.column, cache.starts = columns, torch.tensor(starts, device=model.device)
         cache.empty[:] = False
         cache.make_room(1)
         logits.append(way(cache, tokens, columns - cache.starts).float())
-    allowed = _TOLERANCE.get(model.dtype, _ROUNDINGS * torch.finfo(model.dtype).eps)
-    return bool((logits[0] - logits[1]).abs().max() <= allowed * logits[0].abs().max())
+    largest, off = float(logits[0].abs().max()), float((logits[0] - logits[1]).abs().max())
+    return 0 < largest < torch.inf and off <= largest * _TOLERANCE.get(
+        model.dtype, _ROUNDINGS * torch.finfo(model.dtype).eps
+    )

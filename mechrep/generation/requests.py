@@ -240,8 +240,8 @@ def check_requests(model: Model, requests: Sequence[Request], decoding: Decoding
 
 def choose_tokens(
     logits: Float[Tensor, "batch d_vocab"], uniforms: Float[Tensor, " batch"], temperature: float, top_k: int | None
-) -> Int[Tensor, " batch"]:
-    """Next ids: the most probable one, or by inverting the cumulative distribution at ``uniforms``.
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Next ids and their logits: the most probable one, or by inverting the cumulative distribution at ``uniforms``.
 
     Args:
         logits: scores of the next token.
@@ -252,26 +252,27 @@ def choose_tokens(
     Example:
         >>> import torch
         >>> choose_tokens(torch.tensor([[0.0, 5.0, 1.0]]), torch.tensor([0.5]), 0.0, None)
-        tensor([1])
+        (tensor([1]), tensor([5.]))
     """
     if temperature == 0:
-        return logits.max(-1).indices  # the first of equal ones, as argmax gives, in half of its time
+        best, ids = logits.max(-1)  # the first of equal ones, as argmax gives, in half of its time
+        return ids, best
     count = logits.shape[-1] if top_k is None else min(top_k, logits.shape[-1])
     best, ids = logits.double().topk(count, dim=-1)
     cumulative = (best / temperature).softmax(-1).cumsum(-1)
     picked = (cumulative <= uniforms.double()[:, None] * cumulative[:, -1:]).sum(-1).clamp_max(count - 1)
-    return ids.gather(-1, picked[:, None]).squeeze(-1)
+    ids = ids.gather(-1, picked[:, None])
+    return ids[:, 0], logits.gather(-1, ids)[:, 0]
 
 
-def lost(logits: Float[Tensor, "batch d_vocab"], chosen: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Whether a token was chosen by what is no number: NaN is larger than everything to an argmax.
+def lost(chosen: Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
+    """Whether a chosen logit is no number: NaN is larger than everything to a maximum.
 
     Example:
-        >>> import torch
-        >>> lost(torch.tensor([[0.0, torch.nan], [0.0, torch.inf], [0.0, 5.0]]), torch.tensor([1, 1, 1])).tolist()
+        >>> lost(torch.tensor([torch.nan, torch.inf, 5.0])).tolist()
         [True, True, False]
     """
-    return ~(logits.gather(1, chosen[:, None])[:, 0] < torch.inf)
+    return ~(chosen < torch.inf)
 
 
 def push_next(model: Model, answers: Sequence[Continuation], logits: Float[Tensor, "batch d_vocab"]) -> None:
@@ -286,8 +287,8 @@ def push_next(model: Model, answers: Sequence[Continuation], logits: Float[Tenso
     if decoding.suppress:
         logits[:, list(decoding.suppress)] = -torch.inf
     uniforms = torch.tensor([answer.uniform() for answer in answers], dtype=torch.float64, device=logits.device)
-    chosen = choose_tokens(logits, uniforms, decoding.temperature, decoding.top_k)
-    if bool(lost(logits, chosen).any()):
+    chosen, scores = choose_tokens(logits, uniforms, decoding.temperature, decoding.top_k)
+    if bool(lost(scores).any()):
         raise no_number(model.name, model.dtype, "logits")
     for answer, token in zip(answers, chosen.tolist(), strict=True):
         answer.push(token)

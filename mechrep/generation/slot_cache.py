@@ -337,7 +337,7 @@ _kept: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
 _PROBE, _STEPS, _BEGIN = 12, 4, (8, 5)
 _SAME = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 # What a family raises whose cache is of another kind.
-_UNLIKE = (IndexError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError)
+UNLIKE = (IndexError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError)
 
 
 @torch.no_grad()
@@ -370,7 +370,7 @@ def _try(model: Model) -> str:
     whole = plain(input_ids=tokens, use_cache=False).logits
     try:
         found = _from_slots(model, tokens.tolist())
-    except _UNLIKE as error:
+    except UNLIKE as error:
         return f"what its layers keep is of another kind ({type(error).__name__}: {error})"
     places = torch.tensor([range(begin, begin + _STEPS) for begin in _BEGIN], device=whole.device)
     right = whole[torch.arange(len(_BEGIN), device=whole.device)[:, None], places]

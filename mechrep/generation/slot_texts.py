@@ -32,6 +32,8 @@ class SlotTexts:
         rows: which row of the edit table each text has (0 in an empty slot).
         starts: first edited position of each text.
         there: whether there is a text in the slot.
+        chosen_by: logits of the tokens that were chosen since the block began.
+        known: whether a text may have some of the block's tokens already.
     """
 
     def __init__(self, slots: int, longest: int, decoding: Decoding, device: torch.device) -> None:
@@ -39,7 +41,8 @@ class SlotTexts:
         self.ids: Int[Tensor, "slot pos"] = torch.zeros(slots, longest, dtype=torch.long, device=device)
         self.next, self.given, self.rows, self.starts = torch.zeros(4, slots, dtype=torch.long, device=device)
         self.there: Bool[Tensor, " slot"] = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.lost: Bool[Tensor, " slot"] = torch.zeros_like(self.there)
+        self.chosen_by: list[Float[Tensor, " slot"]] = []
+        self.known = True
         drawn = longest if decoding.temperature > 0 else 1
         self.uniforms: Float[Tensor, "slot pos"] = torch.zeros(slots, drawn, dtype=torch.float64, device=device)
         self.suppress = torch.tensor(sorted(decoding.suppress), dtype=torch.long, device=device)
@@ -83,14 +86,18 @@ class SlotTexts:
     def keep(self, slots: Sequence[int]) -> None:
         """Drop the other slots."""
         index = torch.tensor(list(slots), device=self.device)
-        for name in ("ids", "next", "given", "rows", "starts", "there", "lost", "uniforms"):
+        for name in ("ids", "next", "given", "rows", "starts", "there", "uniforms"):
             setattr(self, name, getattr(self, name)[index])
         if self.watches is not None:
             self.watches.keep(index)
 
-    def begin_block(self) -> None:
-        """Let empty slots begin at position 0 again: they are computed with the others, and nobody reads them."""
-        self.next, self.lost = self.next * self.there, torch.zeros_like(self.there)
+    def begin_block(self, known: bool = True) -> None:
+        """Let empty slots begin at position 0 again: they are computed with the others, and nobody reads them.
+
+        Args:
+            known: whether a text may have some of the block's tokens already.
+        """
+        self.next, self.known, self.chosen_by = self.next * self.there, known, []
 
     def feed(self) -> Int[Tensor, " slot"]:
         """The token that each slot feeds now, which stands at :attr:`next`."""
@@ -104,10 +111,12 @@ class SlotTexts:
         self.next = self.next + 1
         place = self.next[:, None]
         uniforms = self.uniforms.gather(1, place)[:, 0] if self.decoding.temperature > 0 else self.uniforms[:, 0]
-        chosen = choose_tokens(logits, uniforms, self.decoding.temperature, self.decoding.top_k)
-        self.lost = self.lost | (lost(logits, chosen) & self.there)
-        known = place < self.given[:, None]
-        self.ids.scatter_(1, place, torch.where(known, self.ids.gather(1, place), chosen[:, None]))
+        chosen, scores = choose_tokens(logits, uniforms, self.decoding.temperature, self.decoding.top_k)
+        self.chosen_by.append(scores)
+        chosen = chosen[:, None]
+        if self.known:
+            chosen = torch.where(place < self.given[:, None], self.ids.gather(1, place), chosen)
+        self.ids.scatter_(1, place, chosen)
 
     def read(self, steps: int) -> tuple[list[list[int]], list[list[int]] | None]:
         """What was written in the last steps, with what stood there before it was fed.
@@ -118,7 +127,8 @@ class SlotTexts:
         """
         first = self.next - steps + 1
         places = first[:, None] + torch.arange(steps, device=self.device)
-        ids = self.ids.gather(1, places).masked_fill(self.lost[:, None], -1)
+        no_number = lost(torch.stack(self.chosen_by, 1)) & (places >= self.given[:, None])
+        ids = self.ids.gather(1, places).masked_fill(no_number, -1)
         if self.one_by_one:
             return ids.tolist(), None
         if self.watches is None:

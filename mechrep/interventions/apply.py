@@ -324,13 +324,11 @@ class EditTable:
         key = place, columns.start, columns.stop
         if key in self._chosen:
             return self._chosen[key]
-        factor, offset = (table.index_select(0, self._condition)[:, None] for table in self.tables[place])
+        factor, offset = (table[:, columns].index_select(0, self._condition)[:, None] for table in self.tables[place])
         if place[0] is Site.PATTERN:
-            first = self._first_values[place[1]]
+            first = self._first_values[place[1]][:, columns]
             offset = offset * first[self._first.to(first.device)][:, None].to(offset.device)
-        factor, offset = (
-            part[..., columns].to(there) for part in (factor, offset)
-        )  # layers may lie on several devices
+        factor, offset = factor.to(there), offset.to(there)  # layers of a model may lie on several devices
         if factor.numel() <= _KEPT:
             self._chosen[key] = factor, offset
         return factor, offset

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechrep.errors import InputError, ModelError
-from mechrep.guards import each_once, one_of
+from mechrep.guards import each_once
 from mechrep.models import tiny
 
 Revisions = str | Sequence[str] | Mapping[str, str | Path]
@@ -68,7 +68,7 @@ def list_checkpoints(model: str | Path, revisions: Revisions = "all") -> list[Ch
     if name not in tiny.NAMES and Path(name).expanduser().is_dir():
         return _inside(name, revisions)
     if isinstance(revisions, str):
-        one_of("revisions", revisions, ("all", "grid", "a list of names", "a mapping from names to folders"))
+        _check_word(revisions)
         known = all_revisions(name)
         names = known if revisions == "all" else _nearest_to_grid(known)
     else:
@@ -131,6 +131,16 @@ def all_revisions(name: str) -> list[str]:
     return sorted(dict.fromkeys(steps), key=lambda revision: _number(_STEP, revision))
 
 
+def _check_word(revisions: str) -> None:
+    """Refuse a text that is not one of the two words for many: a single name is easily given without its list."""
+    if revisions not in ("all", "grid"):
+        raise InputError(
+            f"revisions={revisions!r}",
+            "'all', 'grid', a list of names, or a mapping from names to folders",
+            f"pass [{revisions!r}] for this one",
+        )
+
+
 def _inside(name: str, revisions: str | Sequence[str]) -> list[Checkpoint]:
     """The checkpoints in a folder of folders; no hub is asked."""
     there = {path.name: path for path in Path(name).expanduser().iterdir() if (path / "config.json").is_file()}
@@ -140,8 +150,8 @@ def _inside(name: str, revisions: str | Sequence[str]) -> list[Checkpoint]:
         if missing or not revisions:
             given, known = missing[0] if missing else "none", ", ".join(steps or sorted(there)) or "none"
             raise InputError(f"revision {given!r} of folder {name!r}", f"folders in it: {known}", "choose among these")
-        return _folders({one: there[one] for one in revisions})
-    one_of("revisions", revisions, ("all", "grid", "a list of names", "a mapping from names to folders"))
+        return _folders({one: there[one] for one in each_once("revisions", revisions)})
+    _check_word(revisions)
     if not steps:
         raise ModelError(
             f"folder {name!r}, which holds no checkpoints", "folders with config.json, such as checkpoint-500, in it",

@@ -112,7 +112,7 @@ def check_folders(folders: Sequence[Path], out: Path) -> None:
     Raises:
         InputError: fewer than two, one twice, or ``out`` is the report of one model.
     """
-    each_once("reports", (str(folder.resolve()) for folder in folders), least=2)
+    each_once("reports", (str(folder.resolve()) for folder in folders), least=2, remedy="name another report")
     if is_report(out):
         raise InputError(f"{out}, the report of one model", "a folder for the page of all", "choose another --out")
 

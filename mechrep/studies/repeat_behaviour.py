@@ -266,7 +266,7 @@ def _token_ids(model: Model, tokens: Sequence[int | str] | int, seed: int) -> li
         ordinary = ordinary_ids(model)
         within("tokens", tokens, 1, len(ordinary), "a number of ordinary tokens")
         return sorted(np.random.default_rng(seed).choice(ordinary, tokens, replace=False).tolist())
-    ids = [single_token_id(model, token) if isinstance(token, str) else int(token) for token in tokens]
+    ids = [single_token_id(model, token) if isinstance(token, str) else token for token in tokens]
     return each_once("tokens", [within("tokens", one, 0, model.anatomy.d_vocab - 1, "an id") for one in ids])
 
 

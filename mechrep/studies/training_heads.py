@@ -409,7 +409,7 @@ def head_maps_figure(history: HeadHistory, revisions: Sequence[str] | None = Non
         revisions: checkpoints side by side; by default up to six, spread evenly.
 
     Raises:
-        InputError: no checkpoint, or one that is not in the history.
+        InputError: no checkpoint, one twice, or one that is not in the history.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

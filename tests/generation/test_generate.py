@@ -156,16 +156,17 @@ def test_first_tokens_are_distributed_as_the_model_says(temperature: float, top_
 def test_choosing_is_the_inverse_of_the_cumulative_distribution() -> None:
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]]))
     uniforms = [0.0, 0.49, 0.51, 0.79, 0.81, 1 - 2**-53]
-    chosen = [choose_tokens(logits, torch.tensor([u], dtype=torch.float64), 1.0, None).item() for u in uniforms]
+    chosen = [choose_tokens(logits, torch.tensor([u], dtype=torch.float64), 1.0, None)[0].item() for u in uniforms]
     assert chosen == [1, 1, 2, 2, 0, 0]
-    assert choose_tokens(logits, torch.tensor([0.99]), 1.0, 2).item() == 2
-    assert choose_tokens(logits, torch.tensor([0.99]), 0.0, None).item() == 1
+    assert choose_tokens(logits, torch.tensor([0.99]), 1.0, 2)[0].item() == 2
+    assert choose_tokens(logits, torch.tensor([0.99]), 0.0, None)[0].item() == 1
 
 
 def test_what_is_impossible_is_never_chosen_not_even_by_the_last_number_below_one() -> None:
     logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).expand(2, -1)
     uniforms = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert choose_tokens(logits, uniforms, 1.0, None).tolist() == [2, 0]
+    chosen, by = choose_tokens(logits, uniforms, 1.0, None)
+    assert chosen.tolist() == [2, 0] and by.tolist() == [1.0, 0.0]
 
 
 # --- what ends a text ----------------------------------------------------------------------------------------------

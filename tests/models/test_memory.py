@@ -14,6 +14,7 @@ from mechrep.ablation.score import ScoredText, score_tokens
 from mechrep.ablation.screening import WeightedText, estimated_effects
 from mechrep.cache import CorpusCache
 from mechrep.errors import ModelError
+from mechrep.generation import direct_step
 from mechrep.generation.decode import Decoding, Request, run_requests
 from mechrep.interventions import Heads, Neurons
 from mechrep.models.anatomy import Site
@@ -46,11 +47,21 @@ def room_for(rows: int, family: str = "llama_gqa", error: BaseException = WAYS[0
                 raise error
         return call(self, *args, **kwargs)
 
-    kind.__call__ = limited
+    step = direct_step.Layer.__call__
+
+    def limited_step(self: Any, stream: Any, *rest: Any) -> Any:
+        if self.module is part:
+            seen.append(len(stream))
+            if len(stream) > rows:
+                raise error
+        return step(self, stream, *rest)
+
+    kind.__call__, direct_step.Layer.__call__ = limited, limited_step
     try:
         yield seen
     finally:
         del kind.__call__
+        direct_step.Layer.__call__ = step
 
 
 def test_what_says_that_memory_ran_out() -> None:

@@ -203,7 +203,7 @@ _TABLE: list[tuple[str, str, _Faults]] = [
          "tests/interventions/test_sink_patch.py tests/generation/test_heads.py tests/interventions/test_applied.py", [
         ("neurons are held at the level of BOS", "bos = [int(bos_id is not None and token == bos_id)",
          "bos = [int(bos_id is not None and token == -1)"),
-        ("edits everywhere", "torch.where(self._mask.to(there)[..., None], edited, activation)", "edited"),
+        ("edits everywhere", "torch.where(self._mask.to(activation.device)[..., None], edited, activation)", "edited"),
         ("every first token is the first text's", "offset * first[self._first.to(first.device)]",
          "offset * first[self._first.to(first.device) * 0]"),
     ]),
