@@ -23,7 +23,14 @@ def statistics() -> list[str]:
     from tests.numerics.analyzers import MAKERS, TINY
     from tests.numerics.measure import LOW, analyzed, rows_of
 
-    names = ["statistic", "float32", "float16", "bfloat16", "bfloat16, rounding of the weights included", "first five in bfloat16"]
+    names = [
+        "statistic",
+        "float32",
+        "float16",
+        "bfloat16",
+        "bfloat16, rounding of the weights included",
+        "first five in bfloat16",
+    ]
     lines = [f"| {' | '.join(names)} |", "|---|---|---|---|---|---|"]
     for name, make in MAKERS.items():
         if name == "RouterShift":
