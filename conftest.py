@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.shapes  # jaxtyping finds it by its name, so it must be there before any test
+
 # Its examples need the package of the extra.
 collect_ignore = [] if importlib.util.find_spec("ray") else ["mechrep/ray_engine.py"]
 SLOW = Path(__file__).parent / "tests" / "slow.txt"
@@ -24,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if slow and item.nodeid.startswith(slow):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def first_calls() -> None:
+    """Shapes are checked in the first calls of every function in this file."""
+    tests.shapes.begin_again()
 
 
 @pytest.fixture(scope="session", autouse=True)
