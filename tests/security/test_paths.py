@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,21 +62,30 @@ def test_sections_and_tables_stay_in_their_folder(tiny: Model, tmp_path: Path, t
     )
 
 
+PARTS: Any = {"heads": lambda *_: heads()}
+
+
+@pytest.fixture(scope="module")
+def built(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a report, its words, and a section that is no part of it."""
+    folder = tmp_path_factory.mktemp("built")
+    (folder / "texts").mkdir()
+    build_report(tiny, folder / "a" / "out", parts=PARTS, texts=words(folder / "texts"), run=Run(progress=False))
+    heads().save(folder / "a" / "x")
+    return folder
+
+
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_report_from_elsewhere_cannot_reach_out(name: str, tiny: Model, tmp_path: Path) -> None:
+def test_a_report_from_elsewhere_cannot_reach_out(name: str, built: Path, tiny: Model, tmp_path: Path) -> None:
     """Its list and its records may say anything; what they name is neither read nor removed."""
-    texts, out = tmp_path / "texts", tmp_path / "a" / "out"
-    texts.mkdir()
-    parts: Any = {"heads": lambda *_: heads()}
-    build_report(tiny, out, parts=parts, texts=words(texts), run=Run(progress=False))
-    mine = tmp_path / "a" / "x"
-    heads().save(mine)
+    shutil.copytree(built, tmp_path / "copy")
+    texts, out, mine = (tmp_path / "copy" / part for part in ("texts", "a/out", "a/x"))
     listed = out / "sections" / "parts.json"
     record = read_record(listed)
     record["parts"]["heads"]["sections"] = [name]
     write_record(listed, record)
     for act in (lambda: load_sections(out), lambda: write_page(out, texts=texts),
-                lambda: build_report(tiny, out, parts=parts, texts=texts, run=Run(progress=False))):  # fmt: skip
+                lambda: build_report(tiny, out, parts=PARTS, texts=texts, run=Run(progress=False))):  # fmt: skip
         with pytest.raises(StoreError, match=r"parts\.json"):
             act()
     assert Section.load(mine).name == "heads"
