@@ -1,7 +1,7 @@
 """A step of decoding through a model's own matrices, without what its library does around them.
 
 A step of a small model is bound by the number of calls: a layer of Llama has 15 products and sums that count, and
-makes 260 calls of Python and torch.  :class:`DirectStep` makes a sixth of them.  Where matrices and activation
+makes 260 calls of Python and torch.  :class:`DirectStep` makes a fifth of them.  Where matrices and activation
 functions are at work, the model's own modules are called, so that edits and whatever else is hooked there are at work
 too.
 
