@@ -136,12 +136,12 @@ def _decoder_of(model: Model) -> Decoder | None:
     trace, handles = model.trace, model.handles
     if trace is None or handles is None or trace.finish is None or trace.head is None or trace.final_norm is None:
         return None
-    kinds = {f"{type(layer).__module__}.{type(layer).__qualname__}".removeprefix(_HOME) for layer in handles.layers}
-    config = text_config(plain)
-    if len(kinds) != 1 or not kinds <= set(_READ) or model.lengths is not None or not hasattr(plain, "get_decoder"):
+    kind, config = type(handles.layers[0]), text_config(plain)
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix(_HOME)
+    if name not in _READ or model.lengths is not None or any(type(layer) is not kind for layer in handles.layers):
         return None
-    package = _HOME + kinds.copy().pop().partition(".")[0] + "."
-    if not all(type(part).__module__.startswith(package) for part in (plain, plain.get_decoder(), *_attentions(model))):
+    around = (plain, plain.get_decoder(), *handles.attentions)
+    if any(type(part).__module__ != kind.__module__ for part in around):
         return None
     attends = ALL_ATTENTION_FUNCTIONS.get("sdpa")
     if config._attn_implementation != "sdpa" or not getattr(attends, "__module__", "").startswith("transformers."):
@@ -149,15 +149,10 @@ def _decoder_of(model: Model) -> Decoder | None:
     if getattr(config, "attn_logit_softcapping", None):
         return None
     embed, rotary = plain.get_input_embeddings(), getattr(plain.get_decoder(), "rotary_emb", None)
-    layers = [_layer_of(model, number, _READ[kinds.copy().pop()], rotary) for number in range(len(handles.layers))]
+    layers = [_layer_of(model, number, _READ[name], rotary) for number in range(len(handles.layers))]
     angles = partial(_angles, rotary, {layer.attention.kind for layer in layers}, embed)
     places = getattr(plain.get_decoder(), "wpe", None)
     return Decoder(embed, places, angles, layers, norm_of(trace.final_norm), trace.head, trace.finish)
-
-
-def _attentions(model: Model) -> list[nn.Module]:
-    assert model.handles is not None
-    return [part for part in model.handles.attentions if part is not None]
 
 
 def _angles(
